@@ -1,0 +1,149 @@
+//! A program that this process has started: one thread watches it, passes on what it prints, and reaps it.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::{Command, ExitStatus};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
+
+use crate::console::Terminal;
+use crate::error::{Error, Result};
+use crate::output::Output;
+use crate::process::gone_is_fine;
+
+/// A child, for any number of threads.
+#[derive(Debug)]
+pub(crate) struct Child {
+    pid: Pid,
+    /// How it ended; the inner `None` if someone else reaped it, as the system does where SIGCHLD is ignored.
+    end: Mutex<Option<Option<ExitStatus>>>,
+    ended: Condvar,
+}
+
+impl Child {
+    /// Starts `command`, which prints into `output` and may have been lent the `terminal`.
+    pub fn spawn(mut command: Command, output: Output, terminal: Option<Terminal>) -> Result<Arc<Self>> {
+        // The thread first: a child that nobody could watch must not be.
+        let (send, receive) = mpsc::channel::<(std::process::Child, Arc<Self>)>();
+        let watch = move || {
+            if let Ok((child, shared)) = receive.recv() {
+                shared.watch(child, output, terminal);
+            }
+        };
+        let program = command.get_program().to_owned();
+        let thread = thread::Builder::new().name("hyperkit".to_owned()).spawn(watch);
+        thread.map_err(Error::io("make a thread to watch", &program))?;
+
+        let child = command.spawn().map_err(Error::io("start", &program))?;
+        let shared = Arc::new(Self { pid: Pid::from_child(&child), end: Mutex::new(None), ended: Condvar::new() });
+        let _ = send.send((child, shared.clone())); // it waits for nothing else
+        Ok(shared)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    /// Waits for its end until the deadline.
+    pub fn wait(&self, deadline: Option<Instant>) -> Option<Option<ExitStatus>> {
+        let mut end = self.lock();
+        while end.is_none() {
+            end = match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
+                Some(Duration::ZERO) => break,
+                Some(left) => self.ended.wait_timeout(end, left).unwrap_or_else(PoisonError::into_inner).0,
+                None => self.ended.wait(end).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+        *end
+    }
+
+    pub fn signal(&self, signal: Signal) -> std::io::Result<()> {
+        // It is reaped under this lock: as long as it has not ended, the pid is its own.
+        let end = self.lock();
+        if end.is_none() { gone_is_fine(kill_process(self.pid, signal)) } else { Ok(()) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Option<ExitStatus>>> {
+        self.end.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn watch(&self, mut child: std::process::Child, mut output: Output, terminal: Option<Terminal>) {
+        let mut alarm = Alarm::new(self.pid, &output);
+        // The logger is the embedding program's. If it panics, the child still has to be reaped.
+        let mut pass_on = |at_end| {
+            let _ = catch_unwind(AssertUnwindSafe(|| output.pass_on(at_end)));
+        };
+        while is_alive(self.pid) {
+            pass_on(false);
+            alarm.wait();
+        }
+        pass_on(true);
+        drop(terminal);
+        let mut end = self.lock();
+        *end = Some(child.wait().ok());
+        self.ended.notify_all();
+    }
+}
+
+/// Looks without reaping.
+fn is_alive(pid: Pid) -> bool {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
+    matches!(waitid(WaitId::Pid(pid), options), Ok(None) | Err(rustix::io::Errno::INTR))
+}
+
+/// Goes off when the child has ended or printed something.
+#[cfg(target_os = "linux")]
+struct Alarm {
+    handles: Vec<rustix::fd::OwnedFd>,
+    complete: bool,
+}
+
+#[cfg(target_os = "linux")]
+impl Alarm {
+    fn new(pid: Pid, output: &Output) -> Self {
+        use rustix::fs::inotify::{CreateFlags, WatchFlags, add_watch, init};
+        use rustix::process::{PidfdFlags, pidfd_open};
+        use std::os::fd::{AsFd, AsRawFd};
+
+        let printed = || {
+            let events = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+            let file = format!("/proc/self/fd/{}", output.file().as_fd().as_raw_fd());
+            add_watch(&events, file, WatchFlags::MODIFY)?;
+            Ok::<_, rustix::io::Errno>(events)
+        };
+        let handles: Vec<_> = [pidfd_open(pid, PidfdFlags::empty()), printed()].into_iter().flatten().collect();
+        // Users have a limited number of inotify instances, and pidfds came with Linux 5.3.
+        Self { complete: handles.len() == 2, handles }
+    }
+
+    fn wait(&mut self) {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+        let mut polled: Vec<_> = self.handles.iter().map(|handle| PollFd::new(handle, PollFlags::IN)).collect();
+        let now_and_then = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+        let _ = poll(&mut polled, if self.complete { None } else { Some(&now_and_then) });
+        for handle in &self.handles {
+            let _ = rustix::io::read(handle, &mut [0_u8; 4096]); // a pidfd cannot be read, and need not be
+        }
+    }
+}
+
+/// Without such events at hand, looks now and then: soon after something happened, less often when all is quiet.
+#[cfg(not(target_os = "linux"))]
+struct Alarm {
+    pause: Duration,
+}
+
+#[cfg(not(target_os = "linux"))]
+impl Alarm {
+    fn new(_: Pid, _: &Output) -> Self {
+        Self { pause: Duration::from_millis(1) }
+    }
+
+    fn wait(&mut self) {
+        thread::sleep(self.pause);
+        self.pause = (self.pause * 2).min(Duration::from_millis(100));
+    }
+}

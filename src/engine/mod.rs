@@ -1,0 +1,147 @@
+//! The programs that can run a machine: which one it is, where it is found, and what it cannot do.
+
+pub(crate) mod hyperkit;
+pub(crate) mod qemu;
+mod qmp;
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use rustix::fs::{Access, access};
+
+use crate::config::HyperKit;
+use crate::error::{Error, Result};
+use crate::state::StateDir;
+use crate::vm::Exit;
+
+/// A program that runs machines. Its file name says which it is: `qemu-system-…` is QEMU, anything else hyperkit.
+///
+/// ```
+/// use hyperkit::Engine;
+///
+/// assert_eq!(Engine::of("/usr/bin/qemu-system-x86_64"), Engine::Qemu);
+/// assert_eq!(Engine::of("com.docker.hyperkit"), Engine::HyperKit);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Engine {
+    /// The macOS `hyperkit` command.
+    HyperKit,
+    /// `qemu-system-x86_64`.
+    Qemu,
+}
+
+/// Where the Go package looks.
+const HYPERKITS: [&str; 5] = [
+    "hyperkit",
+    "com.docker.hyperkit",
+    "/usr/local/bin/hyperkit",
+    "/Applications/Docker.app/Contents/Resources/bin/hyperkit",
+    "/Applications/Docker.app/Contents/MacOS/com.docker.hyperkit",
+];
+const QEMU: &str = "qemu-system-x86_64";
+
+impl Engine {
+    /// The engine that a program of this name is.
+    #[must_use]
+    pub fn of(program: impl AsRef<Path>) -> Self {
+        let name = program.as_ref().file_name().unwrap_or_default();
+        if name.as_encoded_bytes().starts_with(b"qemu-system-") { Self::Qemu } else { Self::HyperKit }
+    }
+
+    /// The engine of a description; hyperkit where it names no program.
+    pub(crate) fn of_machine(machine: &HyperKit) -> Self {
+        machine.hyperkit.as_ref().map_or(Self::HyperKit, Self::of)
+    }
+
+    /// The arguments for `machine`, without looking at any file.
+    pub(crate) fn arguments(self, machine: &HyperKit, cmdline: &str) -> Result<Vec<String>> {
+        match self {
+            Self::HyperKit => hyperkit::arguments(machine, cmdline),
+            Self::Qemu => qemu::arguments(machine, cmdline),
+        }
+    }
+
+    /// Arguments that go before the others and depend on the host, not on the machine.
+    pub(crate) fn host_arguments(self) -> Vec<String> {
+        match self {
+            Self::HyperKit => Vec::new(),
+            Self::Qemu => vec!["-accel".to_owned(), qemu::accelerator().to_owned()],
+        }
+    }
+
+    /// Refuses what this engine cannot do on this host.
+    pub(crate) fn check(self, machine: &HyperKit) -> Result<()> {
+        match self {
+            Self::HyperKit => Ok(()),
+            Self::Qemu => qemu::check(machine),
+        }
+    }
+
+    /// Whether a program that has written its pid file has also set up the machine's devices.
+    pub(crate) fn is_set_up(self, machine: &HyperKit, state: &StateDir, patience: Duration) -> Result<bool> {
+        match self {
+            Self::HyperKit => Ok(hyperkit::is_set_up(machine, state)),
+            Self::Qemu => qemu::is_set_up(machine, state, patience),
+        }
+    }
+
+    /// What the end of the program says about the machine's.
+    pub(crate) fn exit(self, status: ExitStatus) -> Exit {
+        match (status.code(), status.signal()) {
+            (Some(0), _) => Exit::PowerOff,
+            (Some(code), _) if self == Self::HyperKit => hyperkit::exit(code),
+            (Some(code), _) => Exit::Failed(code),
+            (None, Some(signal)) => Exit::Killed(signal),
+            (None, None) => Exit::Unknown,
+        }
+    }
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::HyperKit => "hyperkit",
+            Self::Qemu => "QEMU",
+        })
+    }
+}
+
+/// What the kernel gets: the Go package always asks for the early console.
+pub(crate) fn kernel_command_line(cmdline: &str) -> String {
+    format!("earlyprintk=serial {cmdline}")
+}
+
+/// The program that runs the machine: `wanted`, or else the first one found.
+pub(crate) fn find(wanted: Option<&Path>) -> Result<PathBuf> {
+    let candidates: Vec<&Path> = match wanted {
+        Some(program) => vec![program],
+        None => HYPERKITS.iter().chain([&QEMU]).map(Path::new).collect(),
+    };
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut looked = Vec::new();
+    for candidate in candidates {
+        for place in places(candidate, &path) {
+            if place.is_file() && access(&place, Access::EXEC_OK).is_ok() {
+                if wanted.is_none() {
+                    log::info!(target: "hyperkit", "{} runs the machines: {}", Engine::of(&place), place.display());
+                }
+                return std::path::absolute(&place).map_err(Error::io("make absolute", &place));
+            }
+            looked.push(place);
+        }
+    }
+    Err(Error::ProgramNotFound { looked })
+}
+
+/// Where a program can be: a path is looked at where it is, a name in each directory of `PATH`.
+fn places(program: &Path, path: &OsStr) -> Vec<PathBuf> {
+    if program.components().count() > 1 || program.is_absolute() {
+        return vec![program.to_owned()];
+    }
+    std::env::split_paths(path).filter(|dir| dir.is_absolute()).map(|dir| dir.join(program)).collect()
+}

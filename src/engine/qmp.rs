@@ -1,0 +1,56 @@
+//! The QEMU Machine Protocol: a line of JSON each way on a unix socket.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::error::{Error, Result};
+
+/// A client; QEMU serves one at a time on a socket.
+pub(crate) struct Qmp {
+    stream: BufReader<UnixStream>,
+}
+
+impl Qmp {
+    /// Connects and shakes hands. QEMU may take `patience` for each answer.
+    pub(crate) fn connect(socket: &Path, patience: Duration) -> Result<Self> {
+        let stream = UnixStream::connect(socket).map_err(Error::io("connect to", socket))?;
+        stream.set_read_timeout(Some(patience)).map_err(Error::io("set up", socket))?;
+        let mut qmp = Self { stream: BufReader::new(stream) };
+        let greeting = qmp.read()?;
+        if greeting.get("QMP").is_none() {
+            return Err(Error::Qmp { reason: format!("{greeting} instead of a greeting") });
+        }
+        qmp.execute("qmp_capabilities")?;
+        Ok(qmp)
+    }
+
+    /// Executes a command without arguments and returns what it answers.
+    pub(crate) fn execute(&mut self, command: &str) -> Result<Value> {
+        let failed = |error: std::io::Error| Error::Qmp { reason: format!("{command}: {error}") };
+        let line = format!("{}\n", json!({ "execute": command }));
+        self.stream.get_mut().write_all(line.as_bytes()).map_err(failed)?;
+        loop {
+            let mut answer = self.read()?;
+            if let Some(value) = answer.get_mut("return") {
+                return Ok(value.take());
+            }
+            if let Some(error) = answer.get("error") {
+                return Err(Error::Qmp { reason: format!("{command}: {error}") });
+            }
+            // Else it is an event, which can come at any time.
+        }
+    }
+
+    fn read(&mut self) -> Result<Value> {
+        let mut line = String::new();
+        match self.stream.read_line(&mut line) {
+            Ok(0) => Err(Error::Qmp { reason: "it closed the connection".to_owned() }),
+            Ok(_) => serde_json::from_str(&line).map_err(|error| Error::Qmp { reason: error.to_string() }),
+            Err(error) => Err(Error::Qmp { reason: error.to_string() }),
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! What can go wrong: one enum, a variant for each thing a caller would handle differently.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::{Engine, Exit};
+
+/// The result of everything in this crate that can fail.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a machine could not be described, started, found or ended.
+///
+/// The message names the field or path and says what to do; the cause, where there is one, is in
+/// [`source`](std::error::Error::source) and not repeated in the message.
+///
+/// ```
+/// use hyperkit::{Error, HyperKit};
+///
+/// match HyperKit::new().cpus(0).arguments("") {
+///     Err(Error::InvalidCpus { value }) => assert_eq!(value, 0),
+///     other => panic!("{other:?}"),
+/// }
+/// ```
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    // --- the description, without looking at any file ---
+    /// Something that lives in the state directory was asked for, and there is none.
+    #[error("`{field}` needs a state directory: set `state_dir`")]
+    StateDirRequired {
+        /// The field that needs it.
+        field: &'static str,
+    },
+    /// Ports are to be forwarded over vsock, and the machine has no vsock device.
+    #[error("`vsock_ports` needs a vsock device: set `vsock`")]
+    VsockRequired,
+    /// A field that the machine cannot do without is not set.
+    #[error("`{field}` is not set")]
+    Missing {
+        /// The field.
+        field: &'static str,
+    },
+    /// A character that hyperkit would take for something else and that cannot be escaped.
+    #[error("`{field}` must not contain {character:?}: {value:?}")]
+    ForbiddenCharacter {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        value: String,
+        /// A comma, or NUL.
+        character: char,
+    },
+    /// A path that is not valid UTF-8: it could not be written to `hyperkit.json`.
+    #[error("`{field}` must be valid UTF-8: {}", path.display())]
+    NotUtf8 {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        path: PathBuf,
+    },
+    /// A text longer than hyperkit takes; it would be cut or refused.
+    #[error("`{field}` is {length} bytes long, and may have {limit} at most: {value:?}")]
+    TooLong {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        value: String,
+        /// Its length in bytes.
+        length: usize,
+        /// The greatest length, in bytes.
+        limit: usize,
+    },
+    /// Not a UUID of 8-4-4-4-12 hexadecimal digits.
+    #[error("`{field}` must be a UUID like 01234567-89ab-cdef-0123-456789abcdef: {value:?}")]
+    InvalidUuid {
+        /// The field: `uuid` or `vpnkit_key`.
+        field: &'static str,
+        /// Its value.
+        value: String,
+    },
+    /// The guest's context identifier on vsock is reserved or out of range.
+    #[error("`vsock_guest_cid` must be 3 to 2147483647: {value}")]
+    InvalidCid {
+        /// Its value.
+        value: u32,
+    },
+    /// A vsock port that hyperkit cannot forward.
+    #[error("`vsock_ports` must be 4294967294 at most: {value}")]
+    InvalidPort {
+        /// The port.
+        value: u32,
+    },
+    /// More forwarded vsock ports than hyperkit takes.
+    #[error("`vsock_ports` may have 4 ports at most, and has {count}")]
+    TooManyPorts {
+        /// How many there are.
+        count: usize,
+    },
+    /// More devices than PCI slots.
+    #[error("the machine has {count} devices, and room for 30: attach fewer `disks`, `isos` or `sockets_9p`")]
+    TooManyDevices {
+        /// How many there are, the random number generator included.
+        count: usize,
+    },
+    /// No vCPU, or more than hyperkit takes.
+    #[error("`cpus` must be 1 to 64: {value}")]
+    InvalidCpus {
+        /// Its value.
+        value: u32,
+    },
+    /// No memory, or more than can be counted in bytes.
+    #[error("`memory` must be 1 MiB at least and fit into 63 bits of bytes: {value} MiB")]
+    InvalidMemory {
+        /// Its value, in MiB.
+        value: u64,
+    },
+    /// A disk to be made of no size, or of more than can be counted in bytes.
+    #[error("the size of disk {} must be 1 MiB at least and fit into 63 bits of bytes: {value} MiB", path.display())]
+    InvalidDiskSize {
+        /// The image.
+        path: PathBuf,
+        /// Its size, in MiB.
+        value: u64,
+    },
+    /// A disk with neither a path nor a state directory to be made in, nor a size.
+    #[error("a disk without a path needs a size and a `state_dir` to be made in")]
+    DiskPlaceMissing,
+    /// The program that runs the machine cannot do this.
+    #[error("{engine} cannot do this: {feature}")]
+    Unsupported {
+        /// The engine.
+        engine: Engine,
+        /// What it cannot do.
+        feature: &'static str,
+    },
+
+    // --- files the description names ---
+    /// A file that should be there is not.
+    #[error("`{field}` does not exist: {}", path.display())]
+    NotFound {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        path: PathBuf,
+    },
+    /// A disk image that is not there, and no size to make it with.
+    #[error("disk {} does not exist: give it a size to have it made", path.display())]
+    DiskSizeMissing {
+        /// The image.
+        path: PathBuf,
+    },
+    /// A directory, pipe or the like where a file is wanted.
+    #[error("`{field}` must be a file: {}", path.display())]
+    NotAFile {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        path: PathBuf,
+    },
+    /// A file where a directory is wanted.
+    #[error("`{field}` must be a directory: {}", path.display())]
+    NotADirectory {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        path: PathBuf,
+    },
+    /// A file or directory that is there and cannot be used.
+    #[error("`{field}` cannot be opened: {}", path.display())]
+    Inaccessible {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The kernel is not one that kexec boots.
+    #[error("`kernel` must be an x86 bzImage, and {reason}: {}", path.display())]
+    NotABzImage {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The initrd has no bytes.
+    #[error("`initrd` is empty: {}", path.display())]
+    EmptyInitrd {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The kernel takes no command line of this length.
+    #[error("the kernel command line is {length} bytes long with `earlyprintk=serial`, and this kernel takes {limit}")]
+    CommandLineTooLong {
+        /// Its length in bytes.
+        length: usize,
+        /// The greatest length that this kernel takes, in bytes.
+        limit: usize,
+    },
+    /// Neither hyperkit nor QEMU is here.
+    #[error("no program to run the machine: install hyperkit or qemu-system-x86_64, or set `hyperkit`; looked for {}",
+        looked.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", "))]
+    ProgramNotFound {
+        /// Every place looked at.
+        looked: Vec<PathBuf>,
+    },
+    /// `VpnKit::Auto`, and no VPNKit is here.
+    #[error("no VPNKit socket found: start Docker Desktop, or set `vpnkit` to a socket; looked for {}",
+        looked.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", "))]
+    VpnKitNotFound {
+        /// Every place looked at.
+        looked: Vec<PathBuf>,
+    },
+
+    // --- disk images ---
+    /// An image was to be made where there is a file already; it was not touched.
+    #[error("{} exists already and was not touched", path.display())]
+    DiskExists {
+        /// The file.
+        path: PathBuf,
+    },
+
+    // --- the running machine ---
+    /// A machine runs in this state directory already.
+    #[error("the machine is running already, as process {pid}")]
+    AlreadyRunning {
+        /// The process that runs it.
+        pid: u32,
+    },
+    /// What was asked for can be done only when the machine does not run.
+    #[error("the machine is running, as process {pid}: stop it first")]
+    StillRunning {
+        /// The process that runs it.
+        pid: u32,
+    },
+    /// The program neither started the machine nor ended; it was ended.
+    #[error("the machine was not there after {} s{}", patience.as_secs(), said(last_words))]
+    StartTimedOut {
+        /// How long it was waited for.
+        patience: Duration,
+        /// The last lines of what the program printed.
+        last_words: String,
+    },
+    /// The program did not get as far as running the machine.
+    #[error("the machine did not start: the program {exit}{}", said(last_words))]
+    StartFailed {
+        /// How the program ended.
+        exit: Exit,
+        /// The last lines of what it printed.
+        last_words: String,
+    },
+    /// The machine has no QMP socket, or what answers there is not QEMU.
+    #[error("QEMU does not answer as it should: {reason}")]
+    Qmp {
+        /// What was wrong.
+        reason: String,
+    },
+    /// `hyperkit.json` is not what it should be.
+    #[error("the state file is damaged; start the machine anew, or remove the file: {}", path.display())]
+    DamagedState {
+        /// The file.
+        path: PathBuf,
+        /// Where and why it could not be read.
+        source: serde_json::Error,
+    },
+    /// No machine has ever been started with this state directory.
+    #[error("no machine is remembered here: {} does not exist", path.display())]
+    NoState {
+        /// The `hyperkit.json` that is not there.
+        path: PathBuf,
+    },
+    /// The operating system refused something.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// For `map_err`: names what was tried, and with what.
+    pub(crate) fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { action, path: path.as_ref().to_owned(), source }
+    }
+}
+
+fn said(last_words: &str) -> String {
+    if last_words.is_empty() { String::new() } else { format!("; its last words: {last_words}") }
+}

@@ -1,0 +1,57 @@
+//! Describes a lightweight virtual machine, starts it, and keeps hold of it.
+//!
+//! A machine is described once ([`HyperKit`], plain data), laid out once (which device is in which PCI slot), rendered
+//! for whichever program is there ([`Engine`]: the macOS `hyperkit` command, or QEMU), and kept in a state directory
+//! from which any later program can take it up again.
+//!
+//! ```no_run
+//! use hyperkit::{Console, Disk, HyperKit};
+//!
+//! let vm = HyperKit::new()
+//!     .state_dir("vm")
+//!     .kernel("vmlinuz")
+//!     .initrd("initrd.img")
+//!     .cpus(2)
+//!     .memory(2048)
+//!     .disk(Disk::raw("root.img").size(4096)) // MiB; made if missing
+//!     .console(Console::File)
+//!     .start("console=ttyS0")?;
+//! println!("process {} runs it", vm.pid());
+//!
+//! // Later, in another program:
+//! let machine = HyperKit::from_state("vm")?;
+//! machine.stop()?;
+//! machine.remove(true)?; // forgets it, and keeps its disk
+//! # Ok::<(), hyperkit::Error>(())
+//! ```
+//!
+//! The library prints nothing, installs no signal handler, never ends the program and never panics on input. What the
+//! program that runs the machine prints goes to `hyperkit.log` in the state directory and to the [`log`] facade,
+//! target `hyperkit`.
+//!
+//! # How it is built
+//! Data flows one way: description (`config`, `disk`) → `check` → `slots` → `engine` → `start`, which spawns (`child`,
+//! `output`) and records (`state`) → `vm`. A new device is an entry in `slots` and its spelling in each engine.
+
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+mod check;
+mod child;
+mod config;
+mod console;
+mod disk;
+mod engine;
+mod error;
+mod output;
+mod process;
+mod slots;
+mod start;
+mod state;
+mod vm;
+
+pub use config::{Console, HyperKit, Socket9p, VpnKit};
+pub use disk::{Disk, create_disk_image};
+pub use engine::Engine;
+pub use error::{Error, Result};
+pub use vm::{Exit, Vm};

@@ -1,0 +1,93 @@
+//! What the program prints: into `hyperkit.log`, from there to the log facade, and its last lines into errors.
+//!
+//! The program writes to the file itself, so that nothing is lost and nothing blocks when the starter is gone.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::process::Stdio;
+
+use crate::error::{Error, Result};
+use crate::process::unique;
+use crate::state::{LOG_FILE, StateDir};
+
+/// A longer line is logged in pieces, so that a program that prints no newline costs no memory.
+const LONGEST_LINE: usize = 8 * 1024;
+/// How much of the end is read for the last words, and how many lines of it are kept.
+const LAST_BYTES: usize = 4 * 1024;
+const LAST_LINES: usize = 10;
+
+/// The file that a program prints into, and how far it was passed on to the log facade.
+#[derive(Debug)]
+pub(crate) struct Output {
+    file: File,
+    passed_on: u64,
+}
+
+impl Output {
+    /// A new `hyperkit.log`; without a state directory, a file without a name.
+    pub fn create(state: Option<&StateDir>) -> Result<Self> {
+        let path = match state {
+            Some(state) => state.file(LOG_FILE),
+            None => std::env::temp_dir().join(format!("hyperkit-{}.log", unique())),
+        };
+        let opened = Self::open(&path, state.is_none()).map_err(Error::io("make", &path))?;
+        Ok(Self { file: opened, passed_on: 0 })
+    }
+
+    fn open(path: &Path, nameless: bool) -> io::Result<File> {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let file = OpenOptions::new().read(true).append(true).create_new(true).mode(0o600).open(path)?;
+        if nameless {
+            fs::remove_file(path)?;
+        }
+        Ok(file)
+    }
+
+    /// For the program to print into.
+    pub fn writer(&self) -> Result<Stdio> {
+        Ok(self.another()?.file.into())
+    }
+
+    /// The same file, read from its beginning.
+    pub fn another(&self) -> Result<Self> {
+        let file = self.file.try_clone().map_err(Error::io("share", LOG_FILE))?;
+        Ok(Self { file, passed_on: 0 })
+    }
+
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Passes on the lines that have come since the last time; at the end of the program also one without its newline.
+    pub fn pass_on(&mut self, at_end: bool) {
+        let mut buffer = [0; LONGEST_LINE];
+        // The offset is our own: the program's writes move the one that is shared with it.
+        while let Ok(length @ 1..) = self.file.read_at(&mut buffer, self.passed_on) {
+            let read = &buffer[..length];
+            let complete = match read.iter().rposition(|&byte| byte == b'\n') {
+                Some(newline) => newline + 1,
+                None if at_end || length == buffer.len() => length,
+                None => return,
+            };
+            for line in String::from_utf8_lossy(&read[..complete]).lines() {
+                log::info!(target: "hyperkit", "{line}");
+            }
+            self.passed_on += complete as u64;
+        }
+    }
+
+    /// The last lines that were printed.
+    pub fn last_words(&self) -> String {
+        let length = self.file.metadata().map_or(0, |metadata| metadata.len());
+        let mut buffer = [0; LAST_BYTES];
+        let read = self.file.read_at(&mut buffer, length.saturating_sub(LAST_BYTES as u64)).unwrap_or(0);
+        let end = String::from_utf8_lossy(&buffer[..read]);
+        let lines: Vec<_> = end.lines().filter(|line| !line.trim().is_empty()).collect();
+        lines[lines.len().saturating_sub(LAST_LINES)..].join("\n")
+    }
+}

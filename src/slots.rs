@@ -1,0 +1,37 @@
+//! The devices of a machine in their PCI slots, the same for every engine.
+
+use std::path::Path;
+
+use crate::config::{HyperKit, Socket9p, VpnKit};
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+
+/// Slots 1 to 30: the host bridge is in slot 0, the LPC bridge with the serial ports in slot 31.
+const FIRST: u8 = 1;
+const LAST: u8 = 30;
+
+/// What can be in a slot.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Device<'a> {
+    Network(&'a VpnKit),
+    Disk { image: &'a Disk, index: usize },
+    Vsock { cid: u32, ports: &'a [u32] },
+    Iso(&'a Path),
+    Random,
+    Share(&'a Socket9p),
+}
+
+/// The devices in order with their slots. The order is the Go package's, so that a guest finds each where it was.
+pub(crate) fn layout(machine: &HyperKit) -> Result<Vec<(u8, Device<'_>)>> {
+    let network = (machine.vpnkit != VpnKit::None).then_some(Device::Network(&machine.vpnkit));
+    let disks = machine.disks.iter().enumerate().map(|(index, image)| Device::Disk { image, index });
+    let vsock = machine.vsock.then_some(Device::Vsock { cid: machine.vsock_guest_cid, ports: &machine.vsock_ports });
+    let isos = machine.isos.iter().map(|iso| Device::Iso(iso));
+    let shares = machine.sockets_9p.iter().map(Device::Share);
+    let devices: Vec<_> =
+        network.into_iter().chain(disks).chain(vsock).chain(isos).chain([Device::Random]).chain(shares).collect();
+    if devices.len() > usize::from(LAST - FIRST + 1) {
+        return Err(Error::TooManyDevices { count: devices.len() });
+    }
+    Ok((FIRST..=LAST).zip(devices).collect())
+}

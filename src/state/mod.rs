@@ -1,0 +1,237 @@
+//! The state directory: what is in it, who may change it, and what is cleared away.
+//!
+//! | file | by whom | what |
+//! |---|---|---|
+//! | `hyperkit.json` | this crate | the description, the arguments and the pid of the machine started last |
+//! | `hyperkit.pid` | the program | its pid, while it runs |
+//! | `hyperkit.log` | the program | what it prints |
+//! | `tty` | hyperkit; this crate for QEMU | the path of the console's pty |
+//! | `console-ring` | the program | what the console says |
+//! | `qmp.sock` | QEMU | its control socket |
+//! | `connect`, `guest.*`, `XXXXXXXX.XXXXXXXX` | hyperkit | vsock sockets |
+//! | `disk.img`, … | this crate | disk images without a path of their own |
+
+pub(crate) mod json;
+
+use std::ffi::OsStr;
+use std::fs::{self, DirBuilder, File, FileType, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::check::canonical;
+use crate::config::HyperKit;
+use crate::error::{Error, Result};
+use crate::process::{Process, Seen, look_at_all};
+
+pub(crate) const JSON_FILE: &str = "hyperkit.json";
+pub(crate) const PID_FILE: &str = "hyperkit.pid";
+pub(crate) const LOG_FILE: &str = "hyperkit.log";
+pub(crate) const TTY: &str = "tty";
+pub(crate) const CONSOLE_RING: &str = "console-ring";
+pub(crate) const QMP_SOCKET: &str = "qmp.sock";
+
+/// A file on its way to be another; left behind only by a crash.
+const UNFINISHED: &str = "hyperkit.new";
+
+/// hyperkit writes the pid alone, QEMU a newline behind it.
+const LONGEST_PID_FILE: u64 = 32;
+/// A state file is a few KiB; what is longer than this is none.
+const LONGEST_JSON: u64 = 16 * 1024 * 1024;
+
+/// A state directory, under its one name without symlinks.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct StateDir(PathBuf);
+
+/// While this lives, no one else starts or clears away a machine in the directory.
+///
+/// A program that is being started inherits it until its `exec`: a starter that dies in between leaves the lock
+/// with its child until that can be recognized by its arguments.
+#[must_use]
+pub(crate) struct Lock(#[expect(dead_code, reason = "holds the lock")] File);
+
+impl StateDir {
+    pub fn new(dir: &Path) -> Result<Self> {
+        let absolute = std::path::absolute(dir).map_err(Error::io("make absolute", dir))?;
+        Ok(Self(canonical(&absolute)))
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    pub fn create(&self) -> Result<()> {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.0);
+        made.map_err(Error::io("make the directory", &self.0))
+    }
+
+    /// Waits for whoever else has the lock. Nothing is made for it: what is locked is the directory itself.
+    pub fn lock(&self) -> Result<Lock> {
+        let failed = |error: io::Error| Error::io("lock", &self.0)(error);
+        loop {
+            let dir = File::open(&self.0).map_err(failed)?;
+            rustix::io::retry_on_intr(|| flock(&dir, FlockOperation::LockExclusive)).map_err(|e| failed(e.into()))?;
+            // While we waited it may have been removed, and another made in its place.
+            let locked = dir.metadata().map_err(failed)?;
+            let current = fs::metadata(&self.0).map_err(failed)?;
+            if (locked.dev(), locked.ino()) == (current.dev(), current.ino()) {
+                return Ok(Lock(dir));
+            }
+        }
+    }
+
+    /// What `hyperkit.json` says, with the directory as it is called now.
+    pub fn load(&self) -> Result<HyperKit> {
+        let path = self.file(JSON_FILE);
+        let json = read_at_most(&path, LONGEST_JSON).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => Error::NoState { path: path.clone() },
+            _ => Error::io("read", &path)(error),
+        })?;
+        let mut machine: HyperKit =
+            serde_json::from_slice(&json).map_err(|source| Error::DamagedState { path, source })?;
+        machine.state_dir = Some(self.0.clone());
+        Ok(machine)
+    }
+
+    pub fn save(&self, machine: &HyperKit) -> Result<()> {
+        self.write(JSON_FILE, machine.to_string().as_bytes())
+    }
+
+    /// Writes a file whole or not at all. The lock is held, so there is one unfinished file at most.
+    pub fn write(&self, name: &str, content: &[u8]) -> Result<()> {
+        let (unfinished, path) = (self.file(UNFINISHED), self.file(name));
+        let written = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&unfinished)
+            .and_then(|mut file| file.write_all(content))
+            .and_then(|()| fs::rename(&unfinished, &path));
+        written.map_err(|error| {
+            let _ = fs::remove_file(&unfinished);
+            Error::io("write", &path)(error)
+        })
+    }
+
+    /// The pid in the pid file, if there is one.
+    pub fn pid(&self) -> Option<u32> {
+        let content = read_at_most(&self.file(PID_FILE), LONGEST_PID_FILE).ok()?;
+        std::str::from_utf8(&content).ok()?.trim_ascii_end().parse().ok().filter(|&pid| pid > 0)
+    }
+
+    /// The machine that runs in this directory, going by the pid file and by what was recorded.
+    pub fn running(&self, recorded: Option<&HyperKit>) -> Option<Process> {
+        let recorded_pid = recorded.and_then(|machine| machine.pid);
+        let in_file = self.pid();
+        let is_ours = |seen: &Seen| self.is_named_by(seen) && recorded.is_none_or(|machine| self.fits(machine, seen));
+        [in_file, recorded_pid.filter(|_| in_file != recorded_pid)]
+            .into_iter()
+            .flatten()
+            .find_map(|pid| Process::find(pid, is_ours))
+            .or_else(|| {
+                // A starter may have died before its machine wrote a pid file: then there is only the command line.
+                let starting = recorded.filter(|machine| recorded_pid.is_none() && !machine.arguments.is_empty())?;
+                let seen = look_at_all().into_iter().find(|seen| seen.has_arguments(&starting.arguments))?;
+                Process::find(seen.pid, is_ours)
+            })
+    }
+
+    /// Whether a process was told to write our pid file.
+    fn is_named_by(&self, seen: &Seen) -> bool {
+        seen.command.windows(2).any(|pair| {
+            let path = Path::new(&pair[1]);
+            (pair[0] == "-F" || pair[0] == "-pidfile")
+                && path.file_name() == Some(OsStr::new(PID_FILE))
+                && path.parent().is_some_and(|dir| dir == self.0 || canonical(dir) == self.0)
+        })
+    }
+
+    /// Whether a process is the one that was recorded; another may have been started since, if it wrote the pid file.
+    /// The clock may have been set since the start, so the time only decides where the pid file does not.
+    fn fits(&self, recorded: &HyperKit, seen: &Seen) -> bool {
+        if recorded.pid != Some(seen.pid) {
+            return true;
+        }
+        let same_time = || recorded.pid_started.is_none_or(|started| started.abs_diff(seen.started) <= 2);
+        seen.has_arguments(&recorded.arguments) && (self.pid() == Some(seen.pid) || same_time())
+    }
+
+    /// Removes what a machine that no longer runs has left behind and a new one would stumble over.
+    pub fn clear(&self, _: &Lock) -> Result<()> {
+        let stale = [PID_FILE, TTY, UNFINISHED].map(str::to_owned).into_iter().chain(self.sockets()?);
+        stale.map(|name| self.file(&name)).try_for_each(remove_file)
+    }
+
+    /// Clears up after a machine that has ended, unless another was started since.
+    pub fn clear_if_idle(&self) -> Result<()> {
+        if !self.0.exists() {
+            return Ok(());
+        }
+        let lock = self.lock()?;
+        match self.running(self.load().ok().as_ref()) {
+            Some(_) => Ok(()),
+            None => self.clear(&lock),
+        }
+    }
+
+    /// Sockets, and links to sockets, of a machine that no longer runs.
+    fn sockets(&self) -> Result<Vec<String>> {
+        let failed = |error| Error::io("list", &self.0)(error);
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.0).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            if let (Some(name), Ok(kind)) = (entry.file_name().to_str(), entry.file_type()) {
+                if is_machine_socket(name, kind) {
+                    found.push(name.to_owned());
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes what the machine and this crate have put into the directory, and the directory if that was all.
+    pub fn remove(&self, made_disks: &[String], _: Lock) -> Result<()> {
+        let files = [PID_FILE, TTY, UNFINISHED, CONSOLE_RING, LOG_FILE].map(str::to_owned).into_iter();
+        let disks = made_disks.iter().filter(|name| !name.contains('/')).cloned();
+        // The state file last: until then a removal that was cut short can be done again.
+        let names = disks.chain(files).chain(self.sockets()?).chain([JSON_FILE.to_owned()]);
+        names.map(|name| self.file(&name)).try_for_each(remove_file)?;
+        match fs::remove_dir(&self.0) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+            removed => removed.map_err(Error::io("remove", &self.0)),
+        }
+    }
+}
+
+/// The names that QEMU and hyperkit give the sockets they make here.
+fn is_machine_socket(name: &str, kind: FileType) -> bool {
+    let hex = |text: &str| text.len() == 8 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    match name.split_once('.') {
+        Some(("guest", port)) => kind.is_symlink() && hex(port),
+        Some((cid, port)) if hex(cid) => kind.is_socket() && hex(port),
+        _ => kind.is_socket() && (name == "connect" || name == QMP_SOCKET),
+    }
+}
+
+fn remove_file(path: PathBuf) -> Result<()> {
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed.map_err(Error::io("remove", path)),
+    }
+}
+
+/// A regular file's content, if it has no more than `limit` bytes: what is in the directory may be anything.
+fn read_at_most(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let metadata = path.metadata()?;
+    if !metadata.is_file() || metadata.len() > limit {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a file of a reasonable size"));
+    }
+    fs::read(path)
+}
