@@ -133,14 +133,13 @@ pub(crate) fn description(machine: &HyperKit) -> Result<()> {
             return Err(Error::InvalidDiskSize { path, value });
         }
     }
-    layout(machine).map(drop)
+    layout(machine)?;
+    // Last: what is wrong says more than what is not there yet.
+    machine.kernel.as_ref().map(drop).ok_or(Error::Missing { field: "kernel" })
 }
 
 /// Every path, tag and UUID.
 fn texts(machine: &HyperKit) -> Result<()> {
-    if machine.kernel.is_none() {
-        return Err(Error::Missing { field: "kernel" });
-    }
     if let Some(program) = &machine.hyperkit {
         utf8("hyperkit", program)?;
     }

@@ -59,6 +59,7 @@ impl Output {
         Ok(Self { file, passed_on: 0 })
     }
 
+    #[cfg(target_os = "linux")]
     pub fn file(&self) -> &File {
         &self.file
     }

@@ -47,8 +47,9 @@ pub(crate) fn look_at_all() -> Vec<Seen> {
 
 fn refreshed(which: ProcessesToUpdate<'_>) -> System {
     let mut system = System::new();
-    let mut refresh =
-        || system.refresh_processes_specifics(which, true, ProcessRefreshKind::nothing().with_cmd(UpdateKind::Always));
+    // Threads have pids of their own on Linux, and the command line of their process.
+    let what = ProcessRefreshKind::nothing().without_tasks().with_cmd(UpdateKind::Always);
+    let mut refresh = || system.refresh_processes_specifics(which, true, what);
     // The first refresh of sysinfo raises the limit of open files for the whole program, which is not ours to do.
     static FIRST: Once = Once::new();
     FIRST.call_once(|| {

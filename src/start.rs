@@ -225,7 +225,7 @@ fn claim(state: &StateDir, machine: &mut HyperKit) -> Result<Lock> {
     if let Some(process) = state.running(recorded.as_ref()) {
         return Err(Error::AlreadyRunning { pid: process.pid() });
     }
-    state.clear(&lock)?;
+    state.prepare(&lock)?;
     // What this crate has made there before is still its own.
     for name in recorded.into_iter().flat_map(|recorded| recorded.made_disks) {
         if !machine.made_disks.contains(&name) {

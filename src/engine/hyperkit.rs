@@ -76,9 +76,14 @@ pub(crate) fn arguments(machine: &HyperKit, cmdline: &str) -> Result<Vec<String>
     Ok(args)
 }
 
-/// A device in the last slot, and with it the `tty` file, comes after all the others.
+/// The serial ports come after all other devices, and what they leave in the state directory says so.
 pub(crate) fn is_set_up(machine: &HyperKit, state: &StateDir) -> bool {
-    machine.console == Console::Stdio || state.file(TTY).symlink_metadata().is_ok()
+    let is_there = |name| state.file(name).symlink_metadata().is_ok();
+    match machine.console {
+        Console::Stdio => true,
+        Console::Log => is_there(TTY),
+        Console::File => is_there(TTY) && is_there(CONSOLE_RING),
+    }
 }
 
 /// What an exit code other than 0 says.

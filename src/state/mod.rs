@@ -163,7 +163,13 @@ impl StateDir {
         seen.has_arguments(&recorded.arguments) && (self.pid() == Some(seen.pid) || same_time())
     }
 
-    /// Removes what a machine that no longer runs has left behind and a new one would stumble over.
+    /// Makes room for a new machine: nothing there is older than it, but for the state file and disks.
+    pub fn prepare(&self, lock: &Lock) -> Result<()> {
+        self.clear(lock)?;
+        remove_file(self.file(CONSOLE_RING))
+    }
+
+    /// Removes what leads to a machine that no longer runs; what it has said stays.
     pub fn clear(&self, _: &Lock) -> Result<()> {
         let stale = [PID_FILE, TTY, UNFINISHED].map(str::to_owned).into_iter().chain(self.sockets()?);
         stale.map(|name| self.file(&name)).try_for_each(remove_file)

@@ -1,0 +1,84 @@
+//! What the tests share: a machine that passes all checks, and the programs that run it.
+#![allow(dead_code, reason = "each test file uses a part")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use hyperkit::{Console, HyperKit};
+use tempfile::TempDir;
+
+/// An x86 bzImage as far as its header goes, with room for a command line of `cmdline_size` bytes.
+pub fn bz_image(cmdline_size: u32) -> Vec<u8> {
+    let mut image = vec![0; 2 * 512 + 0x40 * 16];
+    image[0x1f1] = 1; // setup sectors
+    image[0x1f4..0x1f8].copy_from_slice(&0x40_u32.to_le_bytes()); // size in paragraphs
+    image[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
+    image[0x202..0x206].copy_from_slice(b"HdrS");
+    image[0x206..0x208].copy_from_slice(&0x020a_u16.to_le_bytes());
+    image[0x211] = 1; // loaded high
+    image[0x238..0x23c].copy_from_slice(&cmdline_size.to_le_bytes());
+    image
+}
+
+/// A directory with a kernel and an initrd, gone with everything in it when dropped.
+pub struct Files {
+    dir: TempDir,
+}
+
+impl Files {
+    pub fn new() -> Self {
+        let files = Self { dir: tempfile::tempdir().unwrap() };
+        files.write("vmlinuz", &bz_image(2047));
+        files.write("initrd.img", b"initrd");
+        files
+    }
+
+    /// The directory, by its one name without symlinks.
+    pub fn dir(&self) -> PathBuf {
+        self.dir.path().canonicalize().unwrap()
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir().join(name)
+    }
+
+    pub fn write(&self, name: &str, content: &[u8]) -> PathBuf {
+        fs::write(self.path(name), content).unwrap();
+        self.path(name)
+    }
+
+    /// A machine on the stand-in that passes every check. Its state directory is `vm`.
+    pub fn machine(&self) -> HyperKit {
+        HyperKit::new()
+            .hyperkit(standin())
+            .state_dir(self.path("vm"))
+            .kernel(self.path("vmlinuz"))
+            .initrd(self.path("initrd.img"))
+            .console(Console::File)
+    }
+
+    /// Names of what is in the state directory.
+    pub fn state_files(&self) -> Vec<String> {
+        names(&self.path("vm"))
+    }
+}
+
+/// Names of what is in a directory, sorted; none if it is not there.
+pub fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// The stand-in for hyperkit, which `cargo test` builds among the examples.
+pub fn standin() -> PathBuf {
+    example("standin-hyperkit")
+}
+
+pub fn example(name: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let program = test.parent().unwrap().parent().unwrap().join("examples").join(name);
+    assert!(program.exists(), "{} is missing: run `cargo test` or `cargo build --examples` first", program.display());
+    program
+}

@@ -1,0 +1,367 @@
+//! Everything that is refused: each by its own error, with the field and the value, and before anything is made.
+
+mod common;
+
+use std::ffi::OsStr;
+use std::fs::{self, Permissions};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use common::{Files, bz_image, names};
+use hyperkit::{Console, Disk, Engine, Error, HyperKit, VpnKit};
+
+const UUID: &str = "01234567-89ab-cdef-0123-456789abcdef";
+
+/// Has `change` made to a good machine, and returns why it is refused: by `check` and `start` alike, or by `start` alone
+/// where the command line is at fault. Neither leaves anything behind, and `start` leaves the description as it was.
+fn refused_with(files: &Files, cmdline: &str, change: impl FnOnce(HyperKit) -> HyperKit) -> Error {
+    let machine = change(files.machine());
+    let before = names(&files.dir());
+    if cmdline.is_empty() {
+        let checked = machine.check().expect_err("check passed").to_string();
+        assert_eq!(machine.clone().start(cmdline).expect_err("it started").to_string(), checked);
+    }
+    let mut started = machine.clone();
+    let error = started.start(cmdline).expect_err("it started");
+    assert_eq!(started, machine);
+    assert_eq!(names(&files.dir()), before, "something was made");
+    error
+}
+
+fn refused(change: impl FnOnce(HyperKit) -> HyperKit) -> Error {
+    refused_with(&Files::new(), "", change)
+}
+
+fn changed(mut machine: HyperKit, change: impl FnOnce(&mut HyperKit)) -> HyperKit {
+    change(&mut machine);
+    machine
+}
+
+/// As [`refused`], also by `arguments`, which looks at no file.
+fn refused_at_sight(change: impl Fn(HyperKit) -> HyperKit) -> Error {
+    let error = refused(&change);
+    let pure = change(Files::new().machine()).arguments("").expect_err("arguments were made");
+    assert_eq!(std::mem::discriminant(&pure), std::mem::discriminant(&error));
+    error
+}
+
+/// `assert!(matches!(…))` that shows what came instead.
+macro_rules! assert_refused {
+    ($error:expr, $pattern:pat $(if $guard:expr)?) => {
+        match $error {
+            $pattern $(if $guard)? => {}
+            other => panic!("{other:?}"),
+        }
+    };
+}
+
+#[test]
+fn the_machine_that_the_others_are_made_of_passes() {
+    let files = Files::new();
+    files.machine().check().unwrap();
+    assert_eq!(names(&files.dir()), ["initrd.img", "vmlinuz"]);
+}
+
+#[test]
+fn what_lives_in_the_state_directory_needs_one() {
+    let without = |machine| changed(machine, |m| m.state_dir = None);
+    for console in [Console::File, Console::Log] {
+        let error = refused_at_sight(|m| without(m.console(console)));
+        assert_refused!(error, Error::StateDirRequired { field: "console" });
+    }
+    let error = refused_at_sight(|m| without(m.console(Console::Stdio).vsock(true)));
+    assert_refused!(error, Error::StateDirRequired { field: "vsock" });
+    let error = refused_at_sight(|m| without(m.console(Console::Stdio).vsock_port(1)));
+    assert_refused!(error, Error::StateDirRequired { field: "vsock_ports" });
+}
+
+#[test]
+fn forwarded_ports_need_vsock() {
+    assert_refused!(refused_at_sight(|m| m.vsock_port(1)), Error::VsockRequired);
+}
+
+#[test]
+fn vsock_ports_and_cid() {
+    let vsock = |machine: HyperKit| machine.vsock(true);
+    for cid in [0, 2, 0x8000_0000] {
+        assert_refused!(refused_at_sight(|m| vsock(m).vsock_guest_cid(cid)), Error::InvalidCid { value } if value == cid);
+    }
+    for cid in [3, 0x7fff_ffff] {
+        vsock(Files::new().machine()).vsock_guest_cid(cid).check().unwrap();
+    }
+    let ports = |machine: HyperKit, count: u32| (1..=count).fold(vsock(machine), HyperKit::vsock_port);
+    ports(Files::new().machine(), 4).check().unwrap();
+    assert_refused!(refused_at_sight(|m| ports(m, 5)), Error::TooManyPorts { count: 5 });
+    vsock(Files::new().machine()).vsock_port(u32::MAX - 1).check().unwrap();
+    assert_refused!(refused_at_sight(|m| vsock(m).vsock_port(u32::MAX)), Error::InvalidPort { value: u32::MAX });
+}
+
+#[test]
+fn a_vsock_directory_of_more_than_85_bytes() {
+    let files = Files::new();
+    let dir_of = |length: usize| files.dir().join("x".repeat(length - 1 - files.dir().as_os_str().len()));
+    files.machine().vsock(true).state_dir(dir_of(85)).check().unwrap();
+    files.machine().state_dir(dir_of(86)).check().unwrap();
+    let error = refused_with(&files, "", |m| m.vsock(true).state_dir(dir_of(86)));
+    assert_refused!(error, Error::TooLong { field: "state_dir", length: 86, limit: 85, .. });
+}
+
+#[test]
+fn commas_and_nuls() {
+    type Change = fn(HyperKit, &str) -> HyperKit;
+    let fields: [(&str, Change); 8] = [
+        ("state_dir", |m, text| m.state_dir(text)),
+        ("kernel", |m, text| m.kernel(text)),
+        ("initrd", |m, text| m.initrd(text)),
+        ("disks", |m, text| m.disk(Disk::raw(text).size(1))),
+        ("isos", |m, text| m.iso(text)),
+        ("vpnkit", |m, text| m.vpnkit(VpnKit::Socket(text.into()))),
+        ("sockets_9p", |m, text| m.socket_9p(text, "tag")),
+        ("sockets_9p", |m, text| m.socket_9p("/socket", text)),
+    ];
+    for (name, change) in fields {
+        for forbidden in [',', '\0'] {
+            let value = format!("/a{forbidden}b");
+            assert_refused!(
+                refused_at_sight(|m| change(m, &value)),
+                Error::ForbiddenCharacter { field, value: ref v, character } if field == name && *v == value && character == forbidden
+            );
+        }
+    }
+    let error = refused_with(&Files::new(), "a\0b", |m| m);
+    assert_refused!(error, Error::ForbiddenCharacter { field: "cmdline", character: '\0', .. });
+}
+
+#[test]
+fn empty_paths_and_tags() {
+    assert_refused!(refused_at_sight(|m| changed(m, |m| m.kernel = None)), Error::Missing { field: "kernel" });
+    assert_refused!(refused_at_sight(|m| m.kernel("")), Error::Missing { field: "kernel" });
+    assert_refused!(refused_at_sight(|m| m.iso("")), Error::Missing { field: "isos" });
+    assert_refused!(refused_at_sight(|m| m.socket_9p("/s", "")), Error::Missing { field: "sockets_9p" });
+}
+
+#[test]
+fn paths_that_are_not_utf8() {
+    let path = PathBuf::from(OsStr::from_bytes(b"/\xff"));
+    let error = refused_at_sight(|m| m.kernel(&path));
+    assert_refused!(error, Error::NotUtf8 { field: "kernel", path: p } if p == path);
+    assert!(!HyperKit::new().kernel(&path).iso(&path).to_string().is_empty(), "showing it does not panic");
+}
+
+#[test]
+fn sockets_and_tags_that_hyperkit_would_cut() {
+    let path = |length: usize| format!("/{}", "s".repeat(length - 1));
+    let tag = |length: usize| "t".repeat(length);
+    Files::new().machine().socket_9p(path(103), tag(256)).check().unwrap();
+    let error = refused_at_sight(|m| m.socket_9p(path(104), "tag"));
+    assert_refused!(error, Error::TooLong { field: "sockets_9p", length: 104, limit: 103, .. });
+    let error = refused_at_sight(|m| m.socket_9p("/s", tag(257)));
+    assert_refused!(error, Error::TooLong { field: "sockets_9p", length: 257, limit: 256, .. });
+    let error = refused_at_sight(|m| m.vpnkit(VpnKit::Socket(path(104).into())));
+    assert_refused!(error, Error::TooLong { field: "vpnkit", length: 104, limit: 103, .. });
+}
+
+#[test]
+fn uuids() {
+    let bad =
+        ["", "x", &UUID[1..], &UUID.replace('-', ""), &UUID.replace('a', "g"), "0123456-789ab-cdef-0123-456789abcdef0"];
+    for bad in bad {
+        assert_refused!(refused_at_sight(|m| m.uuid(bad)), Error::InvalidUuid { field: "uuid", value } if value == bad);
+        let error = refused_at_sight(|m| m.vpnkit_key(bad));
+        assert_refused!(error, Error::InvalidUuid { field: "vpnkit_key", value } if value == bad);
+    }
+    Files::new().machine().uuid(UUID.to_uppercase()).check().unwrap();
+}
+
+#[test]
+fn vcpus_and_memory() {
+    for value in [0, 65] {
+        assert_refused!(refused_at_sight(|m| m.cpus(value)), Error::InvalidCpus { value: v } if v == value);
+    }
+    Files::new().machine().cpus(64).check().unwrap();
+    for value in [0, 1 << 43, u64::MAX] {
+        assert_refused!(refused_at_sight(|m| m.memory(value)), Error::InvalidMemory { value: v } if v == value);
+    }
+}
+
+#[test]
+fn more_than_30_devices() {
+    let files = Files::new();
+    let image = files.write("i.iso", b"iso");
+    let isos = |machine: HyperKit, count| (0..count).fold(machine, |machine, _| machine.iso(&image));
+    isos(files.machine(), 29).check().unwrap(); // and the random number generator
+    assert_refused!(refused_at_sight(|m| isos(m, 30)), Error::TooManyDevices { count: 31 });
+}
+
+#[test]
+fn disks() {
+    let error =
+        refused_at_sight(|m| changed(m.console(Console::Stdio), |m| m.state_dir = None).disk(Disk::in_state_dir(1)));
+    assert_refused!(error, Error::DiskPlaceMissing);
+    assert_refused!(refused_at_sight(|m| m.disk(Disk::default())), Error::DiskPlaceMissing);
+    let error = refused(|m| m.disk(Disk::raw("/no/such.img")));
+    assert_refused!(error, Error::DiskSizeMissing { path } if path == Path::new("/no/such.img"));
+    for value in [0, u64::MAX] {
+        let error = refused_at_sight(|m| m.disk(Disk::raw("/no/such.img").size(value)));
+        assert_refused!(error, Error::InvalidDiskSize { value: v, .. } if v == value);
+    }
+}
+
+#[test]
+fn files_that_do_not_exist() {
+    type Change = fn(HyperKit, &Path) -> HyperKit;
+    let fields: [(&str, Change); 4] = [
+        ("kernel", |m, path| m.kernel(path)),
+        ("initrd", |m, path| m.initrd(path)),
+        ("isos", |m, path| m.iso(path)),
+        ("vpnkit", |m, path| m.vpnkit(VpnKit::Socket(path.into()))),
+    ];
+    for (name, change) in fields {
+        let error = refused(|m| change(m, Path::new("/no/such")));
+        assert_refused!(error, Error::NotFound { field, path } if field == name && path == Path::new("/no/such"));
+    }
+}
+
+#[test]
+fn files_that_are_something_else_or_cannot_be_read() {
+    type Change = fn(HyperKit, &Path) -> HyperKit;
+    let fields: [(&str, Change); 4] = [
+        ("kernel", |m, path| m.kernel(path)),
+        ("initrd", |m, path| m.initrd(path)),
+        ("disks", |m, path| m.disk(Disk::raw(path).size(1))),
+        ("isos", |m, path| m.iso(path)),
+    ];
+    let files = Files::new();
+    let socket = files.path("socket");
+    let _listener = UnixListener::bind(&socket).unwrap();
+    // Opening it fails for everyone, root too.
+    let circle = files.path("circle");
+    symlink(&circle, &circle).unwrap();
+    let locked = files.write("locked", &bz_image(2047));
+    fs::set_permissions(&locked, Permissions::from_mode(0)).unwrap();
+    let root_reads_all = fs::File::open(&locked).is_ok();
+    for (name, change) in fields {
+        for other in [&files.dir(), &socket] {
+            let error = refused_with(&files, "", |m| change(m, other));
+            assert_refused!(error, Error::NotAFile { field, path } if field == name && path == *other);
+        }
+        let error = refused_with(&files, "", |m| change(m, &circle));
+        assert_refused!(error, Error::Inaccessible { field, ref path, .. } if field == name && *path == circle);
+        assert!(std::error::Error::source(&error).is_some());
+        match change(files.machine(), &locked).check() {
+            Ok(()) => assert!(root_reads_all),
+            Err(error) => assert_refused!(error, Error::Inaccessible { field, .. } if field == name && !root_reads_all),
+        }
+    }
+}
+
+#[test]
+fn kernels_that_are_no_bz_image() {
+    let zero = |range: std::ops::Range<usize>| {
+        let mut image = bz_image(2047);
+        image[range].fill(0);
+        image
+    };
+    let good = bz_image(2047);
+    let kernels = [
+        (Vec::new(), "it is too short"),
+        (b"\x7fELF".repeat(1000), "it has no boot header"),
+        (zero(0x1fe..0x200), "it has no boot header"),
+        (zero(0x202..0x203), "it has no boot header"),
+        (zero(0x206..0x207), "its boot protocol is older than 2.10"),
+        (zero(0x1f1..0x1f2), "it is a zImage"),
+        (zero(0x211..0x212), "it is a zImage"),
+        (good[..good.len() - 1].to_vec(), "its end is missing"),
+    ];
+    for (image, why) in kernels {
+        let files = Files::new();
+        let kernel = files.write("kernel", &image);
+        let error = refused_with(&files, "", |m| m.kernel(&kernel));
+        assert_refused!(error, Error::NotABzImage { path, reason } if path == kernel && reason == why);
+    }
+}
+
+#[test]
+fn an_empty_initrd() {
+    let files = Files::new();
+    let initrd = files.write("empty", b"");
+    let error = refused_with(&files, "", |m| m.initrd(&initrd));
+    assert_refused!(error, Error::EmptyInitrd { path } if path == initrd);
+}
+
+#[test]
+fn a_command_line_longer_than_the_kernel_takes() {
+    let files = Files::new();
+    files.write("vmlinuz", &bz_image(100)); // with the NUL at its end
+    let fixed = "earlyprintk=serial ".len();
+    let error = refused_with(&files, &"x".repeat(100 - fixed), |m| m);
+    assert_refused!(error, Error::CommandLineTooLong { length: 100, limit: 99 });
+    let mut longest = files.machine();
+    longest.start(&"x".repeat(99 - fixed)).unwrap().stop().unwrap();
+}
+
+#[test]
+fn state_directories_that_cannot_be() {
+    let files = Files::new();
+    let file = files.write("file", b"");
+    for dir in [file.clone(), file.join("vm")] {
+        let error = refused_with(&files, "", |m| m.state_dir(&dir));
+        assert_refused!(error, Error::NotADirectory { field: "state_dir", path } | Error::Inaccessible { field: "state_dir", path, .. } if path.starts_with(&file));
+    }
+    let nowhere = files.path("nowhere");
+    symlink("/no/such", &nowhere).unwrap();
+    let error = refused_with(&files, "", |m| m.state_dir(&nowhere));
+    assert_refused!(error, Error::Inaccessible { field: "state_dir", path, .. } if path == nowhere);
+}
+
+#[test]
+fn programs_that_are_not_there() {
+    let error = refused(|m| m.hyperkit("/no/such/hyperkit"));
+    assert_refused!(error, Error::ProgramNotFound { looked } if looked == [Path::new("/no/such/hyperkit")]);
+    let files = Files::new();
+    let not_executable = files.write("hyperkit", b"");
+    let error = refused_with(&files, "", |m| m.hyperkit(&not_executable));
+    assert_refused!(error, Error::ProgramNotFound { looked } if looked == [not_executable]);
+    let error = refused(|m| m.hyperkit("no-such-hyperkit-anywhere"));
+    assert_refused!(error, Error::ProgramNotFound { looked } if looked.iter().all(|place| place.ends_with("no-such-hyperkit-anywhere")) && !looked.is_empty());
+}
+
+#[test]
+fn what_qemu_cannot_do() {
+    let files = Files::new();
+    let qemu = files.path("qemu-system-x86_64");
+    symlink(common::standin(), &qemu).unwrap(); // never started: its name decides
+    let socket = files.path("socket");
+    let _listener = UnixListener::bind(&socket).unwrap();
+    let refuse = |change: &dyn Fn(HyperKit) -> HyperKit, words: &str| {
+        let error = refused_with(&files, "", |m| change(m.hyperkit(&qemu)));
+        assert_refused!(error, Error::Unsupported { engine: Engine::Qemu, feature } if feature.contains(words));
+    };
+    files.machine().hyperkit(&qemu).vpnkit(VpnKit::Auto).socket_9p(files.dir(), "tag").check().unwrap();
+    refuse(&|m| m.vpnkit(VpnKit::Socket(socket.clone())), "VPNKit socket");
+    refuse(&|m| m.console(Console::Log), "Apple System Log");
+    refuse(&|m| m.socket_9p(&socket, "tag"), "9p");
+    if fs::OpenOptions::new().read(true).write(true).open("/dev/vhost-vsock").is_err() {
+        refuse(&|m| m.vsock(true), "/dev/vhost-vsock");
+    } else {
+        files.machine().hyperkit(&qemu).vsock(true).check().unwrap();
+    }
+    let long = files.dir().join("x".repeat(100));
+    let error = refused_with(&files, "", |m| m.hyperkit(&qemu).state_dir(&long));
+    assert_refused!(error, Error::TooLong { field: "state_dir", limit: 94, .. });
+}
+
+/// Every message names what is wrong, on one line, and does not repeat its cause.
+#[test]
+fn messages() {
+    let files = Files::new();
+    let circle = files.path("circle");
+    symlink(&circle, &circle).unwrap();
+    let error = refused_with(&files, "", |m| m.kernel(&circle));
+    let cause = std::error::Error::source(&error).unwrap().to_string();
+    let message = error.to_string();
+    assert!(message.contains("`kernel`") && message.contains(circle.to_str().unwrap()), "{message}");
+    assert!(!message.contains(&cause) && !message.contains('\n'), "{message}");
+}

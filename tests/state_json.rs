@@ -1,0 +1,122 @@
+//! `hyperkit.json` both ways: three generations in, the first out.
+
+use hyperkit::{Console, Disk, HyperKit, VpnKit};
+use serde_json::{Value, json};
+
+fn load(json: Value) -> HyperKit {
+    serde_json::from_value(json).unwrap()
+}
+
+fn everything() -> HyperKit {
+    let mut machine = HyperKit::new()
+        .hyperkit("/bin/hyperkit")
+        .state_dir("/vm")
+        .vpnkit(VpnKit::Socket("/run/vpnkit.sock".into()))
+        .vpnkit_key("0f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55")
+        .uuid("1f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55")
+        .disk(Disk::raw("/d.img").size(64))
+        .iso("/i.iso")
+        .vsock(true)
+        .vsock_port(2374)
+        .vsock_guest_cid(9)
+        .socket_9p("/p.sock", "tag")
+        .kernel("/k")
+        .initrd("/i")
+        .cpus(3)
+        .memory(512)
+        .console(Console::File);
+    machine.pid = Some(17);
+    machine.arguments = vec!["-A".to_owned()];
+    machine.cmdline = "/bin/hyperkit -A".to_owned();
+    machine
+}
+
+/// A new field has to be added here, and with it its form is pinned.
+#[test]
+fn every_field_has_the_form_that_go_reads() {
+    let form = json!({
+        "hyperkit": "/bin/hyperkit", "state_dir": "/vm", "vpnkit_sock": "/run/vpnkit.sock",
+        "vpnkit_key": "0f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55", "uuid": "1f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55",
+        "disk": "/d.img", "disk_size": 64, "iso": "/i.iso", "vsock": true, "vsock_ports": [2374],
+        "vsock_guest_cid": 9, "9p_sockets": [{"path": "/p.sock", "tag": "tag"}], "kernel": "/k", "initrd": "/i",
+        "cpus": 3, "memory": 512, "console": 1, "pid": 17, "arguments": ["-A"], "cmdline": "/bin/hyperkit -A"
+    });
+    assert_eq!(serde_json::to_value(everything()).unwrap(), form);
+    assert_eq!(load(form.clone()), everything());
+    // Each key carries something: without it, another machine comes out.
+    for key in form.as_object().unwrap().keys() {
+        let mut less = form.clone();
+        less.as_object_mut().unwrap().remove(key);
+        assert_ne!(load(less), everything(), "{key}");
+    }
+}
+
+#[test]
+fn null_empty_and_missing_are_unset() {
+    let keys = serde_json::to_value(HyperKit::new()).unwrap();
+    assert_eq!(load(json!({})), HyperKit::new());
+    for unset in [Value::Null, json!("")] {
+        let all = keys.as_object().unwrap().keys().map(|key| (key.clone(), unset.clone())).collect();
+        assert_eq!(load(Value::Object(all)), HyperKit::new());
+    }
+}
+
+#[test]
+fn lists_of_later_generations_load_and_are_written_only_where_needed() {
+    let late_2017 = json!({
+        "disks": [{"path": "/a.img", "size": 1, "format": "raw", "driver": "virtio-blk"}, {"path": "/b.img", "size": 0}],
+        "iso": ["/a.iso", "/b.iso"],
+    });
+    let machine = load(late_2017.clone());
+    assert_eq!(machine.disks.len(), 2);
+    assert_eq!(machine.disks[0].path.as_deref(), Some("/a.img".as_ref()));
+    assert_eq!((machine.disks[0].size, machine.disks[1].size), (Some(1), None));
+    assert_eq!(machine.isos, ["/a.iso", "/b.iso"].map(std::path::PathBuf::from));
+    let written = serde_json::to_value(&machine).unwrap();
+    assert_eq!((&written["disks"], &written["iso"]), (&late_2017["disks"], &late_2017["iso"]));
+    assert_eq!(load(written), machine);
+
+    let single = load(json!({ "disks": [{"path": "/a.img", "size": 4}], "iso": ["/a.iso"] }));
+    let written = serde_json::to_value(&single).unwrap();
+    assert_eq!(
+        (&written["disk"], &written["disk_size"], &written["iso"]),
+        (&json!("/a.img"), &json!(4), &json!("/a.iso"))
+    );
+    assert_eq!(written.get("disks"), None);
+}
+
+#[test]
+fn a_disk_without_a_path_keeps_its_size() {
+    let machine = HyperKit::new().disk(Disk::in_state_dir(64));
+    assert_eq!(load(serde_json::to_value(&machine).unwrap()), machine);
+}
+
+#[test]
+fn keys_of_other_versions_survive() {
+    let machine = load(json!({ "argv0": "vm", "serials": [], "vmnet": true, "cpus": 2 }));
+    let written = serde_json::to_value(&machine).unwrap();
+    assert_eq!((&written["argv0"], &written["serials"], &written["vmnet"]), (&json!("vm"), &json!([]), &json!(true)));
+    assert_eq!(written["cpus"], 2);
+}
+
+#[test]
+fn auto_and_each_console_survive() {
+    for console in [Console::Stdio, Console::File, Console::Log] {
+        let machine = HyperKit::new().vpnkit(VpnKit::Auto).console(console);
+        assert_eq!(load(serde_json::to_value(&machine).unwrap()), machine);
+    }
+}
+
+#[test]
+fn what_is_no_machine_is_refused() {
+    for damaged in
+        [json!([]), json!("x"), json!({"cpus": "two"}), json!({"cpus": -1}), json!({"console": 3}), json!({"disks": 1})]
+    {
+        assert!(serde_json::from_value::<HyperKit>(damaged.clone()).is_err(), "{damaged}");
+    }
+}
+
+#[test]
+fn display_is_the_json() {
+    assert_eq!(everything().to_string().parse::<HyperKit>().unwrap(), everything());
+}
