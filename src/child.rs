@@ -13,6 +13,13 @@ use crate::error::{Error, Result};
 use crate::output::Output;
 use crate::process::gone_is_fine;
 
+/// The children of this program that have not been reaped, so that whoever finds one as a process learns how it ends.
+static ALIVE: Mutex<Vec<Arc<Child>>> = Mutex::new(Vec::new());
+
+fn alive() -> MutexGuard<'static, Vec<Arc<Child>>> {
+    ALIVE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A child, for any number of threads.
 #[derive(Debug)]
 pub(crate) struct Child {
@@ -38,8 +45,14 @@ impl Child {
 
         let child = command.spawn().map_err(Error::io("start", &program))?;
         let shared = Arc::new(Self { pid: Pid::from_child(&child), end: Mutex::new(None), ended: Condvar::new() });
+        alive().push(shared.clone());
         let _ = send.send((child, shared.clone())); // it waits for nothing else
         Ok(shared)
+    }
+
+    /// The child with this pid, if there is one that has not been reaped.
+    pub fn with_pid(pid: u32) -> Option<Arc<Self>> {
+        alive().iter().find(|child| child.pid() == pid).cloned()
     }
 
     pub fn pid(&self) -> u32 {
@@ -82,6 +95,7 @@ impl Child {
         pass_on(true);
         drop(terminal);
         let mut end = self.lock();
+        alive().retain(|other| other.pid != self.pid);
         *end = Some(child.wait().ok());
         self.ended.notify_all();
     }

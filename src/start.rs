@@ -99,7 +99,7 @@ impl HyperKit {
 
     /// Takes up the running machine; `None` if it does not run.
     ///
-    /// Whoever has not started it learns when it ends, but not how: [`Exit::Unknown`].
+    /// A program that has not started it learns when it ends, but not how: [`Exit::Unknown`].
     ///
     /// # Errors
     /// [`Error::Io`] if there is no telling where the state directory is.
@@ -112,7 +112,11 @@ impl HyperKit {
             }),
         };
         let engine = Engine::of_machine(self);
-        Ok(process.map(|process| Vm { process: Handle::Found(process), engine, state }))
+        let handle = |process: Process| match Child::with_pid(process.pid()) {
+            Some(child) => Handle::Child(child),
+            None => Handle::Found(process),
+        };
+        Ok(process.map(|process| Vm { process: handle(process), engine, state }))
     }
 
     /// Whether the machine runs: the process that was started, and no other that has its pid now.

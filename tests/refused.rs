@@ -240,7 +240,7 @@ fn files_that_are_something_else_or_cannot_be_read() {
     let circle = files.path("circle");
     symlink(&circle, &circle).unwrap();
     let locked = files.write("locked", &bz_image(2047));
-    fs::set_permissions(&locked, Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&locked, Permissions::from_mode(0o000)).unwrap();
     let root_reads_all = fs::File::open(&locked).is_ok();
     for (name, change) in fields {
         for other in [&files.dir(), &socket] {

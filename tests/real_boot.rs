@@ -1,0 +1,191 @@
+//! A real kernel in a real QEMU: what the guest sees is compared with what was described.
+//!
+//! The guest is the one that `examples/setup.sh` makes; without it, or without QEMU, these tests fail.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, SystemTime};
+
+use common::example;
+use hyperkit::{Console, Disk, Error, Exit, HyperKit, VpnKit};
+
+/// Far longer than a boot takes under emulation on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(300);
+const UUID: &str = "1f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55";
+
+fn guest(file: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/guest").join(file);
+    assert!(path.exists(), "{} is missing: run examples/setup.sh first", path.display());
+    path
+}
+
+fn machine() -> HyperKit {
+    HyperKit::new().hyperkit("qemu-system-x86_64").kernel(guest("vmlinuz")).initrd(guest("initrd.img"))
+}
+
+/// Pulls the plug when the test fails, too.
+struct Ended<'a>(&'a Path);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        if let Ok(machine) = HyperKit::from_state(self.0) {
+            let _ = machine.stop();
+        }
+    }
+}
+
+/// What the guest reported on its console, by key.
+fn report(console: &[u8]) -> BTreeMap<String, Vec<String>> {
+    let console = String::from_utf8_lossy(console);
+    let mut report = BTreeMap::<_, Vec<_>>::new();
+    for line in console.lines().filter_map(|line| line.trim_end().strip_prefix("REPORT ")) {
+        let (key, value) = line.split_once(' ').unwrap_or((line, ""));
+        report.entry(key.to_owned()).or_default().push(value.to_owned());
+    }
+    assert!(report.contains_key("end"), "the guest did not report:\n{console}");
+    report
+}
+
+fn seconds() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs()
+}
+
+#[test]
+fn the_guest_finds_what_was_described() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().canonicalize().unwrap();
+    let share = dir.join("share");
+    fs::create_dir(&share).unwrap();
+    fs::write(share.join("hello.txt"), "from the share").unwrap();
+    let iso_files = dir.join("iso");
+    fs::create_dir(&iso_files).unwrap();
+    fs::write(iso_files.join("hello.txt"), "from the image").unwrap();
+    let iso = dir.join("hello.iso");
+    // -r keeps the lower-case name.
+    let made = Command::new("genisoimage").args(["-quiet", "-r", "-o"]).args([&iso, &iso_files]).status();
+    assert!(made.expect("genisoimage is missing: run examples/setup.sh first").success());
+
+    let state = dir.join("vm");
+    let _end = Ended(&state);
+    let mut machine = machine()
+        .state_dir(&state)
+        .cpus(2)
+        .memory(768)
+        .uuid(UUID)
+        .vpnkit(VpnKit::Auto)
+        .disk(Disk::in_state_dir(64))
+        .disk(Disk::raw(dir.join("second.img")).size(8))
+        .iso(&iso)
+        .socket_9p(&share, "share")
+        .console(Console::File);
+    let marker = format!("marker-{}", std::process::id());
+    let cmdline = format!("console=ttyS0 panic=1 quiet hyperkit.report hyperkit.marker={marker}");
+    let began = seconds();
+    let vm = machine.start(&cmdline).unwrap();
+    let pty = fs::read_to_string(state.join("tty")).unwrap();
+    assert!(fs::metadata(&pty).unwrap().file_type().is_char_device(), "{pty}");
+    assert_eq!(vm.wait_timeout(PATIENCE).unwrap(), Some(Exit::PowerOff));
+    assert!(!machine.is_running());
+    assert!(!state.join("hyperkit.pid").exists());
+
+    let report = report(&fs::read(state.join("console-ring")).unwrap());
+    let one = |key: &str| match report.get(key).map(Vec::as_slice) {
+        Some([value]) => value.as_str(),
+        other => panic!("{key}: {other:?}"),
+    };
+    assert_eq!(one("cmdline"), format!("earlyprintk=serial {cmdline}"));
+    assert_eq!(one("vcpus"), "2");
+    assert_eq!(one("memory-mib"), "768");
+    assert_eq!(one("uuid"), UUID);
+    // Address, vendor, device, subsystem device (virtio's own number of the kind), class.
+    let pci = [
+        "0000:00:00.0 0x8086 0x29c0 0x1100 0x060000", // host bridge
+        "0000:00:01.0 0x1af4 0x1000 0x0001 0x020000", // network, where VPNKit's card is
+        "0000:00:02.0 0x1af4 0x1001 0x0002 0x010000", // disk
+        "0000:00:03.0 0x1af4 0x1001 0x0002 0x010000", // disk
+        "0000:00:04.0 0x8086 0x2922 0x1100 0x010601", // AHCI with the ISO
+        "0000:00:05.0 0x1af4 0x1005 0x0004 0x00ff00", // random number generator
+        "0000:00:06.0 0x1af4 0x1009 0x0009 0x000200", // 9p
+        "0000:00:1f.0 0x8086 0x2918 0x1100 0x060100", // LPC bridge
+    ];
+    assert_eq!(report["pci"], pci);
+    assert_eq!(report["disk"], [format!("vda {}", 64 * 2048), format!("vdb {}", 8 * 2048)]);
+    assert_eq!(one("marker"), marker);
+    let mut written = vec![0; marker.len()];
+    fs::File::open(state.join("disk.img")).unwrap().read_exact_at(&mut written, 1024 * 1024).unwrap();
+    assert_eq!(written, marker.as_bytes());
+    assert_eq!(one("iso"), "sr0 hello.txt from the image");
+    assert_eq!(one("9p"), "share hello.txt from the share");
+    let (source, bytes) = one("random").split_once(' ').unwrap();
+    assert_eq!(source, "virtio_rng.0");
+    assert!(bytes.len() == 32 && bytes.bytes().any(|digit| digit != b'0'), "{bytes}");
+    let (_, address) = one("net").split_once(' ').unwrap();
+    assert!(address.starts_with("10.0.2.") && address.ends_with("/24"), "{address}");
+    let clock: u64 = one("clock").parse().unwrap();
+    assert!((began - 60..seconds() + 60).contains(&clock), "the guest's clock says {clock}");
+
+    machine.remove(true).unwrap();
+    assert_eq!(common::names(&state), ["disk.img"]);
+}
+
+#[test]
+fn run_has_the_console_on_standard_output() {
+    let mut boot = Command::new(example("boot"));
+    boot.args(["--hyperkit", "qemu-system-x86_64", "--cmdline", "console=ttyS0 panic=1 quiet hyperkit.report"]);
+    boot.arg("--kernel").arg(guest("vmlinuz")).arg("--initrd").arg(guest("initrd.img"));
+    let output = boot.stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("the machine powered off"));
+    let report = report(&output.stdout);
+    assert_eq!(report["vcpus"], ["1"]);
+    assert_eq!(report["memory-mib"], ["1024"]);
+    assert_eq!(report["pci"].len(), 3, "nothing but the bridges and the random number generator");
+}
+
+#[test]
+fn another_process_takes_it_up_and_stops_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().canonicalize().unwrap().join("vm");
+    let _end = Ended(&state);
+    let boot = |args: &[&str]| {
+        let mut boot = Command::new(example("boot"));
+        boot.args(args).arg("--state-dir").arg(&state).arg("--hyperkit").arg("qemu-system-x86_64");
+        boot.arg("--kernel").arg(guest("vmlinuz")).arg("--initrd").arg(guest("initrd.img"));
+        let output = boot.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let told = boot(&["--background", "--disk-size", "4"]);
+    let machine = HyperKit::from_state(&state).unwrap();
+    let vm = machine.vm().unwrap().expect("it runs");
+    assert!(told.contains(&format!("process {}", vm.pid())), "{told}");
+    assert!(told.contains(&fs::read_to_string(state.join("tty")).unwrap()), "{told}");
+    assert!(matches!(machine.remove(false), Err(Error::StillRunning { .. })));
+    boot(&["--stop"]);
+    assert_eq!(vm.wait().unwrap(), Exit::Unknown);
+    assert!(!machine.is_running());
+    boot(&["--remove"]);
+    assert!(!state.exists());
+}
+
+#[test]
+fn what_qemu_refuses_at_its_start_is_in_the_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().canonicalize().unwrap();
+    let (first, second) = (dir.join("first"), dir.join("second"));
+    let _ends = (Ended(&first), Ended(&second));
+    let shared = Disk::raw(dir.join("shared.img")).size(1);
+    machine().state_dir(&first).disk(shared.clone()).console(Console::File).start("console=ttyS0").unwrap();
+    match machine().state_dir(&second).disk(shared).console(Console::File).start("console=ttyS0") {
+        Err(Error::StartFailed { exit: Exit::Failed(1), last_words }) => {
+            assert!(last_words.contains("lock") && last_words.contains("shared.img"), "{last_words}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(!HyperKit::from_state(&second).unwrap().is_running());
+}
