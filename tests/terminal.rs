@@ -1,0 +1,86 @@
+//! The caller's terminal, lent to a machine with its console on stdio, comes back as it was.
+
+mod common;
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::process::{Child, Command};
+
+use common::{Files, example, standin};
+use rustix::fs::{OFlags, fcntl_getfl};
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{LocalModes, tcgetattr};
+
+/// A terminal with `boot` on it: the side where a person sits, and the side that `boot` has.
+struct Terminal {
+    person: File,
+    boot: File,
+    said: String,
+}
+
+impl Terminal {
+    fn new() -> Self {
+        let person = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&person).unwrap();
+        unlockpt(&person).unwrap();
+        let name = ptsname(&person, Vec::new()).unwrap();
+        let boot = OpenOptions::new().read(true).write(true).open(name.to_str().unwrap()).unwrap();
+        Self { person: person.into(), boot, said: String::new() }
+    }
+
+    fn run(&self, files: &Files, guest: &str) -> Child {
+        let stdio = || self.boot.try_clone().unwrap();
+        let mut boot = Command::new(example("boot"));
+        boot.arg("--hyperkit").arg(standin()).arg("--kernel").arg(files.path("vmlinuz"));
+        boot.arg("--state-dir").arg(files.path("vm")).args(["--cmdline", guest]);
+        boot.stdin(stdio()).stdout(stdio()).stderr(stdio()).spawn().unwrap()
+    }
+
+    /// Reads until `text` is on the screen.
+    fn expect(&mut self, text: &str) {
+        let mut buffer = [0; 1024];
+        while !self.said.contains(text) {
+            let length = self.person.read(&mut buffer).unwrap();
+            self.said.push_str(&String::from_utf8_lossy(&buffer[..length]));
+        }
+    }
+
+    fn is_raw(&self) -> bool {
+        !tcgetattr(&self.boot).unwrap().local_modes.contains(LocalModes::ICANON | LocalModes::ISIG)
+    }
+
+    fn flags(&self) -> OFlags {
+        fcntl_getfl(&self.boot).unwrap()
+    }
+}
+
+#[test]
+fn what_is_typed_reaches_the_guest_even_interrupts_and_the_power_button_gives_the_terminal_back() {
+    let files = Files::new();
+    let mut terminal = Terminal::new();
+    let flags = terminal.flags();
+    let mut boot = terminal.run(&files, "guest.say=ready");
+    terminal.expect("ready");
+    assert!(terminal.is_raw());
+    terminal.person.write_all(b"typed\x03here").unwrap();
+    terminal.expect("typed\x03here");
+    let machine = hyperkit::HyperKit::from_state(files.path("vm")).unwrap();
+    kill_process(Pid::from_raw(machine.pid.unwrap().try_into().unwrap()).unwrap(), Signal::TERM).unwrap();
+    assert!(boot.wait().unwrap().success());
+    assert!(!terminal.is_raw());
+    assert_eq!(terminal.flags(), flags);
+}
+
+#[test]
+fn a_killed_machine_gives_it_back_too() {
+    let files = Files::new();
+    let mut terminal = Terminal::new();
+    let mut boot = terminal.run(&files, "guest.say=ready");
+    terminal.expect("ready");
+    assert!(terminal.is_raw());
+    hyperkit::HyperKit::from_state(files.path("vm")).unwrap().stop().unwrap();
+    assert!(!boot.wait().unwrap().success());
+    terminal.expect("was killed by signal 9");
+    assert!(!terminal.is_raw());
+}
