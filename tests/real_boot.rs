@@ -11,32 +11,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
-use common::example;
+use common::{Ended, example, guest};
 use hyperkit::{Console, Disk, Error, Exit, HyperKit, VpnKit};
 
 /// Far longer than a boot takes under emulation on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(300);
 const UUID: &str = "1f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55";
 
-fn guest(file: &str) -> PathBuf {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/guest").join(file);
-    assert!(path.exists(), "{} is missing: run examples/setup.sh first", path.display());
-    path
-}
-
 fn machine() -> HyperKit {
     HyperKit::new().hyperkit("qemu-system-x86_64").kernel(guest("vmlinuz")).initrd(guest("initrd.img"))
-}
-
-/// Pulls the plug when the test fails, too.
-struct Ended<'a>(&'a Path);
-
-impl Drop for Ended<'_> {
-    fn drop(&mut self) {
-        if let Ok(machine) = HyperKit::from_state(self.0) {
-            let _ = machine.stop();
-        }
-    }
 }
 
 /// What the guest reported on its console, by key.

@@ -82,3 +82,21 @@ pub fn example(name: &str) -> PathBuf {
     assert!(program.exists(), "{} is missing: run `cargo test` or `cargo build --examples` first", program.display());
     program
 }
+
+/// Pulls the plug when the test fails, too.
+pub struct Ended<'a>(pub &'a Path);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        if let Ok(machine) = HyperKit::from_state(self.0) {
+            let _ = machine.stop();
+        }
+    }
+}
+
+/// A file of the guest that `examples/setup.sh` makes.
+pub fn guest(file: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/guest").join(file);
+    assert!(path.exists(), "{} is missing: run examples/setup.sh first", path.display());
+    path
+}
