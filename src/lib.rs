@@ -55,3 +55,8 @@ pub use disk::{Disk, create_disk_image};
 pub use engine::Engine;
 pub use error::{Error, Result};
 pub use vm::{Exit, Vm};
+
+/// The README's examples compile.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
