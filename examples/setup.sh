@@ -30,6 +30,7 @@ fi
 missing=
 have qemu-system-x86_64 || missing="$missing qemu-system-x86"
 have genisoimage || missing="$missing genisoimage"
+have xz || missing="$missing xz-utils" # newer Debian packs kernel modules with it
 if [ -n "$missing" ]; then
     root=
     if [ "$(id -u)" != 0 ]; then

@@ -36,6 +36,9 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+#[cfg(not(unix))]
+compile_error!("hyperkit runs on macOS, QEMU is driven over unix sockets: this crate is for Unix systems");
+
 mod check;
 mod child;
 mod config;

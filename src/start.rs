@@ -6,8 +6,6 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
-
 use crate::check::command_line;
 use crate::child::Child;
 use crate::config::{Console, HyperKit};
@@ -53,10 +51,7 @@ impl HyperKit {
     /// What [`check`](Self::check) finds, before anything is made; [`Error::AlreadyRunning`];
     /// [`Error::StartFailed`] and [`Error::StartTimedOut`] with what the program printed; [`Error::Io`].
     pub fn start(&mut self, cmdline: &str) -> Result<Vm> {
-        match self.launch(cmdline, false)? {
-            Launched { vm, failed: None } => Ok(vm),
-            Launched { failed: Some(error), .. } => Err(error),
-        }
+        self.launch(cmdline, false)
     }
 
     /// Runs the machine in the foreground, until it ends.
@@ -66,14 +61,7 @@ impl HyperKit {
     /// # Errors
     /// Those of [`start`](Self::start), but a guest that is done early is no error.
     pub fn run(&mut self, cmdline: &str) -> Result<Exit> {
-        let Launched { vm, failed } = self.launch(cmdline, true)?;
-        match failed {
-            Some(Error::StartFailed { exit: exit @ (Exit::PowerOff | Exit::Reset | Exit::TripleFault), .. }) => {
-                Ok(exit)
-            }
-            Some(error) => Err(error),
-            None => vm.wait(),
-        }
+        self.launch(cmdline, true)?.wait()
     }
 
     /// The machine that a state directory remembers, running or not.
@@ -158,16 +146,17 @@ impl HyperKit {
     }
 
     /// `start` and `run` up to where they part.
-    fn launch(&mut self, cmdline: &str, foreground: bool) -> Result<Launched> {
+    fn launch(&mut self, cmdline: &str, foreground: bool) -> Result<Vm> {
         let mut machine = self.effective()?;
         machine.check_all()?;
         command_line(&machine, cmdline)?;
-        if let Some(vm) = self.vm()? {
-            return Err(Error::AlreadyRunning { pid: vm.pid() });
-        }
         let engine = Engine::of_machine(&machine);
         let state = machine.state_dir.as_deref().map(StateDir::new).transpose()?;
-        let lock = state.as_ref().map(|state| claim(state, &mut machine)).transpose()?;
+        let lock = match (&state, self.vm()?) {
+            (_, Some(vm)) => return Err(Error::AlreadyRunning { pid: vm.pid() }),
+            (Some(state), None) => Some(claim(state, &mut machine)?),
+            (None, None) => None,
+        };
 
         machine.arguments = engine.host_arguments();
         machine.arguments.extend(engine.arguments(&machine, cmdline)?);
@@ -201,24 +190,20 @@ impl HyperKit {
         machine.pid_started = look(child.pid()).map(|seen| seen.started);
         let vm = Vm { process: Handle::Child(child.clone()), engine, state };
 
-        let started = match &vm.state {
-            Some(state) => await_start(&machine, engine, state, &child, &output).and_then(|()| state.save(&machine)),
-            None => Ok(()),
-        };
-        let failed = started.err();
-        if failed.is_some() {
-            give_up(&vm, &machine, lock.as_ref())?;
-        } else {
-            *self = machine;
+        if let Some((state, lock)) = vm.state.as_ref().zip(lock) {
+            let started = match await_start(&machine, engine, state, &child, &output) {
+                // Who waits for the end may have it so soon.
+                Err(Error::StartFailed { exit, .. }) if foreground && exit.is_the_guests() => Ok(()),
+                started => started,
+            };
+            if let Err(error) = started.and_then(|()| state.save(&machine)) {
+                give_up(&vm, state, &machine, &lock);
+                return Err(error);
+            }
         }
-        Ok(Launched { vm, failed })
+        *self = machine;
+        Ok(vm)
     }
-}
-
-/// A machine that was spawned, and what kept it from starting.
-struct Launched {
-    vm: Vm,
-    failed: Option<Error>,
 }
 
 /// Makes the state directory ours, if no machine runs there, and clears away what the last one left.
@@ -283,12 +268,12 @@ fn await_start(
 }
 
 /// Ends what was started in vain, also if the program had started another in its place.
-fn give_up(vm: &Vm, machine: &HyperKit, lock: Option<&Lock>) -> Result<()> {
-    let Some((state, lock)) = vm.state.as_ref().zip(lock) else { return Ok(()) };
-    vm.end()?;
-    if let Some(process) = state.running(Some(machine)) {
-        process.signal(Signal::KILL).map_err(Error::io("end", format!("process {}", process.pid())))?;
-        process.wait(None);
+fn give_up(vm: &Vm, state: &StateDir, machine: &HyperKit, lock: &Lock) {
+    let ended = vm.end().and_then(|()| match state.running(Some(machine)) {
+        Some(process) => Vm { process: Handle::Found(process), engine: vm.engine, state: None }.end(),
+        None => state.clear(lock),
+    });
+    if let Err(error) = ended {
+        log::warn!(target: "hyperkit", "after a start that failed: {error}");
     }
-    state.clear(lock)
 }

@@ -60,6 +60,13 @@ pub enum Exit {
     Unknown,
 }
 
+impl Exit {
+    /// Whether the guest brought it about, and not the program or someone outside.
+    pub(crate) fn is_the_guests(self) -> bool {
+        matches!(self, Self::PowerOff | Self::Reset | Self::TripleFault)
+    }
+}
+
 impl fmt::Display for Exit {
     /// What the machine did, to stand behind its name: `powered off`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

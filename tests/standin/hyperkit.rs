@@ -2,8 +2,9 @@
 //! signals, and a guest that is a few words on the kernel command line:
 //!
 //! `guest.exit=CODE` ends by itself (0 power-off, 2 reset, 3 triple fault) · `guest.no-acpi` never listens to the power
-//! button · `guest.deaf` listens and does nothing · `guest.say=TEXT` on the console · `vmm.say=TEXT`, `vmm.die=CODE`,
-//! `vmm.die-early=CODE` (before the pid file), `vmm.no-pid-file` are about the program itself.
+//! button · `guest.deaf` listens and does nothing · `guest.say=TEXT` on the console · `vmm.say=TEXT`, `vmm.die=CODE`
+//! (before the serial ports are there), `vmm.die-early=CODE` (before the pid file) and `vmm.no-pid-file` are about the
+//! program itself.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -67,13 +68,13 @@ fn main() {
     for (slot, device) in &options.slots {
         set_up(*slot, device, &mut held);
     }
-    let console = Arc::new(Mutex::new(Console::open(&options.com1)));
     if let Some(text) = word("vmm.say") {
         println!("{text}");
     }
     if let Some(code) = word("vmm.die") {
         fail_with(code.parse().unwrap_or(1), "dying");
     }
+    let console = Arc::new(Mutex::new(Console::open(&options.com1)));
     load_kernel(&options);
 
     // The guest runs from here on: before, these signals would have killed.
