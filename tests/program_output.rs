@@ -6,7 +6,7 @@ use std::fs;
 use std::sync::{Mutex, OnceLock, mpsc};
 use std::time::Duration;
 
-use common::Files;
+use common::{Ended, Files};
 use hyperkit::{Console, Error, Exit};
 
 /// Hands on every line of target `hyperkit`, and panics on one that asks for it.
@@ -39,6 +39,8 @@ fn lines_arrive_while_the_machine_runs_and_when_it_ends() {
     let next = || lines.recv_timeout(Duration::from_secs(60)).expect("a line is missing");
 
     let files = Files::new();
+    let dir = files.path("vm");
+    let _end = Ended(&dir);
     let mut machine = files.machine();
     let vm = machine.start("vmm.say=first guest.say=on-the-console").unwrap();
     assert_eq!(next(), "first");

@@ -6,7 +6,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::process::{Child, Command};
 
-use common::{Files, example, standin};
+use common::{Ended, Files, example, standin};
 use rustix::fs::{OFlags, fcntl_getfl};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
@@ -58,6 +58,8 @@ impl Terminal {
 #[test]
 fn what_is_typed_reaches_the_guest_even_interrupts_and_the_power_button_gives_the_terminal_back() {
     let files = Files::new();
+    let dir = files.path("vm");
+    let _end = Ended(&dir);
     let mut terminal = Terminal::new();
     let flags = terminal.flags();
     let mut boot = terminal.run(&files, "guest.say=ready");
@@ -75,6 +77,8 @@ fn what_is_typed_reaches_the_guest_even_interrupts_and_the_power_button_gives_th
 #[test]
 fn a_killed_machine_gives_it_back_too() {
     let files = Files::new();
+    let dir = files.path("vm");
+    let _end = Ended(&dir);
     let mut terminal = Terminal::new();
     let mut boot = terminal.run(&files, "guest.say=ready");
     terminal.expect("ready");
