@@ -1,15 +1,16 @@
 //! A disk image: how it is described, and how it is made.
 
+use std::ffi::OsString;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::process::unique;
+use crate::lock::open_locked;
 
 /// A disk of the machine: an image file, attached as virtio-blk.
 ///
@@ -98,18 +99,17 @@ pub fn create_disk_image(path: impl AsRef<Path>, mebibytes: u64) -> Result<()> {
         let made = DirBuilder::new().recursive(true).mode(0o777).create(parent);
         made.map_err(Error::io("make the directory", parent))?;
     }
-    // Made beside its place and moved there, so that a crash never leaves a disk of the wrong size.
-    let mut unfinished = path.as_os_str().to_owned();
-    unfinished.push(format!(".{}.new", unique()));
-    let unfinished = PathBuf::from(unfinished);
-    let made = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&unfinished)
-        .and_then(|file| file.set_len(length))
-        .map_err(Error::io("make the disk image", path))
-        .and_then(|()| move_into_place(&unfinished, path));
+    // Made beside its place and moved there, so that a crash never leaves a disk of the wrong size. What a crash leaves
+    // instead takes no room, and the next maker goes on with it.
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(".new");
+    let unfinished = path.with_file_name(name);
+    let mut open = OpenOptions::new();
+    open.write(true).create(true).truncate(false).mode(0o600).custom_flags(OFlags::NOFOLLOW.bits() as i32);
+    let file = open_locked(&unfinished, || open.open(&unfinished)).map_err(Error::io("make the disk image", path))?;
+    let made = file.set_len(0).and_then(|()| file.set_len(length)).map_err(Error::io("make the disk image", path));
+    let made = made.and_then(|()| move_into_place(&unfinished, path));
     if made.is_err() {
         let _ = fs::remove_file(&unfinished);
     }

@@ -46,6 +46,7 @@ mod console;
 mod disk;
 mod engine;
 mod error;
+mod lock;
 mod output;
 mod process;
 mod slots;

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::check::command_line;
+use crate::check::{canonical, command_line};
 use crate::child::Child;
 use crate::config::{Console, HyperKit};
 use crate::console::Terminal;
@@ -232,7 +232,9 @@ fn name_missing_disks(machine: &mut HyperKit, state: Option<&StateDir>) -> Resul
         disk.path = Some(path.clone());
         if let (Some(size), false) = (disk.size, path.exists()) {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
-            if path.parent() == state.map(StateDir::path) && !machine.made_disks.contains(&name) {
+            if path.parent().map(canonical).as_deref() == state.map(StateDir::path)
+                && !machine.made_disks.contains(&name)
+            {
                 machine.made_disks.push(name);
             }
             missing.push((path, size));

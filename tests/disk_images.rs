@@ -77,3 +77,13 @@ fn of_many_at_once_one_makes_it() {
     assert_eq!(path.metadata().unwrap().len(), 2 * MIB);
     assert_eq!(names(dir.path()), ["d.img"]);
 }
+
+/// As if the program had been killed while it made the image.
+#[test]
+fn what_a_killed_maker_left_is_finished() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join(".d.img.new"), "half a disk").unwrap();
+    create_disk_image(dir.path().join("d.img"), 1).unwrap();
+    assert_eq!(fs::read(dir.path().join("d.img")).unwrap(), vec![0; MIB as usize]);
+    assert_eq!(names(dir.path()), ["d.img"]);
+}

@@ -16,14 +16,13 @@ pub(crate) mod json;
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, FileType, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-
-use rustix::fs::{FlockOperation, flock};
 
 use crate::check::canonical;
 use crate::config::HyperKit;
 use crate::error::{Error, Result};
+use crate::lock::open_locked;
 use crate::process::{Process, Seen, look_at_all};
 
 pub(crate) const JSON_FILE: &str = "hyperkit.json";
@@ -73,17 +72,7 @@ impl StateDir {
 
     /// Waits for whoever else has the lock. Nothing is made for it: what is locked is the directory itself.
     pub fn lock(&self) -> Result<Lock> {
-        let failed = |error: io::Error| Error::io("lock", &self.0)(error);
-        loop {
-            let dir = File::open(&self.0).map_err(failed)?;
-            rustix::io::retry_on_intr(|| flock(&dir, FlockOperation::LockExclusive)).map_err(|e| failed(e.into()))?;
-            // While we waited it may have been removed, and another made in its place.
-            let locked = dir.metadata().map_err(failed)?;
-            let current = fs::metadata(&self.0).map_err(failed)?;
-            if (locked.dev(), locked.ino()) == (current.dev(), current.ino()) {
-                return Ok(Lock(dir));
-            }
-        }
+        open_locked(&self.0, || File::open(&self.0)).map(Lock).map_err(Error::io("lock", &self.0))
     }
 
     /// What `hyperkit.json` says, with the directory as it is called now.
