@@ -30,7 +30,10 @@ fi
 missing=
 have qemu-system-x86_64 || missing="$missing qemu-system-x86"
 have genisoimage || missing="$missing genisoimage"
-have xz || missing="$missing xz-utils" # newer Debian packs kernel modules with it
+have cpio || missing="$missing cpio"
+# Newer kernels' modules are packed.
+have xz || missing="$missing xz-utils"
+grep -qs '^ID=ubuntu' /etc/os-release && ! have zstd && missing="$missing zstd"
 if [ -n "$missing" ]; then
     root=
     if [ "$(id -u)" != 0 ]; then
@@ -40,7 +43,7 @@ if [ -n "$missing" ]; then
     say "installing$missing (some 100 MB, a minute at most on a usual line)"
     $root apt-get -qq update
     # shellcheck disable=SC2086  # a list of packages
-    $root env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $missing >/dev/null
+    $root env DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends $missing
 fi
 
 if guest_is_made; then
@@ -78,9 +81,9 @@ if [ -z "$kernel" ]; then
 fi
 [ -n "$kernel" ] || die "no kernel package found: neither linux-image-amd64 nor linux-image-generic is known to apt"
 
-say "downloading $kernel (70 MB) and busybox-static"
+say "downloading $kernel and busybox-static, 71 MB"
 # shellcheck disable=SC2086
-(cd "$work/debs" && apt-get -qq $apt_options download "$kernel" busybox-static $extra) ||
+(cd "$work/debs" && apt-get -q $apt_options download "$kernel" busybox-static $extra) ||
     die "could not download the guest's packages: run 'apt-get update' and try again"
 
 say "making the guest"
@@ -107,7 +110,8 @@ while read -r module; do # built into the kernel where there is no file
     *.ko.zst) zstd -qdc "$file" > "$root/lib/modules/$module.ko" ;;
     esac
 done < "$guest_source/modules"
-(cd "$root" && find . | "$root/bin/busybox" cpio -o -H newc -R 0:0 2>/dev/null | gzip -9n) > "$work/out/initrd.img"
+(cd "$root" && find . > "$work/names" && cpio --quiet -o -H newc -R 0:0 < "$work/names" > "$work/initrd")
+gzip -9nc "$work/initrd" > "$work/out/initrd.img"
 printf '%s\n' "$stamp" > "$work/out/stamp"
 
 rm -rf "$guest"

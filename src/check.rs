@@ -9,6 +9,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, access};
+use serde_json::Value;
 
 use crate::config::{Console, HyperKit, VpnKit};
 use crate::disk;
@@ -127,8 +128,14 @@ pub(crate) fn description(machine: &HyperKit) -> Result<()> {
     if machine.vsock {
         vsock(machine)?;
     }
+    later_settings(machine)?;
+    let mut places = Vec::new();
     for (index, image) in machine.disks.iter().enumerate() {
         let path = image.place(index, machine.state_dir.as_deref())?;
+        if places.contains(&path) {
+            return Err(Error::DiskTwice { path });
+        }
+        places.push(path.clone());
         if let Some(value) = image.size.filter(|&size| disk::bytes(size).is_none()) {
             return Err(Error::InvalidDiskSize { path, value });
         }
@@ -162,6 +169,21 @@ fn texts(machine: &HyperKit) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Settings of later generations of `hyperkit.json` that would make another machine of it.
+fn later_settings(machine: &HyperKit) -> Result<()> {
+    let later = ["argv0", "vpnkit_uuid", "vpnkit_preferred_ipv4", "vsock_dir", "vmnet", "bootrom", "serials"]
+        .map(str::to_owned);
+    let is_set = |value: &Value| ![Value::Null, "".into(), false.into()].contains(value);
+    if let Some(key) = later.into_iter().find(|key| machine.unknown.get(key).is_some_and(is_set)) {
+        return Err(Error::UnknownSetting { key });
+    }
+    let formats = machine.disks.iter().filter_map(|disk| disk.unknown.get("format"));
+    match formats.into_iter().find(|format| is_set(format) && *format != "raw") {
+        Some(format) => Err(Error::UnknownSetting { key: format!("disks.format: {format}") }),
+        None => Ok(()),
+    }
 }
 
 fn path_text<'a>(field: &'static str, path: &'a Path) -> Result<&'a str> {
@@ -208,7 +230,7 @@ fn vsock(machine: &HyperKit) -> Result<()> {
 /// The files that the description names.
 fn files(machine: &HyperKit) -> Result<()> {
     if let Some(dir) = &machine.state_dir {
-        directory(dir)?;
+        directory("state_dir", dir)?;
     }
     if let Some(path) = &machine.kernel {
         bz_image(path)?;
@@ -230,7 +252,7 @@ fn files(machine: &HyperKit) -> Result<()> {
         let path = image.place(index, machine.state_dir.as_deref())?;
         match open("disks", &path, file_or_device) {
             Err(Error::NotFound { path, .. }) if image.size.is_none() => return Err(Error::DiskSizeMissing { path }),
-            Err(Error::NotFound { .. }) => {}
+            Err(Error::NotFound { path, .. }) => directory("disks", path.parent().unwrap_or(&path))?,
             opened => drop(opened?),
         }
     }
@@ -240,9 +262,8 @@ fn files(machine: &HyperKit) -> Result<()> {
     }
 }
 
-/// The state directory, or as much as there is of it, has to be a directory to make files in.
-fn directory(dir: &Path) -> Result<()> {
-    let field = "state_dir";
+/// A directory, or as much as there is of it, has to be one to make files in.
+fn directory(field: &'static str, dir: &Path) -> Result<()> {
     for existing in dir.ancestors() {
         match existing.metadata() {
             Ok(metadata) if !metadata.is_dir() => {

@@ -144,20 +144,29 @@ impl Alarm {
     }
 }
 
-/// Without such events at hand, looks now and then: soon after something happened, less often when all is quiet.
+/// Elsewhere a thread of its own waits for the end, and what is printed is looked for now and then.
 #[cfg(not(target_os = "linux"))]
 struct Alarm {
-    pause: Duration,
+    end: mpsc::Receiver<()>,
 }
 
 #[cfg(not(target_os = "linux"))]
 impl Alarm {
-    fn new(_: Pid, _: &Output) -> Self {
-        Self { pause: Duration::from_millis(1) }
+    fn new(pid: Pid, _: &Output) -> Self {
+        let (ended, end) = mpsc::channel();
+        let wait = move || {
+            let _ = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
+            drop(ended);
+        };
+        // Without that thread the channel is closed at once, and the pause below does its work.
+        let _ = thread::Builder::new().name("hyperkit-end".to_owned()).spawn(wait);
+        Self { end }
     }
 
     fn wait(&mut self) {
-        thread::sleep(self.pause);
-        self.pause = (self.pause * 2).min(Duration::from_millis(100));
+        let pause = Duration::from_millis(100);
+        if self.end.recv_timeout(pause) == Err(mpsc::RecvTimeoutError::Disconnected) {
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 }

@@ -27,11 +27,11 @@ use crate::state::json;
 ///     .memory(2048)
 ///     .disk(Disk::raw("root.img").size(4096));
 /// assert_eq!(machine.disks[0].size, Some(4096));
-/// assert_eq!(machine.to_string().parse::<HyperKit>()?, machine);
+/// assert_eq!(serde_json::from_str::<HyperKit>(&machine.to_string())?, machine);
 /// # Ok::<(), serde_json::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(remote = "Self", default)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct HyperKit {
     /// The program that runs the machine: a path, or a name to be found on `PATH`. Its file name decides the
@@ -42,7 +42,7 @@ pub struct HyperKit {
     #[serde(with = "json::path")]
     pub state_dir: Option<PathBuf>,
     /// The network.
-    #[serde(rename = "vpnkit_sock")]
+    #[serde(rename = "vpnkit_sock", deserialize_with = "json::or_default")]
     pub vpnkit: VpnKit,
     /// A UUID that gets the machine the same IP address from VPNKit each time.
     #[serde(with = "json::text")]
@@ -57,14 +57,16 @@ pub struct HyperKit {
     #[serde(rename = "iso", with = "json::isos")]
     pub isos: Vec<PathBuf>,
     /// Whether the machine has a vsock device; its sockets are in the state directory.
+    #[serde(deserialize_with = "json::or_default")]
     pub vsock: bool,
     /// vsock ports of the guest that hyperkit offers as sockets on the host, 4 at most.
-    #[serde(serialize_with = "json::list")]
+    #[serde(serialize_with = "json::list", deserialize_with = "json::or_default")]
     pub vsock_ports: Vec<u32>,
     /// The guest's context identifier (CID) on vsock, 3 to 2147483647.
+    #[serde(deserialize_with = "json::vsock_guest_cid")]
     pub vsock_guest_cid: u32,
     /// What the guest can mount by 9p.
-    #[serde(rename = "9p_sockets", serialize_with = "json::list")]
+    #[serde(rename = "9p_sockets", serialize_with = "json::list", deserialize_with = "json::or_default")]
     pub sockets_9p: Vec<Socket9p>,
     /// The kernel: an x86 bzImage.
     #[serde(with = "json::path")]
@@ -73,24 +75,28 @@ pub struct HyperKit {
     #[serde(with = "json::path")]
     pub initrd: Option<PathBuf>,
     /// Number of vCPUs, 1 to 64.
+    #[serde(deserialize_with = "json::cpus")]
     pub cpus: u32,
     /// Memory, in MiB.
+    #[serde(deserialize_with = "json::memory")]
     pub memory: u64,
     /// Where the first serial port leads.
+    #[serde(deserialize_with = "json::or_default")]
     pub console: Console,
     /// The process that was started last; whether it still runs, [`is_running`](Self::is_running) says.
     #[serde(with = "json::count")]
     pub pid: Option<u32>,
     /// The arguments that process was started with.
-    #[serde(serialize_with = "json::list")]
+    #[serde(serialize_with = "json::list", deserialize_with = "json::or_default")]
     pub arguments: Vec<String>,
     /// The same as a single line, the program first.
+    #[serde(deserialize_with = "json::or_default")]
     pub cmdline: String,
     /// When that process began, in seconds since 1970: with the pid, what tells it from a later stranger.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) pid_started: Option<u64>,
     /// Names of the disk images in the state directory that this crate made, and may delete.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "json::or_default")]
     pub(crate) made_disks: Vec<String>,
     /// Keys of `hyperkit.json` that this version does not know; they survive.
     #[serde(flatten)]
@@ -287,14 +293,5 @@ impl fmt::Display for HyperKit {
     /// The JSON that `hyperkit.json` holds; a path that is not UTF-8 has none, and is shown with replacements.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&serde_json::to_string(self).map_err(|_| fmt::Error)?)
-    }
-}
-
-impl std::str::FromStr for HyperKit {
-    type Err = serde_json::Error;
-
-    /// Reads what [`Display`](fmt::Display) prints, or any `hyperkit.json`.
-    fn from_str(json: &str) -> Result<Self, Self::Err> {
-        serde_json::from_str(json)
     }
 }

@@ -4,9 +4,10 @@ use std::io::{stderr, stdin, stdout};
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
+use rustix::process::getpgrp;
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetpgrp, tcsetattr};
 
-/// How the caller's standard streams were; dropping it puts them back.
+/// How the caller's standard streams were, a terminal or not; dropping it puts them back.
 ///
 /// hyperkit and QEMU put the terminal into raw mode and make it non-blocking. The caller shares both, and gets them
 /// back only from a normal exit, or not at all.
@@ -30,13 +31,24 @@ impl Terminal {
     }
 }
 
+impl Terminal {
+    /// Whether standard input is a terminal.
+    pub fn is_one(&self) -> bool {
+        self.settings.is_some()
+    }
+}
+
 impl Drop for Terminal {
     fn drop(&mut self) {
-        for (stream, flags) in &self.flags {
-            let _ = fcntl_setfl(stream, *flags);
+        for (stream, before) in &self.flags {
+            if let Ok(now) = fcntl_getfl(stream) {
+                let _ = fcntl_setfl(stream, (now - OFlags::NONBLOCK) | (*before & OFlags::NONBLOCK));
+            }
         }
-        if let Some(settings) = &self.settings {
-            let _ = tcsetattr(stdin(), OptionalActions::Drain, settings);
+        // Whoever is in the background must not touch the terminal, and would be stopped for it.
+        let in_background = tcgetpgrp(stdin()).is_ok_and(|foreground| foreground != getpgrp());
+        if let Some(settings) = self.settings.as_ref().filter(|_| !in_background) {
+            let _ = tcsetattr(stdin(), OptionalActions::Now, settings);
         }
     }
 }

@@ -123,6 +123,20 @@ pub enum Error {
         /// Its size, in MiB.
         value: u64,
     },
+    /// An image that is two disks of the machine.
+    #[error("`disks` has this image twice: {}", path.display())]
+    DiskTwice {
+        /// The image.
+        path: PathBuf,
+    },
+    /// A setting of a later version of the Go package, from a `hyperkit.json`, that this version cannot honour.
+    #[error(
+        "`{key}` in hyperkit.json is more than this version can do: remove it, or start the machine with what wrote it"
+    )]
+    UnknownSetting {
+        /// The key.
+        key: String,
+    },
     /// A disk with neither a path nor a state directory to be made in, nor a size.
     #[error("a disk without a path needs a size and a `state_dir` to be made in")]
     DiskPlaceMissing,
@@ -242,9 +256,9 @@ pub enum Error {
         /// The last lines of what the program printed.
         last_words: String,
     },
-    /// The program did not get as far as running the machine.
-    #[error("the machine did not start: the program {exit}{}", said(last_words))]
-    StartFailed {
+    /// The program ended, and not because the guest was done: it could not start the machine, or not go on.
+    #[error("the program that runs the machine {exit}{}", said(last_words))]
+    ProgramFailed {
         /// How the program ended.
         exit: Exit,
         /// The last lines of what it printed.
@@ -262,7 +276,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// Where and why it could not be read.
-        source: serde_json::Error,
+        source: io::Error,
     },
     /// No machine has ever been started with this state directory.
     #[error("no machine is remembered here: {} does not exist", path.display())]

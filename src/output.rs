@@ -2,15 +2,13 @@
 //!
 //! The program writes to the file itself, so that nothing is lost and nothing blocks when the starter is gone.
 
-use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
-use crate::process::unique;
-use crate::state::{LOG_FILE, StateDir};
+use crate::state::{LOG_FILE, StateDir, remove_file};
 
 /// A longer line is logged in pieces, so that a program that prints no newline costs no memory.
 const LONGEST_LINE: usize = 8 * 1024;
@@ -28,24 +26,23 @@ pub(crate) struct Output {
 impl Output {
     /// A new `hyperkit.log`; without a state directory, a file without a name.
     pub fn create(state: Option<&StateDir>) -> Result<Self> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
         let path = match state {
             Some(state) => state.file(LOG_FILE),
-            None => std::env::temp_dir().join(format!("hyperkit-{}.log", unique())),
+            None => {
+                let name = format!("hyperkit-{}-{}.log", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+                std::env::temp_dir().join(name)
+            }
         };
-        let opened = Self::open(&path, state.is_none()).map_err(Error::io("make", &path))?;
-        Ok(Self { file: opened, passed_on: 0 })
-    }
-
-    fn open(path: &Path, nameless: bool) -> io::Result<File> {
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+        if state.is_some() {
+            remove_file(&path)?;
         }
-        let file = OpenOptions::new().read(true).append(true).create_new(true).mode(0o600).open(path)?;
-        if nameless {
-            fs::remove_file(path)?;
+        let file = OpenOptions::new().read(true).append(true).create_new(true).mode(0o600).open(&path);
+        let file = file.map_err(Error::io("make", &path))?;
+        if state.is_none() {
+            remove_file(&path)?;
         }
-        Ok(file)
+        Ok(Self { file, passed_on: 0 })
     }
 
     /// For the program to print into.
@@ -75,10 +72,11 @@ impl Output {
                 None if at_end || length == buffer.len() => length,
                 None => return,
             };
-            for line in String::from_utf8_lossy(&read[..complete]).lines() {
-                log::info!(target: "hyperkit", "{line}");
+            for line in read[..complete].split_inclusive(|&byte| byte == b'\n') {
+                // First, so that a logger that panics gets no line twice.
+                self.passed_on += line.len() as u64;
+                log::info!(target: "hyperkit", "{}", String::from_utf8_lossy(line).trim_end_matches(['\r', '\n']));
             }
-            self.passed_on += complete as u64;
         }
     }
 

@@ -2,8 +2,8 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Once;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Signal, getrlimit, kill_process, setrlimit};
@@ -23,9 +23,16 @@ pub(crate) struct Seen {
     pub started: u64,
     /// Program and arguments, trimmed and without empty ones: sysinfo gives them so on Linux.
     pub command: Vec<OsString>,
+    /// What relative paths on its command line are relative to, if it is ours to know.
+    pub directory: Option<PathBuf>,
 }
 
 impl Seen {
+    /// Whether it began when it was recorded to have, as far as the clock can tell.
+    pub fn began_at(&self, recorded: u64) -> bool {
+        recorded.abs_diff(self.started) <= 2
+    }
+
     /// Whether it was started with `arguments`; a script has its interpreter before them.
     pub fn has_arguments(&self, arguments: &[String]) -> bool {
         let wanted: Vec<_> = arguments.iter().map(|argument| argument.trim_ascii()).filter(|a| !a.is_empty()).collect();
@@ -48,18 +55,18 @@ pub(crate) fn look_at_all() -> Vec<Seen> {
 fn refreshed(which: ProcessesToUpdate<'_>) -> System {
     let mut system = System::new();
     // Threads have pids of their own on Linux, and the command line of their process.
-    let what = ProcessRefreshKind::nothing().without_tasks().with_cmd(UpdateKind::Always);
-    let mut refresh = || system.refresh_processes_specifics(which, true, what);
-    // The first refresh of sysinfo raises the limit of open files for the whole program, which is not ours to do.
+    let what = ProcessRefreshKind::nothing().without_tasks().with_cmd(UpdateKind::Always).with_cwd(UpdateKind::Always);
+    // sysinfo keeps a file open for each process and raises the program's limit of open files for that, once. Neither
+    // is ours to do: without files to keep it works as well.
     static FIRST: Once = Once::new();
     FIRST.call_once(|| {
         let limit = getrlimit(Resource::Nofile);
-        refresh();
+        sysinfo::set_open_files_limit(0);
         if let Err(error) = setrlimit(Resource::Nofile, limit) {
             log::debug!(target: "hyperkit", "cannot put the limit of open files back: {error}");
         }
     });
-    refresh();
+    system.refresh_processes_specifics(which, true, what);
     system
 }
 
@@ -68,7 +75,8 @@ fn seen(process: &sysinfo::Process) -> Option<Seen> {
         return None;
     }
     let command = process.cmd().iter().map(trimmed).filter(|a| !a.is_empty()).collect();
-    Some(Seen { pid: process.pid().as_u32(), started: process.start_time(), command })
+    let directory = process.cwd().map(Path::to_owned);
+    Some(Seen { pid: process.pid().as_u32(), started: process.start_time(), command, directory })
 }
 
 /// macOS has the arguments as they are; see [`Seen::command`].
@@ -163,10 +171,4 @@ fn readable(handle: &OwnedFd, patience: Option<Duration>) -> bool {
             Ok(_) => return true,
         }
     }
-}
-
-/// Part of a file name that nobody else on this host uses at this time.
-pub(crate) fn unique() -> String {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
 }

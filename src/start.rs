@@ -1,9 +1,9 @@
 //! From the description to a running machine and back: check, create, spawn, record; find again, end, remove.
 
+use std::ffi::OsStr;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::check::{canonical, command_line};
@@ -43,13 +43,16 @@ impl HyperKit {
 
     /// Starts the machine in the background.
     ///
-    /// Returns when the program has written its pid file and has the machine's devices ready; without a state
-    /// directory, when the program is there. The machine outlives this program. What was filled in on the way (the
-    /// program, absolute paths, pid, arguments) is in `self` afterwards, and in `hyperkit.json`.
+    /// Returns when the program has written its pid file and has the machine's devices ready. hyperkit does not tell
+    /// of its devices with the console on stdio, and without a state directory nothing tells of anything: then a
+    /// program that fails a moment later is found out by [`Vm::wait`].
+    ///
+    /// The machine outlives this program, unless its console is on a terminal that goes away. What was filled in on
+    /// the way (the program, absolute paths, pid, arguments) is in `self` afterwards, and in `hyperkit.json`.
     ///
     /// # Errors
     /// What [`check`](Self::check) finds, before anything is made; [`Error::AlreadyRunning`];
-    /// [`Error::StartFailed`] and [`Error::StartTimedOut`] with what the program printed; [`Error::Io`].
+    /// [`Error::ProgramFailed`] and [`Error::StartTimedOut`] with what the program printed; [`Error::Io`].
     pub fn start(&mut self, cmdline: &str) -> Result<Vm> {
         self.launch(cmdline, false)
     }
@@ -59,9 +62,15 @@ impl HyperKit {
     /// A console on stdio is the caller's terminal, which is afterwards as it was.
     ///
     /// # Errors
-    /// Those of [`start`](Self::start), but a guest that is done early is no error.
+    /// Those of [`start`](Self::start); [`Error::ProgramFailed`] also if the program fails or is killed later on.
     pub fn run(&mut self, cmdline: &str) -> Result<Exit> {
-        self.launch(cmdline, true)?.wait()
+        let vm = self.launch(cmdline, true)?;
+        match vm.wait()? {
+            exit @ (Exit::Failed(_) | Exit::Killed(_)) => {
+                Err(Error::ProgramFailed { exit, last_words: vm.output.map(|o| o.last_words()).unwrap_or_default() })
+            }
+            exit => Ok(exit),
+        }
     }
 
     /// The machine that a state directory remembers, running or not.
@@ -96,7 +105,10 @@ impl HyperKit {
         let process = match &state {
             Some(state) => state.running(Some(self)),
             None => self.pid.and_then(|pid| {
-                Process::find(pid, |seen| seen.has_arguments(&self.arguments) && self.pid_started == Some(seen.started))
+                Process::find(pid, |seen| {
+                    seen.has_arguments(&self.arguments)
+                        && self.pid_started.is_some_and(|started| seen.began_at(started))
+                })
             }),
         };
         let engine = Engine::of_machine(self);
@@ -104,7 +116,7 @@ impl HyperKit {
             Some(child) => Handle::Child(child),
             None => Handle::Found(process),
         };
-        Ok(process.map(|process| Vm { process: handle(process), engine, state }))
+        Ok(process.map(|process| Vm { process: handle(process), engine, state, output: None }))
     }
 
     /// Whether the machine runs: the process that was started, and no other that has its pid now.
@@ -137,9 +149,12 @@ impl HyperKit {
             return Ok(());
         }
         let lock = state.lock()?;
-        let recorded = state.load().ok();
-        let recorded = recorded.as_ref().unwrap_or(self);
-        if let Some(process) = state.running(Some(recorded)) {
+        let recorded = match state.load() {
+            Err(Error::NoState { .. }) => return Ok(()), // then there is nothing of ours
+            Err(Error::DamagedState { .. }) => self.clone(),
+            loaded => loaded?,
+        };
+        if let Some(process) = state.running(Some(&recorded)) {
             return Err(Error::StillRunning { pid: process.pid() });
         }
         state.remove(if keep_disk { &[] } else { &recorded.made_disks }, lock)
@@ -168,32 +183,35 @@ impl HyperKit {
         // Before the machine is there, so that a crash in between leaves nothing unknown.
         state.iter().try_for_each(|state| state.save(&machine))?;
         for (path, size) in missing {
-            create_disk_image(path, size)?;
+            create_disk_image(&path, size).inspect_err(|_| {
+                // What somebody else has made in the meantime is not ours.
+                machine.made_disks.retain(|name| Some(OsStr::new(name)) != path.file_name());
+                let _ = state.as_ref().map(|state| state.save(&machine));
+            })?;
         }
 
         let output = Output::create(state.as_ref())?;
         let mut command = Command::new(&program);
         command.args(&machine.arguments).stderr(output.writer()?);
-        let terminal = match machine.console {
-            Console::Stdio => Some(Terminal::remember()),
-            _ => {
-                command.stdin(Stdio::null()).stdout(output.writer()?);
-                None
-            }
+        let terminal = if machine.console == Console::Stdio {
+            Some(Terminal::remember())
+        } else {
+            command.stdin(Stdio::null()).stdout(output.writer()?);
+            None
         };
         // A group of its own is out of reach of ^C, but may not read from the terminal.
-        if !foreground && terminal.is_none() {
+        if !foreground && !terminal.as_ref().is_some_and(Terminal::is_one) {
             command.process_group(0);
         }
         let child = Child::spawn(command, output.another()?, terminal)?;
         machine.pid = Some(child.pid());
         machine.pid_started = look(child.pid()).map(|seen| seen.started);
-        let vm = Vm { process: Handle::Child(child.clone()), engine, state };
+        let vm = Vm { process: Handle::Child(child.clone()), engine, state, output: Some(output) };
 
         if let Some((state, lock)) = vm.state.as_ref().zip(lock) {
-            let started = match await_start(&machine, engine, state, &child, &output) {
+            let started = match await_start(&machine, &vm, state, &child) {
                 // Who waits for the end may have it so soon.
-                Err(Error::StartFailed { exit, .. }) if foreground && exit.is_the_guests() => Ok(()),
+                Err(Error::ProgramFailed { exit, .. }) if foreground && exit.is_the_guests() => Ok(()),
                 started => started,
             };
             if let Err(error) = started.and_then(|()| state.save(&machine)) {
@@ -244,26 +262,21 @@ fn name_missing_disks(machine: &mut HyperKit, state: Option<&StateDir>) -> Resul
 }
 
 /// Waits until the program has written its pid file and has the devices ready, or has died.
-fn await_start(
-    machine: &HyperKit,
-    engine: Engine,
-    state: &StateDir,
-    child: &Arc<Child>,
-    output: &Output,
-) -> Result<()> {
+fn await_start(machine: &HyperKit, vm: &Vm, state: &StateDir, child: &Child) -> Result<()> {
+    let last_words = || vm.output.as_ref().map(Output::last_words).unwrap_or_default();
     let deadline = Instant::now() + PATIENCE;
     let mut pause = Duration::from_micros(200);
     loop {
         let is_there = state.pid() == Some(child.pid());
-        if is_there && engine.is_set_up(machine, state, PATIENCE)? {
+        if is_there && vm.engine.is_set_up(machine, state, PATIENCE)? {
             return Ok(());
         }
         if Instant::now() >= deadline {
-            return Err(Error::StartTimedOut { patience: PATIENCE, last_words: output.last_words() });
+            return Err(Error::StartTimedOut { patience: PATIENCE, last_words: last_words() });
         }
         if let Some(status) = child.wait(Some(Instant::now() + pause)) {
-            let exit = status.map_or(Exit::Unknown, |status| engine.exit(status));
-            return Err(Error::StartFailed { exit, last_words: output.last_words() });
+            let exit = status.map_or(Exit::Unknown, |status| vm.engine.exit(status));
+            return Err(Error::ProgramFailed { exit, last_words: last_words() });
         }
         pause = (pause * 2).min(Duration::from_millis(10));
     }
@@ -272,7 +285,7 @@ fn await_start(
 /// Ends what was started in vain, also if the program had started another in its place.
 fn give_up(vm: &Vm, state: &StateDir, machine: &HyperKit, lock: &Lock) {
     let ended = vm.end().and_then(|()| match state.running(Some(machine)) {
-        Some(process) => Vm { process: Handle::Found(process), engine: vm.engine, state: None }.end(),
+        Some(process) => Vm { process: Handle::Found(process), engine: vm.engine, state: None, output: None }.end(),
         None => state.clear(lock),
     });
     if let Err(error) = ended {

@@ -11,6 +11,7 @@ use rustix::process::Signal;
 use crate::child::Child;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::output::Output;
 use crate::process::Process;
 use crate::state::StateDir;
 
@@ -33,6 +34,8 @@ pub struct Vm {
     pub(crate) process: Handle,
     pub(crate) engine: Engine,
     pub(crate) state: Option<StateDir>,
+    /// What the program prints, if this is who has started it.
+    pub(crate) output: Option<Output>,
 }
 
 /// Only the parent of a process learns how it ended.

@@ -34,7 +34,7 @@ fn one_program_starts_a_machine_and_another_ends_it() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("vm");
     let programs = build(dir.path());
-    let _end = Ended(&state);
+    let _end = Ended(state.clone());
     let begin = Command::new(programs.join("begin"))
         .arg(&state)
         .args([guest("vmlinuz"), guest("initrd.img")])

@@ -6,7 +6,7 @@ use std::fs;
 use std::sync::{Mutex, OnceLock, mpsc};
 use std::time::Duration;
 
-use common::{Ended, Files};
+use common::Files;
 use hyperkit::{Console, Error, Exit};
 
 /// Hands on every line of target `hyperkit`, and panics on one that asks for it.
@@ -39,8 +39,7 @@ fn lines_arrive_while_the_machine_runs_and_when_it_ends() {
     let next = || lines.recv_timeout(Duration::from_secs(60)).expect("a line is missing");
 
     let files = Files::new();
-    let dir = files.path("vm");
-    let _end = Ended(&dir);
+    let _end = files.ended();
     let mut machine = files.machine();
     let vm = machine.start("vmm.say=first guest.say=on-the-console").unwrap();
     assert_eq!(next(), "first");
@@ -54,12 +53,15 @@ fn lines_arrive_while_the_machine_runs_and_when_it_ends() {
     // before the end is told. A state directory is not needed.
     let mut machine = files.machine().console(Console::Stdio);
     machine.state_dir = None;
-    assert_eq!(machine.run("vmm.die-early=5").unwrap(), Exit::Failed(5));
+    match machine.run("vmm.die-early=5") {
+        Err(Error::ProgramFailed { exit: Exit::Failed(5), last_words }) => assert_eq!(last_words, "dying early"),
+        other => panic!("{other:?}"),
+    }
     assert_eq!(next(), "dying early");
 
     // A logger that panics does not keep a machine from being reaped, nor its last words from the error.
     match files.machine().start("vmm.say=logger-panics vmm.die=6") {
-        Err(Error::StartFailed { exit: Exit::Failed(6), last_words }) => {
+        Err(Error::ProgramFailed { exit: Exit::Failed(6), last_words }) => {
             assert!(last_words.ends_with("logger-panics\ndying"), "{last_words}");
         }
         other => panic!("{other:?}"),

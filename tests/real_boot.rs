@@ -53,7 +53,7 @@ fn the_guest_finds_what_was_described() {
     assert!(made.expect("genisoimage is missing: run examples/setup.sh first").success());
 
     let state = dir.join("vm");
-    let _end = Ended(&state);
+    let _end = Ended(state.clone());
     let mut machine = machine()
         .state_dir(&state)
         .cpus(2)
@@ -133,7 +133,7 @@ fn run_has_the_console_on_standard_output() {
 fn another_process_takes_it_up_and_stops_it() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().canonicalize().unwrap().join("vm");
-    let _end = Ended(&state);
+    let _end = Ended(state.clone());
     let boot = |args: &[&str]| {
         let mut boot = Command::new(example("boot"));
         boot.args(args).arg("--state-dir").arg(&state).arg("--hyperkit").arg("qemu-system-x86_64");
@@ -160,11 +160,11 @@ fn what_qemu_refuses_at_its_start_is_in_the_error() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().canonicalize().unwrap();
     let (first, second) = (dir.join("first"), dir.join("second"));
-    let _ends = (Ended(&first), Ended(&second));
+    let _ends = (Ended(first.clone()), Ended(second.clone()));
     let shared = Disk::raw(dir.join("shared.img")).size(1);
     machine().state_dir(&first).disk(shared.clone()).console(Console::File).start("console=ttyS0").unwrap();
     match machine().state_dir(&second).disk(shared).console(Console::File).start("console=ttyS0") {
-        Err(Error::StartFailed { exit: Exit::Failed(1), last_words }) => {
+        Err(Error::ProgramFailed { exit: Exit::Failed(1), last_words }) => {
             assert!(last_words.contains("lock") && last_words.contains("shared.img"), "{last_words}");
         }
         other => panic!("{other:?}"),

@@ -210,6 +210,39 @@ fn disks() {
 }
 
 #[test]
+fn one_image_twice() {
+    let error = refused_at_sight(|m| m.disk(Disk::raw("/d.img").size(1)).disk(Disk::raw("/d.img").size(1)));
+    assert_refused!(error, Error::DiskTwice { path } if path == Path::new("/d.img"));
+}
+
+#[test]
+fn a_disk_where_none_can_be_made() {
+    let files = Files::new();
+    let file = files.write("file", b"");
+    let error = refused_with(&files, "", |m| m.disk(Disk::raw(file.join("d.img")).size(1)));
+    assert_refused!(error, Error::NotADirectory { field: "disks", .. } | Error::Inaccessible { field: "disks", .. });
+}
+
+/// A machine that it would not be without what this version cannot say.
+#[test]
+fn settings_of_later_generations() {
+    for (key, value) in [("vmnet", "true"), ("bootrom", "\"/rom\""), ("serials", "[]"), ("vpnkit_uuid", "\"x\"")] {
+        let with = |m: HyperKit, value: &str| {
+            let mut json: serde_json::Value = serde_json::to_value(m).unwrap();
+            json[key] = serde_json::from_str(value).unwrap();
+            serde_json::from_value::<HyperKit>(json).unwrap()
+        };
+        assert_refused!(refused_at_sight(|m| with(m, value)), Error::UnknownSetting { key: k } if k == key);
+        for unset in ["null", "false", "\"\""] {
+            with(Files::new().machine(), unset).check().unwrap();
+        }
+    }
+    let qcow = serde_json::from_str::<HyperKit>(r#"{"disks": [{"path": "/d.qcow2", "format": "qcow"}]}"#).unwrap();
+    let error = refused_at_sight(|m| m.disk(qcow.disks[0].clone()));
+    assert_refused!(error, Error::UnknownSetting { key } if key.contains("qcow"));
+}
+
+#[test]
 fn files_that_do_not_exist() {
     type Change = fn(HyperKit, &Path) -> HyperKit;
     let fields: [(&str, Change); 4] = [
@@ -343,19 +376,21 @@ fn what_qemu_cannot_do() {
     refuse(&|m| m.vpnkit(VpnKit::Socket(socket.clone())), "VPNKit socket");
     refuse(&|m| m.console(Console::Log), "Apple System Log");
     refuse(&|m| m.socket_9p(&socket, "tag"), "9p");
+    let error = refused_with(&files, "", |m| m.hyperkit(&qemu).socket_9p(files.dir(), "t".repeat(32)));
+    assert_refused!(error, Error::TooLong { field: "sockets_9p", limit: 31, .. });
     if fs::OpenOptions::new().read(true).write(true).open("/dev/vhost-vsock").is_err() {
         refuse(&|m| m.vsock(true), "/dev/vhost-vsock");
     } else {
         files.machine().hyperkit(&qemu).vsock(true).check().unwrap();
+        refuse(&|m| m.vsock(true).vsock_port(1), "vsock_ports");
     }
     let long = files.dir().join("x".repeat(100));
     let error = refused_with(&files, "", |m| m.hyperkit(&qemu).state_dir(&long));
     assert_refused!(error, Error::TooLong { field: "state_dir", limit: 94, .. });
 }
 
-/// Every message names what is wrong, on one line, and does not repeat its cause.
 #[test]
-fn messages() {
+fn a_message_names_what_is_wrong_on_one_line_and_leaves_the_cause_to_source() {
     let files = Files::new();
     let circle = files.path("circle");
     symlink(&circle, &circle).unwrap();

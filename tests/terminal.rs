@@ -6,7 +6,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::process::{Child, Command};
 
-use common::{Ended, Files, example, standin};
+use common::{Files, example, standin};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
@@ -40,7 +41,10 @@ impl Terminal {
     /// Reads until `text` is on the screen.
     fn expect(&mut self, text: &str) {
         let mut buffer = [0; 1024];
+        let deadline = Timespec { tv_sec: 60, tv_nsec: 0 };
         while !self.said.contains(text) {
+            let ready = poll(&mut [PollFd::new(&self.person, PollFlags::IN)], Some(&deadline)).unwrap();
+            assert!(ready > 0, "{text:?} is not on the screen: {:?}", self.said);
             let length = self.person.read(&mut buffer).unwrap();
             self.said.push_str(&String::from_utf8_lossy(&buffer[..length]));
         }
@@ -58,8 +62,7 @@ impl Terminal {
 #[test]
 fn what_is_typed_reaches_the_guest_even_interrupts_and_the_power_button_gives_the_terminal_back() {
     let files = Files::new();
-    let dir = files.path("vm");
-    let _end = Ended(&dir);
+    let _end = files.ended();
     let mut terminal = Terminal::new();
     let flags = terminal.flags();
     let mut boot = terminal.run(&files, "guest.say=ready");
@@ -77,14 +80,15 @@ fn what_is_typed_reaches_the_guest_even_interrupts_and_the_power_button_gives_th
 #[test]
 fn a_killed_machine_gives_it_back_too() {
     let files = Files::new();
-    let dir = files.path("vm");
-    let _end = Ended(&dir);
+    let _end = files.ended();
     let mut terminal = Terminal::new();
+    let flags = terminal.flags();
     let mut boot = terminal.run(&files, "guest.say=ready");
     terminal.expect("ready");
-    assert!(terminal.is_raw());
+    assert!(terminal.is_raw() && terminal.flags().contains(OFlags::NONBLOCK));
     hyperkit::HyperKit::from_state(files.path("vm")).unwrap().stop().unwrap();
     assert!(!boot.wait().unwrap().success());
     terminal.expect("was killed by signal 9");
     assert!(!terminal.is_raw());
+    assert_eq!(terminal.flags(), flags);
 }

@@ -31,6 +31,10 @@ pub(crate) fn arguments(machine: &HyperKit, cmdline: &str) -> Result<Vec<String>
 
     let mut uuid = machine.uuid.as_ref();
     for (slot, device) in layout(machine)? {
+        // The Go package puts the UUID behind the network card and before everything else.
+        if !matches!(device, Device::Network(_)) {
+            uuid.take().into_iter().for_each(|uuid| add("-U", uuid.clone()));
+        }
         let device = match device {
             Device::Network(network) => {
                 let path = match network {
@@ -55,10 +59,6 @@ pub(crate) fn arguments(machine: &HyperKit, cmdline: &str) -> Result<Vec<String>
                 format!("{slot},virtio-9p,path={},tag={}", utf8("sockets_9p", &share.path)?, share.tag)
             }
         };
-        // The Go package puts the UUID behind the network card and before everything else.
-        if !device.contains(",virtio-vpnkit,") {
-            uuid.take().into_iter().for_each(|uuid| add("-U", uuid.clone()));
-        }
         add("-s", device);
     }
     add(

@@ -14,6 +14,8 @@ use crate::slots::{Device, layout};
 use crate::state::{CONSOLE_RING, PID_FILE, QMP_SOCKET, StateDir, TTY};
 
 const VHOST_VSOCK: &str = "/dev/vhost-vsock";
+/// QEMU's limit on a mount tag, in bytes.
+const MAX_TAG: usize = 31;
 
 /// q35 has its LPC bridge in slot 31, as hyperkit; without SATA and SMBus, which share that slot, all others are free.
 const MACHINE: [&str; 7] =
@@ -98,6 +100,12 @@ pub(crate) fn check(machine: &HyperKit) -> Result<()> {
     if machine.vsock && OpenOptions::new().read(true).write(true).open(VHOST_VSOCK).is_err() {
         return no("vsock without access to /dev/vhost-vsock (`vsock`)");
     }
+    if !machine.vsock_ports.is_empty() {
+        return no(
+            "vsock ports as sockets on the host (`vsock_ports`; the host reaches any port of the guest by vsock)",
+        );
+    }
+    machine.sockets_9p.iter().try_for_each(|share| at_most(MAX_TAG, "sockets_9p", &share.tag))?;
     if machine.sockets_9p.iter().any(|share| !share.path.is_dir()) {
         return no("9p from anything but a directory (`sockets_9p`)");
     }

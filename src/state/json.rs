@@ -5,27 +5,40 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::de::{self, Deserializer};
+use serde::de::{self, DeserializeOwned, Deserializer};
 use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::config::{Console, HyperKit, VpnKit};
 use crate::disk::Disk;
 
-impl Serialize for HyperKit {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        HyperKit::serialize(self, serializer)
+/// What a key holds, if that is more than `null` or `""`.
+fn set<'de, T: DeserializeOwned, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    match Value::deserialize(deserializer)? {
+        Value::Null => Ok(None),
+        Value::String(text) if text.is_empty() => Ok(None),
+        value => serde_json::from_value(value).map_err(de::Error::custom),
     }
 }
 
-impl<'de> Deserialize<'de> for HyperKit {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut keys = Map::deserialize(deserializer)?;
-        keys.retain(|_, value| !value.is_null() && value.as_str() != Some(""));
-        HyperKit::deserialize(Value::Object(keys)).map_err(de::Error::custom)
-    }
+pub(crate) fn or_default<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+where
+    T: DeserializeOwned + Default,
+    D: Deserializer<'de>,
+{
+    Ok(set(deserializer)?.unwrap_or_default())
 }
+
+/// The numbers whose default is not 0.
+macro_rules! with_default_of {
+    ($($field:ident: $kind:ty),*) => {$(
+        pub(crate) fn $field<'de, D: Deserializer<'de>>(deserializer: D) -> Result<$kind, D::Error> {
+            Ok(set(deserializer)?.unwrap_or(HyperKit::default().$field))
+        }
+    )*};
+}
+with_default_of!(vsock_guest_cid: u32, cpus: u32, memory: u64);
 
 /// A text or path where the empty string says there is none.
 pub(crate) mod text {
@@ -36,7 +49,7 @@ pub(crate) mod text {
     }
 
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
-        Ok(Option::<String>::deserialize(deserializer)?.filter(|text| !text.is_empty()))
+        set(deserializer)
     }
 }
 
@@ -74,10 +87,10 @@ pub(crate) mod count {
 
     pub(crate) fn deserialize<'de, T, D>(deserializer: D) -> Result<Option<T>, D::Error>
     where
-        T: Deserialize<'de> + Default + PartialEq,
+        T: DeserializeOwned + Default + PartialEq,
         D: Deserializer<'de>,
     {
-        Ok(Option::<T>::deserialize(deserializer)?.filter(|count| *count != T::default()))
+        Ok(set::<T, _>(deserializer)?.filter(|count| *count != T::default()))
     }
 }
 
@@ -97,7 +110,7 @@ pub(crate) mod disks {
         disk: Option<PathBuf>,
         #[serde(with = "count")]
         disk_size: Option<u64>,
-        #[serde(skip_serializing_if = "Vec::is_empty")]
+        #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "or_default")]
         disks: Vec<Disk>,
     }
 
@@ -141,9 +154,10 @@ pub(crate) mod isos {
     }
 
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PathBuf>, D::Error> {
-        Ok(match Key::deserialize(deserializer)? {
-            Key::One(one) => vec![one],
-            Key::Many(many) => many,
+        Ok(match set(deserializer)? {
+            None => Vec::new(),
+            Some(Key::One(one)) => vec![one],
+            Some(Key::Many(many)) => many,
         })
     }
 }

@@ -83,7 +83,7 @@ impl StateDir {
             _ => Error::io("read", &path)(error),
         })?;
         let mut machine: HyperKit =
-            serde_json::from_slice(&json).map_err(|source| Error::DamagedState { path, source })?;
+            serde_json::from_slice(&json).map_err(|source| Error::DamagedState { path, source: source.into() })?;
         machine.state_dir = Some(self.0.clone());
         Ok(machine)
     }
@@ -135,7 +135,8 @@ impl StateDir {
     /// Whether a process was told to write our pid file.
     fn is_named_by(&self, seen: &Seen) -> bool {
         seen.command.windows(2).any(|pair| {
-            let path = Path::new(&pair[1]);
+            // The Go package passes on a relative path as it is.
+            let path = seen.directory.as_deref().unwrap_or(Path::new("")).join(&pair[1]);
             (pair[0] == "-F" || pair[0] == "-pidfile")
                 && path.file_name() == Some(OsStr::new(PID_FILE))
                 && path.parent().is_some_and(|dir| dir == self.0 || canonical(dir) == self.0)
@@ -148,7 +149,7 @@ impl StateDir {
         if recorded.pid != Some(seen.pid) {
             return true;
         }
-        let same_time = || recorded.pid_started.is_none_or(|started| started.abs_diff(seen.started) <= 2);
+        let same_time = || recorded.pid_started.is_none_or(|started| seen.began_at(started));
         seen.has_arguments(&recorded.arguments) && (self.pid() == Some(seen.pid) || same_time())
     }
 
@@ -215,7 +216,7 @@ fn is_machine_socket(name: &str, kind: FileType) -> bool {
     }
 }
 
-fn remove_file(path: PathBuf) -> Result<()> {
+pub(crate) fn remove_file(path: impl AsRef<Path>) -> Result<()> {
     match fs::remove_file(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         removed => removed.map_err(Error::io("remove", path)),

@@ -3,8 +3,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use hyperkit::{Console, HyperKit};
+use hyperkit::{Console, HyperKit, Vm};
+use rustix::process::Pid;
 use tempfile::TempDir;
 
 /// An x86 bzImage as far as its header goes, with room for a command line of `cmdline_size` bytes.
@@ -57,6 +59,11 @@ impl Files {
             .console(Console::File)
     }
 
+    /// Ends the machine in the state directory when it goes.
+    pub fn ended(&self) -> Ended {
+        Ended(self.path("vm"))
+    }
+
     /// Names of what is in the state directory.
     pub fn state_files(&self) -> Vec<String> {
         names(&self.path("vm"))
@@ -84,11 +91,11 @@ pub fn example(name: &str) -> PathBuf {
 }
 
 /// Pulls the plug when the test fails, too.
-pub struct Ended<'a>(pub &'a Path);
+pub struct Ended(pub PathBuf);
 
-impl Drop for Ended<'_> {
+impl Drop for Ended {
     fn drop(&mut self) {
-        if let Ok(machine) = HyperKit::from_state(self.0) {
+        if let Ok(machine) = HyperKit::from_state(&self.0) {
             let _ = machine.stop();
         }
     }
@@ -99,4 +106,33 @@ pub fn guest(file: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/guest").join(file);
     assert!(path.exists(), "{} is missing: run examples/setup.sh first", path.display());
     path
+}
+
+pub const LONG: Duration = Duration::from_secs(60);
+
+pub fn raw(pid: u32) -> Pid {
+    Pid::from_raw(pid.try_into().unwrap()).unwrap()
+}
+
+/// Waits until something is so; a test that waits in vain fails.
+pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LONG;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "in vain: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A machine on the stand-in, and what ends it when the test is over, passed or failed.
+pub fn started(files: &Files, guest: &str) -> (HyperKit, Vm, Ended) {
+    let end = files.ended();
+    let mut machine = files.machine();
+    let vm = machine.start(guest).unwrap();
+    (machine, vm, end)
+}
+
+/// What the guest has said on its console so far.
+pub fn said(files: &Files) -> String {
+    let ring = fs::read(files.path("vm/console-ring")).unwrap_or_default();
+    String::from_utf8_lossy(&ring).trim_end_matches('\0').to_owned()
 }

@@ -306,6 +306,10 @@ impl Console {
     fn take_stdio(&mut self) {
         self.out = Box::new(io::stdout());
         self.input = io::stdin().as_fd().try_clone_to_owned().ok();
+        // The caller's own open file, too.
+        if let Ok(flags) = fcntl_getfl(io::stdin()) {
+            let _ = fcntl_setfl(io::stdin(), flags | OFlags::NONBLOCK);
+        }
         if let Ok(settings) = tcgetattr(io::stdin()) {
             let mut raw = settings.clone();
             raw.make_raw();
