@@ -2,11 +2,13 @@
 
 use std::error::Error;
 use std::ffi::OsString;
-use std::io::{IsTerminal, stderr};
+use std::io::{IsTerminal, Write, stderr, stdout};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::str::FromStr;
+use std::time::Duration;
 
-use hyperkit::{Console, Disk, Exit, HyperKit, VpnKit};
+use hyperkit::{Console, Disk, Exit, HyperKit, Shutdown, VpnKit};
 use lexopt::prelude::*;
 
 const HELP: &str = "\
@@ -26,13 +28,18 @@ Without --kernel it boots the guest that examples/setup.sh makes.
   --vsock-cid CID     (default: 3)             --9p TAG=PATH      a directory (QEMU) or 9p server's socket
   --uuid UUID         the machine's            --console WHERE    stdio, file (in the state directory) or log
   --hyperkit PROGRAM  hyperkit or qemu-system-x86_64, by name or path (default: what is there)
-  --state-dir DIR     remembers the machine (default with --background, --stop and --remove: target/vm)
+  --state-dir DIR     remembers the machine (default: target/vm)
+  --no-state          remember nothing
 
-  --background        start it, say how to reach it, and leave it running
-  --stop              pull the plug of the machine in the state directory
+  --background        start it, say how to reach it, and leave it running; its console is then a file
+  --shutdown          press the power button of the machine in the state directory; after 30 s pull the plug
+  --stop              pull the plug
+  --pause, --resume   stop its processors, and let them go on
   --remove            forget it, and delete what was made for it; with --keep-disk, not its disks
-  --arguments         only print what the program would be called with
+  --arguments         only print what the program would be called with; hyperkit, unless --hyperkit says QEMU
   --help              this text
+
+The end of standard input does not end a machine; poweroff in the guest does, or --stop.
 ";
 
 const GUEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/guest");
@@ -42,7 +49,10 @@ const STATE_DIR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/vm");
 enum Action {
     Run,
     Background,
+    Shutdown,
     Stop,
+    Pause,
+    Resume,
     Remove,
     Arguments,
 }
@@ -74,7 +84,7 @@ fn main() -> ExitCode {
 fn parse() -> Result<Option<Command>, Box<dyn Error>> {
     let mut machine = HyperKit::new();
     let mut cmdline = "console=ttyS0 panic=1".to_owned();
-    let (mut action, mut keep_disk, mut console) = (Action::Run, false, None);
+    let (mut action, mut keep_disk, mut console, mut remember) = (Action::Run, false, None, true);
     let mut flags = lexopt::Parser::from_env();
     while let Some(flag) = flags.next()? {
         let Long(name) = flag else { return Err(flag.unexpected().into()) };
@@ -86,10 +96,10 @@ fn parse() -> Result<Option<Command>, Box<dyn Error>> {
             "kernel" => machine = machine.kernel(flags.value()?),
             "initrd" => machine = machine.initrd(flags.value()?),
             "cmdline" => cmdline = flags.value()?.string()?,
-            "cpus" => machine = machine.cpus(flags.value()?.parse()?),
-            "memory" => machine = machine.memory(flags.value()?.parse()?),
+            "cpus" => machine = machine.cpus(number(&mut flags, "--cpus")?),
+            "memory" => machine = machine.memory(number(&mut flags, "--memory")?),
             "disk" => machine = machine.disk(Disk::raw(flags.value()?)),
-            "disk-size" => match (flags.value()?.parse()?, machine.disks.last_mut()) {
+            "disk-size" => match (number(&mut flags, "--disk-size")?, machine.disks.last_mut()) {
                 (size, Some(disk)) if disk.size.is_none() => disk.size = Some(size),
                 (size, _) => machine = machine.disk(Disk::in_state_dir(size)),
             },
@@ -97,8 +107,8 @@ fn parse() -> Result<Option<Command>, Box<dyn Error>> {
             "vpnkit" => machine = machine.vpnkit(vpnkit(flags.value()?)),
             "vpnkit-key" => machine = machine.vpnkit_key(flags.value()?.string()?),
             "vsock" => machine = machine.vsock(true),
-            "vsock-port" => machine = machine.vsock_port(flags.value()?.parse()?),
-            "vsock-cid" => machine = machine.vsock_guest_cid(flags.value()?.parse()?),
+            "vsock-port" => machine = machine.vsock_port(number(&mut flags, "--vsock-port")?),
+            "vsock-cid" => machine = machine.vsock_guest_cid(number(&mut flags, "--vsock-cid")?),
             "9p" => {
                 let value = flags.value()?.string()?;
                 let (tag, path) = value.split_once('=').ok_or("--9p takes TAG=PATH")?;
@@ -115,19 +125,23 @@ fn parse() -> Result<Option<Command>, Box<dyn Error>> {
             }
             "hyperkit" => machine = machine.hyperkit(flags.value()?),
             "state-dir" => machine = machine.state_dir(flags.value()?),
+            "no-state" => remember = false,
             "background" => action = Action::Background,
+            "shutdown" => action = Action::Shutdown,
             "stop" => action = Action::Stop,
+            "pause" => action = Action::Pause,
+            "resume" => action = Action::Resume,
             "remove" => action = Action::Remove,
             "keep-disk" => keep_disk = true,
             "arguments" => action = Action::Arguments,
             _ => return Err(flag.unexpected().into()),
         }
     }
-    if action != Action::Run && action != Action::Arguments && machine.state_dir.is_none() {
-        machine = machine.state_dir(STATE_DIR);
+    if remember {
+        machine.state_dir.get_or_insert(STATE_DIR.into());
     }
     machine.console = console.unwrap_or(if action == Action::Background { Console::File } else { Console::Stdio });
-    if machine.kernel.is_none() && action != Action::Stop && action != Action::Remove {
+    if machine.kernel.is_none() && matches!(action, Action::Run | Action::Background | Action::Arguments) {
         let guest = Path::new(GUEST);
         if !guest.join("vmlinuz").exists() {
             return Err("no guest in target/guest: run examples/setup.sh, or give --kernel and --initrd".into());
@@ -136,6 +150,11 @@ fn parse() -> Result<Option<Command>, Box<dyn Error>> {
         machine.initrd.get_or_insert(guest.join("initrd.img"));
     }
     Ok(Some(Command { machine, cmdline, action, keep_disk }))
+}
+
+fn number<T: FromStr>(flags: &mut lexopt::Parser, flag: &str) -> Result<T, Box<dyn Error>> {
+    let value = flags.value()?.string()?;
+    value.parse().map_err(|_| format!("{flag} takes a number: {value:?}").into())
 }
 
 fn vpnkit(value: OsString) -> VpnKit {
@@ -156,14 +175,30 @@ fn execute(command: Option<Command>) -> Result<ExitCode, Box<dyn Error>> {
             println!("The machine runs as process {}, remembered in {}.", vm.pid(), dir.display());
             how_to_reach(&machine, &dir);
         }
-        Action::Stop => {
-            let machine = HyperKit::from_state(&dir)?;
-            let was_running = machine.is_running();
-            machine.stop()?;
-            println!("{}", if was_running { "The machine is stopped." } else { "The machine was not running." });
+        Action::Shutdown | Action::Stop | Action::Pause | Action::Resume => {
+            let Some(vm) = HyperKit::from_state(&dir)?.vm()? else {
+                println!("The machine was not running.");
+                return Ok(ExitCode::SUCCESS);
+            };
+            let what = match action {
+                Action::Shutdown => match vm.shutdown(Duration::from_secs(30))? {
+                    Shutdown::Plug(_) => "did not power off, and is stopped",
+                    _ => "has powered off",
+                },
+                Action::Stop => vm.stop().map(|()| "is stopped")?,
+                Action::Pause => vm.pause().map(|()| "is paused")?,
+                _ => vm.resume().map(|()| "goes on")?,
+            };
+            println!("The machine {what}.");
         }
-        Action::Remove => HyperKit::from_state(&dir)?.remove(keep_disk)?,
-        Action::Arguments => machine.arguments(&cmdline)?.iter().for_each(|argument| println!("{argument}")),
+        Action::Remove => {
+            HyperKit::from_state(&dir)?.remove(keep_disk)?;
+            println!("The machine is forgotten.");
+        }
+        Action::Arguments => {
+            // Whoever reads may have had enough.
+            let _ = writeln!(stdout(), "{}", machine.arguments(&cmdline)?.join("\n"));
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -178,8 +213,9 @@ fn how_to_reach(machine: &HyperKit, dir: &Path) {
     if machine.console == Console::File {
         println!("  what it said so far: cat {}", dir.join("console-ring").display());
     }
-    println!("  stop it: cargo run --example boot -- --stop --state-dir {}", dir.display());
-    println!("  and forget it: cargo run --example boot -- --remove --state-dir {}", dir.display());
+    for (what, flag) in [("power button", "--shutdown"), ("plug", "--stop"), ("forget it", "--remove")] {
+        println!("  {what}: cargo run --example boot -- {flag} --state-dir {}", dir.display());
+    }
 }
 
 /// What hyperkit or QEMU prints, on standard error.

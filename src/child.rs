@@ -1,17 +1,19 @@
 //! A program that this process has started: one thread watches it, passes on what it prints, and reaps it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::process::{Command, ExitStatus};
+use std::process::Command;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 use crate::console::Terminal;
+use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::output::Output;
 use crate::process::gone_is_fine;
+use crate::vm::Exit;
 
 /// The children of this program that have not been reaped, so that whoever finds one as a process learns how it ends.
 static ALIVE: Mutex<Vec<Arc<Child>>> = Mutex::new(Vec::new());
@@ -24,14 +26,21 @@ fn alive() -> MutexGuard<'static, Vec<Arc<Child>>> {
 #[derive(Debug)]
 pub(crate) struct Child {
     pid: Pid,
-    /// How it ended; the inner `None` if someone else reaped it, as the system does where SIGCHLD is ignored.
-    end: Mutex<Option<Option<ExitStatus>>>,
+    engine: Engine,
+    end: Mutex<Option<Exit>>,
     ended: Condvar,
+    /// Listens to what the program itself tells of the guest's end.
+    ear: Mutex<Option<JoinHandle<Option<Exit>>>>,
 }
 
 impl Child {
     /// Starts `command`, which prints into `output` and may have been lent the `terminal`.
-    pub fn spawn(mut command: Command, output: Output, terminal: Option<Terminal>) -> Result<Arc<Self>> {
+    pub fn spawn(
+        engine: Engine,
+        mut command: Command,
+        output: Output,
+        terminal: Option<Terminal>,
+    ) -> Result<Arc<Self>> {
         // The thread first: a child that nobody could watch must not be.
         let (send, receive) = mpsc::channel::<(std::process::Child, Arc<Self>)>();
         let watch = move || {
@@ -44,7 +53,13 @@ impl Child {
         thread.map_err(Error::io("make a thread to watch", &program))?;
 
         let child = command.spawn().map_err(Error::io("start", &program))?;
-        let shared = Arc::new(Self { pid: Pid::from_child(&child), end: Mutex::new(None), ended: Condvar::new() });
+        let shared = Arc::new(Self {
+            pid: Pid::from_child(&child),
+            engine,
+            end: Mutex::new(None),
+            ended: Condvar::new(),
+            ear: Mutex::new(None),
+        });
         alive().push(shared.clone());
         let _ = send.send((child, shared.clone())); // it waits for nothing else
         Ok(shared)
@@ -59,8 +74,16 @@ impl Child {
         self.pid.as_raw_nonzero().get().unsigned_abs()
     }
 
+    /// Has a thread listen to what tells how the guest ends. It has to return when the program is gone.
+    pub fn listen(&self, tell: impl FnOnce() -> Option<Exit> + Send + 'static) -> Result<()> {
+        let ear = thread::Builder::new().name("hyperkit-events".to_owned()).spawn(tell);
+        let ear = ear.map_err(Error::io("make a thread to listen to", format!("process {}", self.pid())))?;
+        *self.ear.lock().unwrap_or_else(PoisonError::into_inner) = Some(ear);
+        Ok(())
+    }
+
     /// Waits for its end until the deadline.
-    pub fn wait(&self, deadline: Option<Instant>) -> Option<Option<ExitStatus>> {
+    pub fn wait(&self, deadline: Option<Instant>) -> Option<Exit> {
         let mut end = self.lock();
         while end.is_none() {
             end = match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
@@ -78,7 +101,7 @@ impl Child {
         if end.is_none() { gone_is_fine(kill_process(self.pid, signal)) } else { Ok(()) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Option<ExitStatus>>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Exit>> {
         self.end.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -94,9 +117,12 @@ impl Child {
         }
         pass_on(true);
         drop(terminal);
+        let ear = self.ear.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let told = ear.and_then(|ear| ear.join().ok()).flatten();
         let mut end = self.lock();
         alive().retain(|other| other.pid != self.pid);
-        *end = Some(child.wait().ok());
+        // Where SIGCHLD is ignored, the system has reaped it, and nobody knows.
+        *end = Some(child.wait().map_or(Exit::Unknown, |status| self.engine.exit(status, told)));
         self.ended.notify_all();
     }
 }

@@ -35,8 +35,8 @@ pub enum Error {
     /// Ports are to be forwarded over vsock, and the machine has no vsock device.
     #[error("`vsock_ports` needs a vsock device: set `vsock`")]
     VsockRequired,
-    /// A field that the machine cannot do without is not set.
-    #[error("`{field}` is not set")]
+    /// A field that the machine cannot do without is not set, or something is empty that must not be.
+    #[error("`{field}` is not set, or empty")]
     Missing {
         /// The field.
         field: &'static str,
@@ -213,7 +213,7 @@ pub enum Error {
         limit: usize,
     },
     /// Neither hyperkit nor QEMU is here.
-    #[error("no program to run the machine: install hyperkit or qemu-system-x86_64, or set `hyperkit`; looked for {}",
+    #[error("no program to run the machine: install hyperkit or qemu-system-x86_64, or set `hyperkit`; no executable file is {}",
         looked.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", "))]
     ProgramNotFound {
         /// Every place looked at.
@@ -242,6 +242,9 @@ pub enum Error {
         /// The process that runs it.
         pid: u32,
     },
+    /// What was asked for can be done only to a machine that runs.
+    #[error("the machine has ended")]
+    NotRunning,
     /// What was asked for can be done only when the machine does not run.
     #[error("the machine is running, as process {pid}: stop it first")]
     StillRunning {

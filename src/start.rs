@@ -47,8 +47,8 @@ impl HyperKit {
     /// of its devices with the console on stdio, and without a state directory nothing tells of anything: then a
     /// program that fails a moment later is found out by [`Vm::wait`].
     ///
-    /// The machine outlives this program, unless its console is on a terminal that goes away. What was filled in on
-    /// the way (the program, absolute paths, pid, arguments) is in `self` afterwards, and in `hyperkit.json`.
+    /// The machine outlives this program, unless its console is on a terminal that goes away. With the console on stdio
+    /// it keeps the caller's standard input and output open. What was filled in on the way (the program, absolute paths, pid, arguments) is in `self` afterwards, and in `hyperkit.json`.
     ///
     /// # Errors
     /// What [`check`](Self::check) finds, before anything is made; [`Error::AlreadyRunning`];
@@ -138,7 +138,8 @@ impl HyperKit {
 
     /// Forgets the machine: deletes from the state directory what the machine and this crate have put there, and the
     /// directory if that leaves it empty. With `keep_disk`, the disk images stay; images that this crate did not make,
-    /// or that are elsewhere, stay in any case.
+    /// or that are elsewhere, stay in any case. (Images are remembered by name: what you put in the place of one that
+    /// was made counts as made.)
     ///
     /// # Errors
     /// [`Error::StillRunning`]; [`Error::Io`].
@@ -203,7 +204,7 @@ impl HyperKit {
         if !foreground && !terminal.as_ref().is_some_and(Terminal::is_one) {
             command.process_group(0);
         }
-        let child = Child::spawn(command, output.another()?, terminal)?;
+        let child = Child::spawn(engine, command, output.another()?, terminal)?;
         machine.pid = Some(child.pid());
         machine.pid_started = look(child.pid()).map(|seen| seen.started);
         let vm = Vm { process: Handle::Child(child.clone()), engine, state, output: Some(output) };
@@ -214,7 +215,8 @@ impl HyperKit {
                 Err(Error::ProgramFailed { exit, .. }) if foreground && exit.is_the_guests() => Ok(()),
                 started => started,
             };
-            if let Err(error) = started.and_then(|()| state.save(&machine)) {
+            let listened = || engine.listen(state).map_or(Ok(()), |tell| child.listen(tell));
+            if let Err(error) = started.and_then(|()| state.save(&machine)).and_then(|()| listened()) {
                 give_up(&vm, state, &machine, &lock);
                 return Err(error);
             }
@@ -274,8 +276,7 @@ fn await_start(machine: &HyperKit, vm: &Vm, state: &StateDir, child: &Child) -> 
         if Instant::now() >= deadline {
             return Err(Error::StartTimedOut { patience: PATIENCE, last_words: last_words() });
         }
-        if let Some(status) = child.wait(Some(Instant::now() + pause)) {
-            let exit = status.map_or(Exit::Unknown, |status| vm.engine.exit(status));
+        if let Some(exit) = child.wait(Some(Instant::now() + pause)) {
             return Err(Error::ProgramFailed { exit, last_words: last_words() });
         }
         pause = (pause * 2).min(Duration::from_millis(10));

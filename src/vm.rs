@@ -1,19 +1,20 @@
 //! A running machine, and how it ended.
 
 use std::fmt;
-use std::io;
-use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
 use crate::child::Child;
-use crate::engine::Engine;
+use crate::engine::{Control, Engine};
 use crate::error::{Error, Result};
 use crate::output::Output;
 use crate::process::Process;
 use crate::state::StateDir;
+
+/// A guest that has not listened yet may do so now; QEMU's and hyperkit's take presses at this pace.
+const PRESS_AGAIN: Duration = Duration::from_millis(500);
 
 /// A machine that was started, by this program or another.
 ///
@@ -49,11 +50,11 @@ pub(crate) enum Handle {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Exit {
-    /// The guest powered off or halted. With QEMU, also when it asked for a reset.
+    /// The guest powered off or halted. With QEMU and no state directory, also when it asked for a reset.
     PowerOff,
     /// The guest asked for a reset. No machine does that in place: start it again.
     Reset,
-    /// The guest's processor gave up.
+    /// The guest's processor gave up. QEMU tells it as a reset.
     TripleFault,
     /// The program ended with this exit code.
     Failed(i32),
@@ -67,6 +68,28 @@ impl Exit {
     /// Whether the guest brought it about, and not the program or someone outside.
     pub(crate) fn is_the_guests(self) -> bool {
         matches!(self, Self::PowerOff | Self::Reset | Self::TripleFault)
+    }
+}
+
+/// What [`Vm::shutdown`] took to end the machine, and how it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Shutdown {
+    /// It had ended before.
+    Ended(Exit),
+    /// The power button did.
+    PowerButton(Exit),
+    /// The guest did not power off in time, and the plug was pulled.
+    Plug(Exit),
+}
+
+impl Shutdown {
+    /// How the machine ended.
+    #[must_use]
+    pub fn exit(self) -> Exit {
+        match self {
+            Self::Ended(exit) | Self::PowerButton(exit) | Self::Plug(exit) => exit,
+        }
     }
 }
 
@@ -127,27 +150,105 @@ impl Vm {
     /// [`Error::Io`] if the system does not let this program end it, or if its pid file cannot be removed.
     pub fn stop(&self) -> Result<()> {
         self.end()?;
-        self.state.as_ref().map_or(Ok(()), StateDir::clear_if_idle)
+        self.clear()
     }
 
     /// Ends the process, and leaves the state directory as it is.
     pub(crate) fn end(&self) -> Result<()> {
-        self.signal(Signal::KILL).map_err(Error::io("end", format!("process {}", self.pid())))?;
+        self.signal(Signal::KILL)?;
         self.wait_until(None);
         Ok(())
     }
 
-    fn signal(&self, signal: Signal) -> io::Result<()> {
-        match &self.process {
-            Handle::Child(child) => child.signal(signal),
-            Handle::Found(process) => process.signal(signal),
+    /// Presses the power button, waits for the guest to power off, and pulls the plug if it has not after `grace`.
+    ///
+    /// A guest that does not listen yet loses the press, so it is repeated; a paused machine is resumed for it. With
+    /// hyperkit, pressing the button before the guest has turned ACPI on kills the machine. Returns when the process
+    /// is gone and its pid file with it.
+    ///
+    /// ```no_run
+    /// # fn main() -> hyperkit::Result<()> {
+    /// use hyperkit::{HyperKit, Shutdown};
+    /// use std::time::Duration;
+    ///
+    /// if let Some(vm) = HyperKit::from_state("vm")?.vm()? {
+    ///     match vm.shutdown(Duration::from_secs(30))? {
+    ///         Shutdown::Plug(_) => println!("it had to be unplugged"),
+    ///         clean => println!("the machine {}", clean.exit()),
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`stop`](Self::stop). A button that cannot be pressed is none: that is what the plug is for.
+    pub fn shutdown(&self, grace: Duration) -> Result<Shutdown> {
+        if let Some(exit) = self.try_wait()? {
+            self.clear()?;
+            return Ok(Shutdown::Ended(exit));
+        }
+        let deadline = Instant::now().checked_add(grace);
+        loop {
+            for what in [Control::Resume, Control::PressPowerButton] {
+                if let Err(error) = self.engine.control(what, self) {
+                    log::debug!(target: "hyperkit", "{what:?}: {error}");
+                }
+            }
+            let next_press = Instant::now() + PRESS_AGAIN;
+            if let Some(exit) = self.wait_until(Some(deadline.map_or(next_press, |end| end.min(next_press)))) {
+                self.clear()?;
+                return Ok(Shutdown::PowerButton(exit));
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                self.stop()?;
+                return Ok(Shutdown::Plug(self.wait()?));
+            }
         }
     }
 
+    /// Stops the guest's processors until [`resume`](Self::resume). The machine counts as running.
+    ///
+    /// With hyperkit, pausing a machine whose first vCPU does not run yet kills it.
+    ///
+    /// # Errors
+    /// [`Error::NotRunning`]; [`Error::Io`]; with QEMU, [`Error::Qmp`], and [`Error::StateDirRequired`] for a machine
+    /// without a state directory.
+    pub fn pause(&self) -> Result<()> {
+        self.control(Control::Pause)
+    }
+
+    /// Lets a paused guest go on. One that is not paused is left as it is.
+    ///
+    /// # Errors
+    /// Those of [`pause`](Self::pause).
+    pub fn resume(&self) -> Result<()> {
+        self.control(Control::Resume)
+    }
+
+    fn control(&self, what: Control) -> Result<()> {
+        match self.try_wait()? {
+            Some(_) => Err(Error::NotRunning),
+            None => self.engine.control(what, self),
+        }
+    }
+
+    /// Clears up in the state directory, unless another machine was started there since.
+    fn clear(&self) -> Result<()> {
+        self.state.as_ref().map_or(Ok(()), StateDir::clear_if_idle)
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
+        let sent = match &self.process {
+            Handle::Child(child) => child.signal(signal),
+            Handle::Found(process) => process.signal(signal),
+        };
+        sent.map_err(Error::io("send a signal to", format!("process {}", self.pid())))
+    }
+
     fn wait_until(&self, deadline: Option<Instant>) -> Option<Exit> {
-        let exit = |status: Option<ExitStatus>| status.map_or(Exit::Unknown, |status| self.engine.exit(status));
         match &self.process {
-            Handle::Child(child) => child.wait(deadline).map(exit),
+            Handle::Child(child) => child.wait(deadline),
             Handle::Found(process) => process.wait(deadline).then_some(Exit::Unknown),
         }
     }

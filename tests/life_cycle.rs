@@ -300,7 +300,8 @@ fn without_a_state_directory_nothing_is_kept() {
     // In a process of its own: the console is its standard output.
     let mut boot = Command::new(example("boot"));
     boot.arg("--hyperkit").arg(standin()).arg("--kernel").arg(files.path("vmlinuz"));
-    let output = boot.args(["--cmdline", "guest.say=hello guest.exit=0"]).stdin(Stdio::null()).output().unwrap();
+    let output =
+        boot.args(["--no-state", "--cmdline", "guest.say=hello guest.exit=0"]).stdin(Stdio::null()).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     assert!(String::from_utf8_lossy(&output.stdout).contains("\nhello\r\n"), "{output:?}");
     assert_eq!(names(&files.dir()), ["initrd.img", "vmlinuz"]);

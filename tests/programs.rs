@@ -68,7 +68,7 @@ fn a_kernel_that_may_not_be_read() {
         .into_iter()
         .for_each(|(path, mode)| open_to_all(path, mode));
     let mut command = Command::new(&boot);
-    command.arg("--hyperkit").arg(&hyperkit).arg("--kernel").arg(&locked).current_dir("/");
+    command.arg("--hyperkit").arg(&hyperkit).arg("--kernel").arg(&locked).arg("--no-state").current_dir("/");
     if rustix::process::geteuid().is_root() {
         command.uid(65534);
     }

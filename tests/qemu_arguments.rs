@@ -43,7 +43,11 @@ fn vsock_console_and_control() {
     assert!(values(&machine, "-device").contains(&"vhost-vsock-pci,guest-cid=7,bus=pcie.0,addr=1.0".to_owned()));
     assert_eq!(
         values(&machine, "-chardev"),
-        ["socket,id=qmp,path=/vm/qmp.sock,server=on,wait=off", "pty,id=com1,logfile=/vm/console-ring,logappend=off"]
+        [
+            "socket,id=qmp,path=/vm/qmp.sock,server=on,wait=off",
+            "socket,id=events,path=/vm/events.sock,server=on,wait=off",
+            "pty,id=com1,logfile=/vm/console-ring,logappend=off"
+        ]
     );
     assert_eq!(values(&machine, "-pidfile"), ["/vm/hyperkit.pid"]);
     assert_eq!(values(&machine, "-uuid"), [UUID]);

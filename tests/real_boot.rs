@@ -118,7 +118,13 @@ fn the_guest_finds_what_was_described() {
 #[test]
 fn run_has_the_console_on_standard_output() {
     let mut boot = Command::new(example("boot"));
-    boot.args(["--hyperkit", "qemu-system-x86_64", "--cmdline", "console=ttyS0 panic=1 quiet hyperkit.report"]);
+    boot.args([
+        "--no-state",
+        "--hyperkit",
+        "qemu-system-x86_64",
+        "--cmdline",
+        "console=ttyS0 panic=1 quiet hyperkit.report",
+    ]);
     boot.arg("--kernel").arg(guest("vmlinuz")).arg("--initrd").arg(guest("initrd.img"));
     let output = boot.stdin(Stdio::null()).output().unwrap();
     assert!(output.status.success(), "{output:?}");

@@ -386,7 +386,7 @@ fn what_qemu_cannot_do() {
     }
     let long = files.dir().join("x".repeat(100));
     let error = refused_with(&files, "", |m| m.hyperkit(&qemu).state_dir(&long));
-    assert_refused!(error, Error::TooLong { field: "state_dir", limit: 94, .. });
+    assert_refused!(error, Error::TooLong { field: "state_dir", limit: 91, .. });
 }
 
 #[test]

@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::kernel_command_line;
+use rustix::process::Signal;
+
+use super::{Control, kernel_command_line};
 use crate::check::utf8;
 use crate::config::{Console, HyperKit, VpnKit};
 
@@ -83,6 +85,16 @@ pub(crate) fn is_set_up(machine: &HyperKit, state: &StateDir) -> bool {
         Console::Stdio => true,
         Console::Log => is_there(TTY),
         Console::File => is_there(TTY) && is_there(CONSOLE_RING),
+    }
+}
+
+/// The signal that hyperkit takes for it. Each of them kills a machine whose guest is not that far: the power button
+/// before ACPI is on, the others before the first vCPU runs.
+pub(crate) fn signal(what: Control) -> Signal {
+    match what {
+        Control::PressPowerButton => Signal::TERM,
+        Control::Pause => Signal::USR1,
+        Control::Resume => Signal::USR2,
     }
 }
 

@@ -16,7 +16,7 @@ use rustix::fs::{Access, access};
 use crate::config::HyperKit;
 use crate::error::{Error, Result};
 use crate::state::StateDir;
-use crate::vm::Exit;
+use crate::vm::{Exit, Vm};
 
 /// A program that runs machines. Its file name says which it is: `qemu-system-…` is QEMU, anything else hyperkit.
 ///
@@ -33,6 +33,14 @@ pub enum Engine {
     HyperKit,
     /// `qemu-system-x86_64`.
     Qemu,
+}
+
+/// What can be done to a running machine besides ending it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Control {
+    PressPowerButton,
+    Pause,
+    Resume,
 }
 
 /// Where the Go package looks.
@@ -90,10 +98,27 @@ impl Engine {
         }
     }
 
-    /// What the end of the program says about the machine's.
-    pub(crate) fn exit(self, status: ExitStatus) -> Exit {
+    /// Listens to the program until it ends; then says how the guest ended, if the exit code cannot.
+    pub(crate) fn listen(self, state: &StateDir) -> Option<impl FnOnce() -> Option<Exit> + Send + 'static> {
+        match self {
+            Self::HyperKit => None,
+            Self::Qemu => qemu::listen(state),
+        }
+    }
+
+    /// Does something to the running machine.
+    pub(crate) fn control(self, what: Control, vm: &Vm) -> Result<()> {
+        match (self, &vm.state) {
+            (Self::HyperKit, _) => vm.signal(hyperkit::signal(what)),
+            (Self::Qemu, Some(state)) => qemu::control(what, state),
+            (Self::Qemu, None) => Err(Error::StateDirRequired { field: "hyperkit" }),
+        }
+    }
+
+    /// What the end of the program says about the machine's, with what the program `told` of it before.
+    pub(crate) fn exit(self, status: ExitStatus, told: Option<Exit>) -> Exit {
         match (status.code(), status.signal()) {
-            (Some(0), _) => Exit::PowerOff,
+            (Some(0), _) => told.unwrap_or(Exit::PowerOff),
             (Some(code), _) if self == Self::HyperKit => hyperkit::exit(code),
             (Some(code), _) => Exit::Failed(code),
             (None, Some(signal)) => Exit::Killed(signal),
@@ -132,7 +157,9 @@ pub(crate) fn find(wanted: Option<&Path>) -> Result<PathBuf> {
                 }
                 return std::path::absolute(&place).map_err(Error::io("make absolute", &place));
             }
-            looked.push(place);
+            if !looked.contains(&place) {
+                looked.push(place);
+            }
         }
     }
     Err(Error::ProgramNotFound { looked })

@@ -6,14 +6,19 @@ use std::fs::{self, OpenOptions};
 use std::path::Path;
 use std::time::Duration;
 
-use super::{Engine, kernel_command_line, qmp::Qmp};
+use rustix::process::Signal;
+
+use super::{Control, Engine, kernel_command_line, qmp::Qmp};
 use crate::check::{MAX_SOCKET, at_most, utf8};
 use crate::config::{Console, HyperKit, VpnKit};
 use crate::error::{Error, Result};
 use crate::slots::{Device, layout};
-use crate::state::{CONSOLE_RING, PID_FILE, QMP_SOCKET, StateDir, TTY};
+use crate::state::{CONSOLE_RING, EVENTS_SOCKET, PID_FILE, QMP_SOCKET, StateDir, TTY};
+use crate::vm::Exit;
 
 const VHOST_VSOCK: &str = "/dev/vhost-vsock";
+/// How long a QEMU that is up may take for an answer. Another client that is being served counts in.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// QEMU's limit on a mount tag, in bytes.
 const MAX_TAG: usize = 31;
 
@@ -29,8 +34,11 @@ pub(crate) fn arguments(machine: &HyperKit, cmdline: &str) -> Result<Vec<String>
 
     if let Some(dir) = state_dir {
         add("-pidfile", format!("{dir}/{PID_FILE}"));
-        add("-chardev", format!("socket,id=qmp,path={dir}/{QMP_SOCKET},server=on,wait=off"));
-        add("-mon", "chardev=qmp,mode=control".to_owned());
+        // A socket serves one client at a time: one is for whoever has something to say, the other for who listens.
+        for (id, socket) in [("qmp", QMP_SOCKET), ("events", EVENTS_SOCKET)] {
+            add("-chardev", format!("socket,id={id},path={dir}/{socket},server=on,wait=off"));
+            add("-mon", format!("chardev={id},mode=control"));
+        }
     }
     add("-smp", machine.cpus.to_string());
     add("-m", format!("{}M", machine.memory));
@@ -89,7 +97,7 @@ pub(crate) fn arguments(machine: &HyperKit, cmdline: &str) -> Result<Vec<String>
 pub(crate) fn check(machine: &HyperKit) -> Result<()> {
     let no = |feature| Err(Error::Unsupported { engine: Engine::Qemu, feature });
     if let Some(dir) = &machine.state_dir {
-        at_most(MAX_SOCKET - "/".len() - QMP_SOCKET.len(), "state_dir", utf8("state_dir", dir)?)?;
+        at_most(MAX_SOCKET - "/".len() - EVENTS_SOCKET.len(), "state_dir", utf8("state_dir", dir)?)?;
     }
     if matches!(machine.vpnkit, VpnKit::Socket(_)) {
         return no("a network on a VPNKit socket (`vpnkit`; `Auto` takes QEMU's own network)");
@@ -106,6 +114,9 @@ pub(crate) fn check(machine: &HyperKit) -> Result<()> {
         );
     }
     machine.sockets_9p.iter().try_for_each(|share| at_most(MAX_TAG, "sockets_9p", &share.tag))?;
+    if let Some(share) = machine.sockets_9p.iter().find(|share| !share.path.exists()) {
+        return Err(Error::NotFound { field: "sockets_9p", path: share.path.clone() });
+    }
     if machine.sockets_9p.iter().any(|share| !share.path.is_dir()) {
         return no("9p from anything but a directory (`sockets_9p`)");
     }
@@ -115,7 +126,8 @@ pub(crate) fn check(machine: &HyperKit) -> Result<()> {
 /// QEMU answers on its QMP socket when all devices are there. It names the console's pty only there, so the `tty`
 /// file that hyperkit makes is made here.
 pub(crate) fn is_set_up(machine: &HyperKit, state: &StateDir, patience: Duration) -> Result<bool> {
-    let console = Qmp::connect(&state.file(QMP_SOCKET), patience).and_then(|mut qmp| qmp.execute("query-chardev"));
+    let console =
+        Qmp::connect(&state.file(QMP_SOCKET), Some(patience)).and_then(|mut qmp| qmp.execute("query-chardev"));
     let chardevs = match console {
         Ok(chardevs) => chardevs,
         Err(error) => {
@@ -130,6 +142,40 @@ pub(crate) fn is_set_up(machine: &HyperKit, state: &StateDir, patience: Duration
         state.write(TTY, pty.as_bytes())?;
     }
     Ok(true)
+}
+
+/// The exit code is 0 for a power-off and for a reset; the event before it says which.
+pub(crate) fn listen(state: &StateDir) -> Option<impl FnOnce() -> Option<Exit> + Send + 'static> {
+    let mut events = match Qmp::connect(&state.file(EVENTS_SOCKET), Some(PATIENCE)) {
+        Ok(events) => events,
+        Err(error) => {
+            log::warn!(target: "hyperkit", "a reset of the guest will pass for a power-off: {error}");
+            return None;
+        }
+    };
+    Some(move || {
+        let mut told = None;
+        while let Some(event) = events.next_event() {
+            if event["event"] == "SHUTDOWN" {
+                told = match event["data"]["reason"].as_str() {
+                    Some("guest-shutdown") => Some(Exit::PowerOff),
+                    Some("guest-reset") => Some(Exit::Reset),
+                    Some("host-signal") => Some(Exit::Killed(Signal::TERM.as_raw())),
+                    _ => Some(Exit::Unknown),
+                };
+            }
+        }
+        told
+    })
+}
+
+pub(crate) fn control(what: Control, state: &StateDir) -> Result<()> {
+    let command = match what {
+        Control::PressPowerButton => "system_powerdown",
+        Control::Pause => "stop",
+        Control::Resume => "cont",
+    };
+    Qmp::connect(&state.file(QMP_SOCKET), Some(PATIENCE))?.execute(command).map(drop)
 }
 
 /// What runs the guest's instructions. /dev/kvm alone proves nothing: on hosts whose CPU has no virtualization it can

@@ -16,9 +16,9 @@ pub(crate) struct Qmp {
 
 impl Qmp {
     /// Connects and shakes hands. QEMU may take `patience` for each answer.
-    pub(crate) fn connect(socket: &Path, patience: Duration) -> Result<Self> {
+    pub(crate) fn connect(socket: &Path, patience: Option<Duration>) -> Result<Self> {
         let stream = UnixStream::connect(socket).map_err(Error::io("connect to", socket))?;
-        stream.set_read_timeout(Some(patience)).map_err(Error::io("set up", socket))?;
+        stream.set_read_timeout(patience).map_err(Error::io("set up", socket))?;
         let mut qmp = Self { stream: BufReader::new(stream) };
         let greeting = qmp.read()?;
         if greeting.get("QMP").is_none() {
@@ -43,6 +43,12 @@ impl Qmp {
             }
             // Else it is an event, which can come at any time.
         }
+    }
+
+    /// Waits for the next event; `None` when QEMU is gone.
+    pub(crate) fn next_event(&mut self) -> Option<Value> {
+        self.stream.get_ref().set_read_timeout(None).ok()?;
+        self.read().ok()
     }
 
     fn read(&mut self) -> Result<Value> {

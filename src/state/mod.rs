@@ -7,7 +7,7 @@
 //! | `hyperkit.log` | the program | what it prints |
 //! | `tty` | hyperkit; this crate for QEMU | the path of the console's pty |
 //! | `console-ring` | the program | what the console says |
-//! | `qmp.sock` | QEMU | its control socket |
+//! | `qmp.sock`, `events.sock` | QEMU | its control sockets |
 //! | `connect`, `guest.*`, `XXXXXXXX.XXXXXXXX` | hyperkit | vsock sockets |
 //! | `disk.img`, … | this crate | disk images without a path of their own |
 
@@ -31,6 +31,7 @@ pub(crate) const LOG_FILE: &str = "hyperkit.log";
 pub(crate) const TTY: &str = "tty";
 pub(crate) const CONSOLE_RING: &str = "console-ring";
 pub(crate) const QMP_SOCKET: &str = "qmp.sock";
+pub(crate) const EVENTS_SOCKET: &str = "events.sock";
 
 /// A file on its way to be another; left behind only by a crash.
 const UNFINISHED: &str = "hyperkit.new";
@@ -212,7 +213,7 @@ fn is_machine_socket(name: &str, kind: FileType) -> bool {
     match name.split_once('.') {
         Some(("guest", port)) => kind.is_symlink() && hex(port),
         Some((cid, port)) if hex(cid) => kind.is_socket() && hex(port),
-        _ => kind.is_socket() && (name == "connect" || name == QMP_SOCKET),
+        _ => kind.is_socket() && ["connect", QMP_SOCKET, EVENTS_SOCKET].contains(&name),
     }
 }
 
