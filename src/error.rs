@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::{Engine, Exit};
+use crate::{Engine, Exit, LastWords};
 
 /// The result of everything in this crate that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -256,16 +256,16 @@ pub enum Error {
     StartTimedOut {
         /// How long it was waited for.
         patience: Duration,
-        /// The last lines of what the program printed.
-        last_words: String,
+        /// What the machine left.
+        last_words: LastWords,
     },
     /// The program ended, and not because the guest was done: it could not start the machine, or not go on.
     #[error("the program that runs the machine {exit}{}", said(last_words))]
     ProgramFailed {
         /// How the program ended.
         exit: Exit,
-        /// The last lines of what it printed.
-        last_words: String,
+        /// What the machine left.
+        last_words: LastWords,
     },
     /// The machine has no QMP socket, or what answers there is not QEMU.
     #[error("QEMU does not answer as it should: {reason}")]
@@ -306,6 +306,6 @@ impl Error {
     }
 }
 
-fn said(last_words: &str) -> String {
+fn said(last_words: &LastWords) -> String {
     if last_words.is_empty() { String::new() } else { format!("; its last words: {last_words}") }
 }

@@ -58,6 +58,7 @@ pub use config::{Console, HyperKit, Socket9p, VpnKit};
 pub use disk::{Disk, create_disk_image};
 pub use engine::Engine;
 pub use error::{Error, Result};
+pub use output::LastWords;
 pub use vm::{Exit, Shutdown, Vm};
 
 /// The README's examples compile.

@@ -2,19 +2,22 @@
 //!
 //! The program writes to the file itself, so that nothing is lost and nothing blocks when the starter is gone.
 
+use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
-use crate::state::{LOG_FILE, StateDir, remove_file};
+use crate::state::{CONSOLE_RING, LOG_FILE, StateDir, remove_file};
 
 /// A longer line is logged in pieces, so that a program that prints no newline costs no memory.
 const LONGEST_LINE: usize = 8 * 1024;
 /// How much of the end is read for the last words, and how many lines of it are kept.
-const LAST_BYTES: usize = 4 * 1024;
+const LAST_BYTES: u64 = 4 * 1024;
 const LAST_LINES: usize = 10;
+/// The size of hyperkit's console ring, in bytes.
+const RING: u64 = 65536;
 
 /// The file that a program prints into, and how far it was passed on to the log facade.
 #[derive(Debug)]
@@ -79,14 +82,69 @@ impl Output {
             }
         }
     }
+}
 
-    /// The last lines that were printed.
-    pub fn last_words(&self) -> String {
-        let length = self.file.metadata().map_or(0, |metadata| metadata.len());
-        let mut buffer = [0; LAST_BYTES];
-        let read = self.file.read_at(&mut buffer, length.saturating_sub(LAST_BYTES as u64)).unwrap_or(0);
-        let end = String::from_utf8_lossy(&buffer[..read]);
-        let lines: Vec<_> = end.lines().filter(|line| !line.trim().is_empty()).collect();
-        lines[lines.len().saturating_sub(LAST_LINES)..].join("\n")
+/// The last lines that a machine left, of what its program printed and of what its guest said on the console.
+///
+/// ```
+/// let words = hyperkit::LastWords::default();
+/// assert!(words.is_empty());
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LastWords {
+    /// Of `hyperkit.log`.
+    pub program: String,
+    /// Of `console-ring`. None when hyperkit has filled its ring, which does not tell where it ends.
+    pub console: String,
+}
+
+impl LastWords {
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.program.is_empty() && self.console.is_empty()
     }
+
+    /// Of the program that prints into `output`, or else into the log in `state`, and of the console in `state`.
+    pub(crate) fn read(output: Option<&Output>, state: Option<&StateDir>) -> Self {
+        let open = |name| state.and_then(|state| File::open(state.file(name)).ok());
+        let program = match output {
+            Some(output) => last_lines(&output.file, u64::MAX),
+            None => open(LOG_FILE).map(|log| last_lines(&log, u64::MAX)).unwrap_or_default(),
+        };
+        let console = open(CONSOLE_RING).and_then(|ring| Some(last_lines(&ring, end_of(&ring)?)));
+        Self { program, console: console.unwrap_or_default() }
+    }
+}
+
+impl fmt::Display for LastWords {
+    /// The lines of the program, and those of the console behind the word `console`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let console = if self.console.is_empty() { String::new() } else { format!("console: {}", self.console) };
+        let both: Vec<_> = [&self.program, &console].into_iter().filter(|lines| !lines.is_empty()).cloned().collect();
+        f.write_str(&both.join("\n"))
+    }
+}
+
+/// Where what was said ends: hyperkit's ring has NULs behind it until it is full, QEMU's file just ends.
+fn end_of(ring: &File) -> Option<u64> {
+    let length = ring.metadata().ok()?.len();
+    if length != RING {
+        return Some(length);
+    }
+    let mut content = vec![0; RING as usize];
+    ring.read_exact_at(&mut content, 0).ok()?;
+    content.iter().position(|&byte| byte == 0).map(|end| end as u64)
+}
+
+/// The last lines before `end`.
+fn last_lines(file: &File, end: u64) -> String {
+    let end = end.min(file.metadata().map_or(0, |metadata| metadata.len()));
+    let start = end.saturating_sub(LAST_BYTES);
+    let mut bytes = vec![0; (end - start) as usize];
+    let read = file.read_at(&mut bytes, start).unwrap_or(0);
+    let text = String::from_utf8_lossy(&bytes[..read]);
+    let lines: Vec<_> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
+    lines[lines.len().saturating_sub(LAST_LINES)..].join("\n")
 }

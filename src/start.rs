@@ -54,7 +54,7 @@ impl HyperKit {
     /// What [`check`](Self::check) finds, before anything is made; [`Error::AlreadyRunning`];
     /// [`Error::ProgramFailed`] and [`Error::StartTimedOut`] with what the program printed; [`Error::Io`].
     pub fn start(&mut self, cmdline: &str) -> Result<Vm> {
-        self.launch(cmdline, false)
+        self.launch(cmdline, false, PATIENCE)
     }
 
     /// Runs the machine in the foreground, until it ends.
@@ -64,12 +64,44 @@ impl HyperKit {
     /// # Errors
     /// Those of [`start`](Self::start); [`Error::ProgramFailed`] also if the program fails or is killed later on.
     pub fn run(&mut self, cmdline: &str) -> Result<Exit> {
-        let vm = self.launch(cmdline, true)?;
+        let vm = self.launch(cmdline, true, PATIENCE)?;
         match vm.wait()? {
             exit @ (Exit::Failed(_) | Exit::Killed(_)) => {
-                Err(Error::ProgramFailed { exit, last_words: vm.output.map(|o| o.last_words()).unwrap_or_default() })
+                Err(Error::ProgramFailed { exit, last_words: vm.last_words() })
             }
             exit => Ok(exit),
+        }
+    }
+
+    /// Runs the machine as [`run`](Self::run) does, and starts it again each time the guest has asked for a reset.
+    ///
+    /// A machine does not reboot in place. One that asks for it soon after its start is started again after a pause,
+    /// which grows from a tenth of a second to ten, so that a guest that cannot boot costs little.
+    ///
+    /// ```no_run
+    /// let mut machine = hyperkit::HyperKit::new().state_dir("vm").kernel("vmlinuz").initrd("initrd.img");
+    /// let exit = machine.run_through_resets("console=ttyS0")?;
+    /// println!("the machine {exit}"); // and has not asked for a reset
+    /// # Ok::<(), hyperkit::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`run`](Self::run).
+    pub fn run_through_resets(&mut self, cmdline: &str) -> Result<Exit> {
+        let (shortest, longest) = (Duration::from_millis(100), Duration::from_secs(10));
+        let mut pause = shortest;
+        loop {
+            let began = Instant::now();
+            let exit = self.run(cmdline)?;
+            if exit != Exit::Reset {
+                return Ok(exit);
+            }
+            if began.elapsed() >= longest {
+                pause = shortest;
+                continue;
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(longest);
         }
     }
 
@@ -162,7 +194,7 @@ impl HyperKit {
     }
 
     /// `start` and `run` up to where they part.
-    fn launch(&mut self, cmdline: &str, foreground: bool) -> Result<Vm> {
+    fn launch(&mut self, cmdline: &str, foreground: bool, patience: Duration) -> Result<Vm> {
         let mut machine = self.effective()?;
         machine.check_all()?;
         command_line(&machine, cmdline)?;
@@ -210,7 +242,7 @@ impl HyperKit {
         let vm = Vm { process: Handle::Child(child.clone()), engine, state, output: Some(output) };
 
         if let Some((state, lock)) = vm.state.as_ref().zip(lock) {
-            let started = match await_start(&machine, &vm, state, &child) {
+            let started = match await_start(&machine, &vm, state, &child, patience) {
                 // Who waits for the end may have it so soon.
                 Err(Error::ProgramFailed { exit, .. }) if foreground && exit.is_the_guests() => Ok(()),
                 started => started,
@@ -264,20 +296,19 @@ fn name_missing_disks(machine: &mut HyperKit, state: Option<&StateDir>) -> Resul
 }
 
 /// Waits until the program has written its pid file and has the devices ready, or has died.
-fn await_start(machine: &HyperKit, vm: &Vm, state: &StateDir, child: &Child) -> Result<()> {
-    let last_words = || vm.output.as_ref().map(Output::last_words).unwrap_or_default();
-    let deadline = Instant::now() + PATIENCE;
+fn await_start(machine: &HyperKit, vm: &Vm, state: &StateDir, child: &Child, patience: Duration) -> Result<()> {
+    let deadline = Instant::now() + patience;
     let mut pause = Duration::from_micros(200);
     loop {
         let is_there = state.pid() == Some(child.pid());
-        if is_there && vm.engine.is_set_up(machine, state, PATIENCE)? {
+        if is_there && vm.engine.is_set_up(machine, state, patience)? {
             return Ok(());
         }
         if Instant::now() >= deadline {
-            return Err(Error::StartTimedOut { patience: PATIENCE, last_words: last_words() });
+            return Err(Error::StartTimedOut { patience, last_words: vm.last_words() });
         }
         if let Some(exit) = child.wait(Some(Instant::now() + pause)) {
-            return Err(Error::ProgramFailed { exit, last_words: last_words() });
+            return Err(Error::ProgramFailed { exit, last_words: vm.last_words() });
         }
         pause = (pause * 2).min(Duration::from_millis(10));
     }
@@ -291,5 +322,30 @@ fn give_up(vm: &Vm, state: &StateDir, machine: &HyperKit, lock: &Lock) {
     });
     if let Err(error) = ended {
         log::warn!(target: "hyperkit", "after a start that failed: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Console;
+
+    /// A program that neither writes its pid file nor ends is ended, and nothing of it is left.
+    #[test]
+    fn a_program_that_never_writes_its_pid_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let test = std::env::current_exe().unwrap();
+        let standin = test.parent().unwrap().with_file_name("examples").join("standin-hyperkit");
+        let kernel = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/guest/vmlinuz");
+        let mut machine = HyperKit::new().hyperkit(standin).state_dir(dir.path()).kernel(kernel).console(Console::File);
+        match machine.launch("vmm.no-pid-file vmm.say=here", false, Duration::from_millis(300)) {
+            Err(Error::StartTimedOut { last_words, .. }) => assert!(last_words.program.starts_with("here")),
+            other => panic!("{other:?}"),
+        }
+        let state = StateDir::new(dir.path()).unwrap();
+        let recorded = state.load().unwrap();
+        assert!(state.running(Some(&recorded)).is_none());
+        assert!(crate::process::look_at_all().iter().all(|seen| !seen.has_arguments(&recorded.arguments)));
+        machine.start("guest").unwrap().stop().unwrap();
     }
 }

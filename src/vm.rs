@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use crate::child::Child;
 use crate::engine::{Control, Engine};
 use crate::error::{Error, Result};
-use crate::output::Output;
+use crate::output::{LastWords, Output};
 use crate::process::Process;
 use crate::state::StateDir;
 
@@ -158,6 +158,12 @@ impl Vm {
         self.signal(Signal::KILL)?;
         self.wait_until(None);
         Ok(())
+    }
+
+    /// The last lines of what the program printed and of what the guest said on its console, also after the end.
+    #[must_use]
+    pub fn last_words(&self) -> LastWords {
+        LastWords::read(self.output.as_ref(), self.state.as_ref())
     }
 
     /// Presses the power button, waits for the guest to power off, and pulls the plug if it has not after `grace`.

@@ -129,7 +129,7 @@ fn run_tells_how_the_guest_ended() {
             Ok(ended) => assert!(ended == exit && code != 1 && code != 100),
             Err(Error::ProgramFailed { exit: ended, last_words }) => {
                 assert!(ended == exit && (code == 1 || code == 100));
-                assert!(last_words.contains("working"), "{last_words}");
+                assert!(last_words.program.contains("working"), "{last_words}");
             }
             Err(error) => panic!("{error}"),
         }
@@ -162,7 +162,9 @@ fn a_program_that_dies_at_its_start_is_an_error_with_its_last_words() {
     let mut machine = files.machine();
     let before = machine.clone();
     match machine.start("vmm.die-early=7") {
-        Err(Error::ProgramFailed { exit: Exit::Failed(7), last_words }) => assert_eq!(last_words, "dying early"),
+        Err(Error::ProgramFailed { exit: Exit::Failed(7), last_words }) => {
+            assert_eq!(last_words.program, "dying early")
+        }
         other => panic!("{other:?}"),
     }
     assert_eq!(machine, before);
@@ -176,7 +178,7 @@ fn a_program_that_dies_at_its_start_is_an_error_with_its_last_words() {
     files.machine().disk(Disk::raw(&image).size(1)).start("guest").unwrap();
     match files.machine().state_dir(files.path("vm2")).disk(Disk::raw(&image)).start("guest") {
         Err(Error::ProgramFailed { exit: Exit::Failed(1), last_words }) => {
-            assert_eq!(last_words, format!("Could not lock backing file: {}", image.display()));
+            assert_eq!(last_words.program, format!("Could not lock backing file: {}", image.display()));
         }
         other => panic!("{other:?}"),
     }

@@ -54,7 +54,9 @@ fn lines_arrive_while_the_machine_runs_and_when_it_ends() {
     let mut machine = files.machine().console(Console::Stdio);
     machine.state_dir = None;
     match machine.run("vmm.die-early=5") {
-        Err(Error::ProgramFailed { exit: Exit::Failed(5), last_words }) => assert_eq!(last_words, "dying early"),
+        Err(Error::ProgramFailed { exit: Exit::Failed(5), last_words }) => {
+            assert_eq!(last_words.program, "dying early")
+        }
         other => panic!("{other:?}"),
     }
     assert_eq!(next(), "dying early");
@@ -62,7 +64,7 @@ fn lines_arrive_while_the_machine_runs_and_when_it_ends() {
     // A logger that panics does not keep a machine from being reaped, nor its last words from the error.
     match files.machine().start("vmm.say=logger-panics vmm.die=6") {
         Err(Error::ProgramFailed { exit: Exit::Failed(6), last_words }) => {
-            assert!(last_words.ends_with("logger-panics\ndying"), "{last_words}");
+            assert!(last_words.program.ends_with("logger-panics\ndying"), "{last_words}");
         }
         other => panic!("{other:?}"),
     }

@@ -171,7 +171,7 @@ fn what_qemu_refuses_at_its_start_is_in_the_error() {
     machine().state_dir(&first).disk(shared.clone()).console(Console::File).start("console=ttyS0").unwrap();
     match machine().state_dir(&second).disk(shared).console(Console::File).start("console=ttyS0") {
         Err(Error::ProgramFailed { exit: Exit::Failed(1), last_words }) => {
-            assert!(last_words.contains("lock") && last_words.contains("shared.img"), "{last_words}");
+            assert!(last_words.program.contains("lock") && last_words.program.contains("shared.img"), "{last_words}");
         }
         other => panic!("{other:?}"),
     }
