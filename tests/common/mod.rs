@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use hyperkit::{Console, HyperKit, Vm};
@@ -129,6 +130,26 @@ pub fn started(files: &Files, guest: &str) -> (HyperKit, Vm, Ended) {
     let mut machine = files.machine();
     let vm = machine.start(guest).unwrap();
     (machine, vm, end)
+}
+
+/// `boot` with the stand-in on the machine in the state directory, in the background.
+pub fn boot(files: &Files, guest: &str) -> Command {
+    let mut boot = Command::new(example("boot"));
+    boot.arg("--background").arg("--hyperkit").arg(standin()).arg("--state-dir").arg(files.path("vm"));
+    boot.arg("--kernel").arg(files.path("vmlinuz")).args(["--cmdline", guest]);
+    boot.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    boot
+}
+
+/// The processes that run a machine in the directory, whatever any state says: each has it on its command line.
+pub fn machines_in(dir: &Path) -> Vec<u32> {
+    let mut system = sysinfo::System::new();
+    let what = sysinfo::ProcessRefreshKind::nothing().without_tasks().with_cmd(sysinfo::UpdateKind::Always);
+    system.refresh_processes_specifics(sysinfo::ProcessesToUpdate::All, true, what);
+    let pid_file = dir.join("hyperkit.pid");
+    let names_it =
+        |process: &&sysinfo::Process| process.cmd().windows(2).any(|pair| pair[0] == "-F" && *pair[1] == pid_file);
+    system.processes().values().filter(names_it).map(|process| process.pid().as_u32()).collect()
 }
 
 /// What the guest has said on its console so far.

@@ -3,8 +3,8 @@
 //!
 //! `guest.exit=CODE` ends by itself (0 power-off, 2 reset, 3 triple fault) · `guest.no-acpi` never listens to the power
 //! button · `guest.deaf` listens and does nothing · `guest.say=TEXT` on the console · `vmm.say=TEXT`, `vmm.die=CODE`
-//! (before the serial ports are there), `vmm.die-early=CODE` (before the pid file) and `vmm.no-pid-file` are about the
-//! program itself.
+//! (before the serial ports are there), `vmm.die-early=CODE` (before the pid file), `vmm.half-pid-file` (while it is
+//! written), `vmm.no-pid-file`, `vmm.no-stdout` and `vmm.flood=MIB` are about the program itself.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -58,6 +58,15 @@ fn main() {
     if let Some(code) = word("vmm.die-early") {
         fail_with(code.parse().unwrap_or(1), "dying early");
     }
+    if has("vmm.half-pid-file") {
+        let _ = options.pid_file.as_ref().map(File::create);
+        abort();
+    }
+    if has("vmm.no-stdout") {
+        let nowhere = OpenOptions::new().write(true).open("/dev/null").unwrap_or_else(|error| fail(error));
+        let _ = rustix::stdio::dup2_stdout(&nowhere);
+        let _ = rustix::stdio::dup2_stderr(&nowhere);
+    }
     if !has("vmm.no-pid-file") {
         options.write_pid_file();
     }
@@ -86,6 +95,11 @@ fn main() {
     say(&format!("Linux version 0 (stand-in)\r\nCommand line: {}\r\n", options.guest));
     if let Some(text) = word("guest.say") {
         say(&format!("{text}\r\n"));
+    }
+    if let Some(mebibytes) = word("vmm.flood") {
+        let line = [vec![b'x'; 4095], vec![b'\n']].concat().repeat(256);
+        (0..mebibytes.parse().unwrap_or(0))
+            .for_each(|_| io::stdout().write_all(&line).unwrap_or_else(|error| fail(error)));
     }
     if let Some(code) = word("guest.exit") {
         leave(code.parse().unwrap_or(100));

@@ -1,0 +1,125 @@
+//! Power button and plug, pause and resume, resets, last words; and two programs that end one machine.
+
+mod common;
+
+use std::process::Command;
+use std::time::Duration;
+
+use common::{Files, LONG, boot, eventually, example, machines_in, said, started};
+use hyperkit::{Error, Exit, HyperKit, Shutdown};
+
+#[test]
+fn the_power_button_ends_a_guest_that_listens() {
+    let files = Files::new();
+    let (machine, vm, _end) = started(&files, "guest");
+    eventually("the guest is up", || said(&files).contains("Command line"));
+    assert_eq!(vm.shutdown(LONG).unwrap(), Shutdown::PowerButton(Exit::PowerOff));
+    assert!(!machine.is_running() && !files.path("vm/hyperkit.pid").exists());
+    assert_eq!(vm.shutdown(LONG).unwrap(), Shutdown::Ended(Exit::PowerOff));
+}
+
+/// hyperkit dies of the button when the guest is not that far, and leaves its pid file.
+#[test]
+fn the_power_button_kills_a_guest_without_acpi() {
+    let files = Files::new();
+    let (_, vm, _end) = started(&files, "guest.no-acpi");
+    eventually("the guest is up", || said(&files).contains("Command line"));
+    assert_eq!(vm.shutdown(LONG).unwrap(), Shutdown::PowerButton(Exit::Killed(15)));
+    assert!(!files.path("vm/hyperkit.pid").exists());
+}
+
+#[test]
+fn the_plug_ends_a_guest_that_ignores_the_power_button() {
+    let files = Files::new();
+    let (_, vm, _end) = started(&files, "guest.deaf");
+    eventually("the guest is up", || said(&files).contains("Command line"));
+    assert_eq!(vm.shutdown(Duration::from_millis(700)).unwrap(), Shutdown::Plug(Exit::Killed(9)));
+    assert!(said(&files).matches("power button, ignored").count() >= 2, "pressed again: {}", said(&files));
+    assert!(!files.path("vm/hyperkit.pid").exists());
+}
+
+#[test]
+fn a_machine_that_another_program_started_is_shut_down() {
+    let files = Files::new();
+    let _end = files.ended();
+    assert!(boot(&files, "guest").output().unwrap().status.success());
+    eventually("the guest is up", || said(&files).contains("Command line"));
+    let vm = HyperKit::from_state(files.path("vm")).unwrap().vm().unwrap().unwrap();
+    assert_eq!(vm.shutdown(LONG).unwrap(), Shutdown::PowerButton(Exit::Unknown));
+    assert!(said(&files).contains("power button"));
+    assert_eq!(machines_in(&files.path("vm")), [] as [u32; 0]);
+    assert!(!files.path("vm/hyperkit.pid").exists());
+}
+
+#[test]
+fn stop_and_shutdown_at_once_from_two_processes() {
+    for _ in 0..10 {
+        let files = Files::new();
+        let (machine, vm, _end) = started(&files, "guest.deaf");
+        let end = |how: &str| {
+            let mut boot = Command::new(example("boot"));
+            boot.arg(how).arg("--state-dir").arg(files.path("vm")).spawn().unwrap()
+        };
+        let ending = [end("--shutdown"), end("--stop"), end("--stop")];
+        for mut program in ending {
+            assert!(program.wait().unwrap().success());
+        }
+        assert!(vm.try_wait().unwrap().is_some() && !machine.is_running());
+        assert!(!files.path("vm/hyperkit.pid").exists());
+    }
+}
+
+#[test]
+fn a_paused_machine_runs_and_can_be_resumed_from_elsewhere() {
+    let files = Files::new();
+    let (machine, vm, _end) = started(&files, "guest");
+    eventually("the guest is up", || said(&files).contains("Command line"));
+    vm.pause().unwrap();
+    eventually("it is paused", || said(&files).contains("paused"));
+    assert!(machine.is_running());
+    let taken_up = HyperKit::from_state(files.path("vm")).unwrap().vm().unwrap().unwrap();
+    taken_up.resume().unwrap();
+    eventually("it is resumed", || said(&files).contains("resumed"));
+    vm.stop().unwrap();
+    assert!(matches!(vm.pause(), Err(Error::NotRunning)));
+    assert!(matches!(vm.resume(), Err(Error::NotRunning)));
+}
+
+/// A stand-in that asks for a reset the first two times: the third time, what it looks for is there.
+#[test]
+fn resets_are_run_through() {
+    let files = Files::new();
+    let script = files.write(
+        "hyperkit",
+        format!(
+            "#!/bin/sh\ncd {dir}\n[ -e second ] && exec {standin} \"$@\"\n[ -e first ] && : > second\n: > first\n\
+             for last; do :; done\nwhile [ $# -gt 0 ]; do [ \"$1\" = -F ] && printf %s $$ > \"$2\"; shift; done\nexit 2\n",
+            dir = files.dir().display(),
+            standin = common::standin().display(),
+        )
+        .as_bytes(),
+    );
+    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let mut machine = files.machine().hyperkit(script);
+    assert_eq!(machine.run_through_resets("guest.exit=0").unwrap(), Exit::PowerOff);
+    assert!(files.path("first").exists() && files.path("second").exists());
+    assert!(said(&files).contains("guest.exit=0"));
+}
+
+#[test]
+fn a_bad_end_carries_the_last_words_of_program_and_guest() {
+    let files = Files::new();
+    let mut machine = files.machine();
+    match machine.run("vmm.say=from-the-program guest.say=from-the-guest guest.exit=1") {
+        Err(Error::ProgramFailed { exit: Exit::Failed(1), last_words }) => {
+            assert!(last_words.program.contains("from-the-program"), "{last_words}");
+            assert!(last_words.console.ends_with("\nfrom-the-guest"), "{last_words}");
+            assert!(last_words.to_string().contains("console: "), "{last_words}");
+        }
+        other => panic!("{other:?}"),
+    }
+    let (_, vm, _end) = started(&files, "guest.say=still-there");
+    eventually("the guest has spoken", || said(&files).contains("still-there"));
+    vm.stop().unwrap();
+    assert!(vm.last_words().console.ends_with("still-there"), "also after the end");
+}
