@@ -1,0 +1,127 @@
+//! Sequences of calls that nobody would think of, against a small model, and state files that nobody would write.
+
+mod common;
+
+use std::fs;
+
+use common::{Files, machines_in, raw};
+use hyperkit::{Disk, Error, HyperKit};
+use proptest::prelude::*;
+use rustix::process::{Signal, kill_process};
+
+/// What can be done to a machine, by its program, by another, or from outside.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Start,
+    Stop,
+    Kill,
+    Reload,
+    Remove { keep_disk: bool },
+    LosePidFile,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        3 => Just(Step::Start),
+        2 => Just(Step::Stop),
+        2 => Just(Step::Kill),
+        2 => Just(Step::Reload),
+        2 => any::<bool>().prop_map(|keep_disk| Step::Remove { keep_disk }),
+        1 => Just(Step::LosePidFile),
+    ];
+    proptest::collection::vec(step, 1..25)
+}
+
+/// All that matters about a machine.
+#[derive(Debug, Default)]
+struct Model {
+    running: bool,
+    remembered: bool,
+    disk: bool,
+}
+
+fn act(files: &Files, machine: &mut HyperKit, model: &mut Model, step: Step) {
+    match step {
+        Step::Start => match machine.start("guest") {
+            Ok(_) if !model.running => *model = Model { running: true, remembered: true, disk: true },
+            Err(Error::AlreadyRunning { .. }) if model.running => {}
+            other => panic!("{other:?}"),
+        },
+        Step::Stop => {
+            machine.stop().unwrap();
+            model.running = false;
+        }
+        Step::Kill => {
+            for pid in machines_in(&files.path("vm")) {
+                kill_process(raw(pid), Signal::KILL).unwrap();
+                machine.vm().unwrap().map(|vm| vm.wait().unwrap());
+            }
+            model.running = false;
+        }
+        Step::Reload => match HyperKit::from_state(files.path("vm")) {
+            Ok(loaded) if model.remembered => *machine = loaded,
+            Err(Error::NoState { .. }) if !model.remembered => {}
+            other => panic!("{other:?}"),
+        },
+        Step::Remove { keep_disk } => match machine.remove(keep_disk) {
+            Ok(()) if !model.running => {
+                // Without a state file nobody knows whose the disk is.
+                model.disk = model.disk && (keep_disk || !model.remembered);
+                model.remembered = false;
+            }
+            Err(Error::StillRunning { .. }) if model.running => {}
+            other => panic!("{other:?}"),
+        },
+        Step::LosePidFile => drop(fs::remove_file(files.path("vm/hyperkit.pid"))),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_sequence_does_what_the_model_does(steps in steps()) {
+        let files = Files::new();
+        let _end = files.ended();
+        let mut machine = files.machine().disk(Disk::in_state_dir(1));
+        let mut model = Model::default();
+        for step in steps {
+            act(&files, &mut machine, &mut model, step);
+            let alive = machines_in(&files.path("vm"));
+            prop_assert_eq!(alive.len(), usize::from(model.running), "{:?} after {:?}", &alive, step);
+            prop_assert_eq!(machine.is_running(), model.running, "after {:?}", step);
+            prop_assert_eq!(files.path("vm/hyperkit.json").exists(), model.remembered, "after {:?}", step);
+            prop_assert_eq!(files.path("vm/disk.img").exists(), model.disk, "after {:?}", step);
+            prop_assert_eq!(files.path("vm").exists(), model.remembered || model.disk, "after {:?}", step);
+        }
+    }
+
+    #[test]
+    fn any_bytes_as_a_state_file_are_a_machine_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let files = Files::new();
+        fs::create_dir(files.path("vm")).unwrap();
+        files.write("vm/hyperkit.json", &bytes);
+        files.write("vm/hyperkit.pid", &bytes);
+        match HyperKit::from_state(files.path("vm")) {
+            Ok(machine) => prop_assert!(!machine.is_running()),
+            Err(error) => prop_assert!(matches!(error, Error::DamagedState { .. }), "{error:?}"),
+        }
+    }
+
+    #[test]
+    fn any_description_survives_its_state_file(
+        cpus in any::<u32>(), memory in any::<u64>(), cid in any::<u32>(), pid in proptest::option::of(1..u32::MAX),
+        texts in proptest::collection::vec("\\PC{1,12}", 5), sizes in proptest::collection::vec(1..u64::MAX, 0..4),
+        ports in proptest::collection::vec(any::<u32>(), 0..6), isos in proptest::collection::vec("/\\PC{0,12}", 0..4),
+    ) {
+        let mut machine = HyperKit::new().cpus(cpus).memory(memory).vsock_guest_cid(cid).vsock(cid % 2 == 0);
+        machine.pid = pid;
+        machine = machine.kernel(&texts[0]).initrd(&texts[1]).uuid(&texts[2]).socket_9p(&texts[3], &texts[4]);
+        machine = sizes.iter().fold(machine, |machine, &size| machine.disk(Disk::raw(&texts[0]).size(size)));
+        machine = ports.into_iter().fold(machine, HyperKit::vsock_port);
+        machine = isos.into_iter().fold(machine, HyperKit::iso);
+        machine.arguments = texts;
+        let again: HyperKit = serde_json::from_str(&machine.to_string()).unwrap();
+        prop_assert_eq!(again, machine);
+    }
+}
