@@ -1,0 +1,109 @@
+//! How a real guest in a real QEMU ends: by the power button, by a reset, by the plug; and what happens in between.
+//!
+//! The guest is the one that `examples/setup.sh` makes; without it, or without QEMU, these tests fail.
+
+mod common;
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use common::{Ended, eventually, example, guest, raw};
+use hyperkit::{Console, Exit, HyperKit, Shutdown};
+use rustix::process::{Signal, kill_process};
+
+/// Far longer than a boot takes under emulation on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(300);
+const QUIET: &str = "console=ttyS0 panic=1 quiet";
+
+struct Guest {
+    machine: HyperKit,
+    state: PathBuf,
+    _end: Ended,
+    _dir: tempfile::TempDir,
+}
+
+fn new_guest() -> Guest {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().canonicalize().unwrap().join("vm");
+    let machine = HyperKit::new().hyperkit("qemu-system-x86_64").state_dir(&state).console(Console::File);
+    let machine = machine.kernel(guest("vmlinuz")).initrd(guest("initrd.img")).memory(256);
+    Guest { machine, _end: Ended(state.clone()), state, _dir: dir }
+}
+
+#[test]
+fn the_power_button_is_pressed_until_the_guest_listens() {
+    let mut guest = new_guest();
+    let vm = guest.machine.start(QUIET).unwrap();
+    // The kernel is not even unpacked: the first presses are lost.
+    assert_eq!(vm.shutdown(PATIENCE).unwrap(), Shutdown::PowerButton(Exit::PowerOff));
+    assert!(!guest.machine.is_running() && !guest.state.join("hyperkit.pid").exists());
+}
+
+#[test]
+fn the_power_button_from_another_program() {
+    let mut guest = new_guest();
+    let vm = guest.machine.start(QUIET).unwrap();
+    let mut boot = Command::new(example("boot"));
+    assert!(boot.arg("--shutdown").arg("--state-dir").arg(&guest.state).status().unwrap().success());
+    assert_eq!(vm.try_wait().unwrap().or_else(|| vm.wait_timeout(PATIENCE).unwrap()), Some(Exit::PowerOff));
+    assert!(!guest.state.join("hyperkit.pid").exists());
+}
+
+#[test]
+fn a_guest_that_reboots_ends_with_a_reset() {
+    let mut guest = new_guest();
+    // A kernel without an init panics, and with panic=1 reboots.
+    let vm = guest.machine.start(&format!("{QUIET} rdinit=/nothing root=/dev/nothing")).unwrap();
+    assert_eq!(vm.wait_timeout(PATIENCE).unwrap(), Some(Exit::Reset));
+    let last_words = vm.last_words();
+    assert!(last_words.console.contains("Kernel panic") || last_words.console.contains("Rebooting"), "{last_words}");
+    assert_eq!(guest.machine.run(&format!("{QUIET} rdinit=/nothing root=/dev/nothing")).unwrap(), Exit::Reset);
+}
+
+#[test]
+fn a_killed_machine_starts_again_and_the_plug_is_told_from_the_button() {
+    let mut guest = new_guest();
+    for _ in 0..5 {
+        let vm = guest.machine.start(QUIET).unwrap();
+        kill_process(raw(vm.pid()), Signal::KILL).unwrap();
+        assert_eq!(vm.wait().unwrap(), Exit::Killed(9));
+        assert!(guest.state.join("hyperkit.pid").exists() && !guest.machine.is_running());
+    }
+    let vm = guest.machine.start(QUIET).unwrap();
+    kill_process(raw(vm.pid()), Signal::TERM).unwrap(); // a power cut for QEMU, which then exits as if all were well
+    assert_eq!(vm.wait().unwrap(), Exit::Killed(15));
+    let vm = guest.machine.start(QUIET).unwrap();
+    assert_eq!(vm.shutdown(Duration::ZERO).unwrap(), Shutdown::Plug(Exit::Killed(9)));
+}
+
+/// What QEMU says of itself.
+fn status(socket: PathBuf) -> String {
+    let mut stream = BufReader::new(UnixStream::connect(socket).unwrap());
+    stream.get_mut().write_all(b"{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"query-status\"}\n").unwrap();
+    let mut line = String::new();
+    while !line.contains("\"status\"") {
+        line.clear();
+        assert!(stream.read_line(&mut line).unwrap() > 0);
+    }
+    let answer: serde_json::Value = serde_json::from_str(&line).unwrap();
+    answer["return"]["status"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_paused_machine_is_running_and_is_shut_down_all_the_same() {
+    let mut guest = new_guest();
+    let vm = guest.machine.start(QUIET).unwrap();
+    let other = |flag: &str| {
+        let mut boot = Command::new(example("boot"));
+        assert!(boot.arg(flag).arg("--state-dir").arg(&guest.state).status().unwrap().success());
+    };
+    for (flag, expected) in [("--pause", "paused"), ("--resume", "running"), ("--pause", "paused")] {
+        other(flag);
+        eventually(expected, || status(guest.state.join("qmp.sock")) == expected);
+        assert!(guest.machine.is_running());
+    }
+    assert_eq!(vm.shutdown(PATIENCE).unwrap(), Shutdown::PowerButton(Exit::PowerOff));
+}
