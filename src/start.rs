@@ -260,8 +260,7 @@ impl HyperKit {
 
 /// Makes the state directory ours, if no machine runs there, and clears away what the last one left.
 fn claim(state: &StateDir, machine: &mut HyperKit) -> Result<Lock> {
-    state.create()?;
-    let lock = state.lock()?;
+    let lock = state.create_and_lock()?;
     let recorded = state.load().ok();
     if let Some(process) = state.running(recorded.as_ref()) {
         return Err(Error::AlreadyRunning { pid: process.pid() });

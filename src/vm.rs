@@ -15,6 +15,8 @@ use crate::state::StateDir;
 
 /// A guest that has not listened yet may do so now; QEMU's and hyperkit's take presses at this pace.
 const PRESS_AGAIN: Duration = Duration::from_millis(500);
+/// How long a program may take to answer. Another client of its that is being served counts in.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A machine that was started, by this program or another.
 ///
@@ -194,23 +196,23 @@ impl Vm {
             self.clear()?;
             return Ok(Shutdown::Ended(exit));
         }
-        let deadline = Instant::now().checked_add(grace);
-        loop {
+        let began = Instant::now();
+        while let Some(left) = grace.checked_sub(began.elapsed()).filter(|left| !left.is_zero()) {
             for what in [Control::Resume, Control::PressPowerButton] {
-                if let Err(error) = self.engine.control(what, self) {
+                if let Err(error) = self.engine.control(what, self, left.min(PATIENCE)) {
                     log::debug!(target: "hyperkit", "{what:?}: {error}");
                 }
             }
-            let next_press = Instant::now() + PRESS_AGAIN;
-            if let Some(exit) = self.wait_until(Some(deadline.map_or(next_press, |end| end.min(next_press)))) {
+            if let Some(exit) = self.wait_timeout(grace.saturating_sub(began.elapsed()).min(PRESS_AGAIN))? {
                 self.clear()?;
                 return Ok(Shutdown::PowerButton(exit));
             }
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                self.stop()?;
-                return Ok(Shutdown::Plug(self.wait()?));
-            }
         }
+        self.stop()?;
+        Ok(match self.wait()? {
+            exit if exit.is_the_guests() => Shutdown::PowerButton(exit), // at the last moment
+            exit => Shutdown::Plug(exit),
+        })
     }
 
     /// Stops the guest's processors until [`resume`](Self::resume). The machine counts as running.
@@ -235,7 +237,7 @@ impl Vm {
     fn control(&self, what: Control) -> Result<()> {
         match self.try_wait()? {
             Some(_) => Err(Error::NotRunning),
-            None => self.engine.control(what, self),
+            None => self.engine.control(what, self, PATIENCE),
         }
     }
 

@@ -106,11 +106,11 @@ impl Engine {
         }
     }
 
-    /// Does something to the running machine.
-    pub(crate) fn control(self, what: Control, vm: &Vm) -> Result<()> {
+    /// Does something to the running machine. The program may take `patience` to answer.
+    pub(crate) fn control(self, what: Control, vm: &Vm, patience: Duration) -> Result<()> {
         match (self, &vm.state) {
             (Self::HyperKit, _) => vm.signal(hyperkit::signal(what)),
-            (Self::Qemu, Some(state)) => qemu::control(what, state),
+            (Self::Qemu, Some(state)) => qemu::control(what, state, patience),
             (Self::Qemu, None) => Err(Error::StateDirRequired { field: "hyperkit" }),
         }
     }

@@ -17,7 +17,7 @@ use crate::state::{CONSOLE_RING, EVENTS_SOCKET, PID_FILE, QMP_SOCKET, StateDir, 
 use crate::vm::Exit;
 
 const VHOST_VSOCK: &str = "/dev/vhost-vsock";
-/// How long a QEMU that is up may take for an answer. Another client that is being served counts in.
+/// How long a QEMU that is up may take to let us listen.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// QEMU's limit on a mount tag, in bytes.
 const MAX_TAG: usize = 31;
@@ -126,8 +126,7 @@ pub(crate) fn check(machine: &HyperKit) -> Result<()> {
 /// QEMU answers on its QMP socket when all devices are there. It names the console's pty only there, so the `tty`
 /// file that hyperkit makes is made here.
 pub(crate) fn is_set_up(machine: &HyperKit, state: &StateDir, patience: Duration) -> Result<bool> {
-    let console =
-        Qmp::connect(&state.file(QMP_SOCKET), Some(patience)).and_then(|mut qmp| qmp.execute("query-chardev"));
+    let console = Qmp::connect(&state.file(QMP_SOCKET), patience).and_then(|mut qmp| qmp.execute("query-chardev"));
     let chardevs = match console {
         Ok(chardevs) => chardevs,
         Err(error) => {
@@ -146,7 +145,7 @@ pub(crate) fn is_set_up(machine: &HyperKit, state: &StateDir, patience: Duration
 
 /// The exit code is 0 for a power-off and for a reset; the event before it says which.
 pub(crate) fn listen(state: &StateDir) -> Option<impl FnOnce() -> Option<Exit> + Send + 'static> {
-    let mut events = match Qmp::connect(&state.file(EVENTS_SOCKET), Some(PATIENCE)) {
+    let mut events = match Qmp::connect(&state.file(EVENTS_SOCKET), PATIENCE) {
         Ok(events) => events,
         Err(error) => {
             log::warn!(target: "hyperkit", "a reset of the guest will pass for a power-off: {error}");
@@ -169,13 +168,13 @@ pub(crate) fn listen(state: &StateDir) -> Option<impl FnOnce() -> Option<Exit> +
     })
 }
 
-pub(crate) fn control(what: Control, state: &StateDir) -> Result<()> {
+pub(crate) fn control(what: Control, state: &StateDir, patience: Duration) -> Result<()> {
     let command = match what {
         Control::PressPowerButton => "system_powerdown",
         Control::Pause => "stop",
         Control::Resume => "cont",
     };
-    Qmp::connect(&state.file(QMP_SOCKET), Some(PATIENCE))?.execute(command).map(drop)
+    Qmp::connect(&state.file(QMP_SOCKET), patience)?.execute(command).map(drop)
 }
 
 /// What runs the guest's instructions. /dev/kvm alone proves nothing: on hosts whose CPU has no virtualization it can

@@ -16,9 +16,9 @@ pub(crate) struct Qmp {
 
 impl Qmp {
     /// Connects and shakes hands. QEMU may take `patience` for each answer.
-    pub(crate) fn connect(socket: &Path, patience: Option<Duration>) -> Result<Self> {
+    pub(crate) fn connect(socket: &Path, patience: Duration) -> Result<Self> {
         let stream = UnixStream::connect(socket).map_err(Error::io("connect to", socket))?;
-        stream.set_read_timeout(patience).map_err(Error::io("set up", socket))?;
+        stream.set_read_timeout(Some(patience.max(Duration::from_millis(1)))).map_err(Error::io("set up", socket))?;
         let mut qmp = Self { stream: BufReader::new(stream) };
         let greeting = qmp.read()?;
         if greeting.get("QMP").is_none() {

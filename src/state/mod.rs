@@ -66,9 +66,12 @@ impl StateDir {
         self.0.join(name)
     }
 
-    pub fn create(&self) -> Result<()> {
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.0);
-        made.map_err(Error::io("make the directory", &self.0))
+    /// Makes the directory if it is not there, and locks it: whoever removes it in between does no harm.
+    pub fn create_and_lock(&self) -> Result<Lock> {
+        let mut make = DirBuilder::new();
+        make.recursive(true).mode(0o700);
+        let made = || make.create(&self.0).and_then(|()| File::open(&self.0));
+        open_locked(&self.0, made).map(Lock).map_err(Error::io("make and lock", &self.0))
     }
 
     /// Waits for whoever else has the lock. Nothing is made for it: what is locked is the directory itself.
