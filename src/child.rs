@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
-use crate::console::Terminal;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::output::Output;
 use crate::process::gone_is_fine;
+use crate::terminal::Terminal;
 use crate::vm::Exit;
 
 /// The children of this program that have not been reaped, so that whoever finds one as a process learns how it ends.

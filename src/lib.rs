@@ -20,7 +20,9 @@
 //!
 //! // Later, in another program:
 //! let machine = HyperKit::from_state("vm")?;
-//! machine.stop()?;
+//! if let Some(vm) = machine.vm()? {
+//!     vm.shutdown(std::time::Duration::from_secs(30))?; // power button, then the plug
+//! }
 //! machine.remove(true)?; // forgets it, and keeps its disk
 //! # Ok::<(), hyperkit::Error>(())
 //! ```
@@ -31,7 +33,8 @@
 //!
 //! # How it is built
 //! Data flows one way: description (`config`, `disk`) → `check` → `slots` → `engine` → `start`, which spawns (`child`,
-//! `output`) and records (`state`) → `vm`. A new device is an entry in `slots` and its spelling in each engine.
+//! `output`, `terminal`) and records (`state`, under a `lock`) → `vm`, which may be another program's `process`. A new
+//! device is an entry in `slots` and its spelling in each engine; a new engine is a file in `engine`.
 
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
@@ -42,7 +45,6 @@ compile_error!("hyperkit runs on macOS, QEMU is driven over unix sockets: this c
 mod check;
 mod child;
 mod config;
-mod console;
 mod disk;
 mod engine;
 mod error;
@@ -52,6 +54,7 @@ mod process;
 mod slots;
 mod start;
 mod state;
+mod terminal;
 mod vm;
 
 pub use config::{Console, HyperKit, Socket9p, VpnKit};

@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 use crate::check::{canonical, command_line};
 use crate::child::Child;
 use crate::config::{Console, HyperKit};
-use crate::console::Terminal;
 use crate::disk::create_disk_image;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::output::Output;
 use crate::process::{Process, look};
 use crate::state::{Lock, StateDir};
+use crate::terminal::Terminal;
 use crate::vm::{Exit, Handle, Vm};
 
 /// How long a program may take until the machine's devices are there. Far more than any takes that does not hang.
