@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::check::{canonical, command_line};
@@ -208,8 +209,8 @@ impl HyperKit {
 
         machine.arguments = engine.host_arguments();
         machine.arguments.extend(engine.arguments(&machine, cmdline)?);
-        let program = machine.hyperkit.clone().unwrap_or_default();
-        machine.cmdline = format!("{} {}", program.display(), machine.arguments.join(" "));
+        let program = machine.hyperkit.as_deref().unwrap_or(Path::new("")).display();
+        machine.cmdline = format!("{program} {}", machine.arguments.join(" "));
         machine.pid = None;
         machine.pid_started = None;
         let missing = name_missing_disks(&mut machine, state.as_ref())?;
@@ -223,20 +224,7 @@ impl HyperKit {
             })?;
         }
 
-        let output = Output::create(state.as_ref())?;
-        let mut command = Command::new(&program);
-        command.args(&machine.arguments).stderr(output.writer()?);
-        let terminal = if machine.console == Console::Stdio {
-            Some(Terminal::remember())
-        } else {
-            command.stdin(Stdio::null()).stdout(output.writer()?);
-            None
-        };
-        // A group of its own is out of reach of ^C, but may not read from the terminal.
-        if !foreground && !terminal.as_ref().is_some_and(Terminal::is_one) {
-            command.process_group(0);
-        }
-        let child = Child::spawn(engine, command, output.another()?, terminal)?;
+        let (child, output) = spawn(&machine, state.as_ref(), foreground)?;
         machine.pid = Some(child.pid());
         machine.pid_started = look(child.pid()).map(|seen| seen.started);
         let vm = Vm { process: Handle::Child(child.clone()), engine, state, output: Some(output) };
@@ -256,6 +244,25 @@ impl HyperKit {
         *self = machine;
         Ok(vm)
     }
+}
+
+/// Starts the program. What it prints goes to the log, and to the caller if the console is there.
+fn spawn(machine: &HyperKit, state: Option<&StateDir>, foreground: bool) -> Result<(Arc<Child>, Output)> {
+    let output = Output::create(state)?;
+    let mut command = Command::new(machine.hyperkit.as_deref().unwrap_or(Path::new("")));
+    command.args(&machine.arguments).stderr(output.writer()?);
+    let terminal = if machine.console == Console::Stdio {
+        Some(Terminal::remember())
+    } else {
+        command.stdin(Stdio::null()).stdout(output.writer()?);
+        None
+    };
+    // A group of its own is out of reach of ^C, but may not read from the terminal.
+    if !foreground && !terminal.as_ref().is_some_and(Terminal::is_one) {
+        command.process_group(0);
+    }
+    let child = Child::spawn(Engine::of_machine(machine), command, output.another()?, terminal)?;
+    Ok((child, output))
 }
 
 /// Makes the state directory ours, if no machine runs there, and clears away what the last one left.

@@ -60,6 +60,9 @@ fn beside_a_live_machine_a_damaged_state_file_lets_no_second_one_in() {
     }
     fs::remove_file(files.path("vm/hyperkit.json")).unwrap();
     assert!(matches!(machine.clone().start("guest"), Err(Error::AlreadyRunning { pid }) if pid == vm.pid()));
+    fs::remove_file(files.path("vm/hyperkit.pid")).unwrap();
+    let without_memory = files.machine().start("guest");
+    assert!(matches!(without_memory, Err(Error::AlreadyRunning { pid }) if pid == vm.pid()), "{without_memory:?}");
     assert!(machine.is_running());
     machine.stop().unwrap();
 }

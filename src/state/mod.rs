@@ -129,9 +129,17 @@ impl StateDir {
             .flatten()
             .find_map(|pid| Process::find(pid, is_ours))
             .or_else(|| {
-                // A starter may have died before its machine wrote a pid file: then there is only the command line.
-                let starting = recorded.filter(|machine| recorded_pid.is_none() && !machine.arguments.is_empty())?;
-                let seen = look_at_all().into_iter().find(|seen| seen.has_arguments(&starting.arguments))?;
+                // A starter may have died before its machine wrote a pid file, or the state file is unreadable: then
+                // there is only the command line. In an empty directory there has been nothing.
+                let may_be = |seen: &Seen| match recorded {
+                    Some(machine) => seen.has_arguments(&machine.arguments),
+                    None => self.is_named_by(seen),
+                };
+                let is_worth_it = match recorded {
+                    Some(machine) => recorded_pid.is_none() && !machine.arguments.is_empty(),
+                    None => fs::read_dir(&self.0).is_ok_and(|mut entries| entries.next().is_some()),
+                };
+                let seen = is_worth_it.then(look_at_all)?.into_iter().find(may_be)?;
                 Process::find(seen.pid, is_ours)
             })
     }
