@@ -64,7 +64,8 @@ fn stop_and_shutdown_at_once_from_two_processes() {
         for mut program in ending {
             assert!(program.wait().unwrap().success());
         }
-        assert!(vm.try_wait().unwrap().is_some() && !machine.is_running());
+        assert!(!machine.is_running());
+        assert!(vm.wait_timeout(LONG).unwrap().is_some(), "our own child");
         assert!(!files.path("vm/hyperkit.pid").exists());
     }
 }
