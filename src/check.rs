@@ -277,7 +277,7 @@ fn directory(field: &'static str, dir: &Path) -> Result<()> {
                 });
             }
             // A link that leads nowhere is no place to make a directory at.
-            Err(source) if source.kind() != io::ErrorKind::NotFound || existing.symlink_metadata().is_ok() => {
+            Err(source) if source.kind() != io::ErrorKind::NotFound || existing.is_symlink() => {
                 return Err(Error::Inaccessible { field, path: existing.to_owned(), source });
             }
             Err(_) => {}
@@ -290,7 +290,7 @@ fn directory(field: &'static str, dir: &Path) -> Result<()> {
 fn open(field: &'static str, path: &Path, right: impl Fn(&Metadata) -> bool) -> Result<(File, Metadata)> {
     let inaccessible = |source: io::Error| match source.kind() {
         // A link that leads nowhere is a file that does not exist, but none that could be made either.
-        io::ErrorKind::NotFound if path.symlink_metadata().is_err() => Error::NotFound { field, path: path.to_owned() },
+        io::ErrorKind::NotFound if !path.is_symlink() => Error::NotFound { field, path: path.to_owned() },
         _ => Error::Inaccessible { field, path: path.to_owned(), source },
     };
     let metadata = path.metadata().map_err(inaccessible)?;
