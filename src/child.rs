@@ -65,9 +65,9 @@ impl Child {
         Ok(shared)
     }
 
-    /// The child with this pid, if there is one that has not been reaped.
-    pub fn with_pid(pid: u32) -> Option<Arc<Self>> {
-        alive().iter().find(|child| child.pid() == pid).cloned()
+    /// The children that have not been reaped.
+    pub fn all() -> Vec<Arc<Self>> {
+        alive().clone()
     }
 
     pub fn pid(&self) -> u32 {

@@ -119,7 +119,7 @@ impl Process {
         if let Some(handle) = &self.handle {
             return !readable(handle, Some(Duration::ZERO));
         }
-        look(self.pid()).is_some_and(|seen| seen.started == self.started)
+        look(self.pid()).is_some_and(|seen| seen.began_at(self.started))
     }
 
     /// Sends a signal; to a process that is gone already, none is sent.

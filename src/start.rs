@@ -135,8 +135,10 @@ impl HyperKit {
     /// [`Error::Io`] if there is no telling where the state directory is.
     pub fn vm(&self) -> Result<Option<Vm>> {
         let state = self.state_dir.as_deref().map(StateDir::new).transpose()?;
+        let children = Child::all(); // before one of them can end
         let process = match &state {
-            Some(state) => state.running(Some(self)),
+            // Another program may have started it since.
+            Some(state) => state.running(Some(self)).or_else(|| state.running(Some(&state.load().ok()?))),
             None => self.pid.and_then(|pid| {
                 Process::find(pid, |seen| {
                     seen.has_arguments(&self.arguments)
@@ -145,8 +147,8 @@ impl HyperKit {
             }),
         };
         let engine = Engine::of_machine(self);
-        let handle = |process: Process| match Child::with_pid(process.pid()) {
-            Some(child) => Handle::Child(child),
+        let handle = |process: Process| match children.iter().find(|child| child.pid() == process.pid()) {
+            Some(child) => Handle::Child(child.clone()),
             None => Handle::Found(process),
         };
         Ok(process.map(|process| Vm { process: handle(process), engine, state, output: None }))
@@ -179,10 +181,7 @@ impl HyperKit {
     pub fn remove(&self, keep_disk: bool) -> Result<()> {
         let Some(dir) = &self.state_dir else { return Ok(()) };
         let state = StateDir::new(dir)?;
-        if !state.path().exists() {
-            return Ok(());
-        }
-        let lock = state.lock()?;
+        let Some(lock) = state.lock()? else { return Ok(()) };
         let recorded = match state.load() {
             Err(Error::NoState { .. }) => return Ok(()), // then there is nothing of ours
             Err(Error::DamagedState { .. }) => self.clone(),

@@ -119,7 +119,8 @@ impl Vm {
         }
     }
 
-    /// Waits until the machine has ended.
+    /// Waits until the machine has ended, and for our own child until the logger has what its program printed: a logger
+    /// that blocks holds this up.
     ///
     /// # Errors
     /// None so far.

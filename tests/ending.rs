@@ -3,10 +3,11 @@
 mod common;
 
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use common::{Files, LONG, boot, eventually, example, machines_in, said, started};
+use common::{Files, LONG, boot, eventually, example, machines_in, raw, said, started};
 use hyperkit::{Error, Exit, HyperKit, Shutdown};
+use rustix::process::{Signal, kill_process};
 
 #[test]
 fn the_power_button_ends_a_guest_that_listens() {
@@ -102,7 +103,9 @@ fn resets_are_run_through() {
     );
     std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let mut machine = files.machine().hyperkit(script);
+    let began = Instant::now();
     assert_eq!(machine.run_through_resets("guest.exit=0").unwrap(), Exit::PowerOff);
+    assert!(began.elapsed() >= Duration::from_millis(300), "a pause, and a longer one"); // load only adds to it
     assert!(files.path("first").exists() && files.path("second").exists());
     assert!(said(&files).contains("guest.exit=0"));
 }
@@ -123,4 +126,21 @@ fn a_bad_end_carries_the_last_words_of_program_and_guest() {
     eventually("the guest has spoken", || said(&files).contains("still-there"));
     vm.stop().unwrap();
     assert!(vm.last_words().console.ends_with("still-there"), "also after the end");
+}
+
+/// Whoever still has the machine before it clears nothing away of the one that runs.
+#[test]
+fn ending_a_machine_that_has_ended_leaves_the_next_one_alone() {
+    let files = Files::new();
+    let (mut machine, first, _end) = started(&files, "guest");
+    kill_process(raw(first.pid()), Signal::KILL).unwrap();
+    assert_eq!(first.wait().unwrap(), Exit::Killed(9));
+    assert_eq!(first.shutdown(LONG).unwrap(), Shutdown::Ended(Exit::Killed(9)));
+    assert!(!files.path("vm/hyperkit.pid").exists());
+    let second = machine.start("guest").unwrap();
+    let all = files.state_files();
+    first.stop().unwrap();
+    assert_eq!(first.shutdown(LONG).unwrap(), Shutdown::Ended(Exit::Killed(9)));
+    assert_eq!(files.state_files(), all);
+    assert_eq!(machines_in(&files.path("vm")), [second.pid()]);
 }

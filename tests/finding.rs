@@ -66,8 +66,12 @@ fn a_machine_taken_up_can_be_waited_for() {
     assert!(boot.arg("--state-dir").arg(files.path("vm")).output().unwrap().status.success());
     let taken_up = take_up().unwrap();
     assert_eq!(taken_up.wait_timeout(Duration::from_millis(1)).unwrap(), None);
-    machine.stop().unwrap();
-    assert_eq!(taken_up.wait().unwrap(), Exit::Unknown);
+    std::thread::scope(|scope| {
+        let waiting: Vec<_> = (0..10).map(|_| scope.spawn(|| taken_up.wait().unwrap())).collect();
+        machine.stop().unwrap();
+        waiting.into_iter().for_each(|thread| assert_eq!(thread.join().unwrap(), Exit::Unknown));
+    });
+    assert_eq!(taken_up.try_wait().unwrap(), Some(Exit::Unknown));
     assert!(take_up().is_none());
 }
 
@@ -175,4 +179,43 @@ fn of_many_starters_at_once_one_wins() {
             assert_eq!(*pid, winners[0].pid());
         }
     }
+}
+
+/// The pid may have come to mean another process that was started in the same way, say after a reboot. The pid file
+/// says more than the clock, which may have been set.
+#[test]
+fn without_a_pid_file_the_time_of_its_start_decides() {
+    let files = Files::new();
+    let (_, vm, _end) = started(&files, "guest");
+    let json = fs::read_to_string(files.path("vm/hyperkit.json")).unwrap();
+    let mut state: serde_json::Value = serde_json::from_str(&json).unwrap();
+    state["pid_started"] = (state["pid_started"].as_u64().expect("it is recorded") - 1000).into();
+    files.write("vm/hyperkit.json", state.to_string().as_bytes());
+    let is_running = || HyperKit::from_state(files.path("vm")).unwrap().is_running();
+    assert!(is_running());
+    fs::remove_file(files.path("vm/hyperkit.pid")).unwrap();
+    assert!(!is_running());
+    files.write("vm/hyperkit.json", json.as_bytes());
+    assert!(is_running());
+    vm.stop().unwrap();
+}
+
+/// On Linux its threads have pids too, and its command line.
+#[test]
+fn a_thread_of_the_machine_is_not_the_machine() {
+    let files = Files::new();
+    let (machine, vm, _end) = started(&files, "guest");
+    let threads = format!("/proc/{}/task", vm.pid());
+    if Path::new("/proc/self/task").exists() {
+        common::eventually("it has threads", || fs::read_dir(&threads).unwrap().count() > 1);
+    }
+    let mut forgotten = machine.clone();
+    forgotten.pid = None;
+    files.write("vm/hyperkit.json", forgotten.to_string().as_bytes());
+    fs::remove_file(files.path("vm/hyperkit.pid")).unwrap();
+    // Each look has an order of its own.
+    for _ in 0..20 {
+        assert_eq!(HyperKit::from_state(files.path("vm")).unwrap().pid, Some(vm.pid()));
+    }
+    vm.stop().unwrap();
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use common::{Files, boot, machines_in, raw, standin, started};
 use hyperkit::{Error, Exit, HyperKit};
+use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Signal, kill_process};
 
 #[test]
@@ -147,4 +148,71 @@ fn a_program_that_closes_its_output_is_kept_hold_of() {
     assert_eq!(vm.wait_timeout(Duration::from_millis(50)).unwrap(), None);
     vm.stop().unwrap();
     assert_eq!(vm.wait().unwrap(), Exit::Killed(9));
+}
+
+/// Whoever waits for the lock may get that of a directory that is somewhere else by then.
+#[test]
+fn a_start_locks_the_directory_that_is_there() {
+    let files = Files::new();
+    let dir = files.path("vm");
+    let _end = files.ended();
+    let locked = || {
+        fs::create_dir(&dir).unwrap();
+        let lock = fs::File::open(&dir).unwrap();
+        flock(&lock, FlockOperation::LockExclusive).unwrap();
+        lock
+    };
+    let first = locked();
+    let mut machine = files.machine();
+    let starting = std::thread::spawn(move || machine.start("guest"));
+    std::thread::sleep(Duration::from_millis(300)); // it waits by now; if not, nothing is shown and nothing fails
+    fs::rename(&dir, files.path("elsewhere")).unwrap();
+    let second = locked();
+    drop(first);
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(files.state_files().is_empty(), "it goes on without the lock");
+    drop(second);
+    let vm = starting.join().unwrap().unwrap();
+    assert_eq!(machines_in(&dir), [vm.pid()]);
+}
+
+/// Whoever waits for the lock beside a removal finds nothing left to do.
+#[test]
+fn ending_and_removing_beside_a_removal_is_no_error() {
+    for remove in [true, false] {
+        let files = Files::new();
+        let (machine, vm, _end) = started(&files, "guest");
+        kill_process(raw(vm.pid()), Signal::KILL).unwrap();
+        vm.wait().unwrap();
+        let lock = fs::File::open(files.path("vm")).unwrap();
+        flock(&lock, FlockOperation::LockExclusive).unwrap();
+        let second = std::thread::spawn(move || if remove { machine.remove(false) } else { vm.stop() });
+        std::thread::sleep(Duration::from_millis(200)); // as above
+        fs::remove_dir_all(files.path("vm")).unwrap();
+        drop(lock);
+        second.join().unwrap().unwrap();
+    }
+}
+
+#[test]
+fn nothing_of_a_killed_machine_passes_for_the_next_ones() {
+    let files = Files::new();
+    let _end = files.ended();
+    let mut machine = files.machine().vsock(true).vsock_port(2374);
+    let vm = machine.start("guest.say=long-ago").unwrap();
+    common::eventually("the guest has spoken", || common::said(&files).contains("long-ago"));
+    kill_process(raw(vm.pid()), Signal::KILL).unwrap();
+    vm.wait().unwrap();
+    // A program that dies before it has made any of it anew.
+    match machine.start("vmm.die-early=7") {
+        Err(Error::ProgramFailed { last_words, .. }) => assert_eq!(last_words.console, ""),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(files.state_files(), ["hyperkit.json", "hyperkit.log"]);
+
+    // And what is stopped leaves only what it said.
+    let vm = machine.start("guest").unwrap();
+    files.write("vm/hyperkit.new", b"unfinished");
+    vm.stop().unwrap();
+    assert_eq!(files.state_files(), ["console-ring", "hyperkit.json", "hyperkit.log"]);
 }

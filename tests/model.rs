@@ -3,8 +3,9 @@
 mod common;
 
 use std::fs;
+use std::process::Command;
 
-use common::{Files, machines_in, raw};
+use common::{Files, boot, example, machines_in, raw};
 use hyperkit::{Disk, Error, HyperKit};
 use proptest::prelude::*;
 use rustix::process::{Signal, kill_process};
@@ -13,7 +14,9 @@ use rustix::process::{Signal, kill_process};
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Start,
+    StartElsewhere,
     Stop,
+    StopElsewhere,
     Kill,
     Reload,
     Remove { keep_disk: bool },
@@ -23,7 +26,9 @@ enum Step {
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         3 => Just(Step::Start),
+        2 => Just(Step::StartElsewhere),
         2 => Just(Step::Stop),
+        1 => Just(Step::StopElsewhere),
         2 => Just(Step::Kill),
         2 => Just(Step::Reload),
         2 => any::<bool>().prop_map(|keep_disk| Step::Remove { keep_disk }),
@@ -47,6 +52,18 @@ fn act(files: &Files, machine: &mut HyperKit, model: &mut Model, step: Step) {
             Err(Error::AlreadyRunning { .. }) if model.running => {}
             other => panic!("{other:?}"),
         },
+        Step::StartElsewhere => {
+            let started = boot(files, "guest").args(["--disk-size", "1"]).output().unwrap().status.success();
+            assert_eq!(started, !model.running);
+            *model = Model { running: true, remembered: true, disk: true };
+        }
+        Step::StopElsewhere => {
+            let mut boot = Command::new(example("boot"));
+            let stopped =
+                boot.arg("--stop").arg("--state-dir").arg(files.path("vm")).output().unwrap().status.success();
+            assert_eq!(stopped, model.remembered);
+            model.running = false;
+        }
         Step::Stop => {
             machine.stop().unwrap();
             model.running = false;
@@ -54,7 +71,7 @@ fn act(files: &Files, machine: &mut HyperKit, model: &mut Model, step: Step) {
         Step::Kill => {
             for pid in machines_in(&files.path("vm")) {
                 kill_process(raw(pid), Signal::KILL).unwrap();
-                machine.vm().unwrap().map(|vm| vm.wait().unwrap());
+                common::eventually("it is gone", || machines_in(&files.path("vm")).is_empty());
             }
             model.running = false;
         }

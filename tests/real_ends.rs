@@ -11,7 +11,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use common::{Ended, eventually, example, guest, raw};
-use hyperkit::{Console, Exit, HyperKit, Shutdown};
+use hyperkit::{Console, Error, Exit, HyperKit, Shutdown};
 use rustix::process::{Signal, kill_process};
 
 /// Far longer than a boot takes under emulation on a busy machine.
@@ -106,4 +106,41 @@ fn a_paused_machine_is_running_and_is_shut_down_all_the_same() {
         assert!(guest.machine.is_running());
     }
     assert_eq!(vm.shutdown(PATIENCE).unwrap(), Shutdown::PowerButton(Exit::PowerOff));
+}
+
+/// A QEMU that hangs takes no more connections than fit into its queue: the next one must not wait for ever.
+#[test]
+fn a_qemu_that_hangs_is_unplugged_after_the_grace() {
+    let mut guest = new_guest();
+    let vm = guest.machine.start(QUIET).unwrap();
+    kill_process(raw(vm.pid()), Signal::STOP).unwrap();
+    let connect = || UnixStream::connect(guest.state.join("qmp.sock")).ok();
+    let _queue = [connect(), connect()];
+    let (send, ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || send.send(vm.shutdown(Duration::from_secs(1)).unwrap()));
+    assert_eq!(ended.recv_timeout(PATIENCE), Ok(Shutdown::Plug(Exit::Killed(9))));
+}
+
+/// Whenever its starter is killed, there is a machine that is found, or none and the next one starts.
+#[test]
+fn a_killed_starter_leaves_a_machine_that_is_found_or_none() {
+    let mut guest = new_guest();
+    for delay in [2, 5, 10, 20, 40, 60, 80, 120] {
+        let mut boot = Command::new(example("boot"));
+        boot.args(["--background", "--hyperkit", "qemu-system-x86_64"]).arg("--state-dir").arg(&guest.state);
+        boot.arg("--kernel").arg(common::guest("vmlinuz")).arg("--initrd").arg(common::guest("initrd.img"));
+        let mut starter = boot.spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(delay));
+        starter.kill().unwrap();
+        starter.wait().unwrap();
+        match guest.machine.start(QUIET) {
+            Ok(vm) => vm.stop().unwrap(),
+            Err(Error::AlreadyRunning { pid }) => {
+                let found = HyperKit::from_state(&guest.state).unwrap();
+                assert!(found.is_running() && found.pid == Some(pid));
+                found.stop().unwrap();
+            }
+            Err(error) => panic!("killed after {delay} ms: {error}"),
+        }
+    }
 }

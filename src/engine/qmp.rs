@@ -1,9 +1,13 @@
 //! The QEMU Machine Protocol: a line of JSON each way on a unix socket.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 
 use serde_json::{Value, json};
 
@@ -14,11 +18,47 @@ pub(crate) struct Qmp {
     stream: BufReader<UnixStream>,
 }
 
+/// Connects without ever waiting for longer than `patience`: the queue of a QEMU that hangs fills up.
+fn connect(socket: &Path, patience: Duration) -> io::Result<UnixStream> {
+    let address = SocketAddrUnix::new(socket)?;
+    let deadline = Instant::now() + patience;
+    loop {
+        let stream = UnixStream::from(unconnected()?);
+        match rustix::net::connect(&stream, &address) {
+            Err(Errno::AGAIN) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
+            connected => {
+                connected?;
+                stream.set_nonblocking(false)?;
+                return Ok(stream);
+            }
+        }
+    }
+}
+
+/// A socket that does not wait, and that no other child inherits.
+fn unconnected() -> io::Result<OwnedFd> {
+    #[cfg(target_os = "linux")]
+    return Ok(rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        rustix::net::SocketFlags::CLOEXEC | rustix::net::SocketFlags::NONBLOCK,
+        None,
+    )?);
+    #[cfg(not(target_os = "linux"))]
+    {
+        let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None)?;
+        rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::CLOEXEC)?;
+        rustix::io::ioctl_fionbio(&socket, true)?;
+        Ok(socket)
+    }
+}
+
 impl Qmp {
     /// Connects and shakes hands. QEMU may take `patience` for each answer.
     pub(crate) fn connect(socket: &Path, patience: Duration) -> Result<Self> {
-        let stream = UnixStream::connect(socket).map_err(Error::io("connect to", socket))?;
-        stream.set_read_timeout(Some(patience.max(Duration::from_millis(1)))).map_err(Error::io("set up", socket))?;
+        let patience = patience.max(Duration::from_millis(1));
+        let stream = connect(socket, patience).map_err(Error::io("connect to", socket))?;
+        stream.set_read_timeout(Some(patience)).map_err(Error::io("set up", socket))?;
         let mut qmp = Self { stream: BufReader::new(stream) };
         let greeting = qmp.read()?;
         if greeting.get("QMP").is_none() {

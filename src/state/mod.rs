@@ -74,9 +74,13 @@ impl StateDir {
         open_locked(&self.0, made).map(Lock).map_err(Error::io("make and lock", &self.0))
     }
 
-    /// Waits for whoever else has the lock. Nothing is made for it: what is locked is the directory itself.
-    pub fn lock(&self) -> Result<Lock> {
-        open_locked(&self.0, || File::open(&self.0)).map(Lock).map_err(Error::io("lock", &self.0))
+    /// Waits for whoever else has the lock. Nothing is made for it: what is locked is the directory itself. There is
+    /// none where there is no directory, or where it is removed in the meantime.
+    pub fn lock(&self) -> Result<Option<Lock>> {
+        match open_locked(&self.0, || File::open(&self.0)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            locked => locked.map(|dir| Some(Lock(dir))).map_err(Error::io("lock", &self.0)),
+        }
     }
 
     /// What `hyperkit.json` says, with the directory as it is called now.
@@ -179,10 +183,7 @@ impl StateDir {
 
     /// Clears up after a machine that has ended, unless another was started since.
     pub fn clear_if_idle(&self) -> Result<()> {
-        if !self.0.exists() {
-            return Ok(());
-        }
-        let lock = self.lock()?;
+        let Some(lock) = self.lock()? else { return Ok(()) };
         match self.running(self.load().ok().as_ref()) {
             Some(_) => Ok(()),
             None => self.clear(&lock),
