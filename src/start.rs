@@ -89,20 +89,15 @@ impl HyperKit {
     /// # Errors
     /// Those of [`run`](Self::run).
     pub fn run_through_resets(&mut self, cmdline: &str) -> Result<Exit> {
-        let (shortest, longest) = (Duration::from_millis(100), Duration::from_secs(10));
-        let mut pause = shortest;
+        let mut pause = Duration::ZERO;
         loop {
             let began = Instant::now();
             let exit = self.run(cmdline)?;
             if exit != Exit::Reset {
                 return Ok(exit);
             }
-            if began.elapsed() >= longest {
-                pause = shortest;
-                continue;
-            }
+            pause = pause_before_next(pause, began.elapsed());
             std::thread::sleep(pause);
-            pause = (pause * 2).min(longest);
         }
     }
 
@@ -245,6 +240,13 @@ impl HyperKit {
     }
 }
 
+/// How long to wait before a machine that asked for a reset is started again, after the `last` such wait and a life of
+/// `lived`.
+fn pause_before_next(last: Duration, lived: Duration) -> Duration {
+    let (shortest, longest) = (Duration::from_millis(100), Duration::from_secs(10));
+    if lived >= longest { Duration::ZERO } else { (last * 2).clamp(shortest, longest) }
+}
+
 /// Starts the program. What it prints goes to the log, and to the caller if the console is there.
 fn spawn(machine: &HyperKit, state: Option<&StateDir>, foreground: bool) -> Result<(Arc<Child>, Output)> {
     let output = Output::create(state)?;
@@ -334,6 +336,17 @@ fn give_up(vm: &Vm, state: &StateDir, machine: &HyperKit, lock: &Lock) {
 mod tests {
     use super::*;
     use crate::Console;
+
+    #[test]
+    fn a_guest_that_resets_at_once_is_started_ever_later() {
+        let mut pauses = vec![Duration::ZERO];
+        for _ in 0..9 {
+            pauses.push(pause_before_next(pauses[pauses.len() - 1], Duration::from_millis(5)));
+        }
+        let milliseconds: Vec<_> = pauses.iter().map(Duration::as_millis).collect();
+        assert_eq!(milliseconds, [0, 100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
+        assert_eq!(pause_before_next(pauses[9], Duration::from_secs(60)), Duration::ZERO);
+    }
 
     /// A program that neither writes its pid file nor ends is ended, and nothing of it is left.
     #[test]
