@@ -184,7 +184,11 @@ fn a_full_tmpfs() {
         rm filler; \"$@\"";
     let start = boot(&files, "guest");
     let mut unshare = Command::new("unshare");
-    unshare.args(["--mount", "--map-root-user", "sh", "-c", script, "sh"]).arg(files.path("small"));
+    unshare.arg("--mount");
+    if !rustix::process::geteuid().is_root() {
+        unshare.arg("--map-root-user");
+    }
+    unshare.args(["sh", "-c", script, "sh"]).arg(files.path("small"));
     unshare.arg(start.get_program()).args(start.get_args()).arg("--state-dir").arg(files.path("small/vm"));
     let output = unshare.output().unwrap();
     // It lives on in its namespace, where the state directory is, and is found by its command line.
