@@ -43,19 +43,34 @@ struct Model {
     running: bool,
     remembered: bool,
     disk: bool,
+    /// Whether the state file, or the description at hand, knows that the disk was made for the machine.
+    made_by_state: bool,
+    made_by_memory: bool,
+}
+
+impl Model {
+    fn started(&mut self, knows: bool) {
+        self.made_by_state = !self.disk || self.made_by_state || knows;
+        (self.running, self.remembered, self.disk) = (true, true, true);
+    }
 }
 
 fn act(files: &Files, machine: &mut HyperKit, model: &mut Model, step: Step) {
     match step {
         Step::Start => match machine.start("guest") {
-            Ok(_) if !model.running => *model = Model { running: true, remembered: true, disk: true },
+            Ok(_) if !model.running => {
+                model.started(model.made_by_memory);
+                model.made_by_memory = model.made_by_state;
+            }
             Err(Error::AlreadyRunning { .. }) if model.running => {}
             other => panic!("{other:?}"),
         },
         Step::StartElsewhere => {
             let started = boot(files, "guest").args(["--disk-size", "1"]).output().unwrap().status.success();
             assert_eq!(started, !model.running);
-            *model = Model { running: true, remembered: true, disk: true };
+            if started {
+                model.started(false);
+            }
         }
         Step::StopElsewhere => {
             let mut boot = Command::new(example("boot"));
@@ -76,15 +91,18 @@ fn act(files: &Files, machine: &mut HyperKit, model: &mut Model, step: Step) {
             model.running = false;
         }
         Step::Reload => match HyperKit::from_state(files.path("vm")) {
-            Ok(loaded) if model.remembered => *machine = loaded,
+            Ok(loaded) if model.remembered => {
+                *machine = loaded;
+                model.made_by_memory = model.made_by_state;
+            }
             Err(Error::NoState { .. }) if !model.remembered => {}
             other => panic!("{other:?}"),
         },
         Step::Remove { keep_disk } => match machine.remove(keep_disk) {
             Ok(()) if !model.running => {
-                // Without a state file nobody knows whose the disk is.
-                model.disk = model.disk && (keep_disk || !model.remembered);
-                model.remembered = false;
+                // A disk that was kept once is somebody's own, but to who has made it.
+                model.disk = model.disk && (keep_disk || !model.made_by_state);
+                (model.remembered, model.made_by_state) = (false, false);
             }
             Err(Error::StillRunning { .. }) if model.running => {}
             other => panic!("{other:?}"),
@@ -94,7 +112,7 @@ fn act(files: &Files, machine: &mut HyperKit, model: &mut Model, step: Step) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_sequence_does_what_the_model_does(steps in steps()) {
