@@ -107,10 +107,9 @@ impl Child {
 
     fn watch(&self, mut child: std::process::Child, mut output: Output, terminal: Option<Terminal>) {
         let mut alarm = Alarm::new(self.pid, &output);
-        // The logger is the embedding program's. If it panics, the child still has to be reaped.
-        let mut pass_on = |at_end| {
-            let _ = catch_unwind(AssertUnwindSafe(|| output.pass_on(at_end)));
-        };
+        // The logger is the embedding program's. If it panics, the child still has to be reaped, and the lines after the
+        // one that it panics on passed on: that one counts as passed on already, so this ends.
+        let mut pass_on = |at_end| while catch_unwind(AssertUnwindSafe(|| output.pass_on(at_end))).is_err() {};
         while is_alive(self.pid) {
             pass_on(false);
             alarm.wait();

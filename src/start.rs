@@ -49,7 +49,8 @@ impl HyperKit {
     /// program that fails a moment later is found out by [`Vm::wait`].
     ///
     /// The machine outlives this program, unless its console is on a terminal that goes away. With the console on stdio
-    /// it keeps the caller's standard input and output open. What was filled in on the way (the program, absolute paths, pid, arguments) is in `self` afterwards, and in `hyperkit.json`.
+    /// it keeps the caller's standard input and output open. What was filled in on the way (the program, absolute paths,
+    /// pid, arguments) is in `self` afterwards, and in `hyperkit.json`.
     ///
     /// # Errors
     /// What [`check`](Self::check) finds, before anything is made; [`Error::AlreadyRunning`];

@@ -61,11 +61,14 @@ fn lines_arrive_while_the_machine_runs_and_when_it_ends() {
     }
     assert_eq!(next(), "dying early");
 
-    // A logger that panics does not keep a machine from being reaped, nor its last words from the error.
-    match files.machine().start("vmm.say=logger-panics vmm.die=6") {
+    // A logger that panics does not keep a machine from being reaped, nor later lines from itself, nor its last words
+    // from the error.
+    let lines = ["logger-panics"; 20].join("|");
+    match files.machine().start(&format!("vmm.say={lines} vmm.die=6")) {
         Err(Error::ProgramFailed { exit: Exit::Failed(6), last_words }) => {
             assert!(last_words.program.ends_with("logger-panics\ndying"), "{last_words}");
         }
         other => panic!("{other:?}"),
     }
+    assert_eq!(next(), "dying", "the line after those that it panics on");
 }

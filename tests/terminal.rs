@@ -6,10 +6,10 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::process::{Child, Command};
 
-use common::{Files, example, standin};
+use common::{Files, example, raw, standin};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, tcgetattr};
 
@@ -71,7 +71,7 @@ fn what_is_typed_reaches_the_guest_even_interrupts_and_the_power_button_gives_th
     terminal.person.write_all(b"typed\x03here").unwrap();
     terminal.expect("typed\x03here");
     let machine = hyperkit::HyperKit::from_state(files.path("vm")).unwrap();
-    kill_process(Pid::from_raw(machine.pid.unwrap().try_into().unwrap()).unwrap(), Signal::TERM).unwrap();
+    kill_process(raw(machine.pid.unwrap()), Signal::TERM).unwrap();
     assert!(boot.wait().unwrap().success());
     assert!(!terminal.is_raw());
     assert_eq!(terminal.flags(), flags);

@@ -187,9 +187,9 @@ pub(crate) fn accelerator() -> &'static str {
         return "hvf";
     }
     let can_virtualize = fs::read_to_string("/proc/cpuinfo").is_ok_and(|cpus| {
-        cpus.lines().filter(|line| line.starts_with("flags")).any(|line| {
-            line.split_ascii_whitespace().any(|flag| flag == "vmx" || flag == "svm") //
-        })
+        cpus.lines()
+            .filter(|line| line.starts_with("flags"))
+            .any(|line| line.split_ascii_whitespace().any(|flag| flag == "vmx" || flag == "svm"))
     });
     let opens = || OpenOptions::new().read(true).write(true).open(Path::new("/dev/kvm")).is_ok();
     if can_virtualize && opens() { "kvm" } else { "tcg" }

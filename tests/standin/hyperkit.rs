@@ -2,7 +2,7 @@
 //! signals, and a guest that is a few words on the kernel command line:
 //!
 //! `guest.exit=CODE` ends by itself (0 power-off, 2 reset, 3 triple fault) · `guest.no-acpi` never listens to the power
-//! button · `guest.deaf` listens and does nothing · `guest.say=TEXT` on the console · `vmm.say=TEXT`, `vmm.die=CODE`
+//! button · `guest.deaf` listens and does nothing · `guest.say=TEXT` on the console · `vmm.say=LINE|LINE`, `vmm.die=CODE`
 //! (before the serial ports are there), `vmm.die-early=CODE` (before the pid file), `vmm.half-pid-file` (while it is
 //! written), `vmm.no-pid-file`, `vmm.no-stdout` and `vmm.flood=MIB` are about the program itself.
 
@@ -78,7 +78,7 @@ fn main() {
         set_up(*slot, device, &mut held);
     }
     if let Some(text) = word("vmm.say") {
-        println!("{text}");
+        println!("{}", text.replace('|', "\n"));
     }
     if let Some(code) = word("vmm.die") {
         fail_with(code.parse().unwrap_or(1), "dying");
