@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write, stderr, stdout};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Duration;
@@ -204,10 +204,7 @@ fn execute(command: Option<Command>) -> Result<ExitCode, Box<dyn Error>> {
 }
 
 fn how_to_reach(machine: &HyperKit, dir: &Path) {
-    let tty = dir.join("tty");
-    // Older hyperkits make a symlink to the pty, newer ones and this crate a file that names it.
-    let pty = std::fs::read_link(&tty).or_else(|_| std::fs::read_to_string(&tty).map(PathBuf::from));
-    if let Ok(pty) = pty {
+    for pty in machine.ttys().into_iter().flatten() {
         println!("  console: screen {}", pty.display());
     }
     if machine.console == Console::File {

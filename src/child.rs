@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
-use crate::engine::Engine;
+use crate::engine::{Engine, vhost_vsock::Companion};
 use crate::error::{Error, Result};
 use crate::output::Output;
 use crate::process::gone_is_fine;
@@ -31,15 +31,18 @@ pub(crate) struct Child {
     ended: Condvar,
     /// Listens to what the program itself tells of the guest's end.
     ear: Mutex<Option<JoinHandle<Option<Exit>>>>,
+    /// The program that runs beside it.
+    companion: Mutex<Option<Companion>>,
 }
 
 impl Child {
-    /// Starts `command`, which prints into `output` and may have been lent the `terminal`.
+    /// Starts `command`, which prints into `output` and may have been lent the `terminal` and have a `companion`.
     pub fn spawn(
         engine: Engine,
         mut command: Command,
         output: Output,
         terminal: Option<Terminal>,
+        companion: Option<Companion>,
     ) -> Result<Arc<Self>> {
         // The thread first: a child that nobody could watch must not be.
         let (send, receive) = mpsc::channel::<(std::process::Child, Arc<Self>)>();
@@ -59,6 +62,7 @@ impl Child {
             end: Mutex::new(None),
             ended: Condvar::new(),
             ear: Mutex::new(None),
+            companion: Mutex::new(companion),
         });
         alive().push(shared.clone());
         let _ = send.send((child, shared.clone())); // it waits for nothing else
@@ -80,6 +84,13 @@ impl Child {
         let ear = ear.map_err(Error::io("make a thread to listen to", format!("process {}", self.pid())))?;
         *self.ear.lock().unwrap_or_else(PoisonError::into_inner) = Some(ear);
         Ok(())
+    }
+
+    /// The machine is there: its companion lives from now on as long as it does, also without us.
+    pub fn is_set_up(&self) {
+        if let Some(companion) = &mut *self.companion.lock().unwrap_or_else(PoisonError::into_inner) {
+            companion.let_go();
+        }
     }
 
     /// Waits for its end until the deadline.
@@ -114,6 +125,8 @@ impl Child {
             pass_on(false);
             alarm.wait();
         }
+        // Ended, too, before anyone hears of it.
+        drop(self.companion.lock().unwrap_or_else(PoisonError::into_inner).take());
         pass_on(true);
         drop(terminal);
         let ear = self.ear.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::{Engine, Exit, LastWords};
+use crate::{Engine, Exit, LastWords, SectorSize};
 
 /// The result of everything in this crate that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -32,9 +32,6 @@ pub enum Error {
         /// The field that needs it.
         field: &'static str,
     },
-    /// Ports are to be forwarded over vsock, and the machine has no vsock device.
-    #[error("`vsock_ports` needs a vsock device: set `vsock`")]
-    VsockRequired,
     /// A field that the machine cannot do without is not set, or something is empty that must not be.
     #[error("`{field}` is not set, or empty")]
     Missing {
@@ -71,6 +68,18 @@ pub enum Error {
         /// The greatest length, in bytes.
         limit: usize,
     },
+    /// Not an IPv4 address.
+    #[error("`vpnkit_preferred_ipv4` must be an IPv4 address like 192.168.65.10: {value:?}")]
+    InvalidIpv4 {
+        /// Its value.
+        value: String,
+    },
+    /// Not a MAC address of one card: six bytes, the first even, and not all 0.
+    #[error("`mac` must be the address of one card, like 02:00:00:00:00:01: {value:?}")]
+    InvalidMac {
+        /// Its value.
+        value: String,
+    },
     /// Not a UUID of 8-4-4-4-12 hexadecimal digits.
     #[error("`{field}` must be a UUID like 01234567-89ab-cdef-0123-456789abcdef: {value:?}")]
     InvalidUuid {
@@ -97,6 +106,51 @@ pub enum Error {
         /// How many there are.
         count: usize,
     },
+    /// A port number that is none.
+    #[error("`{field}` must be 1 to 65535, and is 0")]
+    ZeroPort {
+        /// The field: `gdb_port`, `sockets_9p` or `port_forwards`.
+        field: &'static str,
+    },
+    /// Something that goes with another setting, and that is not set.
+    #[error("`{field}` needs `{needs}`: set it, too")]
+    Needs {
+        /// The field that is set.
+        field: &'static str,
+        /// The field that is not.
+        needs: &'static str,
+    },
+    /// Two ways to boot; a machine takes one.
+    #[error("`{first}` and `{second}` exclude each other: set one")]
+    TwoFirmwares {
+        /// One field that is set.
+        first: &'static str,
+        /// The other.
+        second: &'static str,
+    },
+    /// A command line for a boot ROM, which takes none.
+    #[error("a boot ROM takes no command line: leave it empty, and not {value:?}")]
+    CommandLineForRom {
+        /// The command line.
+        value: String,
+    },
+    /// More serial ports than a machine has.
+    #[error("`serials` may have 2 ports at most, and has {count}")]
+    TooManySerials {
+        /// How many there are.
+        count: usize,
+    },
+    /// Both serial ports on the caller's standard input and output.
+    #[error("`serials` may have one port on stdio, and both are")]
+    StdioTwice,
+    /// Sectors that hyperkit does not take.
+    #[error("sectors of disk {} must be powers of two, 512 bytes at least, the logical not above the physical: {value}", path.display())]
+    InvalidSectorSize {
+        /// The image.
+        path: PathBuf,
+        /// The sizes.
+        value: SectorSize,
+    },
     /// More devices than PCI slots.
     #[error("the machine has {count} devices, and room for 30: attach fewer `disks`, `isos` or `sockets_9p`")]
     TooManyDevices {
@@ -109,8 +163,8 @@ pub enum Error {
         /// Its value.
         value: u32,
     },
-    /// No memory, or more than can be counted in bytes.
-    #[error("`memory` must be 1 MiB at least and fit into 63 bits of bytes: {value} MiB")]
+    /// Too little memory, or more than can be counted in bytes.
+    #[error("`memory` must be 2 MiB at least and fit into 63 bits of bytes: {value} MiB")]
     InvalidMemory {
         /// Its value, in MiB.
         value: u64,
@@ -123,10 +177,18 @@ pub enum Error {
         /// Its size, in MiB.
         value: u64,
     },
-    /// An image that is two disks of the machine.
-    #[error("`disks` has this image twice: {}", path.display())]
+    /// An image that is attached twice, under whatever names, and written to.
+    #[error("`disks` or `isos` have this image twice, and one may write: {}", path.display())]
     DiskTwice {
         /// The image.
+        path: PathBuf,
+    },
+    /// A relative path where hyperkit takes a URL.
+    #[error("`{field}` must be an absolute path for a qcow2 image on hyperkit: {}", path.display())]
+    Relative {
+        /// The field.
+        field: &'static str,
+        /// Its value.
         path: PathBuf,
     },
     /// A setting of a later version of the Go package, from a `hyperkit.json`, that this version cannot honour.
@@ -198,11 +260,39 @@ pub enum Error {
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// The initrd has no bytes.
-    #[error("`initrd` is empty: {}", path.display())]
-    EmptyInitrd {
+    /// The kernel is not one for the Multiboot specification.
+    #[error("`multiboot` must be a kernel for the Multiboot specification, and {reason}: {}", path.display())]
+    NotMultiboot {
         /// The file.
         path: PathBuf,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// A boot ROM of a size that hyperkit does not take.
+    #[error("`bootrom` must have 4 KiB to 16 MiB, in multiples of 4096 bytes, and has {length}: {}", path.display())]
+    InvalidBootrom {
+        /// The file.
+        path: PathBuf,
+        /// Its length, in bytes.
+        length: u64,
+    },
+    /// An initrd or module has no bytes.
+    #[error("`{field}` is empty: {}", path.display())]
+    EmptyFile {
+        /// The field.
+        field: &'static str,
+        /// The file.
+        path: PathBuf,
+    },
+    /// Kernel and initrd do not fit into the memory, of which 3 GiB count at most.
+    #[error("`{field}` does not fit: set `memory` to {needed} MiB at least (3072 is the most that counts), or take a smaller one: {}", path.display())]
+    DoesNotFit {
+        /// The field: `kernel` or `initrd`.
+        field: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Memory that would be enough, in MiB.
+        needed: u64,
     },
     /// The kernel takes no command line of this length.
     #[error("the kernel command line is {length} bytes long with `earlyprintk=serial`, and this kernel takes {limit}")]
@@ -227,7 +317,69 @@ pub enum Error {
         looked: Vec<PathBuf>,
     },
 
+    /// Arguments that describe no machine of this crate, for [`parse_arguments`](crate::parse_arguments).
+    #[error("these arguments describe no machine that can be started: {reason}: {argument:?}")]
+    ForeignArguments {
+        /// The argument that is wrong, or the option that is missing.
+        argument: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+
     // --- disk images ---
+    /// An image that may not be written, for a disk that the guest may write to.
+    #[error("disk {} may not be written: make the disk read-only, or the file writable", path.display())]
+    DiskNotWritable {
+        /// The image.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// An image that another machine uses.
+    #[error("another machine uses this image: stop it, or take a copy: {}", path.display())]
+    DiskInUse {
+        /// The image.
+        path: PathBuf,
+    },
+    /// An image that has more than the size that was asked for; it was not touched.
+    #[error("disk {} has {from} MiB, and would lose data at {to} MiB: ask for as much, or copy what you need to a new one", path.display())]
+    DiskShrinks {
+        /// The image.
+        path: PathBuf,
+        /// Its size, in MiB and rounded up.
+        from: u64,
+        /// The size that was asked for, in MiB.
+        to: u64,
+    },
+    /// An image that should be qcow2 and is not.
+    #[error("disk {} is no qcow2 image: say what it is, or leave its format unset", path.display())]
+    NotAQcow2 {
+        /// The image.
+        path: PathBuf,
+    },
+    /// An image that was found to be qcow2 and to rest on other files, which a guest could have made it do.
+    #[error("disk {} rests on other files (a backing file, or data of its own): set its format to qcow2 to take it, or flatten it", path.display())]
+    DiskRestsOnOthers {
+        /// The image.
+        path: PathBuf,
+    },
+    /// A program that the machine needs besides hyperkit or QEMU is not here.
+    #[error("install one of these programs, or name yours: no executable file is {}",
+        looked.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", "))]
+    ToolNotFound {
+        /// Every place looked at.
+        looked: Vec<PathBuf>,
+    },
+    /// The program that makes and grows qcow2 images did not.
+    #[error("{} could not make or grow {}: {said}", tool.display(), path.display())]
+    ToolFailed {
+        /// The program.
+        tool: PathBuf,
+        /// The image.
+        path: PathBuf,
+        /// What it printed as error.
+        said: String,
+    },
     /// An image was to be made where there is a file already; it was not touched.
     #[error("{} exists already and was not touched", path.display())]
     DiskExists {
@@ -267,11 +419,25 @@ pub enum Error {
         /// What the machine left.
         last_words: LastWords,
     },
+    /// The program beside QEMU that gives the guest its vsock did not get up.
+    #[error("{} did not start{}", program.display(), said(last_words))]
+    VsockFailed {
+        /// The program.
+        program: PathBuf,
+        /// What it printed.
+        last_words: LastWords,
+    },
     /// The machine has no QMP socket, or what answers there is not QEMU.
     #[error("QEMU does not answer as it should: {reason}")]
     Qmp {
         /// What was wrong.
         reason: String,
+    },
+    /// The file that names the pty of a serial port is missing, or names none: the machine may not run.
+    #[error("no pty is named in {}: is the machine running?", path.display())]
+    NoTty {
+        /// The file.
+        path: PathBuf,
     },
     /// `hyperkit.json` is not what it should be.
     #[error("the state file is damaged; start the machine anew, or remove the file: {}", path.display())]

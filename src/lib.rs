@@ -45,22 +45,29 @@ compile_error!("hyperkit runs on macOS, QEMU is driven over unix sockets: this c
 mod check;
 mod child;
 mod config;
+mod console;
 mod disk;
 mod engine;
 mod error;
+mod image;
+mod kernel;
 mod lock;
 mod output;
 mod process;
+mod serial;
 mod slots;
 mod start;
 mod state;
 mod terminal;
 mod vm;
 
-pub use config::{Console, HyperKit, Socket9p, VpnKit};
-pub use disk::{Disk, create_disk_image};
-pub use engine::Engine;
+pub use config::{
+    Console, HyperKit, Module, Multiboot, PortForward, Protocol, Serial, SerialLine, Server9p, Socket9p, VpnKit,
+};
+pub use disk::{Disk, Driver, Format, OnFlush, Qcow, SectorSize};
+pub use engine::{Engine, hyperkit::parse_arguments};
 pub use error::{Error, Result};
+pub use image::create_disk_image;
 pub use output::LastWords;
 pub use vm::{Exit, Shutdown, Vm};
 

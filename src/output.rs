@@ -9,7 +9,8 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
-use crate::state::{CONSOLE_RING, LOG_FILE, StateDir, remove_file};
+use crate::serial::ALL_LOGS;
+use crate::state::{LOG_FILE, StateDir, remove_file};
 
 /// A longer line is logged in pieces, so that a program that prints no newline costs no memory.
 const LONGEST_LINE: usize = 8 * 1024;
@@ -113,7 +114,7 @@ impl LastWords {
             Some(output) => last_lines(&output.file, u64::MAX),
             None => open(LOG_FILE).map(|log| last_lines(&log, u64::MAX)).unwrap_or_default(),
         };
-        let console = open(CONSOLE_RING).and_then(|ring| Some(last_lines(&ring, end_of(&ring)?)));
+        let console = open(ALL_LOGS[0]).and_then(|ring| Some(last_lines(&ring, end_of(&ring)?)));
         Self { program, console: console.unwrap_or_default() }
     }
 }

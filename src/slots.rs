@@ -13,23 +13,34 @@ const LAST: u8 = 30;
 /// What can be in a slot.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Device<'a> {
-    Network(&'a VpnKit),
+    Network(Network<'a>),
     Disk { image: &'a Disk, index: usize },
-    Vsock { cid: u32, ports: &'a [u32] },
+    Vsock,
     Iso(&'a Path),
     Random,
     Share(&'a Socket9p),
 }
 
+/// What a network card is connected with.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Network<'a> {
+    VpnKit(&'a VpnKit),
+    Vmnet,
+    Tap(&'a str),
+}
+
 /// The devices in order with their slots. The order is the Go package's, so that a guest finds each where it was.
 pub(crate) fn layout(machine: &HyperKit) -> Result<Vec<(u8, Device<'_>)>> {
-    let network = (machine.vpnkit != VpnKit::None).then_some(Device::Network(&machine.vpnkit));
+    let vpnkit = (machine.vpnkit != VpnKit::None).then_some(Network::VpnKit(&machine.vpnkit));
+    let vmnet = machine.vmnet.then_some(Network::Vmnet);
+    let tap = machine.tap.as_deref().map(Network::Tap);
+    let networks = vpnkit.into_iter().chain(vmnet).chain(tap).map(Device::Network);
     let disks = machine.disks.iter().enumerate().map(|(index, image)| Device::Disk { image, index });
-    let vsock = machine.vsock.then_some(Device::Vsock { cid: machine.vsock_guest_cid, ports: &machine.vsock_ports });
+    let vsock = machine.vsock.then_some(Device::Vsock);
     let isos = machine.isos.iter().map(|iso| Device::Iso(iso));
+    let random = machine.random.then_some(Device::Random);
     let shares = machine.sockets_9p.iter().map(Device::Share);
-    let devices: Vec<_> =
-        network.into_iter().chain(disks).chain(vsock).chain(isos).chain([Device::Random]).chain(shares).collect();
+    let devices: Vec<_> = networks.chain(disks).chain(vsock).chain(isos).chain(random).chain(shares).collect();
     if devices.len() > usize::from(LAST - FIRST + 1) {
         return Err(Error::TooManyDevices { count: devices.len() });
     }

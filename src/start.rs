@@ -2,19 +2,21 @@
 
 use std::ffi::OsStr;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::check::{canonical, command_line};
+use crate::check::{canonical, command_line, command_line_text};
 use crate::child::Child;
-use crate::config::{Console, HyperKit};
-use crate::disk::create_disk_image;
-use crate::engine::Engine;
+use crate::config::HyperKit;
+use crate::disk::Format;
+use crate::engine::{Engine, vhost_vsock::Companion};
 use crate::error::{Error, Result};
+use crate::image::{self, Work};
 use crate::output::Output;
 use crate::process::{Process, look};
+use crate::serial::on_stdio;
 use crate::state::{Lock, StateDir};
 use crate::terminal::Terminal;
 use crate::vm::{Exit, Handle, Vm};
@@ -39,6 +41,7 @@ impl HyperKit {
     /// What [`check`](Self::check) finds wrong without looking at files.
     pub fn arguments(&self, cmdline: &str) -> Result<Vec<String>> {
         crate::check::description(self)?;
+        command_line_text(self, cmdline)?;
         Engine::of_machine(self).arguments(self, cmdline)
     }
 
@@ -193,7 +196,9 @@ impl HyperKit {
     fn launch(&mut self, cmdline: &str, foreground: bool, patience: Duration) -> Result<Vm> {
         let mut machine = self.effective()?;
         machine.check_all()?;
+        command_line_text(&machine, cmdline)?;
         command_line(&machine, cmdline)?;
+        let fresh = machine.state_dir.as_ref().filter(|dir| !dir.exists()).cloned();
         let engine = Engine::of_machine(&machine);
         let state = machine.state_dir.as_deref().map(StateDir::new).transpose()?;
         let lock = match (&state, self.vm()?) {
@@ -202,21 +207,30 @@ impl HyperKit {
             (None, None) => None,
         };
 
+        refuse_images_in_use(&machine, engine).inspect_err(|_| {
+            // Nothing was in the way when the directory was made, and nothing is in it.
+            fresh.iter().for_each(|dir| drop(std::fs::remove_dir(dir)));
+        })?;
+
         machine.arguments = engine.host_arguments();
         machine.arguments.extend(engine.arguments(&machine, cmdline)?);
         let program = machine.hyperkit.as_deref().unwrap_or(Path::new("")).display();
         machine.cmdline = format!("{program} {}", machine.arguments.join(" "));
         machine.pid = None;
         machine.pid_started = None;
-        let missing = name_missing_disks(&mut machine, state.as_ref())?;
+        let work = work_on_disks(&mut machine, state.as_ref())?;
         // Before the machine is there, so that a crash in between leaves nothing unknown.
         state.iter().try_for_each(|state| state.save(&machine))?;
-        for (path, size) in missing {
-            create_disk_image(&path, size).inspect_err(|_| {
-                // What somebody else has made in the meantime is not ours.
-                machine.made_disks.retain(|name| Some(OsStr::new(name)) != path.file_name());
-                let _ = state.as_ref().map(|state| state.save(&machine));
-            })?;
+        for (path, format, work) in work {
+            match work {
+                Work::Nothing => Ok(()),
+                Work::Grow { mebibytes } => image::grow(&path, &format, mebibytes),
+                Work::Make { mebibytes } => image::create(&path, &format, mebibytes).inspect_err(|_| {
+                    // What somebody else has made in the meantime is not ours.
+                    machine.made_disks.retain(|name| Some(OsStr::new(name)) != path.file_name());
+                    let _ = state.as_ref().map(|state| state.save(&machine));
+                }),
+            }?;
         }
 
         let (child, output) = spawn(&machine, state.as_ref(), foreground)?;
@@ -235,6 +249,7 @@ impl HyperKit {
                 give_up(&vm, state, &machine, &lock);
                 return Err(error);
             }
+            child.is_set_up();
         }
         *self = machine;
         Ok(vm)
@@ -251,9 +266,11 @@ fn pause_before_next(last: Duration, lived: Duration) -> Duration {
 /// Starts the program. What it prints goes to the log, and to the caller if the console is there.
 fn spawn(machine: &HyperKit, state: Option<&StateDir>, foreground: bool) -> Result<(Arc<Child>, Output)> {
     let output = Output::create(state)?;
+    let companion = Companion::start(machine, state, &output)?;
     let mut command = Command::new(machine.hyperkit.as_deref().unwrap_or(Path::new("")));
     command.args(&machine.arguments).stderr(output.writer()?);
-    let terminal = if machine.console == Console::Stdio {
+    machine.argv0.as_ref().map(|name| command.arg0(name));
+    let terminal = if on_stdio(machine) {
         Some(Terminal::remember())
     } else {
         command.stdin(Stdio::null()).stdout(output.writer()?);
@@ -263,7 +280,7 @@ fn spawn(machine: &HyperKit, state: Option<&StateDir>, foreground: bool) -> Resu
     if !foreground && !terminal.as_ref().is_some_and(Terminal::is_one) {
         command.process_group(0);
     }
-    let child = Child::spawn(Engine::of_machine(machine), command, output.another()?, terminal)?;
+    let child = Child::spawn(Engine::of_machine(machine), command, output.another()?, terminal, companion)?;
     Ok((child, output))
 }
 
@@ -284,23 +301,41 @@ fn claim(state: &StateDir, machine: &mut HyperKit) -> Result<Lock> {
     Ok(lock)
 }
 
-/// Gives each disk its path, and returns those to be made. Of those in the state directory a record is kept.
-fn name_missing_disks(machine: &mut HyperKit, state: Option<&StateDir>) -> Result<Vec<(std::path::PathBuf, u64)>> {
-    let mut missing = Vec::new();
+/// An image that another machine uses. Our own does not run: that was looked at before.
+fn refuse_images_in_use(machine: &HyperKit, engine: Engine) -> Result<()> {
+    let disks = machine.disks.iter().enumerate().map(|(index, disk)| {
+        let path = disk.place(index, machine.state_dir.as_deref())?;
+        let is_in_use = engine.is_in_use(disk) || image::is_in_use(&path, disk.read_only).unwrap_or(false);
+        Ok((path, is_in_use))
+    });
+    let isos = machine.isos.iter().map(|iso| Ok((iso.clone(), image::is_in_use(iso, true).unwrap_or(false))));
+    for image in disks.chain(isos) {
+        if let (path, true) = image? {
+            return Err(Error::DiskInUse { path });
+        }
+    }
+    Ok(())
+}
+
+/// Gives each disk its path, and returns what is to be done to them. Of those that are to be made in the state directory a
+/// record is kept.
+fn work_on_disks(machine: &mut HyperKit, state: Option<&StateDir>) -> Result<Vec<(PathBuf, Format, Work)>> {
+    let mut all = Vec::new();
     for (index, disk) in machine.disks.iter_mut().enumerate() {
         let path = disk.place(index, state.map(StateDir::path))?;
         disk.path = Some(path.clone());
-        if let (Some(size), false) = (disk.size, path.exists()) {
+        let work = Work::on(disk, &path)?;
+        if let Work::Make { .. } = work {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
             if path.parent().map(canonical).as_deref() == state.map(StateDir::path)
                 && !machine.made_disks.contains(&name)
             {
                 machine.made_disks.push(name);
             }
-            missing.push((path, size));
         }
+        all.push((path, disk.format_by_name(), work));
     }
-    Ok(missing)
+    Ok(all)
 }
 
 /// Waits until the program has written its pid file and has the devices ready, or has died.

@@ -171,17 +171,35 @@ fn a_program_that_dies_at_its_start_is_an_error_with_its_last_words() {
     assert!(!files.path("vm/hyperkit.pid").exists());
     assert!(!HyperKit::from_state(files.path("vm")).unwrap().is_running());
     machine.start("guest").unwrap().stop().unwrap();
+}
 
-    // A disk that another machine has locked.
-    let image = files.path("shared.img");
+#[test]
+fn an_image_that_another_machine_uses_is_refused_before_the_start() {
+    let files = Files::new();
     let _end = files.ended();
-    files.machine().disk(Disk::raw(&image).size(1)).start("guest").unwrap();
-    match files.machine().state_dir(files.path("vm2")).disk(Disk::raw(&image)).start("guest") {
-        Err(Error::ProgramFailed { exit: Exit::Failed(1), last_words }) => {
-            assert_eq!(last_words.program, format!("Could not lock backing file: {}", image.display()));
+    let image = files.path("shared.img");
+    let link = files.path("link.img");
+    let shared = |disk: Disk| files.machine().state_dir(files.path("vm2")).disk(disk);
+    let mut first = files.machine().disk(Disk::raw(&image).size(1));
+    first.start("guest").unwrap();
+    std::os::unix::fs::symlink(&image, &link).unwrap();
+    for disk in [Disk::raw(&image), Disk::new(&link), Disk::raw(&image).read_only(), Disk::raw(&image).size(2)] {
+        match shared(disk.clone()).start("guest") {
+            Err(Error::DiskInUse { path }) => assert_eq!(Some(path), disk.path),
+            other => panic!("{other:?}"),
         }
-        other => panic!("{other:?}"),
+        assert!(!files.path("vm2").exists(), "a refusal leaves nothing");
     }
+    assert_eq!(image.metadata().unwrap().len(), 1024 * 1024);
+    assert!(
+        matches!(first.start("guest"), Err(Error::AlreadyRunning { .. })),
+        "of its own image the machine may say so"
+    );
+    first.stop().unwrap();
+    // Who only reads does not disturb others who only read.
+    let _ends = [files.path("vm"), files.path("vm2")].map(common::Ended);
+    files.machine().disk(Disk::raw(&image).read_only()).start("guest").unwrap();
+    shared(Disk::raw(&image).read_only()).iso(&image).start("guest").unwrap();
 }
 
 #[test]

@@ -169,7 +169,14 @@ fn what_qemu_refuses_at_its_start_is_in_the_error() {
     let _ends = (Ended(first.clone()), Ended(second.clone()));
     let shared = Disk::raw(dir.join("shared.img")).size(1);
     machine().state_dir(&first).disk(shared.clone()).console(Console::File).start("console=ttyS0").unwrap();
-    match machine().state_dir(&second).disk(shared).console(Console::File).start("console=ttyS0") {
+    let other = machine().state_dir(&second).console(Console::File);
+    match other.clone().disk(shared.clone()).start("console=ttyS0") {
+        Err(Error::DiskInUse { path }) => assert_eq!(Some(path), shared.path),
+        other => panic!("{other:?}"),
+    }
+    assert!(!second.exists());
+    // QEMU's locks tell a reader nothing of a writer, but QEMU does.
+    match other.disk(shared.read_only()).start("console=ttyS0") {
         Err(Error::ProgramFailed { exit: Exit::Failed(1), last_words }) => {
             assert!(last_words.program.contains("lock") && last_words.program.contains("shared.img"), "{last_words}");
         }

@@ -73,10 +73,12 @@ fn lists_of_later_generations_load_and_are_written_only_where_needed() {
     assert_eq!((machine.disks[0].size, machine.disks[1].size), (Some(1), None));
     assert_eq!(machine.isos, ["/a.iso", "/b.iso"].map(std::path::PathBuf::from));
     let written = serde_json::to_value(&machine).unwrap();
-    assert_eq!((&written["disks"], &written["iso"]), (&late_2017["disks"], &late_2017["iso"]));
+    // Of `driver` the default is not written, and of `format` that there is none.
+    let disks = json!([{"path": "/a.img", "size": 1, "format": "raw"}, {"path": "/b.img", "size": 0, "format": ""}]);
+    assert_eq!((&written["disks"], &written["iso"]), (&disks, &late_2017["iso"]));
     assert_eq!(load(written), machine);
 
-    let single = load(json!({ "disks": [{"path": "/a.img", "size": 4}], "iso": ["/a.iso"] }));
+    let single = load(json!({ "disks": [{"path": "/a.img", "size": 4, "format": "raw"}], "iso": ["/a.iso"] }));
     let written = serde_json::to_value(&single).unwrap();
     assert_eq!(
         (&written["disk"], &written["disk_size"], &written["iso"]),

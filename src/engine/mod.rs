@@ -3,6 +3,7 @@
 pub(crate) mod hyperkit;
 pub(crate) mod qemu;
 mod qmp;
+pub(crate) mod vhost_vsock;
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -13,7 +14,8 @@ use std::time::Duration;
 
 use rustix::fs::{Access, access};
 
-use crate::config::HyperKit;
+use crate::config::{HyperKit, PortForward};
+use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::state::StateDir;
 use crate::vm::{Exit, Vm};
@@ -85,8 +87,25 @@ impl Engine {
     /// Refuses what this engine cannot do on this host.
     pub(crate) fn check(self, machine: &HyperKit) -> Result<()> {
         match self {
-            Self::HyperKit => Ok(()),
+            Self::HyperKit => hyperkit::check(machine),
             Self::Qemu => qemu::check(machine),
+        }
+    }
+
+    /// Whether another machine uses an image, where no lock tells.
+    pub(crate) fn is_in_use(self, disk: &Disk) -> bool {
+        match self {
+            Self::HyperKit => hyperkit::is_in_use(disk),
+            Self::Qemu => false,
+        }
+    }
+
+    /// The ports of 127.0.0.1 that lead to the guest, with their numbers.
+    pub(crate) fn port_forwards(self, vm: &Vm, patience: Duration) -> Result<Vec<PortForward>> {
+        match (self, &vm.state) {
+            (Self::HyperKit, _) => Ok(Vec::new()),
+            (Self::Qemu, Some(state)) => qemu::port_forwards(state, patience),
+            (Self::Qemu, None) => Err(Error::StateDirRequired { field: "port_forwards" }),
         }
     }
 
@@ -136,9 +155,12 @@ impl fmt::Display for Engine {
     }
 }
 
-/// What the kernel gets: the Go package always asks for the early console.
+/// The Go package always asks for it.
+pub(crate) const EARLY_CONSOLE: &str = "earlyprintk=serial";
+
+/// What a Linux kernel gets.
 pub(crate) fn kernel_command_line(cmdline: &str) -> String {
-    format!("earlyprintk=serial {cmdline}")
+    format!("{EARLY_CONSOLE} {cmdline}")
 }
 
 /// The program that runs the machine: `wanted`, or else the first one found.
@@ -147,22 +169,26 @@ pub(crate) fn find(wanted: Option<&Path>) -> Result<PathBuf> {
         Some(program) => vec![program],
         None => HYPERKITS.iter().chain([&QEMU]).map(Path::new).collect(),
     };
+    let place = first_program(&candidates).map_err(|looked| Error::ProgramNotFound { looked })?;
+    if wanted.is_none() {
+        log::info!(target: "hyperkit", "{} runs the machines: {}", Engine::of(&place), place.display());
+    }
+    std::path::absolute(&place).map_err(Error::io("make absolute", &place))
+}
+
+/// The first of these programs that is there, or else every place looked at.
+pub(crate) fn first_program(candidates: &[&Path]) -> std::result::Result<PathBuf, Vec<PathBuf>> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut looked = Vec::new();
-    for candidate in candidates {
-        for place in places(candidate, &path) {
-            if place.is_file() && access(&place, Access::EXEC_OK).is_ok() {
-                if wanted.is_none() {
-                    log::info!(target: "hyperkit", "{} runs the machines: {}", Engine::of(&place), place.display());
-                }
-                return std::path::absolute(&place).map_err(Error::io("make absolute", &place));
-            }
-            if !looked.contains(&place) {
-                looked.push(place);
-            }
+    for place in candidates.iter().flat_map(|candidate| places(candidate, &path)) {
+        if place.is_file() && access(&place, Access::EXEC_OK).is_ok() {
+            return Ok(place);
+        }
+        if !looked.contains(&place) {
+            looked.push(place);
         }
     }
-    Err(Error::ProgramNotFound { looked })
+    Err(looked)
 }
 
 /// Where a program can be: a path is looked at where it is, a name in each directory of `PATH`.

@@ -70,8 +70,13 @@ impl Qmp {
 
     /// Executes a command without arguments and returns what it answers.
     pub(crate) fn execute(&mut self, command: &str) -> Result<Value> {
+        self.execute_with(command, json!({}))
+    }
+
+    /// Executes a command and returns what it answers.
+    pub(crate) fn execute_with(&mut self, command: &str, arguments: Value) -> Result<Value> {
         let failed = |error: std::io::Error| Error::Qmp { reason: format!("{command}: {error}") };
-        let line = format!("{}\n", json!({ "execute": command }));
+        let line = format!("{}\n", json!({ "execute": command, "arguments": arguments }));
         self.stream.get_mut().write_all(line.as_bytes()).map_err(failed)?;
         loop {
             let mut answer = self.read()?;

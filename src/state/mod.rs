@@ -5,11 +5,13 @@
 //! | `hyperkit.json` | this crate | the description, the arguments and the pid of the machine started last |
 //! | `hyperkit.pid` | the program | its pid, while it runs |
 //! | `hyperkit.log` | the program | what it prints |
-//! | `tty` | hyperkit; this crate for QEMU | the path of the console's pty |
-//! | `console-ring` | the program | what the console says |
+//! | `tty`; `tty1`, `tty2` | hyperkit; this crate for QEMU | the path of the console's pty; of the serial ports' |
+//! | `console-ring`, `console-ring2` | the program | what is said on com1 and com2 |
 //! | `qmp.sock`, `events.sock` | QEMU | its control sockets |
-//! | `connect`, `guest.*`, `XXXXXXXX.XXXXXXXX` | hyperkit | vsock sockets |
-//! | `disk.img`, … | this crate | disk images without a path of their own |
+//! | `connect`, `guest.*`, `XXXXXXXX.XXXXXXXX` | hyperkit | vsock sockets, unless `vsock_dir` is elsewhere |
+//! | `v.sock` | vhost-device-vsock | its vsock socket, likewise |
+//! | `vhost.sock`, `vhost.line` | vhost-device-vsock; this crate | what joins it to QEMU |
+//! | `disk.img`, `disk.qcow2`, … | this crate | disk images without a path of their own |
 
 pub(crate) mod json;
 
@@ -24,14 +26,16 @@ use crate::config::HyperKit;
 use crate::error::{Error, Result};
 use crate::lock::open_locked;
 use crate::process::{Process, Seen, look_at_all};
+use crate::serial::{ALL_LOGS, ALL_TTYS};
 
 pub(crate) const JSON_FILE: &str = "hyperkit.json";
 pub(crate) const PID_FILE: &str = "hyperkit.pid";
 pub(crate) const LOG_FILE: &str = "hyperkit.log";
-pub(crate) const TTY: &str = "tty";
-pub(crate) const CONSOLE_RING: &str = "console-ring";
 pub(crate) const QMP_SOCKET: &str = "qmp.sock";
 pub(crate) const EVENTS_SOCKET: &str = "events.sock";
+pub(crate) const VHOST_SOCKET: &str = "vhost.sock";
+pub(crate) const VHOST_LINE: &str = "vhost.line";
+pub(crate) const VSOCK_SOCKET: &str = "v.sock";
 
 /// A file on its way to be another; left behind only by a crash.
 const UNFINISHED: &str = "hyperkit.new";
@@ -172,12 +176,13 @@ impl StateDir {
     /// Makes room for a new machine: nothing there is older than it, but for the state file and disks.
     pub fn prepare(&self, lock: &Lock) -> Result<()> {
         self.clear(lock)?;
-        remove_file(self.file(CONSOLE_RING))
+        ALL_LOGS.iter().map(|name| self.file(name)).try_for_each(remove_file)
     }
 
     /// Removes what leads to a machine that no longer runs; what it has said stays.
     pub fn clear(&self, _: &Lock) -> Result<()> {
-        let stale = [PID_FILE, TTY, UNFINISHED].map(str::to_owned).into_iter().chain(self.sockets()?);
+        let files = [PID_FILE, UNFINISHED, VHOST_LINE].into_iter().chain(ALL_TTYS);
+        let stale = files.map(str::to_owned).chain(self.sockets()?);
         stale.map(|name| self.file(&name)).try_for_each(remove_file)
     }
 
@@ -207,7 +212,8 @@ impl StateDir {
 
     /// Removes what the machine and this crate have put into the directory, and the directory if that was all.
     pub fn remove(&self, made_disks: &[String], _: Lock) -> Result<()> {
-        let files = [PID_FILE, TTY, UNFINISHED, CONSOLE_RING, LOG_FILE].map(str::to_owned).into_iter();
+        let files = [PID_FILE, UNFINISHED, LOG_FILE, VHOST_LINE].into_iter().chain(ALL_TTYS).chain(ALL_LOGS);
+        let files = files.map(str::to_owned);
         let disks = made_disks.iter().filter(|name| !name.contains('/')).cloned();
         // The state file last: until then a removal that was cut short can be done again.
         let names = disks.chain(files).chain(self.sockets()?).chain([JSON_FILE.to_owned()]);
@@ -219,13 +225,13 @@ impl StateDir {
     }
 }
 
-/// The names that QEMU and hyperkit give the sockets they make here.
+/// The names that QEMU, vhost-device-vsock and hyperkit give the sockets they make here.
 fn is_machine_socket(name: &str, kind: FileType) -> bool {
     let hex = |text: &str| text.len() == 8 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     match name.split_once('.') {
         Some(("guest", port)) => kind.is_symlink() && hex(port),
         Some((cid, port)) if hex(cid) => kind.is_socket() && hex(port),
-        _ => kind.is_socket() && ["connect", QMP_SOCKET, EVENTS_SOCKET].contains(&name),
+        _ => kind.is_socket() && ["connect", QMP_SOCKET, EVENTS_SOCKET, VHOST_SOCKET, VSOCK_SOCKET].contains(&name),
     }
 }
 
@@ -237,7 +243,7 @@ pub(crate) fn remove_file(path: impl AsRef<Path>) -> Result<()> {
 }
 
 /// A regular file's content, if it has no more than `limit` bytes: what is in the directory may be anything.
-fn read_at_most(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+pub(crate) fn read_at_most(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let metadata = path.metadata()?;
     if !metadata.is_file() || metadata.len() > limit {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "not a file of a reasonable size"));

@@ -19,7 +19,11 @@ pub fn bz_image(cmdline_size: u32) -> Vec<u8> {
     image[0x202..0x206].copy_from_slice(b"HdrS");
     image[0x206..0x208].copy_from_slice(&0x020a_u16.to_le_bytes());
     image[0x211] = 1; // loaded high
+    image[0x22c..0x230].copy_from_slice(&0x7fff_ffff_u32.to_le_bytes()); // an initrd ends here at most
+    image[0x230..0x234].copy_from_slice(&0x20_0000_u32.to_le_bytes()); // alignment
+    image[0x234] = 1; // relocatable
     image[0x238..0x23c].copy_from_slice(&cmdline_size.to_le_bytes());
+    image[0x260..0x264].copy_from_slice(&0x1000_u32.to_le_bytes()); // what it takes while it unpacks itself
     image
 }
 

@@ -215,7 +215,7 @@ fn set_up(slot: u8, device: &str, held: &mut Vec<File>) {
         "hostbridge" | "lpc" | "virtio-rnd" => {}
         "virtio-blk" | "ahci-hd" | "ahci-cd" => {
             let path = config.split(',').next().unwrap_or_default();
-            let read_only = driver == "ahci-cd";
+            let read_only = driver == "ahci-cd" || config.split(',').any(|option| option == "ro");
             let opened = OpenOptions::new().read(true).write(!read_only).open(path);
             let file = opened.unwrap_or_else(|_| fail(format!("Could not open backing file: {path}")));
             let lock = if read_only {

@@ -3,6 +3,8 @@
 //! Three generations of it exist. All are read; the first is written, so that the Go package of 2017 can read it back,
 //! with keys of the later ones only for what it cannot say. `null`, `""` and a missing key all mean unset.
 
+mod disk;
+
 use std::path::{Path, PathBuf};
 
 use serde::de::{self, DeserializeOwned, Deserializer};
@@ -10,8 +12,9 @@ use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::config::{Console, HyperKit, VpnKit};
-use crate::disk::Disk;
+pub(crate) use disk::disks;
+
+use crate::config::{Console, HyperKit, SerialLine, Server9p, Socket9p, VpnKit};
 
 /// What a key holds, if that is more than `null` or `""`.
 fn set<'de, T: DeserializeOwned, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
@@ -28,6 +31,19 @@ where
     D: Deserializer<'de>,
 {
     Ok(set(deserializer)?.unwrap_or_default())
+}
+
+pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// The switches that are on unless they are turned off.
+pub(crate) fn is_true(value: &bool) -> bool {
+    *value
+}
+
+pub(crate) fn true_unless<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    Ok(set(deserializer)?.unwrap_or(true))
 }
 
 /// The numbers whose default is not 0.
@@ -99,38 +115,26 @@ pub(crate) fn list<T: Serialize, S: Serializer>(list: &[T], serializer: S) -> Re
     (!list.is_empty()).then_some(list).serialize(serializer)
 }
 
-/// `disk` and `disk_size`, or from two disks on the list `disks` of the later generations.
-pub(crate) mod disks {
+/// `vpnkit_key` of 2017, which later generations call `vpnkit_uuid`.
+pub(crate) mod vpnkit_key {
     use super::*;
 
     #[derive(Default, Serialize, Deserialize)]
     #[serde(default)]
     struct Keys {
-        #[serde(with = "path")]
-        disk: Option<PathBuf>,
-        #[serde(with = "count")]
-        disk_size: Option<u64>,
-        #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "or_default")]
-        disks: Vec<Disk>,
+        #[serde(with = "text")]
+        vpnkit_key: Option<String>,
+        #[serde(with = "text", skip_serializing)]
+        vpnkit_uuid: Option<String>,
     }
 
-    pub(crate) fn serialize<S: Serializer>(disks: &[Disk], serializer: S) -> Result<S::Ok, S::Error> {
-        let keys = match disks {
-            [] => Keys::default(),
-            [one] if one.unknown.is_empty() => Keys { disk: one.path.clone(), disk_size: one.size, ..Keys::default() },
-            many => Keys { disks: many.to_vec(), ..Keys::default() },
-        };
-        keys.serialize(serializer)
+    pub(crate) fn serialize<S: Serializer>(key: &Option<String>, serializer: S) -> Result<S::Ok, S::Error> {
+        Keys { vpnkit_key: key.clone(), ..Keys::default() }.serialize(serializer)
     }
 
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Disk>, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
         let keys = Keys::deserialize(deserializer)?;
-        let one = Disk { path: keys.disk, size: keys.disk_size, ..Disk::default() };
-        Ok(match keys.disks {
-            many if !many.is_empty() => many,
-            _ if one == Disk::default() => Vec::new(),
-            _ => vec![one],
-        })
+        Ok(keys.vpnkit_key.or(keys.vpnkit_uuid))
     }
 }
 
@@ -162,25 +166,61 @@ pub(crate) mod isos {
     }
 }
 
-impl Serialize for Console {
+/// Go writes its enumerations as numbers.
+macro_rules! numbered {
+    ($($kind:ident: $($name:ident = $number:literal),*;)*) => {$(
+        impl Serialize for $kind {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                let number: u8 = match self {
+                    $(Self::$name => $number,)*
+                };
+                number.serialize(serializer)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $kind {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                match u8::deserialize(deserializer)? {
+                    $($number => Ok(Self::$name),)*
+                    other => Err(de::Error::custom(format_args!("a {} is none of {:?}: {other}", stringify!($kind), [$($number),*]))),
+                }
+            }
+        }
+    )*};
+}
+numbered! {
+    Console: Stdio = 0, File = 1, Log = 2;
+    SerialLine: None = 0, Stdio = 1, Tty = 2;
+}
+
+/// A 9p server is a socket's `path`, or a `port`, which the Go package does not know.
+#[derive(Serialize, Deserialize)]
+struct Socket9pKeys {
+    #[serde(with = "path", default)]
+    path: Option<PathBuf>,
+    #[serde(with = "count", skip_serializing_if = "Option::is_none", default)]
+    port: Option<u16>,
+    tag: String,
+}
+
+impl Serialize for Socket9p {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let number: u8 = match self {
-            Self::Stdio => 0,
-            Self::File => 1,
-            Self::Log => 2,
+        let (path, port) = match &self.server {
+            Server9p::Path(path) => (Some(path.clone()), None),
+            Server9p::Port(port) => (None, Some(*port)),
         };
-        number.serialize(serializer)
+        Socket9pKeys { path, port, tag: self.tag.clone() }.serialize(serializer)
     }
 }
 
-impl<'de> Deserialize<'de> for Console {
+impl<'de> Deserialize<'de> for Socket9p {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match u8::deserialize(deserializer)? {
-            0 => Ok(Self::Stdio),
-            1 => Ok(Self::File),
-            2 => Ok(Self::Log),
-            other => Err(de::Error::custom(format_args!("`console` must be 0, 1 or 2, and is {other}"))),
-        }
+        let Socket9pKeys { path, port, tag } = Socket9pKeys::deserialize(deserializer)?;
+        let server = match port {
+            Some(port) => Server9p::Port(port),
+            None => Server9p::Path(path.unwrap_or_default()),
+        };
+        Ok(Self { server, tag })
     }
 }
 

@@ -1,0 +1,155 @@
+//! What can be told of a description by looking at the files it names.
+
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Access, access};
+
+use super::canonical;
+use crate::config::{HyperKit, VpnKit};
+use crate::engine::kernel_command_line;
+use crate::error::{Error, Result};
+use crate::image::{self, Work};
+use crate::kernel::{PAGE, bz_image, multiboot};
+
+/// A boot ROM, in bytes, of which it has whole pages.
+const BOOTROM: std::ops::RangeInclusive<u64> = PAGE..=16 * 1024 * 1024;
+
+/// The files that the description names.
+pub(super) fn files(machine: &HyperKit) -> Result<()> {
+    if let Some(dir) = &machine.state_dir {
+        directory("state_dir", dir)?;
+    }
+    if let Some(dir) = &machine.vsock_dir {
+        if !dir.is_dir() {
+            return Err(match dir.exists() {
+                true => Error::NotADirectory { field: "vsock_dir", path: dir.clone() },
+                false => Error::NotFound { field: "vsock_dir", path: dir.clone() },
+            });
+        }
+        directory("vsock_dir", dir)?;
+    }
+    let initrd = machine.initrd.as_ref().map(|path| Ok((path, not_empty("initrd", path)?))).transpose()?;
+    if let Some(path) = &machine.kernel {
+        let kernel = bz_image(path)?;
+        kernel.fits(machine.memory, path, initrd)?;
+    }
+    if let Some(path) = &machine.bootrom {
+        let (_, metadata) = open("bootrom", path, Metadata::is_file)?;
+        if !BOOTROM.contains(&metadata.len()) || metadata.len() % PAGE != 0 {
+            return Err(Error::InvalidBootrom { path: path.clone(), length: metadata.len() });
+        }
+    }
+    if let Some(image) = &machine.multiboot {
+        multiboot(&image.kernel)?;
+        image.modules.iter().try_for_each(|module| not_empty("multiboot", &module.path).map(drop))?;
+    }
+    let file_or_device = |metadata: &Metadata| {
+        let kind = metadata.file_type();
+        kind.is_file() || kind.is_block_device() || kind.is_char_device()
+    };
+    let mut images = Vec::new();
+    for iso in &machine.isos {
+        open("isos", iso, file_or_device)?;
+        images.push((iso.clone(), true));
+    }
+    for (index, image) in machine.disks.iter().enumerate() {
+        let path = image.place(index, machine.state_dir.as_deref())?;
+        match open("disks", &path, file_or_device) {
+            Err(Error::NotFound { path, .. }) if image.size.is_none() => return Err(Error::DiskSizeMissing { path }),
+            Err(Error::NotFound { path, .. }) => directory("disks", path.parent().unwrap_or(&path))?,
+            opened => drop(opened?),
+        }
+        // hyperkit would take it read-only without a word.
+        if let (false, Ok(()), Err(source)) =
+            (image.read_only, access(&path, Access::EXISTS), access(&path, Access::WRITE_OK))
+        {
+            return Err(Error::DiskNotWritable { path, source: source.into() });
+        }
+        if Work::on(image, &path)? != Work::Nothing {
+            image::tool_for(&image.format_by_name())?;
+        }
+        images.push((path, image.read_only));
+    }
+    not_twice(&images)?;
+    match &machine.vpnkit {
+        VpnKit::Socket(path) if !path.exists() => Err(Error::NotFound { field: "vpnkit", path: path.clone() }),
+        _ => Ok(()),
+    }
+}
+
+/// A directory, or as much as there is of it, has to be one to make files in.
+fn directory(field: &'static str, dir: &Path) -> Result<()> {
+    for existing in dir.ancestors() {
+        match existing.metadata() {
+            Ok(metadata) if !metadata.is_dir() => {
+                return Err(Error::NotADirectory { field, path: existing.to_owned() });
+            }
+            Ok(_) => {
+                return access(existing, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| Error::Inaccessible {
+                    field,
+                    path: existing.to_owned(),
+                    source: error.into(),
+                });
+            }
+            // A link that leads nowhere is no place to make a directory at.
+            Err(source) if source.kind() != io::ErrorKind::NotFound || existing.is_symlink() => {
+                return Err(Error::Inaccessible { field, path: existing.to_owned(), source });
+            }
+            Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Opens a file for reading, if it is of the right kind: a pipe, for one, would block.
+pub(crate) fn open(field: &'static str, path: &Path, right: impl Fn(&Metadata) -> bool) -> Result<(File, Metadata)> {
+    let inaccessible = |source: io::Error| match source.kind() {
+        // A link that leads nowhere is a file that does not exist, but none that could be made either.
+        io::ErrorKind::NotFound if !path.is_symlink() => Error::NotFound { field, path: path.to_owned() },
+        _ => Error::Inaccessible { field, path: path.to_owned(), source },
+    };
+    let metadata = path.metadata().map_err(inaccessible)?;
+    if !right(&metadata) {
+        return Err(Error::NotAFile { field, path: path.to_owned() });
+    }
+    Ok((File::open(path).map_err(inaccessible)?, metadata))
+}
+
+/// A file with something in it; how much.
+fn not_empty(field: &'static str, path: &Path) -> Result<u64> {
+    match open(field, path, Metadata::is_file)?.1.len() {
+        0 => Err(Error::EmptyFile { field, path: path.to_owned() }),
+        length => Ok(length),
+    }
+}
+
+/// One image has several names where there are links.
+fn not_twice(images: &[(PathBuf, bool)]) -> Result<()> {
+    let inode = |path: &Path| path.metadata().map(|metadata| (metadata.dev(), metadata.ino()));
+    for (index, (path, read_only)) in images.iter().enumerate() {
+        let is_same = |(other, other_read_only): &&(PathBuf, bool)| {
+            !(*read_only && *other_read_only)
+                && match (inode(path), inode(other)) {
+                    (Ok(one), Ok(other)) => one == other,
+                    _ => canonical(path) == canonical(other),
+                }
+        };
+        if images[..index].iter().any(|other| is_same(&other)) {
+            return Err(Error::DiskTwice { path: path.clone() });
+        }
+    }
+    Ok(())
+}
+
+/// The kernel's command line has to fit, with its final NUL, into what the kernel has room for.
+pub(crate) fn command_line(machine: &HyperKit, cmdline: &str) -> Result<()> {
+    let Some(kernel) = &machine.kernel else { return Ok(()) };
+    let (line, limit) = (kernel_command_line(cmdline), bz_image(kernel)?.cmdline_size.saturating_sub(1));
+    if line.len() > limit {
+        return Err(Error::CommandLineTooLong { length: line.len(), limit });
+    }
+    Ok(())
+}

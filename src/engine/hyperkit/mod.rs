@@ -1,0 +1,85 @@
+//! The macOS `hyperkit` command: how it is told of a machine, what its signals do and what its exit codes mean.
+
+mod arguments;
+mod parse;
+
+use std::path::PathBuf;
+
+use rustix::process::Signal;
+
+use super::{Control, Engine};
+use crate::check::utf8;
+use crate::config::HyperKit;
+use crate::disk::{Disk, Format};
+use crate::error::{Error, Result};
+use crate::process::look_at_all;
+use crate::serial::{Line, ports};
+use crate::slots::{Device, Network, layout};
+use crate::state::StateDir;
+use crate::vm::Exit;
+
+pub(crate) use arguments::arguments;
+pub use parse::parse_arguments;
+
+/// Where Docker Desktop has had its VPNKit socket, newest first, below the home directory.
+const VPNKIT_SOCKETS: [&str; 2] =
+    ["Library/Containers/com.docker.docker/Data/vpnkit.eth.sock", "Library/Containers/com.docker.docker/Data/s50"];
+
+/// Refuses what QEMU can do and hyperkit cannot.
+pub(crate) fn check(machine: &HyperKit) -> Result<()> {
+    let no = |feature| Err(Error::Unsupported { engine: Engine::HyperKit, feature });
+    if !machine.port_forwards.is_empty() {
+        return no("ports of 127.0.0.1 that lead to the guest (`port_forwards`; VPNKit has ways of its own)");
+    }
+    let first = layout(machine)?.first().map(|(_, device)| *device);
+    if machine.mac.is_some() && !matches!(first, Some(Device::Network(Network::Tap(_)))) {
+        return no("a MAC address for anything but a tap (`mac`; that of vmnet follows from `uuid`)");
+    }
+    Ok(())
+}
+
+/// hyperkit locks raw images, and not qcow2: whether a program has it on its command line tells.
+pub(crate) fn is_in_use(disk: &Disk) -> bool {
+    match (&disk.format, disk.path.as_deref().map(|path| utf8("disks", path))) {
+        (Some(Format::Qcow2(_)), Some(Ok(path))) => {
+            let url = format!(",{}?", arguments::url(path));
+            let names_it = |argument: &std::ffi::OsString| argument.to_string_lossy().contains(&url);
+            look_at_all().iter().any(|seen| seen.command.iter().any(names_it))
+        }
+        _ => false,
+    }
+}
+
+/// The serial ports come after all other devices, and what they leave in the state directory says so.
+pub(crate) fn is_set_up(machine: &HyperKit, state: &StateDir) -> bool {
+    let is_there = |name| state.file(name).symlink_metadata().is_ok();
+    ports(machine).unwrap_or_default().iter().all(|port| {
+        let tty = if let Line::Tty(name) = port.line { Some(name) } else { None };
+        tty.into_iter().chain(port.log).all(is_there)
+    })
+}
+
+/// The signal that hyperkit takes for it. Each of them kills a machine whose guest is not that far: the power button
+/// before ACPI is on, the others before the first vCPU runs.
+pub(crate) fn signal(what: Control) -> Signal {
+    match what {
+        Control::PressPowerButton => Signal::TERM,
+        Control::Pause => Signal::USR1,
+        Control::Resume => Signal::USR2,
+    }
+}
+
+/// What an exit code other than 0 says.
+pub(crate) fn exit(code: i32) -> Exit {
+    match code {
+        2 => Exit::Reset,
+        3 => Exit::TripleFault,
+        code => Exit::Failed(code),
+    }
+}
+
+/// Where the VPNKit of Docker Desktop may listen; at least one place.
+pub(crate) fn vpnkit_sockets() -> Vec<PathBuf> {
+    let home = PathBuf::from(std::env::var_os("HOME").unwrap_or_default());
+    VPNKIT_SOCKETS.iter().map(|socket| home.join(socket)).collect()
+}

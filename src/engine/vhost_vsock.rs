@@ -1,0 +1,130 @@
+//! vsock for a QEMU guest where the host's kernel has no /dev/vhost-vsock: the `vhost-device-vsock` program beside QEMU.
+//!
+//! It shares the guest's memory with QEMU, serves the host's programs on a unix socket, and does not end when QEMU does.
+//! So it runs under a shell that holds the reading end of a named pipe. The writing end is held by the starter until QEMU
+//! is there, and by QEMU as long as it lives. When nobody holds it any more, however that came about, the shell ends the
+//! program; and when the program ends, the shell ends, too.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use super::{Engine, first_program};
+use crate::check::utf8;
+use crate::config::HyperKit;
+use crate::error::{Error, Result};
+use crate::output::{LastWords, Output};
+use crate::state::{StateDir, VHOST_LINE, VHOST_SOCKET, VSOCK_SOCKET};
+
+const DEVICE: &str = "/dev/vhost-vsock";
+const PROGRAM: &str = "vhost-device-vsock";
+/// In a process group of its own: `kill 0` ends all of it, and no other.
+const SCRIPT: &str = r#"("$0" "$@"; kill 0) & read -r line; kill 0"#;
+/// How long it may take to listen.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The program that has to run beside QEMU, if that is needed and there is one.
+pub(crate) fn find(machine: &HyperKit) -> Result<Option<PathBuf>> {
+    match &machine.vhost_device_vsock {
+        _ if !machine.vsock => Ok(None),
+        Some(program) => first_program(&[program]).map(Some).map_err(|looked| Error::ToolNotFound { looked }),
+        None if device_opens() => Ok(None),
+        None => Ok(first_program(&[Path::new(PROGRAM)]).ok()),
+    }
+}
+
+fn device_opens() -> bool {
+    OpenOptions::new().read(true).write(true).open(DEVICE).is_ok()
+}
+
+pub(crate) fn check(machine: &HyperKit) -> Result<()> {
+    match &machine.vhost_device_vsock {
+        Some(_) if machine.state_dir.is_none() => Err(Error::StateDirRequired { field: "vsock" }),
+        Some(_) if cfg!(target_os = "linux") => Ok(()),
+        None if device_opens() => Ok(()),
+        _ => Err(Error::Unsupported {
+            engine: Engine::Qemu,
+            feature: "vsock without access to /dev/vhost-vsock (`vsock`); on Linux install vhost-device-vsock",
+        }),
+    }
+}
+
+/// What QEMU is told besides the device.
+pub(crate) fn arguments(machine: &HyperKit, state_dir: &str) -> [(&'static str, String); 3] {
+    [
+        ("-object", format!("memory-backend-memfd,id=mem0,size={}M,share=on", machine.memory)),
+        ("-chardev", format!("socket,id=vsock,path={state_dir}/{VHOST_SOCKET}")),
+        ("-chardev", format!("pipe,id=vsock-line,path={state_dir}/{VHOST_LINE}")),
+    ]
+}
+
+/// The program beside a QEMU that is being started. Dropped, it is waited for, which is for long if QEMU lives.
+#[derive(Debug)]
+pub(crate) struct Companion {
+    shell: Child,
+    line: Option<File>,
+}
+
+impl Companion {
+    /// Starts it, if this machine needs one, and waits until it listens.
+    pub(crate) fn start(machine: &HyperKit, state: Option<&StateDir>, output: &Output) -> Result<Option<Self>> {
+        let (Some(program), Some(state), true) = (&machine.vhost_device_vsock, state, machine.vsock) else {
+            return Ok(None);
+        };
+        let path = state.file(VHOST_LINE);
+        let failed = |error| Error::io("make the pipe", &path)(error);
+        make_pipe(&path).map_err(failed)?;
+        // Whoever opens a named pipe for reading waits for a writer, so that comes first.
+        let line = OpenOptions::new().read(true).write(true).open(&path).map_err(failed)?;
+        let reader = File::open(&path).map_err(failed)?;
+
+        let sockets =
+            [state.file(VHOST_SOCKET), machine.vsock_dir.as_deref().unwrap_or(state.path()).join(VSOCK_SOCKET)];
+        let [socket, uds] = [utf8("state_dir", &sockets[0])?, utf8("vsock_dir", &sockets[1])?];
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", SCRIPT]).arg(program).args(["--guest-cid", &machine.vsock_guest_cid.to_string()]);
+        shell.args(["--socket", socket, "--uds-path", uds]);
+        shell.stdin(reader).stdout(output.writer()?).stderr(output.writer()?).process_group(0);
+        // Of a listener that is gone only the file is left, and would pass for the new one.
+        sockets.iter().try_for_each(crate::state::remove_file)?;
+        let shell = shell.spawn().map_err(Error::io("start", program))?;
+        let mut companion = Self { shell, line: Some(line) };
+
+        let deadline = Instant::now() + PATIENCE;
+        while !sockets.iter().all(|socket| socket.exists()) {
+            let ended = !matches!(companion.shell.try_wait(), Ok(None));
+            if ended || Instant::now() > deadline {
+                let last_words = LastWords::read(Some(output), None);
+                return Err(Error::VsockFailed { program: program.clone(), last_words });
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(Some(companion))
+    }
+
+    /// Leaves the line to QEMU.
+    pub(crate) fn let_go(&mut self) {
+        self.line.take();
+    }
+}
+
+impl Drop for Companion {
+    fn drop(&mut self) {
+        self.let_go();
+        let _ = self.shell.wait();
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn make_pipe(path: &Path) -> std::io::Result<()> {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    Ok(mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?)
+}
+
+/// `check` lets no machine come here.
+#[cfg(not(target_os = "linux"))]
+fn make_pipe(_: &Path) -> std::io::Result<()> {
+    Err(std::io::ErrorKind::Unsupported.into())
+}

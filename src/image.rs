@@ -1,0 +1,319 @@
+//! Disk images as files: what is in them, whether somebody uses them, how they are made and grown.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags, fcntl_lock, flock, renameat_with};
+
+use crate::disk::{Disk, Format, Qcow, bytes};
+use crate::engine;
+use crate::error::{Error, Result};
+use crate::lock::open_locked;
+
+const MIB: u64 = 1024 * 1024;
+/// The Go package of 2017 makes images this much too long for each MiB: they have the size they were asked for.
+const GO_EXCESS: u64 = 100;
+/// The step in which sparse files grow on APFS, which refuses to let a file grow by much more than there is room at once.
+const APFS_STEP: u64 = 1024 * MIB;
+
+/// What an image file says about itself.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Content {
+    pub is_qcow2: bool,
+    /// A qcow2 image of which more is in other files.
+    pub rests_on_others: bool,
+    /// The size of the disk in it, in bytes.
+    pub length: u64,
+}
+
+impl Content {
+    pub(crate) fn of(path: &Path) -> io::Result<Self> {
+        let metadata = path.metadata()?;
+        let mut header = Vec::new();
+        // To open a pipe, for one, would block.
+        if metadata.is_file() {
+            File::open(path)?.take(80).read_to_end(&mut header)?;
+        }
+        Ok(Self::parse(&header, metadata.len()))
+    }
+
+    /// The header of qcow2: magic, version, offset of the backing file's name, …, size at 24, and from version 3 on
+    /// incompatible features at 72, bit 2 of which is an external data file.
+    fn parse(header: &[u8], length: u64) -> Self {
+        let u64_at =
+            |at: usize| header.get(at..at + 8).map_or(0, |bytes| bytes.iter().fold(0, |n, &b| n << 8 | u64::from(b)));
+        let version = u64_at(0) & 0xffff_ffff;
+        if u64_at(0) >> 32 != 0x5146_49fb || version < 2 {
+            return Self { is_qcow2: false, rests_on_others: false, length };
+        }
+        let rests_on_others = u64_at(8) != 0 || (version >= 3 && u64_at(72) & 4 != 0);
+        Self { is_qcow2: true, rests_on_others, length: u64_at(24) }
+    }
+}
+
+/// What has to be done to a disk's image before the machine starts.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Work {
+    Nothing,
+    Make { mebibytes: u64 },
+    Grow { mebibytes: u64 },
+}
+
+impl Work {
+    /// Of a disk whose image is, or should be, at `path`. A block device has the size it has.
+    pub(crate) fn on(disk: &Disk, path: &Path) -> Result<Self> {
+        let Some(mebibytes) = disk.size else { return Ok(Self::Nothing) };
+        match path.metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::Make { mebibytes }),
+            Ok(metadata) if metadata.is_file() => match growth(path, mebibytes)? {
+                true => Ok(Self::Grow { mebibytes }),
+                false => Ok(Self::Nothing),
+            },
+            _ => Ok(Self::Nothing),
+        }
+    }
+}
+
+/// Whether an image has less than `mebibytes`. To have more is an error.
+fn growth(path: &Path, mebibytes: u64) -> Result<bool> {
+    let wanted = bytes(mebibytes).ok_or_else(|| Error::InvalidDiskSize { path: path.to_owned(), value: mebibytes })?;
+    let length = Content::of(path).map_err(Error::io("read", path))?.length;
+    if length > wanted.saturating_add(mebibytes.saturating_mul(GO_EXCESS)) {
+        return Err(Error::DiskShrinks { path: path.to_owned(), from: length.div_ceil(MIB), to: mebibytes });
+    }
+    Ok(length < wanted)
+}
+
+/// Makes a raw disk image of exactly `mebibytes` MiB at `path`, and the directories above it.
+///
+/// The file is sparse: it takes no room before something is written to it. It appears whole or not at all.
+/// [`Disk::create`] makes qcow2 images, too.
+///
+/// ```
+/// let dir = tempfile::tempdir()?;
+/// let path = dir.path().join("images/data.img");
+/// hyperkit::create_disk_image(&path, 64)?;
+/// assert_eq!(path.metadata()?.len(), 64 * 1024 * 1024);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// [`Error::DiskExists`] if there is something at `path`, which is not touched; [`Error::InvalidDiskSize`];
+/// [`Error::Io`] if the system refuses.
+pub fn create_disk_image(path: impl AsRef<Path>, mebibytes: u64) -> Result<()> {
+    create(path.as_ref(), &Format::Raw, mebibytes)
+}
+
+impl Disk {
+    /// Makes the image at [`path`](Self#structfield.path) with [`size`](Self#structfield.size), and the directories above
+    /// it: raw and sparse, or qcow2 with `qemu-img` or `qcow-tool`, whichever is there. It appears whole or not at all.
+    ///
+    /// The start of a machine does so for a disk that is missing.
+    ///
+    /// ```
+    /// use hyperkit::Disk;
+    ///
+    /// let dir = tempfile::tempdir()?;
+    /// let disk = Disk::raw(dir.path().join("data.img")).size(64);
+    /// disk.create()?;
+    /// disk.size(128).grow()?;
+    /// assert_eq!(dir.path().join("data.img").metadata()?.len(), 128 * 1024 * 1024);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::DiskPlaceMissing`] without a path and [`Error::DiskSizeMissing`] without a size;
+    /// [`Error::DiskExists`] if there is something already, which is not touched; [`Error::InvalidDiskSize`];
+    /// [`Error::ToolNotFound`] and [`Error::ToolFailed`] for qcow2; [`Error::Io`].
+    pub fn create(&self) -> Result<()> {
+        let (path, mebibytes) = self.path_and_size()?;
+        create(path, &self.format_by_name(), mebibytes)
+    }
+
+    /// Grows the image to [`size`](Self#structfield.size). One that has this size already is left alone.
+    ///
+    /// No machine may use it meanwhile. The start of a machine does so for a disk that is smaller than described.
+    ///
+    /// # Errors
+    /// [`Error::DiskShrinks`] if the image is larger, and nothing is done; otherwise those of [`create`](Self::create).
+    pub fn grow(&self) -> Result<()> {
+        let (path, mebibytes) = self.path_and_size()?;
+        match growth(path, mebibytes)? {
+            true => grow(path, &found_format(self, path)?, mebibytes),
+            false => Ok(()),
+        }
+    }
+
+    fn path_and_size(&self) -> Result<(&Path, u64)> {
+        let path = self.path.as_deref().ok_or(Error::DiskPlaceMissing)?;
+        Ok((path, self.size.ok_or_else(|| Error::DiskSizeMissing { path: path.to_owned() })?))
+    }
+}
+
+/// What is in the image at `path`: what was said, or else its content, or if there is none its name.
+pub(crate) fn found_format(disk: &Disk, path: &Path) -> Result<Format> {
+    // What is wrong with a file that cannot be read, the checks say.
+    let Ok(content) = Content::of(path) else { return Ok(disk.format_by_name()) };
+    match &disk.format {
+        Some(Format::Qcow2(_)) if !content.is_qcow2 => Err(Error::NotAQcow2 { path: path.to_owned() }),
+        Some(said) => {
+            if content.is_qcow2 && *said == Format::Raw {
+                log::warn!(target: "hyperkit", "{} looks like qcow2 and is attached as raw", path.display());
+            }
+            Ok(said.clone())
+        }
+        None if content.rests_on_others => Err(Error::DiskRestsOnOthers { path: path.to_owned() }),
+        None if content.is_qcow2 => Ok(Format::Qcow2(Qcow::default())),
+        None => Ok(Format::Raw),
+    }
+}
+
+/// Whether another machine uses the image, by the locks that they take: hyperkit flock, QEMU byte ranges by fcntl, all
+/// exclusive to whoever writes. What is tried here would disturb a machine that starts at the same moment, so it is for
+/// a start alone.
+pub(crate) fn is_in_use(path: &Path, read_only: bool) -> io::Result<bool> {
+    if !path.is_file() {
+        return Ok(false);
+    }
+    let file = OpenOptions::new().read(true).write(!read_only).open(path)?;
+    let (lock, unlock) = match read_only {
+        true => (FlockOperation::NonBlockingLockShared, FlockOperation::Unlock),
+        false => (FlockOperation::NonBlockingLockExclusive, FlockOperation::Unlock),
+    };
+    let attempts = [flock(&file, lock), fcntl_lock(&file, lock)];
+    let _ = (flock(&file, unlock), fcntl_lock(&file, unlock));
+    // A file system without locks gives other errors, and tells nothing.
+    Ok(attempts.iter().any(|tried| matches!(tried, Err(rustix::io::Errno::AGAIN | rustix::io::Errno::ACCESS))))
+}
+
+pub(crate) fn create(path: &Path, format: &Format, mebibytes: u64) -> Result<()> {
+    let length = bytes(mebibytes).ok_or_else(|| Error::InvalidDiskSize { path: path.to_owned(), value: mebibytes })?;
+    let tool = tool_for(format)?;
+    if path.symlink_metadata().is_ok() {
+        return Err(Error::DiskExists { path: path.to_owned() });
+    }
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        let made = DirBuilder::new().recursive(true).mode(0o777).create(parent);
+        made.map_err(Error::io("make the directory", parent))?;
+    }
+    // Made beside its place and moved there, so that a crash never leaves a disk of the wrong size. What a crash leaves
+    // instead takes no room, and the next maker goes on with it.
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(".new");
+    let unfinished = path.with_file_name(name);
+    let mut open = OpenOptions::new();
+    open.write(true).create(true).truncate(false).mode(0o600).custom_flags(OFlags::NOFOLLOW.bits() as i32);
+    let file = open_locked(&unfinished, || open.open(&unfinished)).map_err(Error::io("make the disk image", path))?;
+    let failed = |error| Error::io("make the disk image", path)(error);
+    let made = file.set_len(0).map_err(failed).and_then(|()| match tool {
+        Some(tool) => run(&tool, "create", &unfinished, mebibytes),
+        None => lengthen(&file, 0, length).map_err(failed),
+    });
+    let made = made.and_then(|()| move_into_place(&unfinished, path));
+    if made.is_err() {
+        let _ = fs::remove_file(&unfinished);
+    }
+    made
+}
+
+/// Grows an image that is known to be smaller.
+pub(crate) fn grow(path: &Path, format: &Format, mebibytes: u64) -> Result<()> {
+    if let Some(tool) = tool_for(format)? {
+        return run(&tool, "resize", path, mebibytes);
+    }
+    let grown = OpenOptions::new().write(true).open(path).and_then(|file| {
+        let before = file.metadata()?.len();
+        lengthen(&file, before, bytes(mebibytes).unwrap_or(before)).inspect_err(|_| {
+            let _ = file.set_len(before);
+        })
+    });
+    grown.map_err(Error::io("grow", path))
+}
+
+fn lengthen(file: &File, from: u64, to: u64) -> io::Result<()> {
+    let step = if cfg!(target_os = "macos") { APFS_STEP } else { u64::MAX };
+    steps(from, to, step).try_for_each(|length| file.set_len(length))
+}
+
+/// The lengths on the way, the last of them `to`.
+fn steps(from: u64, to: u64, step: u64) -> impl Iterator<Item = u64> {
+    std::iter::successors(Some(from), move |&at| (at < to).then(|| at.saturating_add(step).min(to))).skip(1)
+}
+
+/// The program that makes and grows images of this format, where that takes one.
+pub(crate) fn tool_for(format: &Format) -> Result<Option<PathBuf>> {
+    let Format::Qcow2(qcow) = format else { return Ok(None) };
+    let wanted: Vec<&Path> = match &qcow.tool {
+        Some(tool) => vec![tool],
+        None => vec![Path::new("qemu-img"), Path::new("qcow-tool")],
+    };
+    engine::first_program(&wanted).map(Some).map_err(|looked| Error::ToolNotFound { looked })
+}
+
+/// `create` or `resize` in the language of the tool.
+fn run(tool: &Path, verb: &str, image: &Path, mebibytes: u64) -> Result<()> {
+    // A name that starts with a dash, or looks like a protocol to qemu-img, is none in an absolute path.
+    let image = std::path::absolute(image).map_err(Error::io("make absolute", image))?;
+    let mut command = Command::new(tool);
+    if tool.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"qcow-tool")) {
+        command.args([OsStr::new(verb), image.as_os_str()]).args(["--size", &format!("{mebibytes}MiB")]);
+    } else {
+        command.args([verb, "-q", "-f", "qcow2"]).arg(&image).arg(format!("{mebibytes}M"));
+    }
+    let output = command.stdin(Stdio::null()).output().map_err(Error::io("run", tool))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(Error::ToolFailed { tool: tool.to_owned(), path: image, said })
+}
+
+/// Renames without replacing anything, also where the file system cannot do that in one step.
+fn move_into_place(from: &Path, to: &Path) -> Result<()> {
+    let moved = match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS | rustix::io::Errno::NOTSUP) => {
+            fs::hard_link(from, to).and_then(|()| fs::remove_file(from))
+        }
+        moved => moved.map_err(io::Error::from),
+    };
+    moved.map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => Error::DiskExists { path: to.to_owned() },
+        _ => Error::io("make the disk image", to)(error),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_grows_in_steps() {
+        assert_eq!(steps(0, 5, 2).collect::<Vec<_>>(), [2, 4, 5]);
+        assert_eq!(steps(4, 5, u64::MAX).collect::<Vec<_>>(), [5]);
+        assert_eq!(steps(5, 5, 2).count(), 0);
+    }
+
+    #[test]
+    fn any_beginning_of_a_file_is_something() {
+        let mut header = [0; 80];
+        header[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+        header[31] = 1;
+        assert_eq!(Content::parse(&header, 9), Content { is_qcow2: true, rests_on_others: false, length: 1 });
+        header[79] = 4;
+        assert!(Content::parse(&header, 9).rests_on_others);
+        header[79] = 0;
+        header[15] = 1;
+        assert!(Content::parse(&header, 9).rests_on_others);
+        for end in 0..8 {
+            let raw = Content { is_qcow2: false, rests_on_others: false, length: 9 };
+            assert_eq!(Content::parse(&header[..end], 9), raw);
+        }
+        header[7] = 1;
+        assert!(!Content::parse(&header, 9).is_qcow2, "version 1 is another format");
+    }
+}
