@@ -1,17 +1,25 @@
 #!/bin/sh
-# Sets up what booting and testing need: QEMU and an ISO maker (Debian packages), and a small Linux guest in
-# target/guest/ (vmlinuz, initrd.img). Safe to run again; does nothing when everything is there.
+# Sets up what booting needs: QEMU (a Debian package), and a small Linux guest in target/guest/ (vmlinuz, initrd.img).
+# With --tests also what the tests need: makers of images, a UEFI firmware, and in target/tools/ vhost-device-vsock.
+# Safe to run again; does nothing when everything is there.
 set -eu
 cd "$(dirname "$0")/.."
 guest=$PWD/target/guest
 guest_source=$PWD/examples/guest
+
+case ${1:-} in
+--tests) tests=yes ;;
+'') tests= ;;
+*) echo "usage: examples/setup.sh [--tests]" >&2; exit 2 ;;
+esac
 
 say() { printf 'setup: %s\n' "$*"; }
 die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 have() { command -v "$1" >/dev/null 2>&1; }
 
 # The guest is made again when this script or what goes into the guest has changed.
-stamp=$(cat examples/setup.sh examples/guest/* | cksum)
+# Of this script only what makes the guest counts, which is behind this line.
+stamp=$(sed "1,/^guest_is_made/d" examples/setup.sh | cat - examples/guest/* | cksum)
 guest_is_made() {
     [ -s "$guest/vmlinuz" ] && [ -s "$guest/initrd.img" ] && [ "$(cat "$guest/stamp" 2>/dev/null)" = "$stamp" ]
 }
@@ -29,7 +37,11 @@ fi
 
 missing=
 have qemu-system-x86_64 || missing="$missing qemu-system-x86"
-have genisoimage || missing="$missing genisoimage"
+if [ "$tests" ]; then
+    have genisoimage || missing="$missing genisoimage"
+    have qemu-img || missing="$missing qemu-utils"
+    [ -e /usr/share/ovmf/OVMF.fd ] || missing="$missing ovmf"
+fi
 have cpio || missing="$missing cpio"
 # Newer kernels' modules are packed.
 have xz || missing="$missing xz-utils"
@@ -44,6 +56,13 @@ if [ -n "$missing" ]; then
     $root apt-get -qq update
     # shellcheck disable=SC2086  # a list of packages
     $root env DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends $missing
+fi
+
+# This is the version that was tried.
+if [ "$tests" ] && ! have vhost-device-vsock && ! [ -x target/tools/bin/vhost-device-vsock ]; then
+    have cargo || die "cargo is missing: install Rust with rustup, and run this again"
+    say "building vhost-device-vsock, a minute"
+    cargo install --quiet --locked --version 0.3.0 --root target/tools vhost-device-vsock
 fi
 
 if guest_is_made; then

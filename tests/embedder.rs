@@ -37,7 +37,7 @@ fn one_program_starts_a_machine_and_another_ends_it() {
     let _end = Ended(state.clone());
     let begin = Command::new(programs.join("begin"))
         .arg(&state)
-        .args([guest("vmlinuz"), guest("initrd.img")])
+        .args([guest::file("vmlinuz"), guest::file("initrd.img")])
         .output()
         .unwrap();
     assert!(begin.status.success(), "{begin:?}");

@@ -4,34 +4,16 @@
 
 mod common;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::process::{Command, Stdio};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use common::{Ended, example, guest};
+use common::guest::{self, PATIENCE, Report, file, machine};
+use common::{Ended, example};
 use hyperkit::{Console, Disk, Error, Exit, HyperKit, VpnKit};
 
-/// Far longer than a boot takes under emulation on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(300);
 const UUID: &str = "1f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55";
-
-fn machine() -> HyperKit {
-    HyperKit::new().hyperkit("qemu-system-x86_64").kernel(guest("vmlinuz")).initrd(guest("initrd.img"))
-}
-
-/// What the guest reported on its console, by key.
-fn report(console: &[u8]) -> BTreeMap<String, Vec<String>> {
-    let console = String::from_utf8_lossy(console);
-    let mut report = BTreeMap::<_, Vec<_>>::new();
-    for line in console.lines().filter_map(|line| line.trim_end().strip_prefix("REPORT ")) {
-        let (key, value) = line.split_once(' ').unwrap_or((line, ""));
-        report.entry(key.to_owned()).or_default().push(value.to_owned());
-    }
-    assert!(report.contains_key("end"), "the guest did not report:\n{console}");
-    report
-}
 
 fn seconds() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs()
@@ -41,16 +23,8 @@ fn seconds() -> u64 {
 fn the_guest_finds_what_was_described() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().canonicalize().unwrap();
-    let share = dir.join("share");
-    fs::create_dir(&share).unwrap();
-    fs::write(share.join("hello.txt"), "from the share").unwrap();
-    let iso_files = dir.join("iso");
-    fs::create_dir(&iso_files).unwrap();
-    fs::write(iso_files.join("hello.txt"), "from the image").unwrap();
-    let iso = dir.join("hello.iso");
-    // -r keeps the lower-case name.
-    let made = Command::new("genisoimage").args(["-quiet", "-r", "-o"]).args([&iso, &iso_files]).status();
-    assert!(made.expect("genisoimage is missing: run examples/setup.sh first").success());
+    let share = guest::share(&dir, "share", "from the share");
+    let iso = guest::iso(&dir, "hello", "from the image");
 
     let state = dir.join("vm");
     let _end = Ended(state.clone());
@@ -75,11 +49,8 @@ fn the_guest_finds_what_was_described() {
     assert!(!machine.is_running());
     assert!(!state.join("hyperkit.pid").exists());
 
-    let report = report(&fs::read(state.join("console-ring")).unwrap());
-    let one = |key: &str| match report.get(key).map(Vec::as_slice) {
-        Some([value]) => value.as_str(),
-        other => panic!("{key}: {other:?}"),
-    };
+    let report = Report::of(&fs::read(state.join("console-ring")).unwrap());
+    let one = |key: &str| report.one(key);
     assert_eq!(one("cmdline"), format!("earlyprintk=serial {cmdline}"));
     assert_eq!(one("vcpus"), "2");
     assert_eq!(one("memory-mib"), "768");
@@ -96,18 +67,26 @@ fn the_guest_finds_what_was_described() {
         "0000:00:1f.0 0x8086 0x2918 0x1100 0x060100", // LPC bridge
     ];
     assert_eq!(report["pci"], pci);
-    assert_eq!(report["disk"], [format!("vda {}", 64 * 2048), format!("vdb {}", 8 * 2048)]);
+    let disk = "ro=0 sectors=512/512 cache=write-back discard=1 begin=";
+    let (first, second) = (64 * 2048, 8 * 2048);
+    assert_eq!(
+        report["disk"],
+        [format!("0000:00:02.0 vda {first} {disk}"), format!("0000:00:03.0 vdb {second} {disk}")]
+    );
     assert_eq!(one("marker"), marker);
     let mut written = vec![0; marker.len()];
     fs::File::open(state.join("disk.img")).unwrap().read_exact_at(&mut written, 1024 * 1024).unwrap();
     assert_eq!(written, marker.as_bytes());
-    assert_eq!(one("iso"), "sr0 hello.txt from the image");
-    assert_eq!(one("9p"), "share hello.txt from the share");
+    assert_eq!(one("iso"), "0000:00:04.0 sr0 hello.txt from the image");
+    assert_eq!(one("9p"), "0000:00:06.0 share hello.txt from the share");
     let (source, bytes) = one("random").split_once(' ').unwrap();
     assert_eq!(source, "virtio_rng.0");
     assert!(bytes.len() == 32 && bytes.bytes().any(|digit| digit != b'0'), "{bytes}");
-    let (_, address) = one("net").split_once(' ').unwrap();
-    assert!(address.starts_with("10.0.2.") && address.ends_with("/24"), "{address}");
+    let (_, address) = one("net").rsplit_once(' ').unwrap();
+    assert!(
+        one("net").starts_with("0000:00:01.0 ") && address.starts_with("10.0.2.") && address.ends_with("/24"),
+        "{address}"
+    );
     let clock: u64 = one("clock").parse().unwrap();
     assert!((began - 60..seconds() + 60).contains(&clock), "the guest's clock says {clock}");
 
@@ -125,11 +104,11 @@ fn run_has_the_console_on_standard_output() {
         "--cmdline",
         "console=ttyS0 panic=1 quiet hyperkit.report",
     ]);
-    boot.arg("--kernel").arg(guest("vmlinuz")).arg("--initrd").arg(guest("initrd.img"));
+    boot.arg("--kernel").arg(file("vmlinuz")).arg("--initrd").arg(file("initrd.img"));
     let output = boot.stdin(Stdio::null()).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     assert!(String::from_utf8_lossy(&output.stderr).contains("the machine powered off"));
-    let report = report(&output.stdout);
+    let report = Report::of(&output.stdout);
     assert_eq!(report["vcpus"], ["1"]);
     assert_eq!(report["memory-mib"], ["1024"]);
     assert_eq!(report["pci"].len(), 3, "nothing but the bridges and the random number generator");
@@ -143,7 +122,7 @@ fn another_process_takes_it_up_and_stops_it() {
     let boot = |args: &[&str]| {
         let mut boot = Command::new(example("boot"));
         boot.args(args).arg("--state-dir").arg(&state).arg("--hyperkit").arg("qemu-system-x86_64");
-        boot.arg("--kernel").arg(guest("vmlinuz")).arg("--initrd").arg(guest("initrd.img"));
+        boot.arg("--kernel").arg(file("vmlinuz")).arg("--initrd").arg(file("initrd.img"));
         let output = boot.output().unwrap();
         assert!(output.status.success(), "{output:?}");
         String::from_utf8(output.stdout).unwrap()

@@ -29,7 +29,7 @@ fn new_guest() -> Guest {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().canonicalize().unwrap().join("vm");
     let machine = HyperKit::new().hyperkit("qemu-system-x86_64").state_dir(&state).console(Console::File);
-    let machine = machine.kernel(guest("vmlinuz")).initrd(guest("initrd.img")).memory(256);
+    let machine = machine.kernel(guest::file("vmlinuz")).initrd(guest::file("initrd.img")).memory(256);
     Guest { machine, _end: Ended(state.clone()), state, _dir: dir }
 }
 
@@ -128,7 +128,7 @@ fn a_killed_starter_leaves_a_machine_that_is_found_or_none() {
     for delay in [2, 5, 10, 20, 40, 60, 80, 120] {
         let mut boot = Command::new(example("boot"));
         boot.args(["--background", "--hyperkit", "qemu-system-x86_64"]).arg("--state-dir").arg(&guest.state);
-        boot.arg("--kernel").arg(common::guest("vmlinuz")).arg("--initrd").arg(common::guest("initrd.img"));
+        boot.arg("--kernel").arg(common::guest::file("vmlinuz")).arg("--initrd").arg(common::guest::file("initrd.img"));
         let mut starter = boot.spawn().unwrap();
         std::thread::sleep(Duration::from_millis(delay));
         starter.kill().unwrap();

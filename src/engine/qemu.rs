@@ -255,6 +255,10 @@ pub(crate) fn check(machine: &HyperKit) -> Result<()> {
     if !machine.mptable {
         return no("a machine without an MPtable (`mptable`)");
     }
+    let modules = machine.multiboot.iter().flat_map(|multiboot| &multiboot.modules);
+    if modules.into_iter().any(|module| module.path.as_os_str().as_encoded_bytes().contains(&b' ')) {
+        return no("a module with a space in its path (`multiboot`; QEMU takes the rest for its command line)");
+    }
     for disk in &machine.disks {
         let size = disk.sector_size.unwrap_or(SectorSize { logical: 512, physical: 512 });
         if disk.driver == Driver::Ahci && disk.read_only {

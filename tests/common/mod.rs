@@ -1,6 +1,9 @@
 //! What the tests share: a machine that passes all checks, and the programs that run it.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub mod guest;
+
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -106,13 +109,6 @@ impl Drop for Ended {
     }
 }
 
-/// A file of the guest that `examples/setup.sh` makes.
-pub fn guest(file: &str) -> PathBuf {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/guest").join(file);
-    assert!(path.exists(), "{} is missing: run examples/setup.sh first", path.display());
-    path
-}
-
 pub const LONG: Duration = Duration::from_secs(60);
 
 pub fn raw(pid: u32) -> Pid {
@@ -147,13 +143,27 @@ pub fn boot(files: &Files, guest: &str) -> Command {
 
 /// The processes that run a machine in the directory, whatever any state says: each has it on its command line.
 pub fn machines_in(dir: &Path) -> Vec<u32> {
+    let pid_file = dir.join("hyperkit.pid");
+    processes(|command| command.windows(2).any(|pair| pair[0] == "-F" && *pair[1] == pid_file))
+}
+
+/// The processes, shells among them, that run vhost-device-vsock for a machine in the directory.
+pub fn vsock_programs_in(dir: &Path) -> Vec<u32> {
+    let socket = dir.join("vhost.sock");
+    let is_one = |command: &[OsString]| {
+        command.iter().any(|word| word.as_encoded_bytes().ends_with(b"vhost-device-vsock"))
+            && command.iter().any(|word| *word == socket)
+    };
+    processes(is_one)
+}
+
+/// The processes, zombies left out, whose command lines are so.
+fn processes(is_one: impl Fn(&[OsString]) -> bool) -> Vec<u32> {
     let mut system = sysinfo::System::new();
     let what = sysinfo::ProcessRefreshKind::nothing().without_tasks().with_cmd(sysinfo::UpdateKind::Always);
     system.refresh_processes_specifics(sysinfo::ProcessesToUpdate::All, true, what);
-    let pid_file = dir.join("hyperkit.pid");
-    let names_it =
-        |process: &&sysinfo::Process| process.cmd().windows(2).any(|pair| pair[0] == "-F" && *pair[1] == pid_file);
-    system.processes().values().filter(names_it).map(|process| process.pid().as_u32()).collect()
+    let alive = system.processes().values().filter(|process| process.status() != sysinfo::ProcessStatus::Zombie);
+    alive.filter(|process| is_one(process.cmd())).map(|process| process.pid().as_u32()).collect()
 }
 
 /// What the guest has said on its console so far.

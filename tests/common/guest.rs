@@ -1,0 +1,85 @@
+//! A real guest: the one that `examples/setup.sh` makes, what it is given, and what it reports from inside.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::ops::Index;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use hyperkit::HyperKit;
+
+/// Far longer than a boot takes under emulation on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(300);
+/// Has the guest report, and power off then.
+pub const REPORT: &str = "console=ttyS0 panic=1 quiet hyperkit.report";
+
+/// A file of the guest.
+pub fn file(name: &str) -> PathBuf {
+    made_by_setup("target/guest", name)
+}
+
+/// What `examples/setup.sh --tests` has put there.
+pub fn made_by_setup(dir: &str, name: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(dir).join(name);
+    assert!(path.exists(), "{} is missing: run examples/setup.sh --tests first", path.display());
+    path
+}
+
+/// A machine on QEMU that boots the guest.
+pub fn machine() -> HyperKit {
+    HyperKit::new().hyperkit("qemu-system-x86_64").kernel(file("vmlinuz")).initrd(file("initrd.img"))
+}
+
+/// A directory to share in which `hello.txt` has this text.
+pub fn share(dir: &Path, name: &str, text: &str) -> PathBuf {
+    let share = dir.join(name);
+    fs::create_dir(&share).unwrap();
+    fs::write(share.join("hello.txt"), text).unwrap();
+    share
+}
+
+/// An ISO image in which `hello.txt` has this text.
+pub fn iso(dir: &Path, name: &str, text: &str) -> PathBuf {
+    let files = share(dir, &format!("{name}.files"), text);
+    image_of(&files, &dir.join(format!("{name}.iso")))
+}
+
+/// An ISO image of a directory: with lower-case names by Rock Ridge, and with UDF, which UEFI reads.
+pub fn image_of(files: &Path, iso: &Path) -> PathBuf {
+    let made = Command::new("genisoimage").args(["-quiet", "-r", "-udf", "-o"]).args([iso, files]).status();
+    assert!(made.expect("genisoimage is missing: run examples/setup.sh --tests first").success());
+    iso.to_owned()
+}
+
+/// What the guest reported on its console, by key.
+pub struct Report(BTreeMap<String, Vec<String>>);
+
+impl Report {
+    pub fn of(console: &[u8]) -> Self {
+        let console = String::from_utf8_lossy(console);
+        let mut report = BTreeMap::<_, Vec<_>>::new();
+        for line in console.lines().filter_map(|line| line.trim_end().strip_prefix("REPORT ")) {
+            let (key, value) = line.split_once(' ').unwrap_or((line, ""));
+            report.entry(key.to_owned()).or_default().push(value.to_owned());
+        }
+        assert!(report.contains_key("end"), "the guest did not report:\n{console}");
+        Self(report)
+    }
+
+    /// What was reported once.
+    pub fn one(&self, key: &str) -> &str {
+        match &self[key] {
+            [value] => value,
+            other => panic!("{key}: {other:?}"),
+        }
+    }
+}
+
+impl Index<&str> for Report {
+    type Output = [String];
+
+    fn index(&self, key: &str) -> &[String] {
+        self.0.get(key).map(Vec::as_slice).unwrap_or_default()
+    }
+}

@@ -1,0 +1,158 @@
+//! vsock without /dev/vhost-vsock: the program beside a real QEMU lives as long as the machine, whoever dies how.
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use common::guest::{file, machine, made_by_setup};
+use common::{Ended, eventually, example, names, raw, vsock_programs_in};
+use hyperkit::{Console, Error, Exit, HyperKit};
+use rustix::process::{Signal, kill_process};
+
+struct Vsock {
+    _dir: tempfile::TempDir,
+    state: PathBuf,
+    _end: Ended,
+}
+
+impl Vsock {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().canonicalize().unwrap().join("vm");
+        Self { _dir: dir, _end: Ended(state.clone()), state }
+    }
+
+    fn program() -> PathBuf {
+        made_by_setup("target/tools/bin", "vhost-device-vsock")
+    }
+
+    fn machine(&self) -> HyperKit {
+        machine().state_dir(&self.state).console(Console::File).vsock(true).vhost_device_vsock(Self::program())
+    }
+
+    fn programs(&self) -> Vec<u32> {
+        vsock_programs_in(&self.state)
+    }
+
+    fn write_program(&self, name: &str, script: &str) -> PathBuf {
+        let path = self.state.with_file_name(name);
+        fs::write(&path, script).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+}
+
+#[test]
+fn it_ends_with_the_machine_and_leaves_nothing() {
+    let vsock = Vsock::new();
+    let mut machine = vsock.machine();
+    for _ in 0..3 {
+        let vm = machine.start("console=ttyS0").unwrap();
+        assert!(vsock.state.join("v.sock").exists());
+        assert!(!vsock.programs().is_empty());
+        vm.stop().unwrap();
+        assert_eq!(vsock.programs(), [] as [u32; 0]);
+    }
+    machine.remove(false).unwrap();
+    assert!(!vsock.state.exists());
+}
+
+#[test]
+fn its_sockets_can_be_elsewhere() {
+    let vsock = Vsock::new();
+    let elsewhere = vsock.state.with_file_name("sockets");
+    fs::create_dir(&elsewhere).unwrap();
+    let mut machine = vsock.machine().vsock_dir(&elsewhere);
+    machine.start("console=ttyS0").unwrap();
+    assert_eq!(names(&elsewhere), ["v.sock"]);
+    assert!(!vsock.state.join("v.sock").exists());
+    machine.stop().unwrap();
+}
+
+#[test]
+fn it_ends_when_the_machine_is_killed_also_without_its_starter() {
+    let vsock = Vsock::new();
+    let mut boot = Command::new(example("boot"));
+    let path = std::env::var("PATH").unwrap();
+    boot.env("PATH", format!("{path}:{}", Vsock::program().parent().unwrap().display()));
+    boot.args(["--background", "--vsock", "--hyperkit", "qemu-system-x86_64", "--state-dir"]).arg(&vsock.state);
+    boot.arg("--kernel").arg(file("vmlinuz")).arg("--initrd").arg(file("initrd.img"));
+    let output = boot.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let machine = HyperKit::from_state(&vsock.state).unwrap();
+    assert!(machine.is_running() && !vsock.programs().is_empty());
+    kill_process(raw(machine.pid.unwrap()), Signal::KILL).unwrap();
+    eventually("it ends", || vsock.programs().is_empty());
+    machine.clone().start("console=ttyS0").unwrap().stop().unwrap();
+    machine.remove(false).unwrap();
+    assert!(!vsock.state.exists());
+}
+
+#[test]
+fn the_machine_outlives_it_and_still_leaves_nothing() {
+    let vsock = Vsock::new();
+    let mut machine = vsock.machine();
+    let vm = machine.start("console=ttyS0").unwrap();
+    for pid in vsock.programs() {
+        let _ = kill_process(raw(pid), Signal::KILL);
+    }
+    eventually("it is gone", || vsock.programs().is_empty());
+    assert_eq!(vm.try_wait().unwrap(), None);
+    vm.stop().unwrap();
+    machine.start("console=ttyS0").unwrap().stop().unwrap();
+    machine.remove(false).unwrap();
+    assert!(!vsock.state.exists());
+}
+
+#[test]
+fn it_ends_when_qemu_does_not_start() {
+    let vsock = Vsock::new();
+    match vsock.machine().extra_argument("-no-such-option").start("console=ttyS0") {
+        Err(Error::ProgramFailed { exit: Exit::Failed(1), last_words }) => {
+            assert!(last_words.program.contains("no-such-option"), "{last_words}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(vsock.programs(), [] as [u32; 0]);
+    vsock.machine().start("console=ttyS0").unwrap().stop().unwrap();
+}
+
+#[test]
+fn a_program_that_fails_is_an_error_with_its_words() {
+    let vsock = Vsock::new();
+    let program = vsock.write_program("vhost-device-vsock", "#!/bin/sh\necho cannot do it >&2\nexit 3\n");
+    match vsock.machine().vhost_device_vsock(&program).start("console=ttyS0") {
+        Err(Error::VsockFailed { program: named, last_words }) => {
+            assert_eq!((named, last_words.program.as_str()), (program, "cannot do it"));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(!HyperKit::from_state(&vsock.state).unwrap().is_running());
+    vsock.machine().start("console=ttyS0").unwrap().stop().unwrap();
+}
+
+/// A QEMU that hangs before it takes the line: then only the starter holds it.
+#[test]
+fn it_ends_when_the_starter_is_killed_before_qemu_is_there() {
+    let vsock = Vsock::new();
+    let qemu = vsock.write_program("qemu-system-x86_64", "#!/bin/sh\necho $$ >\"$0.pid\"\nexec sleep 1000\n");
+    let tools = vsock.state.with_file_name("tools");
+    fs::create_dir(&tools).unwrap();
+    symlink(Vsock::program(), tools.join("vhost-device-vsock")).unwrap();
+    let mut boot = Command::new(example("boot"));
+    boot.env("PATH", format!("{}:{}", std::env::var("PATH").unwrap(), tools.display()));
+    boot.args(["--background", "--vsock", "--hyperkit"]).arg(&qemu).arg("--state-dir").arg(&vsock.state);
+    boot.arg("--kernel").arg(file("vmlinuz"));
+    let mut boot = boot.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let pid_file: &Path = &qemu.with_file_name("qemu-system-x86_64.pid");
+    let pid = || fs::read_to_string(pid_file).ok()?.trim().parse::<u32>().ok();
+    eventually("QEMU hangs", || pid().is_some());
+    assert!(!vsock.programs().is_empty());
+    boot.kill().unwrap();
+    boot.wait().unwrap();
+    eventually("it ends", || vsock.programs().is_empty());
+    kill_process(raw(pid().unwrap()), Signal::KILL).unwrap();
+}
