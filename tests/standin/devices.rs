@@ -1,0 +1,193 @@
+//! The PCI devices but for the serial ports.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Read;
+use std::net::Ipv4Addr;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::abort;
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::{Held, fail};
+
+/// What is kept of a socket's path.
+const MAX_SOCKET: usize = 103;
+
+pub fn set_up(driver: &str, config: &str, held: &mut Held) {
+    match driver {
+        "virtio-blk" | "ahci-hd" => disk(config, false, held),
+        "ahci-cd" => disk(config, true, held),
+        "virtio-sock" => vsock(config),
+        "virtio-vpnkit" => held.vpnkit = Some(vpnkit(config)),
+        "virtio-tap" => tap(config),
+        "virtio-9p" => share(config),
+        _ => {} // nothing to be seen of them
+    }
+}
+
+fn refuse_option(option: &str) -> ! {
+    fail(format!("Invalid device option \"{option}\""))
+}
+
+/// `key=value` between commas.
+fn pairs(config: &str) -> impl Iterator<Item = (&str, &str)> {
+    config.split(',').map(|option| option.split_once('=').unwrap_or_else(|| refuse_option(option)))
+}
+
+fn disk(config: &str, is_cd: bool, held: &mut Held) {
+    let mut parts = config.split(',');
+    let path = parts.next().unwrap_or_default();
+    let (mut read_only, mut is_qcow, mut sectors) = (is_cd, false, None);
+    for option in parts {
+        match option.split_once('=').unwrap_or((option, "")) {
+            ("ro", "") => read_only = true,
+            ("sync" | "direct", "") => {}
+            ("sectorsize", sizes) => sectors = Some(sizes),
+            ("format", "qcow") => is_qcow = true,
+            ("qcow-config" | "qcow-stats-config", value) if !value.is_empty() => {}
+            _ => refuse_option(option),
+        }
+    }
+    if is_qcow {
+        qcow(path);
+    } else {
+        held.images.push(raw(path, read_only));
+    }
+    if let Some(sizes) = sectors {
+        let (logical, physical) = sizes.split_once('/').unwrap_or((sizes, sizes));
+        match (logical.parse::<i32>(), physical.parse::<i32>()) {
+            (Ok(logical @ 512..), Ok(physical))
+                if logical.count_ones() == 1 && physical.count_ones() == 1 && logical <= physical => {}
+            _ => fail(format!("Invalid sector size {sizes}")),
+        }
+    }
+}
+
+/// A file that may not be written is taken read-only without a word.
+fn raw(path: &str, read_only: bool) -> File {
+    let open = |write| OpenOptions::new().read(true).write(write).open(path);
+    let (file, lock) = match (read_only, open(!read_only)) {
+        (false, Ok(file)) => (Ok(file), FlockOperation::NonBlockingLockExclusive),
+        (false, Err(_)) => (open(false), FlockOperation::NonBlockingLockShared),
+        (true, file) => (file, FlockOperation::NonBlockingLockShared),
+    };
+    let file = file.unwrap_or_else(|_| fail(format!("Could not open backing file: {path}")));
+    if flock(&file, lock).is_err() {
+        fail(format!("Could not lock backing file: {path}"));
+    }
+    file
+}
+
+/// Takes no lock.
+fn qcow(url: &str) {
+    let mut magic = [0; 4];
+    let opened = path_of(url).and_then(|path| File::open(path).ok()?.read_exact(&mut magic).ok());
+    if opened.is_none() || magic != *b"QFI\xfb" {
+        fail(format!("Could not open mirage-block device: {url}"));
+    }
+}
+
+/// `file://PATH?sync=…&buffered=1`, the path with `%` escapes.
+fn path_of(url: &str) -> Option<PathBuf> {
+    let (path, query) = url.strip_prefix("file://")?.split_once('?')?;
+    let sync = query.strip_prefix("sync=")?.strip_suffix("&buffered=1")?;
+    let mut parts = path.split('%');
+    let mut bytes = parts.next()?.as_bytes().to_vec();
+    for part in parts {
+        bytes.push(u8::from_str_radix(part.get(..2)?, 16).ok()?);
+        bytes.extend(part.get(2..)?.bytes());
+    }
+    let path = String::from_utf8(bytes).ok().filter(|_| ["", "none", "os", "drive"].contains(&sync));
+    path.filter(|path| path.starts_with('/')).map(PathBuf::from)
+}
+
+/// The sockets outlive the program; old ones are replaced. Nothing in the guest listens.
+fn vsock(config: &str) {
+    let (mut cid, mut dir, mut ports) = (0, Path::new(""), Vec::new());
+    for (key, value) in pairs(config) {
+        match key {
+            "guest_cid" => cid = value.parse().unwrap_or(0),
+            "path" => dir = Path::new(value),
+            "guest_forwards" => {
+                let port = |text: &str| text.parse::<u32>().ok().filter(|&port| port != u32::MAX);
+                let parsed: Option<_> = value.split(';').map(port).collect();
+                ports = parsed.unwrap_or_else(|| fail(format!("virtio-sock: bad port in {value}")));
+            }
+            _ => refuse_option(key),
+        }
+    }
+    if !(3..=0x7fff_ffff).contains(&cid) || !dir.is_dir() || dir.as_os_str().len() > 85 || ports.len() > 4 {
+        fail("virtio-sock: bad configuration");
+    }
+    let listen = |name: &str, handshake: usize| {
+        let _ = fs::remove_file(dir.join(name));
+        let listener = UnixListener::bind(dir.join(name)).unwrap_or_else(|error| fail(error));
+        std::thread::spawn(move || {
+            let answer = |mut stream: UnixStream| stream.read_exact(&mut vec![0; handshake]);
+            listener.incoming().flatten().for_each(|stream| answer(stream).unwrap_or_default());
+        });
+    };
+    listen("connect", "00000003.00000946\n".len());
+    for port in ports {
+        let name = format!("{cid:08x}.{port:08x}");
+        listen(&name, 0);
+        let link = dir.join(format!("guest.{port:08x}"));
+        let _ = fs::remove_file(&link);
+        symlink(&name, link).unwrap_or_else(|error| fail(error));
+    }
+}
+
+/// What it does not like crashes it. With nobody listening it tries for ever.
+fn vpnkit(config: &str) -> UnixStream {
+    let mut socket = "";
+    for option in config.split(',') {
+        match option.split_once('=') {
+            Some(("path", path)) => socket = path.get(..MAX_SOCKET).unwrap_or(path),
+            Some(("uuid", uuid)) if uuid.len() == 36 => {}
+            Some(("preferred_ipv4", address)) if address.parse::<Ipv4Addr>().is_ok() => {}
+            Some(("macfile", file)) => fs::write(file, "02:50:00:00:00:01").unwrap_or_else(|_| abort()),
+            _ => abort(),
+        }
+    }
+    loop {
+        match UnixStream::connect(socket) {
+            Ok(stream) => return stream,
+            Err(_) => std::thread::sleep(Duration::from_millis(100)),
+        }
+    }
+}
+
+/// An interface that is not there is a card without a link.
+fn tap(config: &str) {
+    let Some((_, mac)) = config.split_once(',') else { return };
+    let bytes = mac.strip_prefix("mac=").map(|mac| mac.split(':').map(|byte| u8::from_str_radix(byte, 16)));
+    match bytes.and_then(|bytes| bytes.collect::<Result<Vec<_>, _>>().ok()) {
+        Some(bytes) if bytes.len() == 6 && bytes[0] & 1 == 0 && bytes != [0; 6] => {}
+        _ => fail(format!("Invalid MAC {mac}")),
+    }
+}
+
+/// Nobody is connected to before the guest mounts it.
+fn share(config: &str) {
+    let (mut path, mut port, mut tag) = ("", None, "plan9");
+    for (key, value) in pairs(config) {
+        match key {
+            "path" => path = value,
+            "port" => match value.parse::<u16>() {
+                Ok(number @ 1..) => port = Some(number),
+                _ => fail(format!("bad port: {value}")),
+            },
+            "tag" => tag = value,
+            _ => refuse_option(key),
+        }
+    }
+    if path.is_empty() == port.is_none() {
+        fail("Please pass *either* a port *or* a path.");
+    }
+    if tag.len() > 256 {
+        fail("virtio-9p: the tag is too long");
+    }
+}

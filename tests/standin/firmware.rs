@@ -1,0 +1,91 @@
+//! What boots the guest. It is read last of all, when the machine is there.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::abort;
+
+use crate::fail;
+use crate::options::{Firmware, MIB, Options, PAGE};
+
+/// Memory above is placed at 4 GiB, and nothing is loaded there.
+const MAX_LOW_MEMORY: u64 = 3072 * MIB;
+/// Where kexec puts the command line, and the kernel at the lowest.
+const CMDLINE: u64 = 0x4000;
+const KERNEL: u64 = MIB;
+
+pub fn load(options: &Options) {
+    let low_memory = options.memory.min(MAX_LOW_MEMORY);
+    let Firmware { kind, file, second, .. } = &options.firmware;
+    match kind.as_str() {
+        "bootrom" => bootrom(file),
+        "multiboot" => multiboot(file, second.as_deref().unwrap_or_default()),
+        _ => kexec(file, second.as_deref(), options.guest(), low_memory).unwrap_or_else(|| {
+            eprintln!("kexec: failed to load kernel {file}");
+            abort()
+        }),
+    }
+}
+
+fn kexec(kernel: &str, initrd: Option<&str>, cmdline: &str, low_memory: u64) -> Option<()> {
+    let image = fs::read(kernel).ok()?;
+    let number = |at: usize, length: usize| {
+        image.get(at..at + length).map(|bytes| bytes.iter().rev().fold(0, |n, &byte| n << 8 | u64::from(byte)))
+    };
+    let (length, setup_sectors) = (image.len() as u64, number(0x1f1, 1)?);
+    let setup = (setup_sectors + 1) * 512;
+    let is_bz_image = setup_sectors != 0
+        && number(0x1fe, 2)? == 0xaa55
+        && image.get(0x202..0x206)? == b"HdrS"
+        && number(0x206, 2)? >= 0x020a
+        && number(0x211, 1)? & 1 == 1
+        && length >= setup + number(0x1f4, 4)? * 16;
+    let start = match number(0x234, 1)? {
+        0 => number(0x258, 8)?,
+        _ => KERNEL.checked_next_multiple_of(number(0x230, 4)?)?,
+    };
+    let (init_size, line) = (number(0x260, 4)?.next_multiple_of(PAGE), cmdline.len() as u64 + 1);
+    let fits = start >= KERNEL && length <= setup + init_size && start.checked_add(init_size)? <= low_memory;
+    if !is_bz_image || !fits || line > number(0x238, 4)? || CMDLINE + line > start {
+        return None;
+    }
+    let Some(initrd) = initrd else { return Some(()) };
+    let size = fs::metadata(initrd).ok().filter(|metadata| metadata.is_file())?.len();
+    // It may be laid over the kernel: nothing looks.
+    number(0x22c, 4)?.min(low_memory - 1).checked_sub(size).filter(|_| size > 0).map(drop)
+}
+
+fn bootrom(file: &str) {
+    let length = fs::metadata(file).map_or(0, |metadata| metadata.len());
+    if !(PAGE..=16 * MIB).contains(&length) || length % PAGE != 0 {
+        fail(format!("Invalid bootrom size {length}"));
+    }
+}
+
+fn multiboot(kernel: &str, modules: &str) {
+    const MAGIC: u32 = 0x1bad_b002;
+    const HEADER: usize = 48;
+    const HAS_ADDRESSES: u32 = 1 << 16;
+
+    let refuse = |why: &str| -> ! { fail(format!("multiboot: {why}: {kernel}")) };
+    let image = fs::read(kernel).unwrap_or_else(|_| refuse("failed to open"));
+    let end = image.len().min(0x2000).saturating_sub(HEADER); // a header at the very end is not seen
+    let word = |at: usize| u32::from_le_bytes([image[at], image[at + 1], image[at + 2], image[at + 3]]);
+    let is_header = |&at: &usize| word(at) == MAGIC && MAGIC.wrapping_add(word(at + 4)).wrapping_add(word(at + 8)) == 0;
+    let Some(header) = (0..end).step_by(4).find(is_header) else { refuse("failed to find multiboot header") };
+    let flags = word(header + 4);
+    if flags & 0xfffc != 0 {
+        refuse("header has unsupported mandatory flags");
+    }
+    if flags & HAS_ADDRESSES == 0 && !image.starts_with(b"\x7fELF") {
+        refuse("invalid ELF magic");
+    }
+    if flags & HAS_ADDRESSES == 0 && image[18..20] == [62, 0] {
+        refuse("64-bit ELFs are not supported");
+    }
+    for module in modules.split(':').filter(|_| !modules.is_empty()) {
+        let path = Path::new(module.split(';').next().unwrap_or_default());
+        if !File::open(path).and_then(|file| file.metadata()).is_ok_and(|module| module.is_file() && module.len() > 0) {
+            refuse(&format!("failed to load '{}'", path.display()));
+        }
+    }
+}

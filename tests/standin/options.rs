@@ -1,0 +1,204 @@
+//! What the options say, each error where it stands among them, as getopt meets it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use crate::{fail, fail_with, leave};
+
+const DRIVERS: [&str; 12] = [
+    "ahci-cd",
+    "ahci-hd",
+    "hostbridge",
+    "lpc",
+    "uart",
+    "virtio-9p",
+    "virtio-blk",
+    "virtio-net",
+    "virtio-rnd",
+    "virtio-sock",
+    "virtio-tap",
+    "virtio-vpnkit",
+];
+
+const KIB: u64 = 1024;
+pub const MIB: u64 = KIB * KIB;
+pub const PAGE: u64 = 4096;
+
+/// Where a PCI device is: slot and function, on bus 0.
+type Place = (u8, u8);
+
+/// The last of each kind wins.
+#[derive(Default)]
+pub struct Options {
+    pub pid_file: Option<PathBuf>,
+    pub uuid: Option<String>,
+    /// In the order in which they are set up.
+    pub slots: BTreeMap<Place, String>,
+    /// What is behind `com1` and `com2`.
+    pub serials: [Option<String>; 2],
+    pub firmware: Firmware,
+    pub memory: u64,
+    cpus: i64,
+    has_acpi: bool,
+    prints_mac: bool,
+}
+
+/// `KIND,FIRST,SECOND,REST`, of which only `REST` may have commas. What is empty is not there.
+#[derive(Default)]
+pub struct Firmware {
+    pub kind: String,
+    pub file: String,
+    /// The initrd, or the modules.
+    pub second: Option<String>,
+    pub cmdline: Option<String>,
+}
+
+impl Options {
+    pub fn parse() -> Self {
+        let mut options = Self { cpus: 1, memory: 256 * MIB, ..Self::default() };
+        let is_option = |arg: &String| arg.starts_with('-') && arg != "-" && arg != "--";
+        let mut args = std::env::args().skip(1).peekable();
+        // getopt ends at the first operand.
+        while let Some(arg) = args.next_if(is_option) {
+            let mut letters = arg[1..].chars();
+            while let Some(letter) = letters.next() {
+                if "behvuwxMACHPW".contains(letter) {
+                    options.switch(letter);
+                    continue;
+                }
+                if !"YfFgcsmlU".contains(letter) {
+                    fail(format!("hyperkit: illegal option -- {letter}"));
+                }
+                let rest = std::mem::replace(&mut letters, "".chars()).collect::<String>();
+                let value = if rest.is_empty() { args.next() } else { Some(rest) };
+                options.set(letter, value.unwrap_or_else(|| fail("hyperkit: option requires an argument")));
+            }
+        }
+        if options.firmware.kind.is_empty() {
+            fail("Usage: hyperkit … -f <fw>");
+        }
+        options
+    }
+
+    fn switch(&mut self, letter: char) {
+        match letter {
+            'A' => self.has_acpi = true,
+            'M' => self.prints_mac = true,
+            'h' => fail_with(0, "Try 'hyperkit --help' for more information."),
+            'v' => {
+                println!("hyperkit: v0.20200908");
+                leave(0);
+            }
+            _ => {} // about the guest
+        }
+    }
+
+    fn set(&mut self, letter: char, value: String) {
+        match letter {
+            'F' => self.pid_file = Some(value.into()),
+            'U' => self.uuid = Some(value),
+            'c' => self.cpus = value.parse().unwrap_or(0),
+            'm' => {
+                self.memory = memory(&value).unwrap_or_else(|| fail_with(64, format!("invalid memsize '{value}'")));
+            }
+            'l' => {
+                let (name, config) = value.split_once(',').map_or((&*value, None), |(name, rest)| (name, Some(rest)));
+                match ["com1", "com2"].iter().position(|known| known.eq_ignore_ascii_case(name)) {
+                    Some(port) => self.serials[port] = config.map(str::to_owned),
+                    None => fail_with(64, format!("invalid lpc device configuration '{value}'")),
+                }
+            }
+            's' => {
+                let Some((place, device)) = place(&value) else {
+                    fail(format!("Invalid PCI slot info field \"{value}\""))
+                };
+                if self.slots.contains_key(&place) {
+                    fail(format!("pci slot {}:{} already occupied!", place.0, place.1));
+                }
+                let driver = device.split(',').next().unwrap_or_default();
+                if !DRIVERS.contains(&driver) {
+                    fail(format!("pci slot {}:{}: unknown device \"{driver}\"", place.0, place.1));
+                }
+                self.slots.insert(place, device.to_owned());
+            }
+            'f' => self.firmware = Firmware::parse(&value),
+            // `-g` takes anything for a port, and `-Y` looks at nothing.
+            _ => {}
+        }
+    }
+
+    /// What is looked at when all options are known, and before the pid file is written.
+    pub fn check_machine(&self) {
+        if !(1..=64).contains(&self.cpus) {
+            fail(format!("Invalid guest vCPUs ({})", self.cpus));
+        }
+        if self.memory % PAGE != 0 || self.memory < MIB + PAGE {
+            fail("Unable to setup memory (22)");
+        }
+        if self.has_acpi && self.slots.get(&(31, 0)).map(String::as_str) != Some("lpc") {
+            fail("lpc bridge must be at slot 31");
+        }
+        if self.prints_mac {
+            println!("MAC: 02:00:00:00:00:01");
+            leave(0);
+        }
+    }
+
+    /// The guest's command line.
+    pub fn guest(&self) -> &str {
+        match (&*self.firmware.kind, &self.firmware.cmdline) {
+            ("bootrom", _) => "",
+            ("kexec", None) => "auto",
+            (_, cmdline) => cmdline.as_deref().unwrap_or_default(),
+        }
+    }
+}
+
+impl Firmware {
+    fn parse(value: &str) -> Self {
+        let mut parts = value.splitn(4, ',').map(str::to_owned);
+        let mut next = || parts.next().filter(|part| !part.is_empty());
+        match (next(), next(), next(), next()) {
+            (Some(kind), Some(file), second, cmdline) if ["kexec", "bootrom", "multiboot"].contains(&kind.as_str()) => {
+                Self { kind, file, second, cmdline }
+            }
+            _ => fail("Invalid firmware argument"),
+        }
+    }
+}
+
+/// `SLOT`, `SLOT:FUNCTION` or `BUS:SLOT:FUNCTION`, and what is behind the comma.
+fn place(value: &str) -> Option<(Place, &str)> {
+    let (place, device) = value.split_once(',')?;
+    let numbers = place.split(':').map(|number| number.parse().ok()).collect::<Option<Vec<u8>>>()?;
+    let (bus, slot, function) = match numbers[..] {
+        [slot] => (0, slot, 0),
+        [slot, function] => (0, slot, function),
+        [bus, slot, function] => (bus, slot, function),
+        _ => return None,
+    };
+    (bus == 0 && slot <= 31 && function <= 7).then_some(((slot, function), device))
+}
+
+/// A number as C reads it, octal behind a 0, and a unit. Without one it is bytes, or MiB if that would be less than one.
+fn memory(text: &str) -> Option<u64> {
+    let (radix, digits) = match (text.strip_prefix("0x"), text.strip_prefix('0')) {
+        (Some(digits), _) => (16, digits),
+        (None, Some(_)) => (8, text),
+        (None, None) => (10, text),
+    };
+    let (number, unit) = digits.split_at(digits.find(|c: char| !c.is_digit(radix)).unwrap_or(digits.len()));
+    let number = u64::from_str_radix(number, radix).ok()?;
+    let shift = match unit.to_ascii_lowercase().chars().next() {
+        None if number < MIB => 20,
+        None | Some('b') => 0,
+        Some(unit) => 10 * (1 + u32::try_from("kmgtpe".find(unit)?).ok()?),
+    };
+    number.checked_mul(1_u64.checked_shl(shift)?)
+}
+
+pub fn is_uuid(text: &str) -> bool {
+    let is_right =
+        |(at, c): (usize, char)| if [8, 13, 18, 23].contains(&at) { c == '-' } else { c.is_ascii_hexdigit() };
+    text.len() == 36 && text.char_indices().all(is_right)
+}

@@ -1,0 +1,153 @@
+//! The serial ports, which come last of all devices.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{OptionalActions, isatty, tcgetattr, tcsetattr};
+
+use crate::{TERMINAL, fail, fail_with};
+
+const RING: usize = 65536;
+
+/// com1 and com2, from what is behind their names.
+pub fn open(configs: &[Option<String>; 2]) -> [Port; 2] {
+    let mut stdio_is_free = true;
+    let mut port = |name, config: &Option<String>| match config {
+        Some(config) => Port::open(name, config, &mut stdio_is_free),
+        None => Port::nowhere(),
+    };
+    [port("COM1", &configs[0]), port("COM2", &configs[1])]
+}
+
+pub struct Port {
+    out: Box<dyn Write + Send>,
+    input: Option<OwnedFd>,
+    ring: Option<(File, usize)>,
+    _slave: Option<OwnedFd>,
+}
+
+impl Port {
+    pub fn nowhere() -> Self {
+        Self { out: Box::new(io::sink()), input: None, ring: None, _slave: None }
+    }
+
+    fn open(name: &str, config: &str, stdio_is_free: &mut bool) -> Self {
+        let (mut port, mut leads_somewhere) = (Self::nowhere(), false);
+        for part in config.split(',') {
+            let is_line = match part.split_once('=').unwrap_or((part, "")) {
+                ("null", "") => true,
+                ("stdio", "") if std::mem::take(stdio_is_free) => port.take_stdio(),
+                ("autopty", file) => port.make_pty(name, Some(file).filter(|file| !file.is_empty()).map(Path::new)),
+                ("log", path) => {
+                    let file = File::create(path).and_then(|file| file.set_len(RING as u64).map(|()| file));
+                    port.ring = Some((file.unwrap_or_else(|error| fail(error)), 0));
+                    false
+                }
+                ("asl", "") => false,
+                _ => port.take_tty(part).unwrap_or_else(|| refuse(name, config)),
+            };
+            leads_somewhere |= is_line;
+        }
+        if leads_somewhere { port } else { refuse(name, config) }
+    }
+
+    fn take_stdio(&mut self) -> bool {
+        self.out = Box::new(io::stdout());
+        self.input = io::stdin().as_fd().try_clone_to_owned().ok();
+        // The caller's own open file, too.
+        if let Ok(flags) = fcntl_getfl(io::stdin()) {
+            let _ = fcntl_setfl(io::stdin(), flags | OFlags::NONBLOCK);
+        }
+        if let Ok(settings) = tcgetattr(io::stdin()) {
+            let mut raw = settings.clone();
+            raw.make_raw();
+            let _ = tcsetattr(io::stdin(), OptionalActions::Drain, &raw);
+            let _ = TERMINAL.set(settings);
+        }
+        true
+    }
+
+    fn make_pty(&mut self, port: &str, file: Option<&Path>) -> bool {
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap_or_else(|error| fail(error));
+        grantpt(&master).and_then(|()| unlockpt(&master)).unwrap_or_else(|error| fail(error));
+        let name = ptsname(&master, Vec::new()).unwrap_or_else(|error| fail(error));
+        let name = name.to_string_lossy().into_owned();
+        // Held open, so that reading does not end when the last visitor has left.
+        let slave = OpenOptions::new().read(true).write(true).open(&name).unwrap_or_else(|error| fail(error));
+        let mut raw = tcgetattr(&slave).unwrap_or_else(|error| fail(error));
+        raw.make_raw();
+        let _ = tcsetattr(&slave, OptionalActions::Now, &raw);
+        self._slave = Some(slave.into());
+        // What nobody takes is lost, and blocks nobody.
+        let flags = fcntl_getfl(&master).unwrap_or_else(|error| fail(error));
+        fcntl_setfl(&master, flags | OFlags::NONBLOCK).unwrap_or_else(|error| fail(error));
+        self.input = master.try_clone().ok();
+        self.out = Box::new(File::from(master));
+        println!("{port} connected to {name}");
+        if let Some(file) = file {
+            let _ = fs::remove_file(file);
+            fs::write(file, &name).unwrap_or_else(|error| fail(error)); // no newline
+        }
+        true
+    }
+
+    /// A tty that is there already.
+    fn take_tty(&mut self, path: &str) -> Option<bool> {
+        let nonblocking = OFlags::NONBLOCK.bits() as i32;
+        let tty = OpenOptions::new().read(true).write(true).custom_flags(nonblocking).open(path).ok()?;
+        self.input = isatty(&tty).then(|| tty.try_clone().ok())?.map(OwnedFd::from);
+        self.out = Box::new(tty);
+        Some(true)
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        let _ = self.out.write_all(bytes).and_then(|()| self.out.flush());
+        if let Some((ring, at)) = &mut self.ring {
+            for byte in bytes {
+                let _ = ring.write_at(&[*byte], (*at % RING) as u64);
+                *at += 1;
+            }
+        }
+    }
+}
+
+fn refuse(name: &str, config: &str) -> ! {
+    fail_with(64, format!("Unable to initialize backend '{config}' for LPC device {name}"))
+}
+
+/// A port that several threads write to.
+pub struct Shared(Arc<Mutex<Port>>);
+
+impl From<Port> for Shared {
+    fn from(port: Port) -> Self {
+        Self(Arc::new(Mutex::new(port)))
+    }
+}
+
+impl Shared {
+    pub fn write(&self, bytes: &[u8]) {
+        self.0.lock().unwrap().write(bytes);
+    }
+
+    /// A guest that repeats what it is told.
+    pub fn echo(&self) {
+        let port = Self(self.0.clone());
+        let Some(input) = self.0.lock().unwrap().input.take() else { return };
+        std::thread::spawn(move || {
+            let (mut input, mut buffer) = (File::from(input), [0; 1024]);
+            while poll(&mut [PollFd::new(&input, PollFlags::IN)], None).is_ok() {
+                match input.read(&mut buffer) {
+                    Ok(length @ 1..) => port.write(&buffer[..length]),
+                    _ => return,
+                }
+            }
+        });
+    }
+}
