@@ -100,7 +100,7 @@ pub enum Driver {
     Ahci,
 }
 
-/// The sizes of a disk's sectors in bytes: powers of two, 512 at least, and the logical not above the physical.
+/// The sizes of a disk's sectors in bytes: powers of two from 512 to 1073741824, and the logical not above the physical.
 ///
 /// ```
 /// let size = hyperkit::SectorSize { logical: 512, physical: 4096 };
@@ -117,7 +117,8 @@ pub struct SectorSize {
 
 impl SectorSize {
     pub(crate) fn is_valid(self) -> bool {
-        let valid = |size: u32| size.is_power_of_two() && size >= 512;
+        // hyperkit reads them as signed numbers.
+        let valid = |size: u32| size.is_power_of_two() && (512..=1 << 30).contains(&size);
         valid(self.logical) && valid(self.physical) && self.logical <= self.physical
     }
 }

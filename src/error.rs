@@ -144,7 +144,7 @@ pub enum Error {
     #[error("`serials` may have one port on stdio, and both are")]
     StdioTwice,
     /// Sectors that hyperkit does not take.
-    #[error("sectors of disk {} must be powers of two, 512 bytes at least, the logical not above the physical: {value}", path.display())]
+    #[error("sectors of disk {} must be powers of two from 512 to 1073741824 bytes, the logical not above the physical: {value}", path.display())]
     InvalidSectorSize {
         /// The image.
         path: PathBuf,

@@ -50,7 +50,8 @@ pub(crate) fn bz_image(path: &Path) -> Result<BzImage> {
         return no("its end is missing");
     }
     let is_relocatable = header[0x234] != 0;
-    let start = if is_relocatable { BASE.next_multiple_of(number(0x230, 4).max(1)) } else { number(0x258, 8) };
+    let aligned = BASE.checked_next_multiple_of(number(0x230, 4)).unwrap_or(0);
+    let start = if is_relocatable { aligned } else { number(0x258, 8) };
     let init_size = number(0x260, 4).next_multiple_of(PAGE);
     if start < BASE || metadata.len() - setup > init_size {
         return no("its header is not true of it");
@@ -92,9 +93,10 @@ pub(crate) fn multiboot(path: &Path) -> Result<()> {
     let mut head = Vec::new();
     let read = file.take(SEARCHED).read_to_end(&mut head);
     read.map_err(|source| Error::Inaccessible { field: "multiboot", path: path.to_owned(), source })?;
+    // The header has 12 words, and hyperkit overlooks one with nothing behind it.
+    let before_the_last = &head[..head.len().saturating_sub(1)];
     let words: Vec<_> =
-        head.chunks_exact(4).map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]])).collect();
-    // The header has 12 words, of which hyperkit wants one more behind.
+        before_the_last.chunks_exact(4).map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]])).collect();
     let headers = words.windows(12).filter(|words| words[0] == MAGIC);
     let Some(header) =
         headers.into_iter().find(|words| words[..3].iter().fold(0_u32, |sum, &word| sum.wrapping_add(word)) == 0)

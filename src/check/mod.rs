@@ -236,11 +236,9 @@ fn texts(machine: &HyperKit) -> Result<()> {
         without(&[',', '\0', ':'], "multiboot", &module.cmdline)?;
     }
     machine.multiboot.iter().try_for_each(|multiboot| path_text("multiboot", &multiboot.kernel).map(drop))?;
-    machine
-        .argv0
-        .iter()
-        .chain(&machine.extra_arguments)
-        .try_for_each(|text| without(&['\0'], "extra_arguments", text).map(drop))?;
+    let whole = |field, text: &String| without(&['\0'], field, text).map(drop);
+    machine.argv0.iter().try_for_each(|text| whole("argv0", text))?;
+    machine.extra_arguments.iter().try_for_each(|text| whole("extra_arguments", text))?;
     if let Some(tap) = &machine.tap {
         at_most(MAX_TAP, "tap", without(&['/', ','], "tap", plain("tap", tap)?)?)?;
     }
