@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Duration;
 
-use hyperkit::{Console, Disk, Exit, HyperKit, Shutdown, VpnKit};
+use hyperkit::{Console, Disk, Exit, HyperKit, PortForward, Shutdown, VpnKit};
 use lexopt::prelude::*;
 
 const HELP: &str = "\
@@ -21,12 +21,15 @@ Without --kernel it boots the guest that examples/setup.sh makes.
   --kernel FILE       an x86 bzImage           --initrd FILE      its initial RAM disk
   --cmdline TEXT      kernel command line (default: console=ttyS0 panic=1)
   --cpus N            vCPUs (default: 1)       --memory MIB       memory (default: 1024)
-  --disk FILE         a raw image              --disk-size MIB    size to make the last --disk with if it is
+  --bootrom FILE      UEFI or the like, in place of a kernel; there is no command line then
+  --disk FILE         a raw or qcow2 image     --disk-size MIB    size to make the last --disk with if it is
   --iso FILE          an ISO image                                missing; alone, a disk in the state directory
   --vpnkit auto|SOCK  network                  --vpnkit-key UUID  for a lasting address
+  --forward PORT:PORT of 127.0.0.1 (0: any) to the guest's, by TCP; QEMU, with --vpnkit auto
   --vsock             a vsock device           --vsock-port PORT  forwarded by hyperkit, 4 at most
   --vsock-cid CID     (default: 3)             --9p TAG=PATH      a directory (QEMU) or 9p server's socket
   --uuid UUID         the machine's            --console WHERE    stdio, file (in the state directory) or log
+  --gdb PORT          for a debugger           --extra ARGUMENT   for the program, as it is, behind all others
   --hyperkit PROGRAM  hyperkit or qemu-system-x86_64, by name or path (default: what is there)
   --state-dir DIR     remembers the machine (default: target/vm)
   --no-state          remember nothing
@@ -83,7 +86,7 @@ fn main() -> ExitCode {
 
 fn parse() -> Result<Option<Command>, Box<dyn Error>> {
     let mut machine = HyperKit::new();
-    let mut cmdline = "console=ttyS0 panic=1".to_owned();
+    let mut cmdline = None;
     let (mut action, mut keep_disk, mut console, mut remember) = (Action::Run, false, None, true);
     let mut flags = lexopt::Parser::from_env();
     while let Some(flag) = flags.next()? {
@@ -95,10 +98,11 @@ fn parse() -> Result<Option<Command>, Box<dyn Error>> {
             }
             "kernel" => machine = machine.kernel(flags.value()?),
             "initrd" => machine = machine.initrd(flags.value()?),
-            "cmdline" => cmdline = flags.value()?.string()?,
+            "cmdline" => cmdline = Some(flags.value()?.string()?),
             "cpus" => machine = machine.cpus(number(&mut flags, "--cpus")?),
             "memory" => machine = machine.memory(number(&mut flags, "--memory")?),
-            "disk" => machine = machine.disk(Disk::raw(flags.value()?)),
+            "bootrom" => machine = machine.bootrom(flags.value()?),
+            "disk" => machine = machine.disk(Disk::new(flags.value()?)),
             "disk-size" => match (number(&mut flags, "--disk-size")?, machine.disks.last_mut()) {
                 (size, Some(disk)) if disk.size.is_none() => disk.size = Some(size),
                 (size, _) => machine = machine.disk(Disk::in_state_dir(size)),
@@ -106,6 +110,15 @@ fn parse() -> Result<Option<Command>, Box<dyn Error>> {
             "iso" => machine = machine.iso(flags.value()?),
             "vpnkit" => machine = machine.vpnkit(vpnkit(flags.value()?)),
             "vpnkit-key" => machine = machine.vpnkit_key(flags.value()?.string()?),
+            "forward" => {
+                let value = flags.value()?.string()?;
+                let ports =
+                    value.split_once(':').and_then(|(host, guest)| Some((host.parse().ok()?, guest.parse().ok()?)));
+                let (host, guest) = ports.ok_or("--forward takes PORT:PORT")?;
+                machine = machine.port_forward(PortForward::tcp(host, guest));
+            }
+            "gdb" => machine = machine.gdb_port(number(&mut flags, "--gdb")?),
+            "extra" => machine = machine.extra_argument(flags.value()?.string()?),
             "vsock" => machine = machine.vsock(true),
             "vsock-port" => machine = machine.vsock_port(number(&mut flags, "--vsock-port")?),
             "vsock-cid" => machine = machine.vsock_guest_cid(number(&mut flags, "--vsock-cid")?),
@@ -141,7 +154,9 @@ fn parse() -> Result<Option<Command>, Box<dyn Error>> {
         machine.state_dir.get_or_insert(STATE_DIR.into());
     }
     machine.console = console.unwrap_or(if action == Action::Background { Console::File } else { Console::Stdio });
-    if machine.kernel.is_none() && matches!(action, Action::Run | Action::Background | Action::Arguments) {
+    let has_rom = machine.bootrom.is_some();
+    let cmdline = cmdline.unwrap_or_else(|| if has_rom { String::new() } else { "console=ttyS0 panic=1".to_owned() });
+    if machine.kernel.is_none() && !has_rom && matches!(action, Action::Run | Action::Background | Action::Arguments) {
         let guest = Path::new(GUEST);
         if !guest.join("vmlinuz").exists() {
             return Err("no guest in target/guest: run examples/setup.sh, or give --kernel and --initrd".into());
@@ -173,6 +188,9 @@ fn execute(command: Option<Command>) -> Result<ExitCode, Box<dyn Error>> {
         Action::Background => {
             let vm = machine.start(&cmdline)?;
             println!("The machine runs as process {}, remembered in {}.", vm.pid(), dir.display());
+            for forward in vm.port_forwards()? {
+                println!("  {forward}");
+            }
             how_to_reach(&machine, &dir);
         }
         Action::Shutdown | Action::Stop | Action::Pause | Action::Resume => {

@@ -56,6 +56,7 @@ mod output;
 mod process;
 mod serial;
 mod slots;
+mod socket;
 mod start;
 mod state;
 mod terminal;

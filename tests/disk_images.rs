@@ -1,13 +1,15 @@
-//! Making disk images.
+//! Disk images: made, grown, never shrunk, and taken for what they are.
 
 mod common;
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::process::Command;
 use std::sync::Barrier;
 
-use common::names;
-use hyperkit::{Error, create_disk_image};
+use common::{Files, names};
+use hyperkit::{Disk, Error, Format, HyperKit, Qcow, create_disk_image};
 
 const MIB: u64 = 1024 * 1024;
 
@@ -86,4 +88,196 @@ fn what_a_killed_maker_left_is_finished() {
     create_disk_image(dir.path().join("d.img"), 1).unwrap();
     assert_eq!(fs::read(dir.path().join("d.img")).unwrap(), vec![0; MIB as usize]);
     assert_eq!(names(dir.path()), ["d.img"]);
+}
+
+/// What `qemu-img` says of an image: its format, and the size of the disk in it.
+fn image_info(path: &Path) -> (String, u64) {
+    let output = Command::new("qemu-img").args(["info", "--output=json"]).arg(path).output();
+    let output = output.expect("qemu-img is missing: run examples/setup.sh --tests first");
+    let info: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    (info["format"].as_str().unwrap().to_owned(), info["virtual-size"].as_u64().unwrap())
+}
+
+fn qcow2(path: impl Into<std::path::PathBuf>) -> Disk {
+    Disk::qcow2(path, Qcow::default())
+}
+
+#[test]
+fn a_qcow2_image_is_made_and_grown_by_what_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a/d.qcow2");
+    for disk in [qcow2(&path), Disk::new(dir.path().join("by-name.qcow2"))] {
+        let disk = disk.size(3);
+        let path = disk.path.clone().unwrap();
+        disk.create().unwrap();
+        assert_eq!(image_info(&path), ("qcow2".to_owned(), 3 * MIB));
+        assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o600);
+        assert!(matches!(disk.create(), Err(Error::DiskExists { .. })));
+        disk.clone().size(70_000).grow().unwrap();
+        assert_eq!(image_info(&path), ("qcow2".to_owned(), 70_000 * MIB));
+    }
+    assert_eq!(names(&dir.path().join("a")), ["d.qcow2"]);
+}
+
+#[test]
+fn growing_never_shrinks() {
+    let dir = tempfile::tempdir().unwrap();
+    for disk in [Disk::raw(dir.path().join("raw")), qcow2(dir.path().join("qcow2"))] {
+        let disk = disk.size(4);
+        disk.create().unwrap();
+        let path = disk.path.clone().unwrap();
+        let before = fs::read(&path).unwrap();
+        match disk.clone().size(3).grow() {
+            Err(Error::DiskShrinks { path: named, from: 4, to: 3 }) => assert_eq!(named, path),
+            other => panic!("{other:?}"),
+        }
+        disk.grow().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), before, "it has this size already");
+        assert!(matches!(disk.clone().size(0).grow(), Err(Error::InvalidDiskSize { value: 0, .. })));
+    }
+    let raw = Disk::raw(dir.path().join("raw"));
+    fs::write(dir.path().join("raw"), vec![7; MIB as usize + 1]).unwrap();
+    raw.clone().size(5).grow().unwrap();
+    let grown = fs::read(dir.path().join("raw")).unwrap();
+    assert_eq!((grown.len() as u64, grown[MIB as usize], grown[MIB as usize + 1]), (5 * MIB, 7, 0));
+    assert!(matches!(raw.grow(), Err(Error::DiskSizeMissing { .. })));
+    assert!(matches!(Disk::in_state_dir(1).create(), Err(Error::DiskPlaceMissing)));
+}
+
+/// A stand-in for `qcow-tool` that writes down how it was called, and one that fails.
+#[test]
+fn qcow_tool_is_spoken_to_in_its_own_language_and_may_fail() {
+    let files = Files::new();
+    let script = |name: &str, script: &str| {
+        let path = files.write(name, format!("#!/bin/sh\n{script}\n").as_bytes());
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    };
+    let with = |tool: &Path| {
+        let mut qcow = Qcow::default();
+        qcow.tool = Some(tool.to_owned());
+        Disk::qcow2(files.path("d.qcow2"), qcow).size(7)
+    };
+    let failing = script("qemu-img", "echo no room >&2; exit 1");
+    match with(&failing).create() {
+        Err(Error::ToolFailed { tool, said, .. }) => assert_eq!((tool, said.as_str()), (failing, "no room")),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(names(&files.dir()), ["initrd.img", "qemu-img", "vmlinuz"], "nothing is left of it");
+    match with(&files.path("none")).create() {
+        Err(Error::ToolNotFound { looked }) => assert_eq!(looked, [files.path("none")]),
+        other => panic!("{other:?}"),
+    }
+    let tool = script("qcow-tool", "printf '%s\\n' \"$@\" >\"$2\"");
+    with(&tool).create().unwrap();
+    let said = fs::read_to_string(files.path("d.qcow2")).unwrap();
+    assert_eq!(said, format!("create\n{}\n--size\n7MiB\n", files.path(".d.qcow2.new").display()));
+}
+
+#[test]
+fn a_start_makes_and_grows_and_does_not_shrink() {
+    let files = Files::new();
+    let _end = files.ended();
+    let length = || files.path("d.img").metadata().unwrap().len();
+    let machine = |size| files.machine().disk(Disk::raw(files.path("d.img")).size(size));
+    for size in [2, 3, 3] {
+        machine(size).start("guest").unwrap().stop().unwrap();
+        assert_eq!(length(), size * MIB);
+    }
+    assert!(matches!(machine(2).start("guest"), Err(Error::DiskShrinks { from: 3, to: 2, .. })));
+    assert!(matches!(machine(2).check(), Err(Error::DiskShrinks { .. })));
+    // The Go package of 2017 makes them 100 bytes too long per MiB, which is no reason to refuse them.
+    fs::File::options().write(true).open(files.path("d.img")).unwrap().set_len(3 * (MIB + 100)).unwrap();
+    machine(3).start("guest").unwrap().stop().unwrap();
+    assert_eq!(length(), 3 * (MIB + 100));
+    // Without a size an image is what it is.
+    files.machine().disk(Disk::raw(files.path("d.img"))).start("guest").unwrap().stop().unwrap();
+}
+
+/// The format that a start finds, which its description has from then on.
+fn found(files: &Files, disk: Disk) -> Result<Option<Format>, Error> {
+    let mut machine = files.machine().disk(disk);
+    machine.start("guest")?.stop()?;
+    assert_eq!(HyperKit::from_state(files.path("vm"))?.disks, machine.disks);
+    Ok(machine.disks[0].format.clone())
+}
+
+#[test]
+fn the_content_tells_the_format_and_then_the_name() {
+    let files = Files::new();
+    let _end = files.ended();
+    let qcow = Some(Format::Qcow2(Qcow::default()));
+    // Nothing there yet: the name.
+    assert_eq!(found(&files, Disk::new(files.path("new.qcow2")).size(1)).unwrap(), qcow);
+    assert_eq!(found(&files, Disk::new(files.path("new.img")).size(1)).unwrap(), Some(Format::Raw));
+    // The content, whatever the name says.
+    fs::rename(files.path("new.qcow2"), files.path("image")).unwrap();
+    fs::rename(files.path("new.img"), files.path("image.qcow2")).unwrap();
+    assert_eq!(found(&files, Disk::new(files.path("image"))).unwrap(), qcow);
+    assert_eq!(found(&files, Disk::new(files.path("image.qcow2"))).unwrap(), Some(Format::Raw));
+    // What was said counts, unless it cannot be.
+    assert_eq!(found(&files, Disk::raw(files.path("image"))).unwrap(), Some(Format::Raw));
+    match found(&files, qcow2(files.path("image.qcow2"))) {
+        Err(Error::NotAQcow2 { path }) => assert_eq!(path, files.path("image.qcow2")),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A guest may write whatever it likes to its raw disk, also the header of an image that has the host's files in it.
+#[test]
+fn an_image_that_rests_on_another_is_not_taken_by_its_content() {
+    let files = Files::new();
+    let _end = files.ended();
+    let secret = files.write("secret", &[b's'; 4096]);
+    let image = files.path("image");
+    let mut make = Command::new("qemu-img");
+    make.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]).arg(&secret).arg(&image);
+    assert!(make.status().unwrap().success());
+    match found(&files, Disk::new(&image)) {
+        Err(Error::DiskRestsOnOthers { path }) => assert_eq!(path, image),
+        other => panic!("{other:?}"),
+    }
+    assert!(found(&files, qcow2(&image)).is_ok(), "who says that it is qcow2 knows it");
+}
+
+#[test]
+fn one_image_under_two_names_is_refused() {
+    let files = Files::new();
+    let image = files.write("d.img", &[0; 4096]);
+    let (link, hard_link) = (files.path("link.img"), files.path("hard-link.img"));
+    symlink(&image, &link).unwrap();
+    fs::hard_link(&image, &hard_link).unwrap();
+    for other in [&image, &link, &hard_link] {
+        for (first, second) in
+            [(Disk::raw(&image), Disk::raw(other)), (Disk::raw(&image).read_only(), Disk::new(other))]
+        {
+            match files.machine().disk(first).disk(second).check() {
+                Err(Error::DiskTwice { path }) => assert_eq!(path, *other),
+                other => panic!("{other:?}"),
+            }
+        }
+        let twice = files.machine().disk(Disk::raw(other)).iso(&image);
+        assert!(matches!(twice.check(), Err(Error::DiskTwice { .. })));
+        files
+            .machine()
+            .disk(Disk::raw(&image).read_only())
+            .disk(Disk::raw(other).read_only())
+            .iso(other)
+            .check()
+            .unwrap();
+    }
+}
+
+#[test]
+fn a_disk_that_may_not_be_written_has_to_say_so() {
+    let files = Files::new();
+    let image = files.write("d.img", &[0; 4096]);
+    fs::set_permissions(&image, fs::Permissions::from_mode(0o444)).unwrap();
+    let writes_all = fs::OpenOptions::new().write(true).open(&image).is_ok(); // root does
+    match files.machine().disk(Disk::raw(&image)).check() {
+        Ok(()) => assert!(writes_all),
+        Err(Error::DiskNotWritable { path, .. }) => assert!(!writes_all && path == image),
+        other => panic!("{other:?}"),
+    }
+    files.machine().disk(Disk::raw(&image).read_only()).check().unwrap();
 }

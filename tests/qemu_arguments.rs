@@ -1,6 +1,6 @@
 //! What QEMU is told, where no boot shows it.
 
-use hyperkit::{Console, Disk, HyperKit, VpnKit};
+use hyperkit::{Console, Disk, HyperKit, Multiboot, PortForward, Qcow, Serial, VpnKit};
 
 const UUID: &str = "1f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55";
 
@@ -59,4 +59,84 @@ fn without_a_state_directory_there_is_no_file() {
     assert_eq!(values(&machine(), "-chardev"), ["stdio,id=com1,signal=off"]);
     assert_eq!(values(&machine(), "-pidfile"), [] as [&str; 0]);
     assert_eq!(values(&machine().hyperkit("qemu-system-x86_64"), "-initrd"), ["/i"]);
+}
+
+#[test]
+fn each_card_has_its_network_and_the_first_the_address_and_the_ports() {
+    let mut all = machine().vpnkit(VpnKit::Auto).vmnet(true).tap("tap7").mac("02:00:00:00:00:09");
+    all = all.port_forward(PortForward::tcp(8080, 80)).port_forward(PortForward::udp(0, 53));
+    assert_eq!(
+        values(&all, "-netdev"),
+        [
+            "user,id=net1,hostfwd=tcp:127.0.0.1:8080-:80,hostfwd=udp:127.0.0.1:0-:53",
+            "user,id=net2",
+            "tap,id=net3,ifname=tap7,script=no,downscript=no"
+        ]
+    );
+    assert_eq!(
+        values(&all, "-device")[..3],
+        [
+            "virtio-net-pci,netdev=net1,bus=pcie.0,addr=1.0,romfile=,mac=02:00:00:00:00:09",
+            "virtio-net-pci,netdev=net2,bus=pcie.0,addr=2.0,romfile=",
+            "virtio-net-pci,netdev=net3,bus=pcie.0,addr=3.0,romfile="
+        ]
+    );
+    let preferred = machine().vpnkit(VpnKit::Auto).vpnkit_key(UUID).vpnkit_preferred_ipv4("192.168.65.10");
+    assert_eq!(values(&preferred, "-netdev"), ["user,id=net1,net=192.168.65.0/24,dhcpstart=192.168.65.10"]);
+}
+
+#[test]
+fn each_disk_has_its_format_and_options() {
+    let disks = machine()
+        .disk(Disk::new("/a.qcow2").trim())
+        .disk(Disk::raw("/b.qcow2").read_only().sync().sector_size(512, 4096))
+        .disk(Disk::qcow2("/c", Qcow::default()).ahci());
+    assert_eq!(
+        values(&disks, "-drive"),
+        [
+            "if=none,id=disk1,format=qcow2,discard=unmap,file=/a.qcow2",
+            "if=none,id=disk2,format=raw,readonly=on,cache=writethrough,file=/b.qcow2",
+            "if=none,id=disk3,format=qcow2,file=/c"
+        ]
+    );
+    let devices = values(&disks, "-device");
+    assert_eq!(
+        devices[1],
+        "virtio-blk-pci,drive=disk2,bus=pcie.0,addr=2.0,logical_block_size=512,physical_block_size=4096"
+    );
+    assert_eq!(devices[2..4], ["ich9-ahci,id=ahci3,bus=pcie.0,addr=3.0", "ide-hd,drive=disk3,bus=ahci3.0"]);
+}
+
+#[test]
+fn each_serial_port_has_its_line_and_its_log() {
+    let machine = machine().state_dir("/vm").serial(Serial::none().log()).serial(Serial::tty().log());
+    assert_eq!(
+        values(&machine, "-chardev")[2..],
+        ["null,id=com1,logfile=/vm/console-ring,logappend=off", "pty,id=com2,logfile=/vm/console-ring2,logappend=off"]
+    );
+    assert_eq!(values(&machine, "-serial"), ["chardev:com1", "chardev:com2"]);
+    assert_eq!(values(&machine.no_serials().state_dir("/vm"), "-serial"), [] as [&str; 0]);
+}
+
+#[test]
+fn firmware_clock_debugger_core_dumps_and_what_else_there_is() {
+    let rom =
+        HyperKit::new().hyperkit("qemu-system-x86_64").bootrom("/uefi.fd").utc(false).gdb_port(1234).core_dumps(true);
+    let rom = rom.exit_on_hlt(true).exit_on_pause(true).random(false).extra_argument("-cpu").extra_argument("max");
+    let arguments = rom.arguments("").unwrap();
+    let value = |option: &str| {
+        let at = arguments.iter().position(|argument| argument == option).unwrap();
+        arguments[at + 1].as_str()
+    };
+    assert_eq!(value("-drive"), "if=pflash,unit=0,format=raw,readonly=on,file=/uefi.fd");
+    assert_eq!((value("-rtc"), value("-gdb")), ("base=localtime", "tcp:127.0.0.1:1234"));
+    assert_eq!(value("-machine"), "q35,sata=off,smbus=off,dump-guest-core=on");
+    assert!(!arguments.contains(&"-append".to_owned()) && !arguments.contains(&"-device".to_owned()));
+    assert_eq!(arguments[arguments.len() - 2..], ["-cpu", "max"]);
+    assert_eq!(values(&machine(), "-machine"), ["q35,sata=off,smbus=off,dump-guest-core=off"]);
+
+    let multiboot = HyperKit::new().hyperkit("qemu-system-x86_64");
+    let multiboot = multiboot.multiboot(Multiboot::new("/k").module("/m", "a b").module("/n", ""));
+    assert_eq!(values(&multiboot, "-initrd"), ["/m a b,/n"]);
+    assert_eq!(values(&multiboot, "-append"), ["a, b"], "Linux alone is asked for an early console");
 }

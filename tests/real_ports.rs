@@ -4,9 +4,10 @@ mod common;
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::time::Duration;
 
 use common::guest::machine;
-use common::{Ended, LONG, eventually};
+use common::{Ended, eventually};
 use hyperkit::{Console, Error, HyperKit, PortForward, Protocol, VpnKit};
 
 /// What comes back from a port for what is sent; empty if nobody answers yet.
@@ -14,7 +15,8 @@ fn answer(port: u16, request: &[u8], length: usize) -> Vec<u8> {
     let mut answer = vec![0; length];
     let mut talk = || -> std::io::Result<()> {
         let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-        stream.set_read_timeout(Some(LONG))?;
+        // QEMU takes the connection also when there is no guest yet to take it on.
+        stream.set_read_timeout(Some(Duration::from_secs(1)))?;
         stream.write_all(request)?;
         stream.read_exact(&mut answer)
     };

@@ -212,6 +212,18 @@ fn programs_that_are_not_there() {
     assert_refused!(error, Error::ProgramNotFound { looked } if looked.iter().all(|place| place.ends_with("no-such-hyperkit-anywhere")) && !looked.is_empty());
 }
 
+/// hyperkit would try for ever, and not say so.
+#[test]
+fn a_vpnkit_socket_where_nobody_listens() {
+    let files = Files::new();
+    let (plain, left_behind) = (files.write("file", b""), files.path("socket"));
+    drop(UnixListener::bind(&left_behind).unwrap());
+    for socket in [plain, left_behind] {
+        let error = refused_with(&files, "", |m| m.vpnkit(VpnKit::Socket(socket.clone())));
+        assert_refused!(error, Error::Inaccessible { field: "vpnkit", path, .. } if path == socket);
+    }
+}
+
 #[test]
 fn what_qemu_cannot_do() {
     let files = Files::new();
@@ -227,14 +239,41 @@ fn what_qemu_cannot_do() {
     refuse(&|m| m.vpnkit(VpnKit::Socket(socket.clone())), "VPNKit socket");
     refuse(&|m| m.console(Console::Log), "Apple System Log");
     refuse(&|m| m.socket_9p(&socket, "tag"), "9p");
+    refuse(&|m| m.port_9p(564, "tag"), "9p from a TCP port");
+    refuse(&|m| m.serial(Serial::tty().asl()), "Apple System Log");
+    refuse(&|m| m.x2apic(true), "x2APIC");
+    refuse(&|m| m.msix(false), "MSI");
+    refuse(&|m| m.mptable(false), "MPtable");
+    let disk = Disk::raw(files.write("d.img", &[0; 512]));
+    refuse(&|m| m.disk(disk.clone().ahci().read_only()), "read-only");
+    refuse(&|m| m.disk(disk.clone().ahci().sector_size(4096, 4096)), "logical sectors");
+    refuse(&|m| m.disk(disk.clone().sector_size(512, 1 << 22)), "2 MiB");
+    files.machine().hyperkit(&qemu).disk(disk.clone().sector_size(512, 1 << 21)).check().unwrap();
+    let address = |m: HyperKit, address: &str| {
+        m.vpnkit(VpnKit::Auto).vpnkit_key("0f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55").vpnkit_preferred_ipv4(address)
+    };
+    for used_by_the_network in ["10.0.2.0", "10.0.2.3", "10.0.2.255"] {
+        refuse(&|m| address(m, used_by_the_network), "preferred address");
+    }
+    address(files.machine().hyperkit(&qemu), "10.0.2.4").check().unwrap();
+    if !cfg!(target_os = "linux") {
+        refuse(&|m| m.tap("tap0"), "tap");
+    }
     let error = refused_with(&files, "", |m| m.hyperkit(&qemu).socket_9p(files.dir(), "t".repeat(32)));
     assert_refused!(error, Error::TooLong { field: "sockets_9p", limit: 31, .. });
-    if fs::OpenOptions::new().read(true).write(true).open("/dev/vhost-vsock").is_err() {
-        refuse(&|m| m.vsock(true), "/dev/vhost-vsock");
-    } else {
-        files.machine().hyperkit(&qemu).vsock(true).check().unwrap();
-        refuse(&|m| m.vsock(true).vsock_port(1), "vsock_ports");
+    let has_device = fs::OpenOptions::new().read(true).write(true).open("/dev/vhost-vsock").is_ok();
+    let path = std::env::var_os("PATH").unwrap();
+    match std::env::split_paths(&path).any(|dir| dir.join("vhost-device-vsock").exists()) || has_device {
+        true => files.machine().hyperkit(&qemu).vsock(true).check().unwrap(),
+        false => refuse(&|m| m.vsock(true), "/dev/vhost-vsock"),
     }
+    if cfg!(target_os = "linux") {
+        let program = common::standin(); // any program would pass: it is never started
+        files.machine().hyperkit(&qemu).vsock(true).vhost_device_vsock(&program).check().unwrap();
+        refuse(&|m| m.vsock(true).vhost_device_vsock(&program).vsock_port(1), "vsock_ports");
+    }
+    let error = refused_with(&files, "", |m| m.hyperkit(&qemu).vsock(true).vhost_device_vsock("/no/such"));
+    assert_refused!(error, Error::ToolNotFound { looked } if looked == [Path::new("/no/such")]);
     let long = files.dir().join("x".repeat(100));
     let error = refused_with(&files, "", |m| m.hyperkit(&qemu).state_dir(&long));
     assert_refused!(error, Error::TooLong { field: "state_dir", limit: 91, .. });

@@ -4,6 +4,7 @@ use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{Access, access};
 
@@ -13,6 +14,7 @@ use crate::engine::kernel_command_line;
 use crate::error::{Error, Result};
 use crate::image::{self, Work};
 use crate::kernel::{PAGE, bz_image, multiboot};
+use crate::socket::connect;
 
 /// A boot ROM, in bytes, of which it has whole pages.
 const BOOTROM: std::ops::RangeInclusive<u64> = PAGE..=16 * 1024 * 1024;
@@ -76,6 +78,15 @@ pub(super) fn files(machine: &HyperKit) -> Result<()> {
     not_twice(&images)?;
     match &machine.vpnkit {
         VpnKit::Socket(path) if !path.exists() => Err(Error::NotFound { field: "vpnkit", path: path.clone() }),
+        // With nobody listening hyperkit would try for ever, and not say so.
+        VpnKit::Socket(path) => match connect(path, Duration::ZERO) {
+            // Somebody who has much to do.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            connected => {
+                let inaccessible = |source| Error::Inaccessible { field: "vpnkit", path: path.clone(), source };
+                connected.map(drop).map_err(inaccessible)
+            }
+        },
         _ => Ok(()),
     }
 }

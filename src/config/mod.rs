@@ -172,7 +172,7 @@ pub struct HyperKit {
     #[serde(deserialize_with = "json::or_default")]
     pub cmdline: String,
     /// When that process began, in seconds since 1970: with the pid, what tells it from a later stranger.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(with = "json::count", skip_serializing_if = "Option::is_none")]
     pub(crate) pid_started: Option<u64>,
     /// Names of the disk images in the state directory that this crate made, and may delete.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "json::or_default")]

@@ -1,56 +1,18 @@
 //! The QEMU Machine Protocol: a line of JSON each way on a unix socket.
 
-use std::io::{self, BufRead, BufReader, Write};
-use std::os::fd::OwnedFd;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::{Duration, Instant};
-
-use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
+use crate::socket::connect;
 
 /// A client; QEMU serves one at a time on a socket.
 pub(crate) struct Qmp {
     stream: BufReader<UnixStream>,
-}
-
-/// Connects without ever waiting for longer than `patience`: the queue of a QEMU that hangs fills up.
-fn connect(socket: &Path, patience: Duration) -> io::Result<UnixStream> {
-    let address = SocketAddrUnix::new(socket)?;
-    let deadline = Instant::now() + patience;
-    loop {
-        let stream = UnixStream::from(unconnected()?);
-        match rustix::net::connect(&stream, &address) {
-            Err(Errno::AGAIN) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
-            connected => {
-                connected?;
-                stream.set_nonblocking(false)?;
-                return Ok(stream);
-            }
-        }
-    }
-}
-
-/// A socket that does not wait, and that no other child inherits.
-fn unconnected() -> io::Result<OwnedFd> {
-    #[cfg(target_os = "linux")]
-    return Ok(rustix::net::socket_with(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        rustix::net::SocketFlags::CLOEXEC | rustix::net::SocketFlags::NONBLOCK,
-        None,
-    )?);
-    #[cfg(not(target_os = "linux"))]
-    {
-        let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None)?;
-        rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::CLOEXEC)?;
-        rustix::io::ioctl_fionbio(&socket, true)?;
-        Ok(socket)
-    }
 }
 
 impl Qmp {

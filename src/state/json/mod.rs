@@ -246,3 +246,6 @@ impl<'de> Deserialize<'de> for VpnKit {
         })
     }
 }
+
+#[cfg(test)]
+mod pinned;

@@ -1,0 +1,170 @@
+//! The form of each field, of which none is left out here: a new one does not compile before it is pinned, too.
+
+use serde_json::{Map, Value, json};
+
+use crate::{
+    Console, Disk, Driver, Format, HyperKit, Module, Multiboot, OnFlush, PortForward, Protocol, Qcow, SectorSize,
+    Serial, SerialLine, Server9p, Socket9p, VpnKit,
+};
+
+fn unknown() -> Map<String, Value> {
+    Map::from_iter([("other".to_owned(), json!([1]))])
+}
+
+fn every_field() -> HyperKit {
+    let qcow = Qcow {
+        on_flush: OnFlush::Os,
+        compact_after: 1,
+        keep_erased: 2,
+        runtime_asserts: true,
+        stats: Some("tcp:9090".to_owned()),
+        tool: Some("/bin/qcow-tool".into()),
+    };
+    let disk = Disk {
+        path: Some("/d.qcow2".into()),
+        size: Some(3),
+        format: Some(Format::Qcow2(qcow)),
+        driver: Driver::Ahci,
+        read_only: true,
+        sync: true,
+        sector_size: Some(SectorSize { logical: 512, physical: 4096 }),
+        trim: true,
+        unknown: unknown(),
+    };
+    HyperKit {
+        hyperkit: Some("/bin/hyperkit".into()),
+        argv0: Some("name".to_owned()),
+        state_dir: Some("/vm".into()),
+        vpnkit: VpnKit::Socket("/vpnkit.sock".into()),
+        vpnkit_key: Some("key".to_owned()),
+        vpnkit_preferred_ipv4: Some("192.168.65.10".to_owned()),
+        vmnet: true,
+        tap: Some("tap0".to_owned()),
+        mac: Some("02:00:00:00:00:01".to_owned()),
+        port_forwards: vec![PortForward { protocol: Protocol::Udp, host: 4, guest: 5 }],
+        uuid: Some("uuid".to_owned()),
+        disks: vec![disk],
+        isos: vec!["/a.iso".into(), "/b.iso".into()],
+        vsock: true,
+        vsock_dir: Some("/vsock".into()),
+        vsock_ports: vec![6],
+        vsock_guest_cid: 7,
+        vhost_device_vsock: Some("/bin/vhost-device-vsock".into()),
+        random: false,
+        sockets_9p: vec![
+            Socket9p { server: Server9p::Path("/9p.sock".into()), tag: "by-path".to_owned() },
+            Socket9p { server: Server9p::Port(8), tag: "by-port".to_owned() },
+        ],
+        kernel: Some("/kernel".into()),
+        initrd: Some("/initrd".into()),
+        bootrom: Some("/rom".into()),
+        multiboot: Some(Multiboot {
+            kernel: "/multiboot".into(),
+            modules: vec![Module { path: "/module".into(), cmdline: "words".to_owned() }],
+        }),
+        cpus: 9,
+        memory: 10,
+        console: Console::Log,
+        serials: Some(vec![Serial { line: SerialLine::Tty, log: true, asl: true }, Serial::stdio()]),
+        utc: false,
+        exit_on_hlt: true,
+        exit_on_pause: true,
+        x2apic: true,
+        msix: false,
+        mptable: false,
+        core_dumps: true,
+        gdb_port: Some(11),
+        extra_arguments: vec!["-w".to_owned()],
+        pid: Some(12),
+        arguments: vec!["-A".to_owned()],
+        cmdline: "/bin/hyperkit -A".to_owned(),
+        pid_started: Some(13),
+        made_disks: vec!["disk.img".to_owned()],
+        unknown: unknown(),
+    }
+}
+
+const FORM: &str = r#"{
+"hyperkit": "/bin/hyperkit", "argv0": "name", "state_dir": "/vm", "vpnkit_sock": "/vpnkit.sock",
+"vpnkit_key": "key", "vpnkit_preferred_ipv4": "192.168.65.10", "vmnet": true, "tap": "tap0",
+"mac": "02:00:00:00:00:01", "port_forwards": [{ "protocol": "udp", "host": 4, "guest": 5 }], "uuid": "uuid",
+"disk": "", "disk_size": 0,
+"disks": [{
+    "path": "/d.qcow2", "size": 3, "format": "qcow", "driver": "ahci-hd", "ro": true, "sync": true,
+    "sectorsize": "512/4096", "trim": true, "OnFlush": "os", "CompactAfter": 1, "KeepErased": 2,
+    "RuntimeAsserts": true, "Stats": "tcp:9090", "QcowToolPath": "/bin/qcow-tool", "other": [1]
+}],
+"iso": ["/a.iso", "/b.iso"], "vsock": true, "vsock_dir": "/vsock", "vsock_ports": [6], "vsock_guest_cid": 7,
+"vhost_device_vsock": "/bin/vhost-device-vsock", "random": false,
+"9p_sockets": [{ "path": "/9p.sock", "tag": "by-path" }, { "path": "", "port": 8, "tag": "by-port" }],
+"kernel": "/kernel", "initrd": "/initrd", "bootrom": "/rom",
+"multiboot": { "kernel": "/multiboot", "modules": [{ "path": "/module", "cmdline": "words" }] },
+"cpus": 9, "memory": 10, "console": 2,
+"serials": [
+    { "InteractiveConsole": 2, "LogToRingBuffer": true, "LogToASL": true },
+    { "InteractiveConsole": 1, "LogToRingBuffer": false, "LogToASL": false }
+],
+"utc": false, "exit_on_hlt": true, "exit_on_pause": true, "x2apic": true, "msix": false, "mptable": false,
+"core_dumps": true, "gdb_port": 11, "extra_arguments": ["-w"], "pid": 12, "arguments": ["-A"],
+"cmdline": "/bin/hyperkit -A", "pid_started": 13, "made_disks": ["disk.img"], "other": [1]
+}"#;
+
+fn form() -> Value {
+    serde_json::from_str(FORM).unwrap()
+}
+
+#[test]
+fn each_field_has_its_form() {
+    assert_eq!(serde_json::to_value(every_field()).unwrap(), form());
+    assert_eq!(serde_json::from_value::<HyperKit>(form()).unwrap(), every_field());
+}
+
+/// Without a key, or with `null` or `""` in its place, another machine comes out; but for the two of the first
+/// generation that the list of disks stands in for.
+#[test]
+fn each_key_carries_something_and_can_be_unset() {
+    for key in form().as_object().unwrap().keys().filter(|key| !["disk", "disk_size"].contains(&key.as_str())) {
+        for unset in [None, Some(Value::Null), Some(json!(""))] {
+            let mut less = form();
+            match unset {
+                None => drop(less.as_object_mut().unwrap().remove(key)),
+                Some(unset) => less[key] = unset,
+            }
+            let machine: HyperKit = serde_json::from_value(less).unwrap_or_else(|error| panic!("{key}: {error}"));
+            assert_ne!(machine, every_field(), "{key}");
+        }
+    }
+}
+
+/// What is at its default stays out of the file, but for the keys that the first generation always has.
+#[test]
+fn a_plain_machine_is_of_the_first_generation() {
+    let machine = HyperKit::new().disk(Disk::raw("/d.img").size(64)).iso("/i.iso").kernel("/k");
+    let written = serde_json::to_value(machine).unwrap();
+    let mut keys: Vec<_> = written.as_object().unwrap().keys().map(String::as_str).collect();
+    let mut first = [
+        "hyperkit",
+        "state_dir",
+        "vpnkit_sock",
+        "vpnkit_key",
+        "uuid",
+        "disk",
+        "iso",
+        "vsock",
+        "vsock_ports",
+        "vsock_guest_cid",
+        "9p_sockets",
+        "kernel",
+        "initrd",
+        "cpus",
+        "memory",
+        "disk_size",
+        "console",
+        "pid",
+        "arguments",
+        "cmdline",
+    ];
+    keys.sort_unstable();
+    first.sort_unstable();
+    assert_eq!(keys, first);
+}
