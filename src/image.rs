@@ -136,16 +136,19 @@ impl Disk {
 
     /// Grows the image to [`size`](Self#structfield.size). One that has this size already is left alone.
     ///
-    /// No machine may use it meanwhile. The start of a machine does so for a disk that is smaller than described.
+    /// The start of a machine does so for a disk that is smaller than described.
     ///
     /// # Errors
-    /// [`Error::DiskShrinks`] if the image is larger, and nothing is done; otherwise those of [`create`](Self::create).
+    /// [`Error::DiskShrinks`] if the image is larger, and nothing is done; [`Error::DiskInUse`] if a machine uses it;
+    /// otherwise those of [`create`](Self::create).
     pub fn grow(&self) -> Result<()> {
         let (path, mebibytes) = self.path_and_size()?;
-        match growth(path, mebibytes)? {
-            true => grow(path, &found_format(self, path)?, mebibytes),
-            false => Ok(()),
+        if !growth(path, mebibytes)? {
+            return Ok(());
         }
+        let format = found_format(self, path)?;
+        refuse_if_in_use(path, &format, false)?;
+        grow(path, &format, mebibytes)
     }
 
     fn path_and_size(&self) -> Result<(&Path, u64)> {
@@ -172,10 +175,19 @@ pub(crate) fn found_format(disk: &Disk, path: &Path) -> Result<Format> {
     }
 }
 
-/// Whether another machine uses the image, by the locks that they take: hyperkit flock, QEMU byte ranges by fcntl, all
-/// exclusive to whoever writes. What is tried here would disturb a machine that starts at the same moment, so it is for
-/// a start alone.
-pub(crate) fn is_in_use(path: &Path, read_only: bool) -> io::Result<bool> {
+/// Refuses an image that a machine uses, unless both only read. It can disturb a machine that starts at the same moment
+/// with the same image, of which one has to lose anyway; so it is no part of a check.
+pub(crate) fn refuse_if_in_use(path: &Path, format: &Format, read_only: bool) -> Result<()> {
+    // Whether an image can be read at all, the checks have said.
+    let is_locked = is_locked(path, read_only).unwrap_or(false);
+    if is_locked || (matches!(format, Format::Qcow2(_)) && engine::hyperkit::uses_qcow2(path)) {
+        return Err(Error::DiskInUse { path: path.to_owned() });
+    }
+    Ok(())
+}
+
+/// Whether somebody has locked an image: hyperkit takes flock, QEMU byte ranges by fcntl.
+fn is_locked(path: &Path, read_only: bool) -> io::Result<bool> {
     if !path.is_file() {
         return Ok(false);
     }

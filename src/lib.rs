@@ -32,9 +32,10 @@
 //! target `hyperkit`.
 //!
 //! # How it is built
-//! Data flows one way: description (`config`, `disk`) → `check` → `slots` → `engine` → `start`, which spawns (`child`,
-//! `output`, `terminal`) and records (`state`, under a `lock`) → `vm`, which may be another program's `process`. A new
-//! device is an entry in `slots` and its spelling in each engine; a new engine is a file in `engine`.
+//! Data flows one way: description (`config`, `disk`) → `check`, with `kernel` and `image` for what is in files → `slots`
+//! and `serial` → `engine` → `start`, which spawns (`child`, `output`, `terminal`) and records (`state`, under a `lock`) →
+//! `vm`, which may be another program's `process`, and `console`. A new device is an entry in `slots` and its spelling in
+//! each engine; a new engine is a folder in `engine`.
 
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]

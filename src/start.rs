@@ -207,7 +207,7 @@ impl HyperKit {
             (None, None) => None,
         };
 
-        refuse_images_in_use(&machine, engine).inspect_err(|_| {
+        refuse_images_in_use(&machine).inspect_err(|_| {
             // Nothing was in the way when the directory was made, and nothing is in it.
             fresh.iter().for_each(|dir| drop(std::fs::remove_dir(dir)));
         })?;
@@ -302,19 +302,12 @@ fn claim(state: &StateDir, machine: &mut HyperKit) -> Result<Lock> {
 }
 
 /// An image that another machine uses. Our own does not run: that was looked at before.
-fn refuse_images_in_use(machine: &HyperKit, engine: Engine) -> Result<()> {
-    let disks = machine.disks.iter().enumerate().map(|(index, disk)| {
+fn refuse_images_in_use(machine: &HyperKit) -> Result<()> {
+    for (index, disk) in machine.disks.iter().enumerate() {
         let path = disk.place(index, machine.state_dir.as_deref())?;
-        let is_in_use = engine.is_in_use(disk) || image::is_in_use(&path, disk.read_only).unwrap_or(false);
-        Ok((path, is_in_use))
-    });
-    let isos = machine.isos.iter().map(|iso| Ok((iso.clone(), image::is_in_use(iso, true).unwrap_or(false))));
-    for image in disks.chain(isos) {
-        if let (path, true) = image? {
-            return Err(Error::DiskInUse { path });
-        }
+        image::refuse_if_in_use(&path, &disk.format_by_name(), disk.read_only)?;
     }
-    Ok(())
+    machine.isos.iter().try_for_each(|iso| image::refuse_if_in_use(iso, &Format::Raw, true))
 }
 
 /// Gives each disk its path, and returns what is to be done to them. Of those that are to be made in the state directory a

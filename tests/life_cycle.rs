@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use common::{Files, LONG, eventually, example, names, raw, said, standin, started};
-use hyperkit::{Disk, Error, Exit, HyperKit};
+use hyperkit::{Disk, Error, Exit, HyperKit, Qcow};
 use rustix::process::{Signal, getpgid, kill_process, test_kill_process};
 use serde_json::Value;
 
@@ -180,10 +180,15 @@ fn an_image_that_another_machine_uses_is_refused_before_the_start() {
     let image = files.path("shared.img");
     let link = files.path("link.img");
     let shared = |disk: Disk| files.machine().state_dir(files.path("vm2")).disk(disk);
-    let mut first = files.machine().disk(Disk::raw(&image).size(1));
+    let qcow2 = Disk::qcow2(files.path("shared #1.qcow2"), Qcow::default()).size(1);
+    let mut first = files.machine().disk(Disk::raw(&image).size(1)).disk(qcow2.clone());
     first.start("guest").unwrap();
     std::os::unix::fs::symlink(&image, &link).unwrap();
-    for disk in [Disk::raw(&image), Disk::new(&link), Disk::raw(&image).read_only(), Disk::raw(&image).size(2)] {
+    let raw = Disk::raw(&image);
+    for disk in [raw.clone(), Disk::new(&link), raw.clone().read_only(), raw.size(2), qcow2.size(2)] {
+        if disk.size.is_some() {
+            assert!(matches!(disk.grow(), Err(Error::DiskInUse { .. })));
+        }
         match shared(disk.clone()).start("guest") {
             Err(Error::DiskInUse { path }) => assert_eq!(Some(path), disk.path),
             other => panic!("{other:?}"),

@@ -15,7 +15,6 @@ use std::time::Duration;
 use rustix::fs::{Access, access};
 
 use crate::config::{HyperKit, PortForward};
-use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::state::StateDir;
 use crate::vm::{Exit, Vm};
@@ -89,14 +88,6 @@ impl Engine {
         match self {
             Self::HyperKit => hyperkit::check(machine),
             Self::Qemu => qemu::check(machine),
-        }
-    }
-
-    /// Whether another machine uses an image, where no lock tells.
-    pub(crate) fn is_in_use(self, disk: &Disk) -> bool {
-        match self {
-            Self::HyperKit => hyperkit::is_in_use(disk),
-            Self::Qemu => false,
         }
     }
 

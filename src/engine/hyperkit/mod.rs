@@ -3,14 +3,14 @@
 mod arguments;
 mod parse;
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
 use rustix::process::Signal;
 
 use super::{Control, Engine};
 use crate::check::utf8;
 use crate::config::HyperKit;
-use crate::disk::{Disk, Format};
 use crate::error::{Error, Result};
 use crate::process::look_at_all;
 use crate::serial::{Line, ports};
@@ -38,16 +38,11 @@ pub(crate) fn check(machine: &HyperKit) -> Result<()> {
     Ok(())
 }
 
-/// hyperkit locks raw images, and not qcow2: whether a program has it on its command line tells.
-pub(crate) fn is_in_use(disk: &Disk) -> bool {
-    match (&disk.format, disk.path.as_deref().map(|path| utf8("disks", path))) {
-        (Some(Format::Qcow2(_)), Some(Ok(path))) => {
-            let url = format!(",{}?", arguments::url(path));
-            let names_it = |argument: &std::ffi::OsString| argument.to_string_lossy().contains(&url);
-            look_at_all().iter().any(|seen| seen.command.iter().any(names_it))
-        }
-        _ => false,
-    }
+/// Whether a hyperkit uses a qcow2 image. It does not lock them, but has them on its command line.
+pub(crate) fn uses_qcow2(path: &Path) -> bool {
+    let Ok(url) = utf8("disks", path).map(|path| format!(",{}?", arguments::url(path))) else { return false };
+    let names_it = |argument: &OsString| argument.to_string_lossy().contains(&url);
+    look_at_all().iter().any(|seen| seen.command.iter().any(names_it))
 }
 
 /// The serial ports come after all other devices, and what they leave in the state directory says so.
