@@ -15,7 +15,7 @@
 
 pub(crate) mod json;
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File, FileType, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 
 use crate::check::canonical;
 use crate::config::HyperKit;
+use crate::engine::hyperkit;
 use crate::error::{Error, Result};
 use crate::lock::open_locked;
 use crate::process::{Process, Seen, look_at_all};
@@ -154,11 +155,10 @@ impl StateDir {
 
     /// Whether a process was told to write our pid file.
     fn is_named_by(&self, seen: &Seen) -> bool {
-        seen.command.windows(2).any(|pair| {
+        pid_files(&seen.command).any(|file| {
             // The Go package passes on a relative path as it is.
-            let path = seen.directory.as_deref().unwrap_or(Path::new("")).join(&pair[1]);
-            (pair[0] == "-F" || pair[0] == "-pidfile")
-                && path.file_name() == Some(OsStr::new(PID_FILE))
+            let path = seen.directory.as_deref().unwrap_or(Path::new("")).join(file);
+            path.file_name() == Some(OsStr::new(PID_FILE))
                 && path.parent().is_some_and(|dir| dir == self.0 || canonical(dir) == self.0)
         })
     }
@@ -223,6 +223,18 @@ impl StateDir {
             removed => removed.map_err(Error::io("remove", &self.0)),
         }
     }
+}
+
+/// What stands behind QEMU's `-pidfile` or hyperkit's `-F`, which may share its dash with other letters, and be one word
+/// with the file.
+fn pid_files(command: &[OsString]) -> impl Iterator<Item = &OsStr> {
+    command.iter().enumerate().filter_map(|(at, word)| {
+        let file = match word.to_str()? {
+            "-pidfile" => "",
+            letters => letters.strip_prefix('-')?.trim_start_matches(hyperkit::SWITCHES).strip_prefix('F')?,
+        };
+        if file.is_empty() { command.get(at + 1).map(OsString::as_os_str) } else { Some(OsStr::new(file)) }
+    })
 }
 
 /// The names that QEMU, vhost-device-vsock and hyperkit give the sockets they make here.

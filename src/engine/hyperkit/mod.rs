@@ -21,6 +21,9 @@ use crate::vm::Exit;
 pub(crate) use arguments::arguments;
 pub use parse::parse_arguments;
 
+/// The options that take no value.
+pub(crate) const SWITCHES: &[char] = &['b', 'e', 'h', 'v', 'u', 'w', 'x', 'M', 'A', 'C', 'H', 'P', 'W'];
+
 /// Where Docker Desktop has had its VPNKit socket, newest first, below the home directory.
 const VPNKIT_SOCKETS: [&str; 2] =
     ["Library/Containers/com.docker.docker/Data/vpnkit.eth.sock", "Library/Containers/com.docker.docker/Data/s50"];
