@@ -323,7 +323,7 @@ pub enum Error {
         /// The argument that is wrong, or the option that is missing.
         argument: String,
         /// What is wrong with it.
-        reason: &'static str,
+        reason: String,
     },
 
     // --- disk images ---

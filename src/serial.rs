@@ -4,7 +4,7 @@ use crate::config::{Console, HyperKit, Serial, SerialLine};
 use crate::error::{Error, Result};
 
 /// hyperkit and the PC have these two.
-const NAMES: [&str; 2] = ["com1", "com2"];
+pub(crate) const NAMES: [&str; 2] = ["com1", "com2"];
 /// Files that name the pty of a port: the console's, and those of `serials`.
 pub(crate) const CONSOLE_TTY: &str = "tty";
 const TTYS: [&str; 2] = ["tty1", "tty2"];
@@ -64,7 +64,7 @@ fn port(index: usize, serial: Serial, tty: &'static str) -> Port {
     Port { name: NAMES[index], line, log: serial.log.then_some(LOGS[index]), asl: serial.asl }
 }
 
-/// The machine's fields for these ports: the inverse of [`ports`], for who reads arguments.
+/// The machine's fields for these ports, if there are any: the inverse of [`ports`], for who reads arguments.
 pub(crate) fn fields(found: &[Port]) -> Option<(Console, Option<Vec<Serial>>)> {
     let alone = |known: &Console| found == [console(*known)];
     if let Some(known) = [Console::Stdio, Console::File, Console::Log].into_iter().find(alone) {
@@ -94,20 +94,5 @@ impl Port {
     /// Whether it leaves files in the state directory.
     pub(crate) fn has_files(&self) -> bool {
         self.log.is_some() || matches!(self.line, Line::Tty(_))
-    }
-
-    /// The port of this name, with those of its files that have the names they should.
-    pub(crate) fn named(name: &str, line: Option<&str>, log: Option<&str>, asl: bool) -> Option<Self> {
-        let index = NAMES.iter().position(|known| *known == name)?;
-        let line = match line? {
-            "null" => Line::None,
-            "stdio" => Line::Stdio,
-            tty => Line::Tty([CONSOLE_TTY, TTYS[index]].into_iter().find(|known| *known == tty)?),
-        };
-        let log = match log {
-            Some(file) => Some(LOGS[index]).filter(|known| *known == file)?.into(),
-            None => None,
-        };
-        Some(Self { name: NAMES[index], line, log, asl })
     }
 }

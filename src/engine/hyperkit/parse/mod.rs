@@ -1,18 +1,37 @@
 //! The way back: from the arguments of `hyperkit` to the description of a machine.
 
+mod devices;
+
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Component, Path, PathBuf};
 
-use crate::config::{HyperKit, Multiboot, Server9p, Socket9p, VpnKit};
-use crate::disk::{Disk, Driver, Format, OnFlush, Qcow};
+use crate::check::description;
+use crate::config::{HyperKit, Multiboot};
 use crate::engine::{EARLY_CONSOLE, Engine};
 use crate::error::{Error, Result};
-use crate::serial::{Port, fields};
+use crate::serial::{ALL_LOGS, ALL_TTYS, Line, NAMES, Port, fields};
 use crate::state::PID_FILE;
 
 /// What hyperkit gives a machine that does not say, in MiB.
 const DEFAULT_MEMORY: u64 = 256;
+/// What it boots where nothing is said.
+const DEFAULT_CMDLINE: &str = "auto";
+/// Whatever else stands in a slot, it refuses.
+const DRIVERS: [&str; 12] = [
+    "ahci-cd",
+    "ahci-hd",
+    "hostbridge",
+    "lpc",
+    "uart",
+    "virtio-9p",
+    "virtio-blk",
+    "virtio-net",
+    "virtio-rnd",
+    "virtio-sock",
+    "virtio-tap",
+    "virtio-vpnkit",
+];
 
 /// The machine that these arguments of hyperkit describe, and its kernel command line: the inverse of
 /// [`HyperKit::arguments`].
@@ -49,48 +68,64 @@ pub fn parse_arguments<S: AsRef<str>>(arguments: &[S]) -> Result<(HyperKit, Stri
         if Engine::of(program) == Engine::Qemu {
             return Err(Error::Unsupported { engine: Engine::Qemu, feature: "to be understood by `parse_arguments`" });
         }
-        machine.hyperkit = Some(program.into());
+        machine.hyperkit = path(program);
     }
     let Options { has_acpi, pid_file, slots, serials, firmware } = Options::read(arguments, &mut machine)?;
-    let device_in = |slot: u8| slots.get(&slot).map(|value| device(value));
+    let device_in = |slot: u8| slots.get(&(0, slot, 0)).map(|value| device(value));
     if !has_acpi || device_in(0) != Some("hostbridge") || device_in(31) != Some("lpc") {
         return foreign("-s", "it takes ACPI (`-A`), a `hostbridge` in slot 0 and `lpc` in slot 31");
     }
-    match pid_file.as_deref().map(Path::new) {
-        Some(file) if file.file_name() == Some(OsStr::new(PID_FILE)) => {
-            let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            machine.state_dir = Some(dir.to_owned());
+    let firmware = firmware.unwrap_or_default();
+    let cmdline = read_firmware(&firmware, &mut machine)?;
+    startable(&machine, &firmware)?;
+    if let Some(file) = pid_file {
+        machine.state_dir = state_dir(Path::new(&file));
+        if machine.state_dir.is_none() || startable(&machine, &file).is_err() {
+            machine.state_dir = None;
+            extra(&mut machine, "-F", &file);
         }
-        Some(_) => extra(&mut machine, "-F", pid_file.as_deref().unwrap_or_default()),
-        None => {}
     }
-    read_devices(&slots, &mut machine);
-    match ports(&serials, machine.state_dir.as_deref()).and_then(|ports| fields(&ports)) {
-        Some((console, serials)) => (machine.console, machine.serials) = (console, serials),
+    devices::read(&slots, &mut machine);
+    match with_serials(&serials, &machine) {
+        Some(with_serials) => machine = with_serials,
         None => {
             machine.serials = Some(Vec::new());
             serials.values().for_each(|serial| extra(&mut machine, "-l", serial));
         }
     }
-    let cmdline = read_firmware(firmware.as_deref().unwrap_or_default(), &mut machine)?;
-    Ok((machine, cmdline))
+    match machine.arguments(&cmdline) {
+        Ok(_) => Ok((machine, cmdline)),
+        Err(error) => foreign(&firmware, error.to_string()),
+    }
 }
 
-fn foreign<T>(argument: &str, reason: &'static str) -> Result<T> {
-    Err(Error::ForeignArguments { argument: argument.to_owned(), reason })
+fn foreign<T>(argument: &str, reason: impl Into<String>) -> Result<T> {
+    Err(Error::ForeignArguments { argument: argument.to_owned(), reason: reason.into() })
+}
+
+/// Whether the machine, as far as it is described yet, passes the checks: after `argument` it may not.
+fn startable(machine: &HyperKit, argument: &str) -> Result<()> {
+    let has_firmware = machine.kernel.is_some() || machine.bootrom.is_some() || machine.multiboot.is_some();
+    let mut machine = machine.clone();
+    if !has_firmware {
+        machine.kernel = Some("to come".into());
+    }
+    description(&machine).or_else(|error| foreign(argument, error.to_string()))
 }
 
 fn extra(machine: &mut HyperKit, option: &str, value: &str) {
     machine.extra_arguments.extend([option.to_owned(), value.to_owned()]);
 }
 
+/// What stands behind `-s`, by bus, slot and function.
+type Slots = BTreeMap<(u8, u8, u8), String>;
+
 /// The options that need to be looked at together.
 #[derive(Default)]
 struct Options {
     has_acpi: bool,
     pid_file: Option<String>,
-    /// What stands behind `-s`, by slot. Of functions and buses other than 0 the machine has no more than extra arguments.
-    slots: BTreeMap<u8, String>,
+    slots: Slots,
     /// What stands behind `-l`, by port.
     serials: BTreeMap<String, String>,
     firmware: Option<String>,
@@ -111,6 +146,7 @@ impl Options {
                     let value = if rest.is_empty() { arguments.next() } else { Some(rest) };
                     let Some(value) = value else { return foreign(argument, "it takes a value") };
                     options.set(letter, value, machine)?;
+                    startable(machine, value)?;
                     break;
                 }
                 options.switch(letter, argument, machine)?;
@@ -142,24 +178,28 @@ impl Options {
             'F' => self.pid_file = Some(value.to_owned()),
             'U' => machine.uuid = Some(value.to_owned()),
             'l' => {
-                let port = value.split(',').next().unwrap_or_default();
-                self.serials.insert(port.to_owned(), value.to_owned());
+                let port = value.split(',').next().unwrap_or_default().to_ascii_lowercase();
+                if !NAMES.contains(&port.as_str()) {
+                    return foreign(value, "the serial ports are com1 and com2");
+                }
+                self.serials.insert(port, value.to_owned());
             }
             's' => {
                 let place = value.split(',').next().unwrap_or_default();
                 let numbers = place.split(':').map(|number| number.parse::<u8>().ok()).collect::<Option<Vec<_>>>();
-                let (slot, usual) = match numbers.as_deref() {
-                    Some(&[slot]) => (slot, true),
-                    Some(&[slot, function]) => (slot, function == 0),
-                    Some(&[bus, slot, function]) => (slot, bus == 0 && function == 0),
+                let place = match numbers.as_deref() {
+                    Some(&[slot]) => (0, slot, 0),
+                    Some(&[slot, function]) => (0, slot, function),
+                    Some(&[bus, slot, function]) => (bus, slot, function),
                     _ => return foreign(value, "it must begin with a PCI slot"),
                 };
-                if slot > 31 {
-                    return foreign(value, "PCI slots are 0 to 31");
+                if place.1 > 31 || place.2 > 7 {
+                    return foreign(value, "PCI slots are 0 to 31, and functions 0 to 7");
                 }
-                if !usual {
-                    extra(machine, "-s", value);
-                } else if self.slots.insert(slot, value.to_owned()).is_some() {
+                if !DRIVERS.contains(&device(value).split(',').next().unwrap_or_default()) {
+                    return foreign(value, "hyperkit knows no such device");
+                }
+                if self.slots.insert(place, value.to_owned()).is_some() {
                     return foreign(value, "this PCI slot is taken");
                 }
             }
@@ -171,7 +211,7 @@ impl Options {
     }
 }
 
-fn number<T: std::str::FromStr>(value: &str, reason: &'static str) -> Result<T> {
+fn number<T: std::str::FromStr>(value: &str, reason: &str) -> Result<T> {
     value.parse().or_else(|_| foreign(value, reason))
 }
 
@@ -197,16 +237,10 @@ fn memory(value: &str) -> Option<u64> {
     (bytes % (1 << 20) == 0).then_some(bytes >> 20)
 }
 
-/// `key=value` between commas, each key once.
-fn config_keys(config: &str) -> Option<BTreeMap<&str, &str>> {
-    let mut keys = BTreeMap::new();
-    for option in config.split(',') {
-        let (key, value) = option.split_once('=')?;
-        if keys.insert(key, value).is_some() {
-            return None;
-        }
-    }
-    Some(keys)
+/// The directory of a pid file that has the name it should.
+fn state_dir(pid_file: &Path) -> Option<PathBuf> {
+    let dir = pid_file.parent().filter(|_| pid_file.file_name() == Some(OsStr::new(PID_FILE)))?;
+    Some(if dir.as_os_str().is_empty() { Path::new(".") } else { dir }.to_owned())
 }
 
 /// What stands behind the slot.
@@ -214,185 +248,36 @@ fn device(value: &str) -> &str {
     value.split_once(',').map_or("", |(_, device)| device)
 }
 
-/// The devices from slot 1 on, as long as they come in the order of [`layout`](crate::slots::layout) and can be said.
-fn read_devices(slots: &BTreeMap<u8, String>, machine: &mut HyperKit) {
-    let mut last = Rank::VpnKit;
-    let mut fits = true;
-    for (expected, (&slot, value)) in (1..).zip(slots.range(1..=30)) {
-        let described = if fits && slot == expected { add_device(device(value), machine, slot == 1) } else { None };
-        match described {
-            Some((rank, changed)) if rank > last || (rank == last && (slot == 1 || rank.repeats())) => {
-                (last, *machine) = (rank, changed);
-            }
-            _ => {
-                fits = false;
-                extra(machine, "-s", value);
-            }
-        }
-    }
-}
-
-/// The order of devices. Of some there can be several.
-#[derive(Clone, Copy, PartialEq, PartialOrd)]
-enum Rank {
-    VpnKit,
-    Vmnet,
-    Tap,
-    Disk,
-    Vsock,
-    Iso,
-    Random,
-    Share,
-}
-
-impl Rank {
-    fn repeats(self) -> bool {
-        matches!(self, Self::Disk | Self::Iso | Self::Share)
-    }
-}
-
-/// The machine with one device more, if a field can say it.
-fn add_device(device: &str, machine: &HyperKit, is_first: bool) -> Option<(Rank, HyperKit)> {
-    let mut machine = machine.clone();
-    let (driver, config) = device.split_once(',').unwrap_or((device, ""));
-    let rank = match driver {
-        "virtio-vpnkit" => {
-            let mut keys = config_keys(config)?;
-            machine.vpnkit = VpnKit::Socket(keys.remove("path")?.into());
-            machine.vpnkit_key = keys.remove("uuid").map(str::to_owned);
-            machine.vpnkit_preferred_ipv4 = keys.remove("preferred_ipv4").map(str::to_owned);
-            keys.is_empty().then_some(Rank::VpnKit)?
-        }
-        "virtio-net" if config.is_empty() => {
-            machine.vmnet = true;
-            Rank::Vmnet
-        }
-        "virtio-tap" => {
-            let (name, mac) = config.split_once(',').map_or((config, None), |(name, mac)| (name, Some(mac)));
-            machine.tap = Some(name.to_owned());
-            machine.mac = match mac {
-                Some(mac) => Some(mac.strip_prefix("mac=").filter(|_| is_first)?.to_owned()),
-                None => None,
-            };
-            Rank::Tap
-        }
-        "virtio-blk" | "ahci-hd" => {
-            machine.disks.push(disk(Driver::from_word(driver)?, config)?);
-            Rank::Disk
-        }
-        "virtio-sock" => {
-            let mut keys = config_keys(config)?;
-            machine.vsock = true;
-            machine.vsock_guest_cid = keys.remove("guest_cid")?.parse().ok()?;
-            let dir = Path::new(keys.remove("path")?);
-            let is_own = machine.state_dir.as_deref().is_none_or(|state| cleaned(state) != cleaned(dir));
-            machine.vsock_dir = is_own.then(|| dir.to_owned());
-            let ports = keys.remove("guest_forwards").filter(|ports| !ports.is_empty());
-            let ports = ports.into_iter().flat_map(|ports| ports.split(';')).map(str::parse);
-            machine.vsock_ports = ports.collect::<Result<_, _>>().ok()?;
-            keys.is_empty().then_some(Rank::Vsock)?
-        }
-        "ahci-cd" if !config.is_empty() && !config.contains(',') => {
-            machine.isos.push(config.into());
-            Rank::Iso
-        }
-        "virtio-rnd" if config.is_empty() => {
-            machine.random = true;
-            Rank::Random
-        }
-        "virtio-9p" => {
-            let mut keys = config_keys(config)?;
-            let server = match (keys.remove("path"), keys.remove("port")) {
-                (Some(path), None) => Server9p::Path(path.into()),
-                (None, Some(port)) => Server9p::Port(port.parse().ok()?),
-                _ => return None,
-            };
-            let tag = keys.remove("tag").unwrap_or("plan9").to_owned();
-            machine.sockets_9p.push(Socket9p { server, tag });
-            keys.is_empty().then_some(Rank::Share)?
-        }
-        _ => return None,
-    };
-    Some((rank, machine))
-}
-
-fn disk(driver: Driver, config: &str) -> Option<Disk> {
-    let (path, options) = config.split_once(',').unwrap_or((config, ""));
-    let mut disk = Disk { driver, ..Disk::raw(path) };
-    let mut qcow = None;
-    for option in options.split(',').filter(|option| !option.is_empty()) {
-        match option.split_once('=').unwrap_or((option, "")) {
-            ("ro", "") => disk.read_only = true,
-            ("sync" | "direct", "") => disk.sync = true,
-            ("sectorsize", size) => disk.sector_size = Some(size.parse().ok()?),
-            ("format", "raw") => {}
-            ("format", "qcow") => qcow = Some(qcow.unwrap_or_default()),
-            ("qcow-stats-config", stats) => qcow.get_or_insert_with(Qcow::default).stats = Some(stats.to_owned()),
-            ("qcow-config", config) => {
-                let qcow = qcow.get_or_insert_with(Qcow::default);
-                for key in config.split(';') {
-                    match key.split_once('=')? {
-                        ("discard", value) => disk.trim = value.parse().ok()?,
-                        ("compact_after_unmaps", value) => qcow.compact_after = value.parse().ok()?,
-                        ("keep_erased", value) => qcow.keep_erased = value.parse().ok()?,
-                        ("runtime_asserts", value) => qcow.runtime_asserts = value.parse().ok()?,
-                        _ => return None,
-                    }
-                }
-            }
-            _ => return None,
-        }
-    }
-    if let Some(mut qcow) = qcow {
-        if let Some(url) = path.strip_prefix("file://") {
-            let (path, query) = url.split_once('?').unwrap_or((url, ""));
-            disk.path = Some(unescaped(path)?.into());
-            for key in query.split('&').filter(|key| !key.is_empty()) {
-                match key.split_once('=')? {
-                    ("sync", word) => qcow.on_flush = OnFlush::from_word(word)?,
-                    ("buffered", "1") => {}
-                    _ => return None,
-                }
-            }
-        }
-        disk.format = Some(Format::Qcow2(qcow));
-    }
-    Some(disk)
-}
-
-/// The inverse of [`url`](super::arguments::url).
-fn unescaped(url: &str) -> Option<String> {
-    let mut parts = url.split('%');
-    let mut bytes = parts.next()?.as_bytes().to_vec();
-    for part in parts {
-        bytes.push(u8::from_str_radix(part.get(..2)?, 16).ok()?);
-        bytes.extend(part.get(2..)?.bytes());
-    }
-    String::from_utf8(bytes).ok()
-}
-
-/// The serial ports, com1 first, if their files are where they should be.
-fn ports(serials: &BTreeMap<String, String>, state_dir: Option<&Path>) -> Option<Vec<Port>> {
-    let file = |path: &'_ str| -> Option<String> {
+/// The machine with its serial ports, if fields can say them: their files must be where they should.
+fn with_serials(serials: &BTreeMap<String, String>, machine: &HyperKit) -> Option<HyperKit> {
+    let known_in_state_dir = |known: &[&'static str], path: &str| {
         let path = cleaned(Path::new(path));
-        let name = path.strip_prefix(cleaned(state_dir?)).ok()?.to_str()?;
-        Some(name.to_owned())
+        let name = path.strip_prefix(cleaned(machine.state_dir.as_deref()?)).ok()?;
+        known.iter().find(|known| Path::new(known) == name).copied()
     };
-    let port = |value: &String| {
-        let (name, parts) = value.split_once(',')?;
-        let (mut line, mut log, mut asl) = (None, None, false);
-        for part in parts.split(',') {
+    let port = |(name, value): (&String, &String)| {
+        let name = *NAMES.iter().find(|known| *known == name)?;
+        let (mut lines, mut logs, mut asl) = (Vec::new(), Vec::new(), false);
+        for part in value.split(',').skip(1) {
             match part.split_once('=') {
                 None if part == "asl" => asl = true,
-                None if part == "null" || part == "stdio" => line = Some(part.to_owned()),
-                Some(("autopty", path)) => line = Some(file(path)?),
-                Some(("log", path)) => log = Some(file(path)?),
+                None if part == "null" => lines.push(Line::None),
+                None if part == "stdio" => lines.push(Line::Stdio),
+                Some(("autopty", path)) => lines.push(Line::Tty(known_in_state_dir(&ALL_TTYS, path)?)),
+                Some(("log", path)) => logs.push(known_in_state_dir(&ALL_LOGS, path)?),
                 _ => return None,
             }
         }
-        Port::named(name, line.as_deref(), log.as_deref(), asl)
+        // Of two the one leaves a file, and the other counts.
+        match (&lines[..], logs.len()) {
+            (&[line], 0 | 1) => Some(Port { name, line, log: logs.pop(), asl }),
+            _ => None,
+        }
     };
-    serials.values().map(port).collect()
+    let ports = serials.iter().map(port).collect::<Option<Vec<_>>>()?;
+    let (console, serials) = fields(&ports)?;
+    let machine = HyperKit { console, serials, ..machine.clone() };
+    startable(&machine, "-l").is_ok().then_some(machine)
 }
 
 /// `path` as Go cleans it, without looking at any file.
@@ -410,15 +295,19 @@ fn cleaned(path: &Path) -> PathBuf {
     cleaned
 }
 
+fn path(text: &str) -> Option<PathBuf> {
+    (!text.is_empty()).then(|| text.into())
+}
+
 /// Only the first three commas separate.
 fn read_firmware(firmware: &str, machine: &mut HyperKit) -> Result<String> {
     let mut parts = firmware.splitn(4, ',');
     let mut next = || parts.next().unwrap_or_default();
     let (kind, file, second, cmdline) = (next(), next(), next(), next());
-    let path = |text: &str| (!text.is_empty()).then(|| PathBuf::from(text));
     match kind {
         "kexec" => {
             (machine.kernel, machine.initrd) = (path(file), path(second));
+            let cmdline = if cmdline.is_empty() { DEFAULT_CMDLINE } else { cmdline };
             let after = cmdline.strip_prefix(EARLY_CONSOLE).filter(|rest| rest.is_empty() || rest.starts_with(' '));
             return Ok(after.map_or(cmdline, |rest| rest.strip_prefix(' ').unwrap_or(rest)).to_owned());
         }

@@ -1,0 +1,207 @@
+//! `parse_arguments` is the inverse of `arguments`, for any machine that passes the checks, and however the options stand.
+
+use hyperkit::{
+    Console, Disk, Driver, Format, HyperKit, Multiboot, OnFlush, Qcow, Serial, SerialLine, VpnKit, parse_arguments,
+};
+use proptest::collection::vec;
+use proptest::option::of;
+use proptest::prelude::*;
+use proptest::sample::{select, subsequence};
+
+/// Text of which hyperkit takes each character as it is. A URL does not.
+const TEXT: &str = "[a-zA-Z0-9 #?%&=;:+~'\"<>é日._-]{1,16}";
+const UUID: &str = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9A-F]{4}-[0-9a-f]{4}-[0-9a-f]{12}";
+
+/// A file, under its directory so that no two of them are the same.
+fn path(dir: &'static str) -> impl Strategy<Value = String> {
+    TEXT.prop_map(move |name| format!("{dir}/{name}x"))
+}
+
+fn qcow() -> impl Strategy<Value = Qcow> {
+    let on_flush = select(vec![OnFlush::Default, OnFlush::None, OnFlush::Os, OnFlush::Drive]);
+    (on_flush, any::<u64>(), any::<u64>(), any::<bool>(), of(TEXT)).prop_map(
+        |(on_flush, compact_after, keep_erased, runtime_asserts, stats)| {
+            let mut qcow = Qcow::default();
+            (qcow.on_flush, qcow.compact_after, qcow.keep_erased) = (on_flush, compact_after, keep_erased);
+            (qcow.runtime_asserts, qcow.stats) = (runtime_asserts, stats);
+            qcow
+        },
+    )
+}
+
+fn disk() -> impl Strategy<Value = Disk> {
+    let sectors = (9_u32..16, 0_u32..4).prop_map(|(logical, more)| (1 << logical, 1 << (logical + more)));
+    (TEXT, of(qcow()), any::<[bool; 4]>(), of(sectors)).prop_map(
+        |(name, qcow, [ahci, read_only, sync, trim], sectors)| {
+            let mut disk = Disk::new(format!("/disks/{name}"));
+            // hyperkit is told of it for qcow2 images only.
+            disk.trim = trim && qcow.is_some();
+            disk.format = Some(qcow.map_or(Format::Raw, Format::Qcow2));
+            disk.driver = if ahci { Driver::Ahci } else { Driver::VirtioBlk };
+            (disk.read_only, disk.sync) = (read_only, sync);
+            sectors.into_iter().fold(disk, |disk, (logical, physical)| disk.sector_size(logical, physical))
+        },
+    )
+}
+
+/// The kernel, with its command line.
+fn firmware() -> impl Strategy<Value = (HyperKit, String)> {
+    let cmdline = prop_oneof!["\\PC{0,30}", "earlyprintk=serial[ ,a-z]{0,9}"];
+    let modules = vec(("[a-z0-9 /#=]{1,9}", "[a-z0-9 /#=;]{0,9}"), 0..4);
+    prop_oneof![
+        (path("k"), of(path("i")), cmdline.clone()).prop_map(|(kernel, initrd, cmdline)| {
+            let machine = HyperKit::new().kernel(kernel);
+            (initrd.into_iter().fold(machine, HyperKit::initrd), cmdline)
+        }),
+        path("rom").prop_map(|rom| (HyperKit::new().bootrom(rom), String::new())),
+        (path("k"), modules, cmdline).prop_map(|(kernel, modules, cmdline)| {
+            let add = |kernel: Multiboot, (path, cmdline)| kernel.module(path, cmdline);
+            (HyperKit::new().multiboot(modules.into_iter().fold(Multiboot::new(kernel), add)), cmdline)
+        }),
+    ]
+}
+
+/// Consoles and serial ports. What can be said as `console` is not said as `serials`.
+fn serial(machine: HyperKit, console: Console, serials: Option<Vec<Serial>>) -> HyperKit {
+    let has_dir = machine.state_dir.is_some();
+    let mut on_stdio = 0;
+    let mut usable = |serial: &Serial| {
+        on_stdio += u8::from(serial.line == SerialLine::Stdio);
+        (has_dir || (serial.line != SerialLine::Tty && !serial.log))
+            && (serial.line != SerialLine::Stdio || on_stdio < 2)
+    };
+    match serials.map(|serials| serials.into_iter().filter(&mut usable).collect::<Vec<_>>()) {
+        Some(serials) if serials == [Serial::stdio()] => machine,
+        Some(serials) => serials.into_iter().fold(machine.no_serials(), HyperKit::serial),
+        None if has_dir => machine.console(console),
+        None => machine,
+    }
+}
+
+fn networks() -> impl Strategy<Value = HyperKit> {
+    let vpnkit = of((path("/net"), of((UUID, of("10\\.0\\.[1-9]\\.[1-9]")))));
+    let tap = of(("[a-z]{1,9}[ #=:]?", of("02(:[0-9a-f]{2}){5}")));
+    (vpnkit, any::<bool>(), tap).prop_map(|(vpnkit, vmnet, tap)| {
+        let mut machine = HyperKit::new().vmnet(vmnet);
+        if let Some((socket, key)) = vpnkit {
+            machine = machine.vpnkit(VpnKit::Socket(socket.into()));
+            if let Some((key, address)) = key {
+                (machine.vpnkit_key, machine.vpnkit_preferred_ipv4) = (Some(key), address);
+            }
+        }
+        if let Some((tap, mac)) = tap {
+            // Only the first card's can be said.
+            machine.mac = mac.filter(|_| !vmnet && machine.vpnkit == VpnKit::None);
+            machine.tap = Some(tap);
+        }
+        machine
+    })
+}
+
+/// Any machine that passes the checks, as far as arguments can say it, and its kernel command line.
+fn machine() -> impl Strategy<Value = (HyperKit, String)> {
+    let disks = vec(disk(), 0..5).prop_map(|mut disks| {
+        disks.sort_by(|a, b| a.path.cmp(&b.path));
+        disks.dedup_by(|a, b| a.path == b.path);
+        disks
+    });
+    let vsock = of((3_u32..1 << 31, of(path("/sockets")), vec(0..u32::MAX, 0..5)));
+    let shares = vec((TEXT, of(1_u16..), TEXT), 0..4);
+    let console = select(vec![Console::Stdio, Console::File, Console::Log]);
+    let ports = [Serial::none(), Serial::stdio(), Serial::tty()];
+    let ports = ports.into_iter().flat_map(|port| [port, port.log(), port.asl(), port.log().asl()]).collect::<Vec<_>>();
+    let serials = of(vec(select(ports), 0..3));
+    // In the order of their places, as they come back.
+    let extra = subsequence(vec!["-b", "-s 1:1,uart,#1", "-s 31:7,virtio-blk,,ro", "-s 1:1:0,virtio-rnd"], 0..=4);
+    let host = (of(path("/bin")), of(prop_oneof![path("/vm"), path("vm")]), networks(), disks, vec(path("/cd"), 0..4));
+    let rest = (vsock, shares, console, serials, extra, any::<[bool; 8]>());
+    let numbers = (of(UUID), 1..=64_u32, 2..1_u64 << 42, of(1_u16..));
+    (host, rest, numbers, firmware()).prop_map(|(host, rest, numbers, (firmware, cmdline))| {
+        let mut machine = host.2;
+        (machine.hyperkit, machine.state_dir) = (host.0.map(Into::into), host.1.map(Into::into));
+        (machine.kernel, machine.initrd) = (firmware.kernel, firmware.initrd);
+        (machine.bootrom, machine.multiboot) = (firmware.bootrom, firmware.multiboot);
+        machine.disks = host.3;
+        machine = host.4.into_iter().fold(machine, HyperKit::iso);
+        let (vsock, shares, console, serials, extra, switches) = rest;
+        if let Some((cid, dir, ports)) = vsock.filter(|(_, dir, _)| dir.is_some() || machine.state_dir.is_some()) {
+            machine = machine.vsock(true).vsock_guest_cid(cid);
+            (machine.vsock_dir, machine.vsock_ports) = (dir.map(Into::into), ports);
+        }
+        for (name, port, tag) in shares {
+            machine = match port {
+                Some(port) => machine.port_9p(port, tag),
+                None => machine.socket_9p(name, tag),
+            };
+        }
+        machine = serial(machine, console, serials);
+        machine.extra_arguments = extra.iter().flat_map(|extra| extra.splitn(2, ' ')).map(str::to_owned).collect();
+        [machine.random, machine.utc, machine.exit_on_hlt, machine.exit_on_pause, ..] = switches;
+        [.., machine.x2apic, machine.msix, machine.mptable, machine.core_dumps] = switches;
+        (machine.uuid, machine.cpus, machine.memory, machine.gdb_port) = numbers;
+        (machine, cmdline)
+    })
+}
+
+/// The whole command line.
+fn command_line(machine: &HyperKit, cmdline: &str) -> Vec<String> {
+    let program = machine.hyperkit.iter().map(|program| program.to_str().unwrap().to_owned());
+    program.chain(machine.arguments(cmdline).unwrap()).collect()
+}
+
+/// The same options in another order, spelled in other ways that getopt knows: `chance` decides.
+fn respelled(command_line: &[String], chance: &[u8]) -> Vec<String> {
+    let mut words = command_line.iter().cloned().peekable();
+    let mut respelled: Vec<_> = words.next_if(|program| !program.starts_with('-')).into_iter().collect();
+    let mut options = Vec::new();
+    while let Some(option) = words.next() {
+        options.push((option, words.next_if(|value| !value.starts_with('-'))));
+    }
+    let mut chance = chance.iter().copied().cycle();
+    options.sort_by_cached_key(|_| chance.next());
+    let mut bundle = "-".to_owned();
+    for (option, value) in options {
+        bundle.push_str(&option[1..]);
+        match (value, chance.next()) {
+            (Some(value), Some(0..100)) => respelled.push(std::mem::replace(&mut bundle, "-".to_owned()) + &value),
+            (Some(value), _) => respelled.extend([std::mem::replace(&mut bundle, "-".to_owned()), value]),
+            (None, Some(0..150)) => {}
+            (None, _) => respelled.push(std::mem::replace(&mut bundle, "-".to_owned())),
+        }
+    }
+    respelled.extend(Some(bundle).filter(|bundle| bundle != "-"));
+    respelled
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_machine_comes_back_from_its_arguments((machine, cmdline) in machine(), chance in vec(any::<u8>(), 64)) {
+        let arguments = command_line(&machine, &cmdline);
+        let (parsed, parsed_cmdline) = parse_arguments(&arguments).unwrap();
+        prop_assert_eq!(&parsed, &machine, "{:?}", arguments);
+        prop_assert_eq!(&parsed_cmdline, &cmdline);
+
+        let respelled = respelled(&arguments, &chance);
+        let (parsed, parsed_cmdline) = parse_arguments(&respelled).unwrap();
+        prop_assert_eq!(parsed, machine, "{:?}", respelled);
+        prop_assert_eq!(parsed_cmdline, cmdline);
+    }
+}
+
+/// The property is worth nothing if the machines are all alike, or the options stay where they are.
+#[test]
+fn the_machines_differ_and_the_options_move() {
+    let chance: Vec<u8> = (0..64_u8).map(|i| i.wrapping_mul(151)).collect();
+    let machine = HyperKit::new().kernel("k").cpus(2).memory(64).uuid("01234567-89ab-cdef-0123-456789abcdef");
+    let arguments = command_line(&machine, "x");
+    let respelled = respelled(&arguments, &chance);
+    let sorted = |words: &[String]| {
+        let mut letters: Vec<char> = words.concat().chars().filter(|letter| *letter != '-').collect();
+        letters.sort_unstable();
+        letters
+    };
+    assert_ne!(respelled, arguments);
+    assert_eq!(sorted(&respelled), sorted(&arguments));
+}
