@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use crate::config::HyperKit;
 use crate::error::{Error, Result};
@@ -42,5 +42,7 @@ fn pty_in(file: &Path) -> Option<PathBuf> {
         Ok(link) => link,
         Err(_) => PathBuf::from(OsString::from_vec(read_at_most(file, LONGEST_PATH).ok()?.trim_ascii_end().to_vec())),
     };
-    (path.starts_with("/dev") && !path.as_os_str().as_encoded_bytes().contains(&0)).then_some(path)
+    let mut below = path.strip_prefix("/dev").ok()?.components().peekable();
+    let is_device = below.peek().is_some() && below.all(|component| matches!(component, Component::Normal(_)));
+    (is_device && !path.as_os_str().as_encoded_bytes().contains(&0)).then_some(path)
 }
