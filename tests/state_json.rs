@@ -1,6 +1,6 @@
 //! `hyperkit.json` both ways: three generations in, the first out.
 
-use hyperkit::{Console, Disk, HyperKit, VpnKit};
+use hyperkit::{Console, Disk, Error, HyperKit, VpnKit};
 use serde_json::{Value, json};
 
 fn load(json: Value) -> HyperKit {
@@ -99,6 +99,20 @@ fn keys_of_other_versions_survive() {
     let written = serde_json::to_value(&machine).unwrap();
     assert_eq!((&written["argv0"], &written["serials"], &written["vmnet"]), (&json!("vm"), &json!([]), &json!(true)));
     assert_eq!(written["cpus"], 2);
+}
+
+/// What would be lost, or come back as something else.
+#[test]
+fn odd_values_survive_or_are_unset() {
+    assert_eq!(load(json!({"iso": [""]})), HyperKit::new());
+    assert_eq!(load(json!({"pid_started": ""})), HyperKit::new());
+    let state = r#"{"later":7.777777777777777e96,"disks":[{"path":"/a","format":2,"driver":["x"]}]}"#;
+    let machine: HyperKit = serde_json::from_str(state).unwrap();
+    let written = machine.to_string();
+    assert_eq!(serde_json::from_str::<HyperKit>(&written).unwrap(), machine);
+    let written: Value = serde_json::from_str(&written).unwrap();
+    assert_eq!((&written["disks"][0]["format"], &written["disks"][0]["driver"]), (&json!(2), &json!(["x"])));
+    assert!(matches!(machine.kernel("/k").arguments(""), Err(Error::UnknownSetting { .. })));
 }
 
 #[test]

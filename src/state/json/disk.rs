@@ -112,10 +112,13 @@ fn take<T: DeserializeOwned, E: de::Error>(from: &mut Map<String, Value>, key: &
     set(value).map_err(|error| E::custom(format_args!("`{key}` of a disk: {error}")))
 }
 
-/// Takes out a word that is known; another stays among the unknown keys.
+/// Takes out a word that is known; anything else stays among the unknown keys.
 fn take_word<T>(from: &mut Map<String, Value>, key: &str, known: impl Fn(&str) -> Option<T>) -> Option<T> {
-    let word = known(from.get(key).and_then(Value::as_str).unwrap_or_default());
-    if word.is_some() || from.get(key).is_some_and(Value::is_null) {
+    let word = match from.get(key) {
+        None | Some(Value::Null) => known(""),
+        Some(value) => value.as_str().and_then(known),
+    };
+    if word.is_some() {
         from.remove(key);
     }
     word

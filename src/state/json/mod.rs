@@ -158,11 +158,13 @@ pub(crate) mod isos {
     }
 
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PathBuf>, D::Error> {
-        Ok(match set(deserializer)? {
+        let mut isos = match set(deserializer)? {
             None => Vec::new(),
             Some(Key::One(one)) => vec![one],
             Some(Key::Many(many)) => many,
-        })
+        };
+        isos.retain(|iso| !iso.as_os_str().is_empty());
+        Ok(isos)
     }
 }
 
