@@ -45,7 +45,7 @@ impl Content {
     /// incompatible features at 72, bit 2 of which is an external data file.
     fn parse(header: &[u8], length: u64) -> Self {
         let u64_at =
-            |at: usize| header.get(at..at + 8).map_or(0, |bytes| bytes.iter().fold(0, |n, &b| n << 8 | u64::from(b)));
+            |at: usize| header.get(at..at + 8).map_or(0, |bytes| bytes.iter().fold(0, |n, &b| (n << 8) | u64::from(b)));
         let version = u64_at(0) & 0xffff_ffff;
         if u64_at(0) >> 32 != 0x5146_49fb || version < 2 {
             return Self { is_qcow2: false, rests_on_others: false, length };

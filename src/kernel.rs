@@ -35,7 +35,7 @@ pub(crate) fn bz_image(path: &Path) -> Result<BzImage> {
         };
     }
     let number =
-        |at: usize, bytes: usize| header[at..at + bytes].iter().rev().fold(0, |n, &byte| n << 8 | u64::from(byte));
+        |at: usize, bytes: usize| header[at..at + bytes].iter().rev().fold(0, |n, &byte| (n << 8) | u64::from(byte));
     let setup = (number(0x1f1, 1) + 1) * 512;
     if number(0x1fe, 2) != 0xaa55 || &header[0x202..0x206] != b"HdrS" {
         return no("it has no boot header");
