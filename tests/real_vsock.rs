@@ -1,4 +1,6 @@
-//! vsock without /dev/vhost-vsock: the program beside a real QEMU lives as long as the machine, whoever dies how.
+//! vsock without /dev/vhost-vsock, which Linux alone has: the program beside a real QEMU lives as long as the machine,
+//! whoever dies how.
+#![cfg(target_os = "linux")]
 
 mod common;
 
@@ -146,9 +148,9 @@ fn it_ends_when_the_starter_is_killed_before_qemu_is_there() {
     boot.env("PATH", format!("{}:{}", std::env::var("PATH").unwrap(), tools.display()));
     boot.args(["--background", "--vsock", "--hyperkit"]).arg(&qemu).arg("--state-dir").arg(&vsock.state);
     boot.arg("--kernel").arg(file("vmlinuz"));
-    let mut boot = boot.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let pid_file: &Path = &qemu.with_file_name("qemu-system-x86_64.pid");
     let pid = || fs::read_to_string(pid_file).ok()?.trim().parse::<u32>().ok();
+    let mut boot = boot.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     eventually("QEMU hangs", || pid().is_some());
     assert!(!vsock.programs().is_empty());
     boot.kill().unwrap();

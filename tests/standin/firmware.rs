@@ -29,7 +29,7 @@ pub fn load(options: &Options) {
 fn kexec(kernel: &str, initrd: Option<&str>, cmdline: &str, low_memory: u64) -> Option<()> {
     let image = fs::read(kernel).ok()?;
     let number = |at: usize, length: usize| {
-        image.get(at..at + length).map(|bytes| bytes.iter().rev().fold(0, |n, &byte| n << 8 | u64::from(byte)))
+        image.get(at..at + length).map(|bytes| bytes.iter().rev().fold(0, |n, &byte| (n << 8) | u64::from(byte)))
     };
     let (length, setup_sectors) = (image.len() as u64, number(0x1f1, 1)?);
     let setup = (setup_sectors + 1) * 512;
