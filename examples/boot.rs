@@ -22,8 +22,8 @@ Without --kernel it boots the guest that examples/setup.sh makes.
   --cmdline TEXT      kernel command line (default: console=ttyS0 panic=1)
   --cpus N            vCPUs (default: 1)       --memory MIB       memory (default: 1024)
   --bootrom FILE      UEFI or the like, in place of a kernel; there is no command line then
-  --disk FILE         a raw or qcow2 image     --disk-size MIB    size to make the last --disk with if it is
-  --iso FILE          an ISO image                                missing; alone, a disk in the state directory
+  --disk FILE         a raw or qcow2 image     --iso FILE         an ISO image
+  --disk-size MIB     size to make the last --disk with if it is missing; alone, a disk in the state directory
   --vpnkit auto|SOCK  network                  --vpnkit-key UUID  for a lasting address
   --forward PORT:PORT of 127.0.0.1 (0: any) to the guest's, by TCP; QEMU, with --vpnkit auto
   --vsock             a vsock device           --vsock-port PORT  forwarded by hyperkit, 4 at most
@@ -58,6 +58,19 @@ enum Action {
     Resume,
     Remove,
     Arguments,
+}
+
+impl Action {
+    /// By their flags.
+    const ACTIONS: [(&str, Self); 7] = [
+        ("background", Self::Background),
+        ("shutdown", Self::Shutdown),
+        ("stop", Self::Stop),
+        ("pause", Self::Pause),
+        ("resume", Self::Resume),
+        ("remove", Self::Remove),
+        ("arguments", Self::Arguments),
+    ];
 }
 
 struct Command {
@@ -139,15 +152,12 @@ fn parse() -> Result<Option<Command>, Box<dyn Error>> {
             "hyperkit" => machine = machine.hyperkit(flags.value()?),
             "state-dir" => machine = machine.state_dir(flags.value()?),
             "no-state" => remember = false,
-            "background" => action = Action::Background,
-            "shutdown" => action = Action::Shutdown,
-            "stop" => action = Action::Stop,
-            "pause" => action = Action::Pause,
-            "resume" => action = Action::Resume,
-            "remove" => action = Action::Remove,
             "keep-disk" => keep_disk = true,
-            "arguments" => action = Action::Arguments,
-            _ => return Err(flag.unexpected().into()),
+            _ => match Action::ACTIONS.into_iter().find(|(known, _)| *known == name) {
+                Some((_, wanted)) if action == Action::Run => action = wanted,
+                Some((name, _)) => return Err(format!("--{name} is one action too many").into()),
+                None => return Err(flag.unexpected().into()),
+            },
         }
     }
     if remember {

@@ -45,7 +45,7 @@ pub enum Error {
         field: &'static str,
         /// Its value.
         value: String,
-        /// A comma, or NUL.
+        /// A comma, or NUL; in places also `:`, `;`, `/` or `%`.
         character: char,
     },
     /// A path that is not valid UTF-8: it could not be written to `hyperkit.json`.
@@ -105,6 +105,20 @@ pub enum Error {
     TooManyPorts {
         /// How many there are.
         count: usize,
+    },
+    /// Two things the guest mounts by 9p, and one name.
+    #[error("`sockets_9p` has the tag {tag:?} twice: give each its own")]
+    TagTwice {
+        /// The tag.
+        tag: String,
+    },
+    /// A port of the host that is to lead to two places.
+    #[error(
+        "port {port} of 127.0.0.1 is given twice in `port_forwards` and `gdb_port`: give each its own, or 0 for any"
+    )]
+    PortTwice {
+        /// The port.
+        port: u16,
     },
     /// A port number that is none.
     #[error("`{field}` must be 1 to 65535, and is 0")]
@@ -284,10 +298,10 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
-    /// Kernel and initrd do not fit into the memory, of which 3 GiB count at most.
+    /// Kernel and initrd, or modules, do not fit into the memory, of which 3 GiB count at most.
     #[error("`{field}` does not fit: set `memory` to {needed} MiB at least (3072 is the most that counts), or take a smaller one: {}", path.display())]
     DoesNotFit {
-        /// The field: `kernel` or `initrd`.
+        /// The field: `kernel`, `initrd` or `multiboot`.
         field: &'static str,
         /// The file.
         path: PathBuf,
@@ -303,7 +317,7 @@ pub enum Error {
         limit: usize,
     },
     /// Neither hyperkit nor QEMU is here.
-    #[error("no program to run the machine: install hyperkit or qemu-system-x86_64, or set `hyperkit`; no executable file is {}",
+    #[error("no program to run the machine: install hyperkit or qemu-system-x86_64, or set `hyperkit` to one; no executable file is {}",
         looked.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", "))]
     ProgramNotFound {
         /// Every place looked at.
@@ -335,6 +349,23 @@ pub enum Error {
         /// What the system says.
         source: io::Error,
     },
+    /// A port of 127.0.0.1 that cannot be had.
+    #[error("port {port} of 127.0.0.1 cannot be had for `{field}`: take another, or 0 for any that is free")]
+    PortTaken {
+        /// The field: `port_forwards` or `gdb_port`.
+        field: &'static str,
+        /// The port.
+        port: u16,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// In the place of a socket that has to be made is one that somebody listens on, or something else; it was not
+    /// touched.
+    #[error("in the way of a socket is {}: stop who listens there, or take another `vsock_dir`", path.display())]
+    SocketTaken {
+        /// What is there.
+        path: PathBuf,
+    },
     /// An image that another machine uses.
     #[error("another machine uses this image: stop it, or take a copy: {}", path.display())]
     DiskInUse {
@@ -364,9 +395,11 @@ pub enum Error {
         path: PathBuf,
     },
     /// A program that the machine needs besides hyperkit or QEMU is not here.
-    #[error("install one of these programs, or name yours: no executable file is {}",
+    #[error("`{field}` takes a program that is not here: install it, or name yours; no executable file is {}",
         looked.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", "))]
     ToolNotFound {
+        /// The field that takes it: `vhost_device_vsock`, or `disks` for qcow2 images.
+        field: &'static str,
         /// Every place looked at.
         looked: Vec<PathBuf>,
     },
@@ -381,7 +414,7 @@ pub enum Error {
         said: String,
     },
     /// An image was to be made where there is a file already; it was not touched.
-    #[error("{} exists already and was not touched", path.display())]
+    #[error("{} exists already and was not touched: grow it, or take another name", path.display())]
     DiskExists {
         /// The file.
         path: PathBuf,
@@ -389,7 +422,7 @@ pub enum Error {
 
     // --- the running machine ---
     /// A machine runs in this state directory already.
-    #[error("the machine is running already, as process {pid}")]
+    #[error("the machine is running already, as process {pid}: `vm` takes it up, `stop` ends it")]
     AlreadyRunning {
         /// The process that runs it.
         pid: u32,
@@ -420,7 +453,7 @@ pub enum Error {
         last_words: LastWords,
     },
     /// The program beside QEMU that gives the guest its vsock did not get up.
-    #[error("{} did not start{}", program.display(), said(last_words))]
+    #[error("{} did not start; is it vhost-device-vsock?{}", program.display(), said(last_words))]
     VsockFailed {
         /// The program.
         program: PathBuf,

@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -41,13 +41,15 @@ impl Content {
         Ok(Self::parse(&header, metadata.len()))
     }
 
-    /// The header of qcow2: magic, version, offset of the backing file's name, …, size at 24, and from version 3 on
+    /// The header of qcow2: magic, version, offset of the backing file's name, …, bits of a cluster at 20, size at 24, and from version 3 on
     /// incompatible features at 72, bit 2 of which is an external data file.
     fn parse(header: &[u8], length: u64) -> Self {
         let u64_at =
             |at: usize| header.get(at..at + 8).map_or(0, |bytes| bytes.iter().fold(0, |n, &b| (n << 8) | u64::from(b)));
         let version = u64_at(0) & 0xffff_ffff;
-        if u64_at(0) >> 32 != 0x5146_49fb || version < 2 {
+        let cluster_bits = u64_at(16) & 0xffff_ffff;
+        // Of clusters of any other size it cannot be.
+        if u64_at(0) >> 32 != 0x5146_49fb || version < 2 || header.len() < 72 || !(9..=21).contains(&cluster_bits) {
             return Self { is_qcow2: false, rests_on_others: false, length };
         }
         let rests_on_others = u64_at(8) != 0 || (version >= 3 && u64_at(72) & 4 != 0);
@@ -64,16 +66,13 @@ pub(crate) enum Work {
 }
 
 impl Work {
-    /// Of a disk whose image is, or should be, at `path`. A block device has the size it has.
+    /// Of a disk whose image is, or should be, at `path`.
     pub(crate) fn on(disk: &Disk, path: &Path) -> Result<Self> {
         let Some(mebibytes) = disk.size else { return Ok(Self::Nothing) };
-        match path.metadata() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::Make { mebibytes }),
-            Ok(metadata) if metadata.is_file() => match growth(path, mebibytes)? {
-                true => Ok(Self::Grow { mebibytes }),
-                false => Ok(Self::Nothing),
-            },
-            _ => Ok(Self::Nothing),
+        match growth(path, mebibytes) {
+            Err(Error::NotFound { .. }) => Ok(Self::Make { mebibytes }),
+            Ok(true) => Ok(Self::Grow { mebibytes }),
+            grows => grows.map(|_| Self::Nothing),
         }
     }
 }
@@ -81,7 +80,16 @@ impl Work {
 /// Whether an image has less than `mebibytes`. To have more is an error.
 fn growth(path: &Path, mebibytes: u64) -> Result<bool> {
     let wanted = bytes(mebibytes).ok_or_else(|| Error::InvalidDiskSize { path: path.to_owned(), value: mebibytes })?;
-    let length = Content::of(path).map_err(Error::io("read", path))?.length;
+    let length = match Content::of(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(Error::NotFound { field: "disks", path: path.to_owned() });
+        }
+        content => content.map_err(Error::io("read", path))?.length,
+    };
+    // A block device has the size it has.
+    if !path.is_file() {
+        return Ok(false);
+    }
     if length > wanted.saturating_add(mebibytes.saturating_mul(GO_EXCESS)) {
         return Err(Error::DiskShrinks { path: path.to_owned(), from: length.div_ceil(MIB), to: mebibytes });
     }
@@ -147,7 +155,7 @@ impl Disk {
             return Ok(());
         }
         let format = found_format(self, path)?;
-        refuse_if_in_use(path, &format, false)?;
+        let _held = refuse_if_in_use(path, &format, false)?;
         grow(path, &format, mebibytes)
     }
 
@@ -175,31 +183,63 @@ pub(crate) fn found_format(disk: &Disk, path: &Path) -> Result<Format> {
     }
 }
 
-/// Refuses an image that a machine uses, unless both only read. It can disturb a machine that starts at the same moment
-/// with the same image, of which one has to lose anyway; so it is no part of a check.
-pub(crate) fn refuse_if_in_use(path: &Path, format: &Format, read_only: bool) -> Result<()> {
+/// Refuses an image that a machine uses, unless both only read. As long as what this returns is held, no other start gets
+/// past here with the image.
+///
+/// It can disturb a machine that starts at the same moment with the same image, of which one has to lose anyway; so it is
+/// no part of a check.
+pub(crate) fn refuse_if_in_use(path: &Path, format: &Format, read_only: bool) -> Result<Option<File>> {
+    let in_use = || Error::DiskInUse { path: path.to_owned() };
     // Whether an image can be read at all, the checks have said.
-    let is_locked = is_locked(path, read_only).unwrap_or(false);
-    if is_locked || (matches!(format, Format::Qcow2(_)) && engine::hyperkit::uses_qcow2(path)) {
-        return Err(Error::DiskInUse { path: path.to_owned() });
+    let Ok(file) = OpenOptions::new().read(true).write(!read_only).open(path) else { return Ok(None) };
+    if !path.is_file() {
+        return Ok(None);
     }
-    Ok(())
+    if is_locked(&file, read_only) {
+        return Err(in_use());
+    }
+    if *format == Format::Raw {
+        // hyperkit locks it itself.
+        return Ok(None);
+    }
+    if engine::hyperkit::uses_qcow2(path, read_only) { Err(in_use()) } else { Ok(Some(file)) }
 }
 
-/// Whether somebody has locked an image: hyperkit takes flock, QEMU byte ranges by fcntl.
-fn is_locked(path: &Path, read_only: bool) -> io::Result<bool> {
-    if !path.is_file() {
-        return Ok(false);
-    }
-    let file = OpenOptions::new().read(true).write(!read_only).open(path)?;
-    let (lock, unlock) = match read_only {
-        true => (FlockOperation::NonBlockingLockShared, FlockOperation::Unlock),
-        false => (FlockOperation::NonBlockingLockExclusive, FlockOperation::Unlock),
+/// Whether somebody has locked an image: hyperkit takes flock, QEMU byte ranges by fcntl. Otherwise we have the flock.
+fn is_locked(file: &File, read_only: bool) -> bool {
+    let lock = match read_only {
+        true => FlockOperation::NonBlockingLockShared,
+        false => FlockOperation::NonBlockingLockExclusive,
     };
-    let attempts = [flock(&file, lock), fcntl_lock(&file, lock)];
-    let _ = (flock(&file, unlock), fcntl_lock(&file, unlock));
+    let attempts = [flock(file, lock), fcntl_lock(file, lock)];
+    let _ = fcntl_lock(file, FlockOperation::Unlock);
     // A file system without locks gives other errors, and tells nothing.
-    Ok(attempts.iter().any(|tried| matches!(tried, Err(rustix::io::Errno::AGAIN | rustix::io::Errno::ACCESS))))
+    attempts.iter().any(|tried| matches!(tried, Err(rustix::io::Errno::AGAIN | rustix::io::Errno::ACCESS)))
+        || qemu_writes(file)
+}
+
+/// QEMU's locks are all shared, so that a reader conflicts with none: who writes holds the one on byte 101. Only Linux
+/// has them, and says so.
+fn qemu_writes(file: &File) -> bool {
+    const WRITER: u64 = 101;
+    let Ok((metadata, locks)) = file.metadata().and_then(|found| Ok((found, fs::read_to_string("/proc/locks")?)))
+    else {
+        return false;
+    };
+    let device = metadata.dev();
+    let id = format!("{:02x}:{:02x}:{}", rustix::fs::major(device), rustix::fs::minor(device), metadata.ino());
+    locks.lines().any(|line| match line.split_ascii_whitespace().rev().collect::<Vec<_>>()[..] {
+        [end, start, file, ..] => {
+            let number = |text: &str| text.parse::<u64>().ok();
+            file == id && start != "0" && number(start) <= Some(WRITER) && number(end) >= Some(WRITER)
+        }
+        _ => false,
+    })
+}
+
+/// What a file is, whatever it is called.
+pub(crate) fn inode(path: &Path) -> Option<(u64, u64)> {
+    path.metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
 pub(crate) fn create(path: &Path, format: &Format, mebibytes: u64) -> Result<()> {
@@ -264,7 +304,7 @@ pub(crate) fn tool_for(format: &Format) -> Result<Option<PathBuf>> {
         Some(tool) => vec![tool],
         None => vec![Path::new("qemu-img"), Path::new("qcow-tool")],
     };
-    engine::first_program(&wanted).map(Some).map_err(|looked| Error::ToolNotFound { looked })
+    engine::first_program(&wanted).map(Some).map_err(|looked| Error::ToolNotFound { field: "disks", looked })
 }
 
 /// `create` or `resize` in the language of the tool.
@@ -314,6 +354,7 @@ mod tests {
     fn any_beginning_of_a_file_is_something() {
         let mut header = [0; 80];
         header[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+        header[23] = 16;
         header[31] = 1;
         assert_eq!(Content::parse(&header, 9), Content { is_qcow2: true, rests_on_others: false, length: 1 });
         header[79] = 4;
@@ -321,10 +362,13 @@ mod tests {
         header[79] = 0;
         header[15] = 1;
         assert!(Content::parse(&header, 9).rests_on_others);
-        for end in 0..8 {
+        for end in 0..72 {
             let raw = Content { is_qcow2: false, rests_on_others: false, length: 9 };
             assert_eq!(Content::parse(&header[..end], 9), raw);
         }
+        header[23] = 22;
+        assert!(!Content::parse(&header, 9).is_qcow2, "clusters of 4 MiB are too large");
+        header[23] = 16;
         header[7] = 1;
         assert!(!Content::parse(&header, 9).is_qcow2, "version 1 is another format");
     }

@@ -2,6 +2,7 @@
 
 use std::fs::Metadata;
 use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use crate::check::open;
@@ -34,8 +35,7 @@ pub(crate) fn bz_image(path: &Path) -> Result<BzImage> {
             _ => Err(Error::Inaccessible { field: "kernel", path: path.to_owned(), source }),
         };
     }
-    let number =
-        |at: usize, bytes: usize| header[at..at + bytes].iter().rev().fold(0, |n, &byte| (n << 8) | u64::from(byte));
+    let number = |at, length| number(&header, at, length);
     let setup = (number(0x1f1, 1) + 1) * 512;
     if number(0x1fe, 2) != 0xaa55 || &header[0x202..0x206] != b"HdrS" {
         return no("it has no boot header");
@@ -63,7 +63,7 @@ impl BzImage {
     /// Refuses it, or its initrd of so many bytes, if `memory` MiB are not enough for both. hyperkit puts the initrd as
     /// high as it can be, and does not look whether that is onto the kernel.
     pub(crate) fn fits(&self, memory: u64, kernel: &Path, initrd: Option<(&std::path::PathBuf, u64)>) -> Result<()> {
-        let low_memory = memory.saturating_mul(MIB).min(MAX_LOW_MEMORY);
+        let low_memory = low_memory(memory);
         let end = self.start.saturating_add(self.init_size);
         let refuse = |field, path: &Path, needed: u64| {
             Err(Error::DoesNotFit { field, path: path.to_owned(), needed: needed.div_ceil(MIB) })
@@ -80,40 +80,79 @@ impl BzImage {
     }
 }
 
-/// The header of the Multiboot specification in the first 8 KiB, and what hyperkit wants of it.
-pub(crate) fn multiboot(path: &Path) -> Result<()> {
-    const MAGIC: u32 = 0x1bad_b002;
+/// Reads the header of the Multiboot specification in the first 8 KiB, and refuses what hyperkit refuses. Returns where
+/// the kernel ends in memory.
+pub(crate) fn multiboot(path: &Path) -> Result<u64> {
+    const MAGIC: u64 = 0x1bad_b002;
     const SEARCHED: u64 = 0x2000;
+    const HEADER: usize = 48;
     /// Modules on pages, and the memory's size: what hyperkit does of what a kernel can demand.
-    const KNOWN: u32 = 0b11;
-    const HAS_ADDRESSES: u32 = 1 << 16;
+    const KNOWN: u64 = 0b11;
+    const HAS_ADDRESSES: u64 = 1 << 16;
 
-    let (file, _) = open("multiboot", path, Metadata::is_file)?;
+    let (file, metadata) = open("multiboot", path, Metadata::is_file)?;
     let no = |reason| Err(Error::NotMultiboot { path: path.to_owned(), reason });
     let mut head = Vec::new();
-    let read = file.take(SEARCHED).read_to_end(&mut head);
+    let read = (&file).take(SEARCHED).read_to_end(&mut head);
     read.map_err(|source| Error::Inaccessible { field: "multiboot", path: path.to_owned(), source })?;
-    // The header has 12 words, and hyperkit overlooks one with nothing behind it.
-    let before_the_last = &head[..head.len().saturating_sub(1)];
-    let words: Vec<_> =
-        before_the_last.chunks_exact(4).map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]])).collect();
-    let headers = words.windows(12).filter(|words| words[0] == MAGIC);
-    let Some(header) =
-        headers.into_iter().find(|words| words[..3].iter().fold(0_u32, |sum, &word| sum.wrapping_add(word)) == 0)
-    else {
+    let word = |at: usize| number(&head, at, 4);
+    let is_header = |&at: &usize| word(at) == MAGIC && (MAGIC + word(at + 4) + word(at + 8)) & 0xffff_ffff == 0;
+    // One with nothing behind it is overlooked.
+    let Some(at) = (0..head.len().saturating_sub(HEADER)).step_by(4).find(is_header) else {
         return no("it has no multiboot header");
     };
-    let flags = header[1];
+    let flags = word(at + 4);
     if flags & 0xffff & !KNOWN != 0 {
         return no("it wants more than hyperkit can do");
     }
-    if flags & HAS_ADDRESSES == 0 && !head.starts_with(b"\x7fELF") {
+    if flags & HAS_ADDRESSES != 0 {
+        let [header, load, load_end] = [12, 16, 20].map(|field| word(at + field));
+        // What lies before the header in memory lies before it in the file.
+        let offset = (at as u64).saturating_sub(header.saturating_sub(load));
+        return Ok(if load_end == 0 { load + metadata.len() - offset } else { load_end });
+    }
+    if !head.starts_with(b"\x7fELF") {
         return no("it is no ELF file and does not say where it goes");
     }
-    const ELF_MACHINE: usize = 18;
-    const X86_64: u8 = 62;
-    if flags & HAS_ADDRESSES == 0 && head.get(ELF_MACHINE) == Some(&X86_64) {
+    const X86_64: u64 = 62;
+    if number(&head, 18, 2) == X86_64 {
         return no("it is a 64-bit ELF file");
     }
+    // The program headers, of which those of type 1 are loaded: file offset at 4, address at 12, length at 16.
+    let (first, size, count) = (word(28), number(&head, 42, 2), number(&head, 44, 2));
+    let mut end = None;
+    for index in 0..count {
+        let mut segment = [0; 32];
+        if file.read_exact_at(&mut segment, first + index * size).is_err() {
+            return no("its end is missing");
+        }
+        let [kind, offset, address, length] = [0, 4, 12, 16].map(|field| number(&segment, field, 4));
+        if kind == 1 && offset + length > metadata.len() {
+            return no("its end is missing");
+        }
+        end = end.max((kind == 1).then_some(address + length));
+    }
+    end.map_or_else(|| no("it has nothing to load"), Ok)
+}
+
+/// Refuses a multiboot kernel that ends at `end` if it or its modules, of so many bytes each behind it, are not in memory.
+pub(crate) fn multiboot_fits(memory: u64, kernel: &Path, end: u64, modules: &[(&Path, u64)]) -> Result<()> {
+    let mut end = end;
+    for (path, length) in [(kernel, 0)].iter().chain(modules) {
+        end = end.next_multiple_of(PAGE).saturating_add(*length);
+        if end > low_memory(memory) {
+            return Err(Error::DoesNotFit { field: "multiboot", path: path.to_path_buf(), needed: end.div_ceil(MIB) });
+        }
+    }
     Ok(())
+}
+
+/// Of `memory` MiB what is below 4 GiB, in bytes.
+fn low_memory(memory: u64) -> u64 {
+    memory.saturating_mul(MIB).min(MAX_LOW_MEMORY)
+}
+
+/// A number of so many bytes, the lowest first; what is missing is 0.
+fn number(bytes: &[u8], at: usize, length: usize) -> u64 {
+    bytes.iter().skip(at).take(length).rev().fold(0, |number, &byte| (number << 8) | u64::from(byte))
 }

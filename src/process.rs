@@ -36,7 +36,8 @@ impl Seen {
     /// Whether it was started with `arguments`; a script has its interpreter before them.
     pub fn has_arguments(&self, arguments: &[String]) -> bool {
         let wanted: Vec<_> = arguments.iter().map(|argument| argument.trim_ascii()).filter(|a| !a.is_empty()).collect();
-        self.command.len() > wanted.len()
+        // Not more of them than that: a program can be told that its name is nothing at all.
+        self.command.len() >= wanted.len()
             && self.command.iter().rev().zip(wanted.iter().rev()).all(|(argument, wanted)| argument == wanted)
     }
 }

@@ -1,6 +1,8 @@
 //! From the description to a running machine and back: check, create, spawn, record; find again, end, remove.
 
 use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -9,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use crate::check::{canonical, command_line, command_line_text};
 use crate::child::Child;
-use crate::config::HyperKit;
-use crate::disk::Format;
+use crate::config::{HyperKit, Protocol};
+use crate::disk::{Format, Qcow};
 use crate::engine::{Engine, vhost_vsock::Companion};
 use crate::error::{Error, Result};
 use crate::image::{self, Work};
@@ -176,7 +178,7 @@ impl HyperKit {
     /// was made counts as made.)
     ///
     /// # Errors
-    /// [`Error::StillRunning`]; [`Error::Io`].
+    /// [`Error::StillRunning`]; [`Error::DiskInUse`] if another machine uses a disk that would be deleted; [`Error::Io`].
     pub fn remove(&self, keep_disk: bool) -> Result<()> {
         let Some(dir) = &self.state_dir else { return Ok(()) };
         let state = StateDir::new(dir)?;
@@ -189,7 +191,12 @@ impl HyperKit {
         if let Some(process) = state.running(Some(&recorded)) {
             return Err(Error::StillRunning { pid: process.pid() });
         }
-        state.remove(if keep_disk { &[] } else { &recorded.made_disks }, lock)
+        let disks: &[String] = if keep_disk { &[] } else { &recorded.made_disks };
+        for name in disks {
+            // Of whichever format: this looks for all uses.
+            image::refuse_if_in_use(&state.file(name), &Format::Qcow2(Qcow::default()), false)?;
+        }
+        state.remove(disks, lock)
     }
 
     /// `start` and `run` up to where they part.
@@ -198,19 +205,16 @@ impl HyperKit {
         machine.check_all()?;
         command_line_text(&machine, cmdline)?;
         command_line(&machine, cmdline)?;
-        let fresh = machine.state_dir.as_ref().filter(|dir| !dir.exists()).cloned();
         let engine = Engine::of_machine(&machine);
         let state = machine.state_dir.as_deref().map(StateDir::new).transpose()?;
-        let lock = match (&state, self.vm()?) {
+        let (lock, held) = match (&state, self.vm()?) {
             (_, Some(vm)) => return Err(Error::AlreadyRunning { pid: vm.pid() }),
-            (Some(state), None) => Some(claim(state, &mut machine)?),
-            (None, None) => None,
+            (Some(state), None) => {
+                let (lock, held) = claim(state, &mut machine)?;
+                (Some(lock), held)
+            }
+            (None, None) => (None, refuse_what_others_use(&machine)?),
         };
-
-        refuse_images_in_use(&machine).inspect_err(|_| {
-            // Nothing was in the way when the directory was made, and nothing is in it.
-            fresh.iter().for_each(|dir| drop(std::fs::remove_dir(dir)));
-        })?;
 
         machine.arguments = engine.host_arguments();
         machine.arguments.extend(engine.arguments(&machine, cmdline)?);
@@ -233,7 +237,11 @@ impl HyperKit {
             }?;
         }
 
-        let (child, output) = spawn(&machine, state.as_ref(), foreground)?;
+        let spawned = spawn(&machine, state.as_ref(), foreground);
+        let (child, output) = spawned.inspect_err(|_| {
+            let _ = state.as_ref().zip(lock.as_ref()).map(|(state, lock)| state.clear(lock));
+        })?;
+        drop(held); // whom it kept away sees the machine now
         machine.pid = Some(child.pid());
         machine.pid_started = look(child.pid()).map(|seen| seen.started);
         let vm = Vm { process: Handle::Child(child.clone()), engine, state, output: Some(output) };
@@ -284,13 +292,19 @@ fn spawn(machine: &HyperKit, state: Option<&StateDir>, foreground: bool) -> Resu
     Ok((child, output))
 }
 
-/// Makes the state directory ours, if no machine runs there, and clears away what the last one left.
-fn claim(state: &StateDir, machine: &mut HyperKit) -> Result<Lock> {
+/// Makes the state directory ours, if no machine runs there and nobody else uses what this one needs, and clears away what
+/// the last one left.
+fn claim(state: &StateDir, machine: &mut HyperKit) -> Result<(Lock, Vec<File>)> {
+    let missing: Vec<_> = state.path().ancestors().take_while(|dir| !dir.exists()).collect();
     let lock = state.create_and_lock()?;
     let recorded = state.load().ok();
     if let Some(process) = state.running(recorded.as_ref()) {
         return Err(Error::AlreadyRunning { pid: process.pid() });
     }
+    let held = refuse_what_others_use(machine).inspect_err(|_| {
+        // Those that were made for it; what somebody has put there in the meantime keeps them.
+        missing.iter().for_each(|dir| drop(fs::remove_dir(dir)));
+    })?;
     state.prepare(&lock)?;
     // What this crate has made there before is still its own.
     for name in recorded.into_iter().flat_map(|recorded| recorded.made_disks) {
@@ -298,16 +312,30 @@ fn claim(state: &StateDir, machine: &mut HyperKit) -> Result<Lock> {
             machine.made_disks.push(name);
         }
     }
-    Ok(lock)
+    Ok((lock, held))
 }
 
-/// An image that another machine uses. Our own does not run: that was looked at before.
-fn refuse_images_in_use(machine: &HyperKit) -> Result<()> {
+/// Refuses images and ports that another machine, or whoever, uses. Our own does not run: that was looked at before. What
+/// this returns keeps others away from the images until the program has them.
+fn refuse_what_others_use(machine: &HyperKit) -> Result<Vec<File>> {
+    let mut held = Vec::new();
     for (index, disk) in machine.disks.iter().enumerate() {
         let path = disk.place(index, machine.state_dir.as_deref())?;
-        image::refuse_if_in_use(&path, &disk.format_by_name(), disk.read_only)?;
+        held.extend(image::refuse_if_in_use(&path, &disk.format_by_name(), disk.read_only)?);
     }
-    machine.isos.iter().try_for_each(|iso| image::refuse_if_in_use(iso, &Format::Raw, true))
+    for iso in &machine.isos {
+        image::refuse_if_in_use(iso, &Format::Raw, true)?;
+    }
+    let forwards = machine.port_forwards.iter().map(|forward| ("port_forwards", forward.protocol, forward.host));
+    let gdb = machine.gdb_port.map(|port| ("gdb_port", Protocol::Tcp, port));
+    for (field, protocol, port) in forwards.chain(gdb).filter(|(.., port)| *port != 0) {
+        let bound = match protocol {
+            Protocol::Tcp => TcpListener::bind((Ipv4Addr::LOCALHOST, port)).map(drop),
+            Protocol::Udp => UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).map(drop),
+        };
+        bound.map_err(|source| Error::PortTaken { field, port, source })?;
+    }
+    Ok(held)
 }
 
 /// Gives each disk its path, and returns what is to be done to them. Of those that are to be made in the state directory a

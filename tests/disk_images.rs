@@ -165,7 +165,7 @@ fn qcow_tool_is_spoken_to_in_its_own_language_and_may_fail() {
     }
     assert_eq!(names(&files.dir()), ["initrd.img", "qemu-img", "vmlinuz"], "nothing is left of it");
     match with(&files.path("none")).create() {
-        Err(Error::ToolNotFound { looked }) => assert_eq!(looked, [files.path("none")]),
+        Err(Error::ToolNotFound { looked, .. }) => assert_eq!(looked, [files.path("none")]),
         other => panic!("{other:?}"),
     }
     let tool = script("qcow-tool", "printf '%s\\n' \"$@\" >\"$2\"");

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use common::{Files, LONG, eventually, example, names, raw, said, standin, started};
-use hyperkit::{Disk, Error, Exit, HyperKit, Qcow};
+use hyperkit::{Disk, Error, Exit, HyperKit};
 use rustix::process::{Signal, getpgid, kill_process, test_kill_process};
 use serde_json::Value;
 
@@ -174,37 +174,28 @@ fn a_program_that_dies_at_its_start_is_an_error_with_its_last_words() {
 }
 
 #[test]
-fn an_image_that_another_machine_uses_is_refused_before_the_start() {
+fn the_disks_in_a_state_directory_go_with_it_where_it_is_moved_or_copied() {
     let files = Files::new();
-    let _end = files.ended();
-    let image = files.path("shared.img");
-    let link = files.path("link.img");
-    let shared = |disk: Disk| files.machine().state_dir(files.path("vm2")).disk(disk);
-    let qcow2 = Disk::qcow2(files.path("shared #1.qcow2"), Qcow::default()).size(1);
-    let mut first = files.machine().disk(Disk::raw(&image).size(1)).disk(qcow2.clone());
-    first.start("guest").unwrap();
-    std::os::unix::fs::symlink(&image, &link).unwrap();
-    let raw = Disk::raw(&image);
-    for disk in [raw.clone(), Disk::new(&link), raw.clone().read_only(), raw.size(2), qcow2.size(2)] {
-        if disk.size.is_some() {
-            assert!(matches!(disk.grow(), Err(Error::DiskInUse { .. })));
-        }
-        match shared(disk.clone()).start("guest") {
-            Err(Error::DiskInUse { path }) => assert_eq!(Some(path), disk.path),
-            other => panic!("{other:?}"),
-        }
-        assert!(!files.path("vm2").exists(), "a refusal leaves nothing");
+    let _ends = ["vm", "moved", "copy"].map(|name| common::Ended(files.path(name)));
+    let elsewhere = Disk::raw(files.path("elsewhere.img")).size(1);
+    let mut machine = files.machine().disk(Disk::in_state_dir(1)).disk(elsewhere.clone());
+    machine.start("guest").unwrap().stop().unwrap();
+    fs::write(files.path("vm/disk.img"), vec![7; 1024 * 1024]).unwrap();
+    fs::rename(files.path("vm"), files.path("moved")).unwrap();
+
+    let mut moved = HyperKit::from_state(files.path("moved")).unwrap();
+    assert_eq!(moved.disks[0].path, Some(files.path("moved/disk.img")));
+    assert_eq!(moved.disks[1].path, elsewhere.path);
+    moved.start("guest").unwrap().stop().unwrap();
+    assert!(!files.path("vm").exists(), "nothing is made anew in the old place");
+    fs::create_dir(files.path("copy")).unwrap();
+    for name in ["hyperkit.json", "disk.img"] {
+        fs::copy(files.path("moved").join(name), files.path("copy").join(name)).unwrap();
     }
-    assert_eq!(image.metadata().unwrap().len(), 1024 * 1024);
-    assert!(
-        matches!(first.start("guest"), Err(Error::AlreadyRunning { .. })),
-        "of its own image the machine may say so"
-    );
-    first.stop().unwrap();
-    // Who only reads does not disturb others who only read.
-    let _ends = [files.path("vm"), files.path("vm2")].map(common::Ended);
-    files.machine().disk(Disk::raw(&image).read_only()).start("guest").unwrap();
-    shared(Disk::raw(&image).read_only()).iso(&image).start("guest").unwrap();
+    let copy = HyperKit::from_state(files.path("copy")).unwrap();
+    assert_eq!(copy.disks[0].path, Some(files.path("copy/disk.img")));
+    copy.remove(false).unwrap();
+    assert_eq!(fs::read(files.path("moved/disk.img")).unwrap(), vec![7; 1024 * 1024]);
 }
 
 #[test]

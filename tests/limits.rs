@@ -137,7 +137,7 @@ fn uuids_and_addresses() {
         assert_refused!(error, Error::InvalidUuid { field: "vpnkit_key", value } if value == bad);
     }
     for bad in ["", "1.2.3", "1.2.3.4.5", "1.2.3.256", "::1", " 1.2.3.4", "vm.local"] {
-        let error = refused_at_sight(|m| m.vpnkit_key(UUID).vpnkit_preferred_ipv4(bad));
+        let error = refused_at_sight(|m| network(m).vpnkit_preferred_ipv4(bad));
         assert_refused!(error, Error::InvalidIpv4 { value } if value == bad);
     }
 }
@@ -171,7 +171,8 @@ fn thirty_devices() {
     runs(disks(files.machine().random(false), 30));
     assert_refused!(refused_at_sight(|m| disks(m, 30)), Error::TooManyDevices { count: 31 });
     assert_refused!(refused_at_sight(|m| disks(m.random(false), 31)), Error::TooManyDevices { count: 31 });
-    let shares = |machine: HyperKit, count: usize| (0..count).fold(machine, |m, _| m.socket_9p("/s", "tag"));
+    let shares =
+        |machine: HyperKit, count: usize| (0..count).fold(machine, |m, index| m.socket_9p("/s", format!("{index}")));
     assert_refused!(refused_at_sight(|m| shares(m.vsock(true).vmnet(true), 28)), Error::TooManyDevices { count: 31 });
 }
 
@@ -300,7 +301,15 @@ fn multiboot(flags: u32) -> Vec<u8> {
 fn multiboot_kernels() {
     const HAS_ADDRESSES: u32 = 1 << 16;
     let files = Files::new();
-    let elf = |machine: u8| [&b"\x7fELF\x01"[..], &[0; 13], &[machine, 0]].concat();
+    // One segment to load, of which the header is behind the file's: address, length.
+    let elf_with = |machine: u8, segment: [u32; 2]| {
+        let mut elf = [&b"\x7fELF\x01"[..], &[0; 13], &[machine, 0], &[0; 32], &[1, 0, 0, 0], &[0; 28]].concat();
+        (elf[28], elf[42], elf[44]) = (52, 32, 1);
+        elf[64..68].copy_from_slice(&segment[0].to_le_bytes());
+        elf[68..72].copy_from_slice(&segment[1].to_le_bytes());
+        elf
+    };
+    let elf = |machine: u8| elf_with(machine, [0x10_0000, 64]);
     let after = |length: usize, flags| [vec![0; length], multiboot(flags), vec![0]].concat();
     let in_elf = |machine, flags| [elf(machine), multiboot(flags), vec![0]].concat();
     let with_kernel = |m| bare(m).multiboot(Multiboot::new(files.path("kernel")));
@@ -325,12 +334,43 @@ fn multiboot_kernels() {
         (after(0, HAS_ADDRESSES | 0x8000), "it wants more than hyperkit can do"),
         (after(0, 0), "it is no ELF file and does not say where it goes"),
         (in_elf(62, 0), "it is a 64-bit ELF file"),
+        ([elf_with(3, [0x10_0000, 1000]), multiboot(0), vec![0]].concat(), "its end is missing"),
+        ([&b"\x7fELF"[..], &[0; 48], &multiboot(0), &[0]].concat(), "it has nothing to load"),
     ];
     for (image, why) in bad {
         let kernel = files.write("kernel", &image);
         let error = refused_with(&files, "", with_kernel);
         assert_refused!(error, Error::NotMultiboot { path, reason } if path == kernel && reason == why);
     }
+}
+
+/// Kernel and modules go behind one another, each on a page, into 4 MiB here.
+#[test]
+fn multiboot_kernels_and_modules_in_memory() {
+    let files = Files::new();
+    let mut kernel = [multiboot(1 << 16), vec![0]].concat();
+    let mut load_at = |address: u32| {
+        for field in [12, 16] {
+            kernel[field..field + 4].copy_from_slice(&address.to_le_bytes()); // of the header, and of all
+        }
+        files.write("kernel", &kernel)
+    };
+    let with =
+        |m: HyperKit| bare(m).memory(4).multiboot(Multiboot::new(files.path("kernel")).module(files.path("m"), ""));
+    load_at(0x20_0000);
+    for (length, fits) in [(2 * MIB - PAGE, true), (2 * MIB - PAGE + 1, false)] {
+        let module = file_of(length, &files, "m");
+        match fits {
+            true => runs_with(with(files.machine()), ""),
+            false => {
+                let error = refused_with(&files, "", with);
+                assert_refused!(error, Error::DoesNotFit { field: "multiboot", path, needed: 5 } if path == module);
+            }
+        }
+    }
+    let kernel = load_at(0x4000_0000);
+    let error = refused_with(&files, "", with);
+    assert_refused!(error, Error::DoesNotFit { field: "multiboot", path, needed: 1025 } if path == kernel);
 }
 
 #[test]

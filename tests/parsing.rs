@@ -247,8 +247,8 @@ fn what_hyperkit_refuses_is_foreign() {
         Err(Error::ForeignArguments { argument, .. }) => assert_eq!(argument, culprit, "{words:?}"),
         other => panic!("{words:?}: {other:?}"),
     };
-    foreign(&[], "-s");
-    foreign(&["hyperkit"], "-s");
+    foreign(&[], "-A");
+    foreign(&["hyperkit"], "-A");
     for (options, culprit) in [
         ("-c 0", "0"),
         ("-c 65", "65"),
@@ -293,7 +293,7 @@ fn what_hyperkit_refuses_is_foreign() {
         let without: Vec<_> = words.iter().map(|word| if word == missing { "-u" } else { word }).collect();
         assert!(matches!(parse_arguments(&without), Err(Error::ForeignArguments { .. })), "{missing}");
     }
-    foreign(&["hyperkit", "operand", "-A", "-s", "0,hostbridge", "-s", "31,lpc", "-f", "kexec,/k"], "-s");
+    foreign(&["hyperkit", "operand", "-A", "-s", "0,hostbridge", "-s", "31,lpc", "-f", "kexec,/k"], "-A");
     let qemu = parse_arguments(&["/usr/bin/qemu-system-x86_64", "-A"]);
     assert!(matches!(qemu, Err(Error::Unsupported { .. })), "{qemu:?}");
 }

@@ -69,7 +69,7 @@ fn each_card_has_its_network_and_the_first_the_address_and_the_ports() {
         values(&all, "-netdev"),
         [
             "user,id=net1,hostfwd=tcp:127.0.0.1:8080-:80,hostfwd=udp:127.0.0.1:0-:53",
-            "user,id=net2",
+            "user,id=net2,net=192.168.64.0/24",
             "tap,id=net3,ifname=tap7,script=no,downscript=no"
         ]
     );
@@ -130,10 +130,10 @@ fn firmware_clock_debugger_core_dumps_and_what_else_there_is() {
     };
     assert_eq!(value("-drive"), "if=pflash,unit=0,format=raw,readonly=on,file=/uefi.fd");
     assert_eq!((value("-rtc"), value("-gdb")), ("base=localtime", "tcp:127.0.0.1:1234"));
-    assert_eq!(value("-machine"), "q35,sata=off,smbus=off,dump-guest-core=on");
+    assert_eq!(value("-machine"), "q35,sata=off,smbus=off,max-fw-size=16777216,dump-guest-core=on");
     assert!(!arguments.contains(&"-append".to_owned()) && !arguments.contains(&"-device".to_owned()));
     assert_eq!(arguments[arguments.len() - 2..], ["-cpu", "max"]);
-    assert_eq!(values(&machine(), "-machine"), ["q35,sata=off,smbus=off,dump-guest-core=off"]);
+    assert_eq!(values(&machine(), "-machine"), ["q35,sata=off,smbus=off,max-fw-size=16777216,dump-guest-core=off"]);
 
     let multiboot = HyperKit::new().hyperkit("qemu-system-x86_64");
     let multiboot = multiboot.multiboot(Multiboot::new("/k").module("/m", "a b").module("/n", ""));

@@ -143,23 +143,46 @@ fn another_process_takes_it_up_and_stops_it() {
 #[test]
 fn what_qemu_refuses_at_its_start_is_in_the_error() {
     let dir = tempfile::tempdir().unwrap();
-    let dir = dir.path().canonicalize().unwrap();
-    let (first, second) = (dir.join("first"), dir.join("second"));
-    let _ends = (Ended(first.clone()), Ended(second.clone()));
-    let shared = Disk::raw(dir.join("shared.img")).size(1);
-    machine().state_dir(&first).disk(shared.clone()).console(Console::File).start("console=ttyS0").unwrap();
-    let other = machine().state_dir(&second).console(Console::File);
-    match other.clone().disk(shared.clone()).start("console=ttyS0") {
-        Err(Error::DiskInUse { path }) => assert_eq!(Some(path), shared.path),
-        other => panic!("{other:?}"),
-    }
-    assert!(!second.exists());
-    // QEMU's locks tell a reader nothing of a writer, but QEMU does.
-    match other.disk(shared.read_only()).start("console=ttyS0") {
+    let state = dir.path().canonicalize().unwrap().join("vm");
+    let _end = Ended(state.clone());
+    let mut machine = machine().state_dir(&state).console(Console::File).extra_argument("-no-such-option");
+    match machine.start("console=ttyS0") {
         Err(Error::ProgramFailed { exit: Exit::Failed(1), last_words }) => {
-            assert!(last_words.program.contains("lock") && last_words.program.contains("shared.img"), "{last_words}");
+            assert!(last_words.program.contains("no-such-option"), "{last_words}");
         }
         other => panic!("{other:?}"),
     }
-    assert!(!HyperKit::from_state(&second).unwrap().is_running());
+    assert!(!HyperKit::from_state(&state).unwrap().is_running());
+}
+
+/// QEMU's locks are seen, and those of who writes told from those of who reads.
+#[test]
+fn an_image_that_a_qemu_uses_is_refused_before_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().canonicalize().unwrap();
+    let (first, second) = (dir.join("first"), dir.join("second"));
+    let _ends = (Ended(first.clone()), Ended(second.clone()));
+    for shared in [Disk::raw(dir.join("shared.img")).size(1), Disk::new(dir.join("shared.qcow2")).size(1)] {
+        let start = |state: &std::path::Path, disk: Disk| {
+            let mut machine = machine().state_dir(state).disk(disk).console(Console::File);
+            machine.start("console=ttyS0")
+        };
+        let vm = start(&first, shared.clone()).unwrap();
+        for disk in [shared.clone(), shared.clone().read_only()] {
+            // Elsewhere QEMU's own locks are all there is.
+            if cfg!(target_os = "linux") || !disk.read_only {
+                match start(&second, disk) {
+                    Err(Error::DiskInUse { path }) => assert_eq!(Some(path), shared.path),
+                    other => panic!("{other:?}"),
+                }
+                assert!(!second.exists());
+            }
+        }
+        vm.stop().unwrap();
+        // Who only reads does not disturb others who only read, but is disturbed.
+        let readers = [&first, &second].map(|state| start(state, shared.clone().read_only()).unwrap());
+        assert!(matches!(start(&dir.join("third"), shared.clone()), Err(Error::DiskInUse { .. })));
+        readers.iter().for_each(|vm| vm.stop().unwrap());
+        HyperKit::from_state(&second).unwrap().remove(false).unwrap();
+    }
 }

@@ -72,7 +72,10 @@ fn one_of_every_kind() {
     let report = run(machine, &format!("{REPORT} hyperkit.marker=here"));
     let kinds = [NETWORK, NETWORK, BLOCK, AHCI, BLOCK, BLOCK, VSOCK, AHCI, RANDOM, SHARE];
     assert_eq!(report["pci"], bus(&kinds));
-    assert_eq!(report["net"], [at(1, "02:00:00:00:00:07 192.168.65.10/24"), at(2, "52:54:00:12:34:56 10.0.2.15/24")]);
+    assert_eq!(
+        report["net"],
+        [at(1, "02:00:00:00:00:07 192.168.65.10/24"), at(2, "52:54:00:12:34:56 192.168.64.15/24")]
+    );
     let usual = "ro=0 sectors=512/512 cache=write-back discard=1 begin=";
     assert_eq!(
         report["disk"],

@@ -41,6 +41,18 @@ fn uefi_boots_a_kernel_from_a_cd() {
     assert_eq!(report["pci"][1], "0000:00:01.0 0x8086 0x2922 0x1100 0x010601");
 }
 
+/// QEMU alone would take 8 MiB at most. There is nothing in it, so nothing comes of it.
+#[test]
+fn the_largest_boot_rom_is_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("vm");
+    let _end = Ended(state.clone());
+    let rom = dir.path().join("rom");
+    fs::File::create(&rom).unwrap().set_len(16 * 1024 * 1024).unwrap();
+    let machine = HyperKit::new().bootrom(rom).hyperkit("qemu-system-x86_64").state_dir(state).console(Console::File);
+    machine.clone().start("").unwrap().stop().unwrap();
+}
+
 /// A kernel that says its command line, then of each module the command line and the content, and powers off.
 fn kernel() -> Vec<u8> {
     // Magic, "the addresses are here" and "modules on pages", what makes the sum 0; header, load, end, bss, entry; video.

@@ -46,9 +46,12 @@ fn a_free_port_leads_to_the_guest_and_can_be_asked_for() {
     let _other_end = Ended(state.with_file_name("other"));
     other = other.vpnkit(VpnKit::Auto).port_forward(PortForward::tcp(forwards[0].host, 7));
     match other.start("console=ttyS0") {
-        Err(Error::ProgramFailed { last_words, .. }) => {
-            assert!(last_words.program.contains("host forwarding"), "{last_words}")
-        }
+        Err(Error::PortTaken { field: "port_forwards", port, .. }) => assert_eq!(port, forwards[0].host),
+        other => panic!("{other:?}"),
+    }
+    other.port_forwards.clear();
+    match other.gdb_port(forwards[1].host).start("console=ttyS0") {
+        Err(Error::PortTaken { field: "gdb_port", port, .. }) => assert_eq!(port, forwards[1].host),
         other => panic!("{other:?}"),
     }
     vm.stop().unwrap();

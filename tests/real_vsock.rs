@@ -109,6 +109,50 @@ fn the_machine_outlives_it_and_still_leaves_nothing() {
     assert!(!vsock.state.exists());
 }
 
+/// Each of the processes around it may be killed: the others end with the machine at the latest.
+#[test]
+fn a_shell_that_is_killed_leaves_nothing_either() {
+    let vsock = Vsock::new();
+    let mut machine = vsock.machine();
+    let count = {
+        machine.start("console=ttyS0").unwrap();
+        vsock.programs().len()
+    };
+    machine.stop().unwrap();
+    assert!(count > 2, "the program and two that watch");
+    for index in 0..count {
+        let vm = machine.start("console=ttyS0").unwrap();
+        kill_process(raw(vsock.programs()[index]), Signal::KILL).unwrap();
+        vm.stop().unwrap();
+        eventually("they end", || vsock.programs().is_empty());
+    }
+}
+
+#[test]
+fn what_is_in_the_place_of_its_socket_stays() {
+    let vsock = Vsock::new();
+    let elsewhere = vsock.state.with_file_name("sockets");
+    fs::create_dir(&elsewhere).unwrap();
+    let refused = || match vsock.machine().vsock_dir(&elsewhere).start("console=ttyS0") {
+        Err(Error::SocketTaken { path }) => assert_eq!(path, elsewhere.join("v.sock")),
+        other => panic!("{other:?}"),
+    };
+    fs::write(elsewhere.join("v.sock"), "precious").unwrap();
+    refused();
+    assert_eq!(fs::read(elsewhere.join("v.sock")).unwrap(), b"precious");
+    fs::remove_file(elsewhere.join("v.sock")).unwrap();
+
+    let other = vsock.state.with_file_name("other");
+    let _end = Ended(other.clone());
+    let mut first = vsock.machine().state_dir(&other).vsock_dir(&elsewhere);
+    first.start("console=ttyS0").unwrap();
+    refused();
+    first.stop().unwrap();
+    // What a machine that is gone has left is no reason.
+    vsock.machine().vsock_dir(&elsewhere).start("console=ttyS0").unwrap().stop().unwrap();
+    assert_eq!(vsock.programs(), [] as [u32; 0]);
+}
+
 #[test]
 fn it_ends_when_qemu_does_not_start() {
     let vsock = Vsock::new();

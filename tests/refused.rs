@@ -13,7 +13,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use common::{Files, bz_image, names};
-use hyperkit::{Console, Disk, Engine, Error, HyperKit, Serial, VpnKit};
+use hyperkit::{Console, Disk, Engine, Error, HyperKit, PortForward, Serial, VpnKit};
 use refusal::{changed, refused, refused_at_sight, refused_with};
 
 #[test]
@@ -212,6 +212,21 @@ fn programs_that_are_not_there() {
     assert_refused!(error, Error::ProgramNotFound { looked } if looked.iter().all(|place| place.ends_with("no-such-hyperkit-anywhere")) && !looked.is_empty());
 }
 
+#[test]
+fn what_cannot_be_told_apart_is_refused() {
+    for blank in ["", " ", "\t\n"] {
+        assert_refused!(refused_at_sight(|m| m.argv0(blank)), Error::Missing { field: "argv0" });
+    }
+    let error = refused_at_sight(|m| m.socket_9p("/a", "tag").socket_9p("/b", "tag"));
+    assert_refused!(error, Error::TagTwice { tag } if tag == "tag");
+    let ports = |m: HyperKit, forwards: &[PortForward]| changed(m.vmnet(true), |m| m.port_forwards = forwards.to_vec());
+    let (tcp, udp, any) = (PortForward::tcp(80, 1), PortForward::udp(80, 2), PortForward::tcp(0, 3));
+    assert_refused!(refused_at_sight(|m| ports(m, &[tcp, any, tcp])), Error::PortTwice { port: 80 });
+    assert_refused!(refused_at_sight(|m| ports(m, &[tcp]).gdb_port(80)), Error::PortTwice { port: 80 });
+    let qemu = |m: HyperKit| ports(m, &[tcp, udp, any, any]).hyperkit("/bin/qemu-system-x86_64");
+    qemu(Files::new().machine()).arguments("").unwrap();
+}
+
 /// hyperkit would try for ever, and not say so.
 #[test]
 fn a_vpnkit_socket_where_nobody_listens() {
@@ -256,9 +271,23 @@ fn what_qemu_cannot_do() {
         refuse(&|m| address(m, used_by_the_network), "preferred address");
     }
     address(files.machine().hyperkit(&qemu), "10.0.2.4").check().unwrap();
-    if !cfg!(target_os = "linux") {
+    refuse(&|m| address(m, "127.0.0.10"), "none for a guest");
+    refuse(&|m| address(m, "224.0.0.10"), "none for a guest");
+    refuse(&|m| address(m.vmnet(true), "192.168.64.10"), "network of `vmnet`");
+    if cfg!(target_os = "linux") {
+        // QEMU would cut it, or fill it in, or make it.
+        for other_interface in ["no-such-tap", "tap%d", "lo"] {
+            let error = refused_with(&files, "", |m| m.hyperkit(&qemu).tap(other_interface));
+            assert_refused!(error, Error::NotFound { field: "tap", path } if path.to_str().unwrap().contains(other_interface));
+        }
+        let error = refused_with(&files, "", |m| m.hyperkit(&qemu).tap("t".repeat(16)));
+        assert_refused!(error, Error::TooLong { field: "tap", limit: 15, .. });
+    } else {
         refuse(&|m| m.tap("tap0"), "tap");
     }
+    // What no host changes, the arguments refuse, too.
+    let arguments = files.machine().hyperkit(&qemu).x2apic(true).arguments("");
+    assert!(matches!(arguments, Err(Error::Unsupported { .. })), "{arguments:?}");
     let error = refused_with(&files, "", |m| m.hyperkit(&qemu).socket_9p(files.dir(), "t".repeat(32)));
     assert_refused!(error, Error::TooLong { field: "sockets_9p", limit: 31, .. });
     let has_device = fs::OpenOptions::new().read(true).write(true).open("/dev/vhost-vsock").is_ok();
@@ -273,7 +302,7 @@ fn what_qemu_cannot_do() {
         refuse(&|m| m.vsock(true).vhost_device_vsock(&program).vsock_port(1), "vsock_ports");
     }
     let error = refused_with(&files, "", |m| m.hyperkit(&qemu).vsock(true).vhost_device_vsock("/no/such"));
-    assert_refused!(error, Error::ToolNotFound { looked } if looked == [Path::new("/no/such")]);
+    assert_refused!(error, Error::ToolNotFound { looked, .. } if looked == [Path::new("/no/such")]);
     let long = files.dir().join("x".repeat(100));
     let error = refused_with(&files, "", |m| m.hyperkit(&qemu).state_dir(&long));
     assert_refused!(error, Error::TooLong { field: "state_dir", limit: 91, .. });

@@ -73,8 +73,8 @@ fn lists_of_later_generations_load_and_are_written_only_where_needed() {
     assert_eq!((machine.disks[0].size, machine.disks[1].size), (Some(1), None));
     assert_eq!(machine.isos, ["/a.iso", "/b.iso"].map(std::path::PathBuf::from));
     let written = serde_json::to_value(&machine).unwrap();
-    // Of `driver` the default is not written, and of `format` that there is none.
-    let disks = json!([{"path": "/a.img", "size": 1, "format": "raw"}, {"path": "/b.img", "size": 0, "format": ""}]);
+    // Of `driver` the default is not written.
+    let disks = json!([{"path": "/a.img", "size": 1, "format": "raw"}, {"path": "/b.img", "size": 0}]);
     assert_eq!((&written["disks"], &written["iso"]), (&disks, &late_2017["iso"]));
     assert_eq!(load(written), machine);
 

@@ -2,7 +2,7 @@
 
 use std::fs::{File, Metadata};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,8 +12,8 @@ use super::canonical;
 use crate::config::{HyperKit, VpnKit};
 use crate::engine::kernel_command_line;
 use crate::error::{Error, Result};
-use crate::image::{self, Work};
-use crate::kernel::{PAGE, bz_image, multiboot};
+use crate::image::{self, Work, inode};
+use crate::kernel::{PAGE, bz_image, multiboot, multiboot_fits};
 use crate::socket::connect;
 
 /// A boot ROM, in bytes, of which it has whole pages.
@@ -45,8 +45,12 @@ pub(super) fn files(machine: &HyperKit) -> Result<()> {
         }
     }
     if let Some(image) = &machine.multiboot {
-        multiboot(&image.kernel)?;
-        image.modules.iter().try_for_each(|module| not_empty("multiboot", &module.path).map(drop))?;
+        let end = multiboot(&image.kernel)?;
+        let modules = image.modules.iter().map(|module| {
+            let path = module.path.as_path();
+            Ok((path, not_empty("multiboot", path)?))
+        });
+        multiboot_fits(machine.memory, &image.kernel, end, &modules.collect::<Result<Vec<_>>>()?)?;
     }
     let file_or_device = |metadata: &Metadata| {
         let kind = metadata.file_type();
@@ -139,12 +143,11 @@ fn not_empty(field: &'static str, path: &Path) -> Result<u64> {
 
 /// One image has several names where there are links.
 fn not_twice(images: &[(PathBuf, bool)]) -> Result<()> {
-    let inode = |path: &Path| path.metadata().map(|metadata| (metadata.dev(), metadata.ino()));
     for (index, (path, read_only)) in images.iter().enumerate() {
         let is_same = |(other, other_read_only): &&(PathBuf, bool)| {
             !(*read_only && *other_read_only)
                 && match (inode(path), inode(other)) {
-                    (Ok(one), Ok(other)) => one == other,
+                    (Some(one), Some(other)) => one == other,
                     _ => canonical(path) == canonical(other),
                 }
         };

@@ -8,7 +8,7 @@ mod files;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-use crate::config::{HyperKit, Server9p, VpnKit};
+use crate::config::{HyperKit, Protocol, Server9p, VpnKit};
 use crate::disk::{self, Format, Qcow};
 use crate::engine::{self, Engine, vhost_vsock};
 use crate::error::{Error, Result};
@@ -35,7 +35,8 @@ pub(crate) const MAX_SOCKET: usize = 103;
 
 impl HyperKit {
     /// Looks whether the machine can be started, as far as that can be told beforehand: the description, the files it
-    /// names, and the program. Changes nothing.
+    /// names, and the program. Changes nothing, and so does not find out what others use at the time: whether the machine
+    /// runs already, whether another has its images or ports, [`start`](Self::start) says.
     ///
     /// ```
     /// use hyperkit::{Error, HyperKit};
@@ -60,21 +61,9 @@ impl HyperKit {
     /// This machine as it would be started from here: paths absolute, the program and VPNKit found.
     pub(crate) fn effective(&self) -> Result<Self> {
         let mut machine = self.clone();
-        let HyperKit { state_dir, kernel, initrd, bootrom, vsock_dir, multiboot, disks, isos, sockets_9p, .. } =
-            &mut machine;
-        let paths = [state_dir, kernel, initrd, bootrom, vsock_dir].into_iter().flatten();
-        let disks = disks.iter_mut().filter_map(|disk| disk.path.as_mut());
-        let shares = sockets_9p.iter_mut().filter_map(|share| match &mut share.server {
-            Server9p::Path(path) => Some(path),
-            Server9p::Port(_) => None,
-        });
-        let multiboot = multiboot.iter_mut().flat_map(|multiboot| {
-            std::iter::once(&mut multiboot.kernel).chain(multiboot.modules.iter_mut().map(|module| &mut module.path))
-        });
-        for path in paths.chain(disks).chain(isos).chain(shares).chain(multiboot) {
-            make_absolute(path)?;
-        }
+        machine.paths_mut().try_for_each(make_absolute)?;
         if let Some(dir) = &mut machine.state_dir {
+            make_absolute(dir)?;
             *dir = canonical(dir);
         }
         // What is wrong with the description matters more than that a program is missing.
@@ -142,6 +131,7 @@ pub(crate) fn description(machine: &HyperKit) -> Result<()> {
         ("vsock_ports", !machine.vsock_ports.is_empty(), "vsock", machine.vsock),
         ("vsock_dir", machine.vsock_dir.is_some(), "vsock", machine.vsock),
         ("vpnkit_preferred_ipv4", machine.vpnkit_preferred_ipv4.is_some(), "vpnkit_key", machine.vpnkit_key.is_some()),
+        ("vpnkit_preferred_ipv4", machine.vpnkit_preferred_ipv4.is_some(), "vpnkit", machine.vpnkit != VpnKit::None),
         ("mac", machine.mac.is_some(), "vpnkit", has_network),
         ("port_forwards", !machine.port_forwards.is_empty(), "vpnkit", has_user_network),
     ] {
@@ -201,8 +191,15 @@ fn disks(machine: &HyperKit) -> Result<()> {
     Ok(())
 }
 
-/// Ports, which are not 0.
+/// Ports, which are not 0, and of the host's each one once.
 fn numbers(machine: &HyperKit) -> Result<()> {
+    let mut ports: Vec<_> = machine.port_forwards.iter().map(|forward| (forward.protocol, forward.host)).collect();
+    ports.extend(machine.gdb_port.map(|port| (Protocol::Tcp, port)));
+    for (index, &(protocol, port)) in ports.iter().enumerate() {
+        if port != 0 && ports[..index].contains(&(protocol, port)) {
+            return Err(Error::PortTwice { port });
+        }
+    }
     let zero_9p = machine.sockets_9p.iter().any(|share| share.server == Server9p::Port(0));
     let zero_forward = machine.port_forwards.iter().any(|forward| forward.guest == 0);
     let zeros = [("gdb_port", machine.gdb_port == Some(0)), ("sockets_9p", zero_9p), ("port_forwards", zero_forward)];
@@ -239,6 +236,10 @@ fn texts(machine: &HyperKit) -> Result<()> {
     let whole = |field, text: &String| without(&['\0'], field, text).map(drop);
     machine.argv0.iter().try_for_each(|text| whole("argv0", text))?;
     machine.extra_arguments.iter().try_for_each(|text| whole("extra_arguments", text))?;
+    // A name that is blank is none to the system, and not to be told from no name in hyperkit.json.
+    if machine.argv0.as_ref().is_some_and(|name| name.trim().is_empty()) {
+        return Err(Error::Missing { field: "argv0" });
+    }
     if let Some(tap) = &machine.tap {
         at_most(MAX_TAP, "tap", without(&['/', ','], "tap", plain("tap", tap)?)?)?;
     }
@@ -252,7 +253,11 @@ fn texts(machine: &HyperKit) -> Result<()> {
     if let VpnKit::Socket(socket) = &machine.vpnkit {
         at_most(MAX_SOCKET, "vpnkit", path_text("vpnkit", socket)?)?;
     }
-    for share in &machine.sockets_9p {
+    for (index, share) in machine.sockets_9p.iter().enumerate() {
+        // The guest would find the first under it only.
+        if machine.sockets_9p[..index].iter().any(|other| other.tag == share.tag) {
+            return Err(Error::TagTwice { tag: share.tag.clone() });
+        }
         if let Server9p::Path(path) = &share.server {
             at_most(MAX_SOCKET, "sockets_9p", path_text("sockets_9p", path)?)?;
         }
@@ -307,11 +312,8 @@ fn vsock(machine: &HyperKit) -> Result<()> {
     if let Some(&value) = ports.iter().find(|&&port| port > MAX_PORT) {
         return Err(Error::InvalidPort { value });
     }
-    let (field, dir) = match &machine.vsock_dir {
-        Some(dir) => ("vsock_dir", dir.as_path()),
-        None => ("state_dir", machine.state_dir.as_deref().unwrap_or(Path::new(""))),
-    };
-    at_most(MAX_VSOCK_DIR, field, utf8(field, dir)?)
+    let field = if machine.vsock_dir.is_some() { "vsock_dir" } else { "state_dir" };
+    at_most(MAX_VSOCK_DIR, field, utf8(field, machine.vsock_place())?)
 }
 
 fn is_mac(text: &str) -> bool {

@@ -4,7 +4,7 @@ mod devices;
 mod setters;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -230,6 +230,28 @@ impl Default for HyperKit {
             made_disks: Vec::new(),
             unknown: serde_json::Map::new(),
         }
+    }
+}
+
+impl HyperKit {
+    /// The files that it is made of, but for programs and VPNKit.
+    pub(crate) fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        let Self { kernel, initrd, bootrom, vsock_dir, multiboot, disks, isos, sockets_9p, .. } = self;
+        let paths = [kernel, initrd, bootrom, vsock_dir].into_iter().flatten();
+        let disks = disks.iter_mut().filter_map(|disk| disk.path.as_mut());
+        let shares = sockets_9p.iter_mut().filter_map(|share| match &mut share.server {
+            Server9p::Path(path) => Some(path),
+            Server9p::Port(_) => None,
+        });
+        let multiboot = multiboot.iter_mut().flat_map(|multiboot| {
+            std::iter::once(&mut multiboot.kernel).chain(multiboot.modules.iter_mut().map(|module| &mut module.path))
+        });
+        paths.chain(disks).chain(isos).chain(shares).chain(multiboot)
+    }
+
+    /// Where the vsock sockets are.
+    pub(crate) fn vsock_place(&self) -> &Path {
+        self.vsock_dir.as_deref().or(self.state_dir.as_deref()).unwrap_or(Path::new(""))
     }
 }
 

@@ -67,8 +67,9 @@ impl Engine {
         machine.hyperkit.as_ref().map_or(Self::HyperKit, Self::of)
     }
 
-    /// The arguments for `machine`, without looking at any file.
+    /// Refuses what this engine cannot do anywhere, then gives the arguments for `machine`; without looking at any file.
     pub(crate) fn arguments(self, machine: &HyperKit, cmdline: &str) -> Result<Vec<String>> {
+        self.supports(machine)?;
         match self {
             Self::HyperKit => hyperkit::arguments(machine, cmdline),
             Self::Qemu => qemu::arguments(machine, cmdline),
@@ -83,10 +84,18 @@ impl Engine {
         }
     }
 
+    fn supports(self, machine: &HyperKit) -> Result<()> {
+        match self {
+            Self::HyperKit => hyperkit::supports(machine),
+            Self::Qemu => qemu::supports(machine),
+        }
+    }
+
     /// Refuses what this engine cannot do on this host.
     pub(crate) fn check(self, machine: &HyperKit) -> Result<()> {
+        self.supports(machine)?;
         match self {
-            Self::HyperKit => hyperkit::check(machine),
+            Self::HyperKit => Ok(()),
             Self::Qemu => qemu::check(machine),
         }
     }

@@ -1,11 +1,13 @@
 //! vsock for a QEMU guest where the host's kernel has no /dev/vhost-vsock: the `vhost-device-vsock` program beside QEMU.
 //!
 //! It shares the guest's memory with QEMU, serves the host's programs on a unix socket, and does not end when QEMU does.
-//! So it runs under a shell that holds the reading end of a named pipe. The writing end is held by the starter until QEMU
-//! is there, and by QEMU as long as it lives. When nobody holds it any more, however that came about, the shell ends the
-//! program; and when the program ends, the shell ends, too.
+//! So it runs under shells that hold the reading end of a named pipe. The writing end is held by the starter until QEMU
+//! is there, and by QEMU as long as it lives. When nobody holds it any more, however that came about, the shells end the
+//! program; and when the program ends, the shells end, too. Two watch the pipe, so that either may be killed.
 
 use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -16,12 +18,13 @@ use crate::check::utf8;
 use crate::config::HyperKit;
 use crate::error::{Error, Result};
 use crate::output::{LastWords, Output};
-use crate::state::{StateDir, VHOST_LINE, VHOST_SOCKET, VSOCK_SOCKET};
+use crate::socket::connect;
+use crate::state::{StateDir, VHOST_LINE, VHOST_SOCKET, VSOCK_SOCKET, remove_file};
 
 const DEVICE: &str = "/dev/vhost-vsock";
 const PROGRAM: &str = "vhost-device-vsock";
 /// In a process group of its own: `kill 0` ends all of it, and no other.
-const SCRIPT: &str = r#"("$0" "$@"; kill 0) & read -r line; kill 0"#;
+const SCRIPT: &str = r#"exec 3<&0; (read -r line <&3; kill 0) & ("$0" "$@"; kill 0) & read -r line; kill 0"#;
 /// How long it may take to listen.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -29,7 +32,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) fn find(machine: &HyperKit) -> Result<Option<PathBuf>> {
     match &machine.vhost_device_vsock {
         _ if !machine.vsock => Ok(None),
-        Some(program) => first_program(&[program]).map(Some).map_err(|looked| Error::ToolNotFound { looked }),
+        Some(program) => first_program(&[program])
+            .map(Some)
+            .map_err(|looked| Error::ToolNotFound { field: "vhost_device_vsock", looked }),
         None if device_opens() => Ok(None),
         None => Ok(first_program(&[Path::new(PROGRAM)]).ok()),
     }
@@ -80,15 +85,13 @@ impl Companion {
         let line = OpenOptions::new().read(true).write(true).open(&path).map_err(failed)?;
         let reader = File::open(&path).map_err(failed)?;
 
-        let sockets =
-            [state.file(VHOST_SOCKET), machine.vsock_dir.as_deref().unwrap_or(state.path()).join(VSOCK_SOCKET)];
+        let sockets = [state.file(VHOST_SOCKET), machine.vsock_place().join(VSOCK_SOCKET)];
         let [socket, uds] = [utf8("state_dir", &sockets[0])?, utf8("vsock_dir", &sockets[1])?];
         let mut shell = Command::new("/bin/sh");
         shell.args(["-c", SCRIPT]).arg(program).args(["--guest-cid", &machine.vsock_guest_cid.to_string()]);
         shell.args(["--socket", socket, "--uds-path", uds]);
         shell.stdin(reader).stdout(output.writer()?).stderr(output.writer()?).process_group(0);
-        // Of a listener that is gone only the file is left, and would pass for the new one.
-        sockets.iter().try_for_each(crate::state::remove_file)?;
+        sockets.iter().try_for_each(|socket| make_way(socket))?;
         let shell = shell.spawn().map_err(Error::io("start", program))?;
         let mut companion = Self { shell, line: Some(line) };
 
@@ -115,6 +118,16 @@ impl Drop for Companion {
         self.let_go();
         let _ = self.shell.wait();
     }
+}
+
+/// Of a listener that is gone only the file is left, and would pass for the new one. What is not ours stays.
+fn make_way(socket: &Path) -> Result<()> {
+    let Ok(metadata) = socket.symlink_metadata() else { return Ok(()) };
+    let is_left_behind = || connect(socket, Duration::ZERO).is_err_and(|e| e.kind() == ErrorKind::ConnectionRefused);
+    if metadata.file_type().is_socket() && is_left_behind() {
+        return remove_file(socket);
+    }
+    Err(Error::SocketTaken { path: socket.to_owned() })
 }
 
 #[cfg(target_os = "linux")]

@@ -97,7 +97,14 @@ impl StateDir {
         })?;
         let mut machine: HyperKit =
             serde_json::from_slice(&json).map_err(|source| Error::DamagedState { path, source: source.into() })?;
-        machine.state_dir = Some(self.0.clone());
+        // What was in a directory that was moved or copied is with it: above all its disks.
+        if let Some(before) = machine.state_dir.replace(self.0.clone()).filter(|dir| canonical(dir) != self.0) {
+            for path in machine.paths_mut() {
+                if let Ok(rest) = path.strip_prefix(&before) {
+                    *path = self.0.join(rest);
+                }
+            }
+        }
         Ok(machine)
     }
 

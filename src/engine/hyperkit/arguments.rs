@@ -83,7 +83,7 @@ fn config(machine: &HyperKit, device: Device<'_>) -> Result<String> {
             disk(image, utf8("disks", &path)?)?
         }
         Device::Vsock => {
-            let dir = machine.vsock_dir.as_deref().or(machine.state_dir.as_deref()).unwrap_or(Path::new(""));
+            let dir = machine.vsock_place();
             let ports: Vec<_> = machine.vsock_ports.iter().map(u32::to_string).collect();
             let forwards =
                 if ports.is_empty() { String::new() } else { format!(",guest_forwards={}", ports.join(";")) };

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use rustix::process::Signal;
 
 use super::{Control, Engine};
-use crate::check::utf8;
 use crate::config::HyperKit;
 use crate::error::{Error, Result};
+use crate::image::inode;
 use crate::process::look_at_all;
 use crate::serial::{Line, ports};
 use crate::slots::{Device, Network, layout};
@@ -29,7 +29,7 @@ const VPNKIT_SOCKETS: [&str; 2] =
     ["Library/Containers/com.docker.docker/Data/vpnkit.eth.sock", "Library/Containers/com.docker.docker/Data/s50"];
 
 /// Refuses what QEMU can do and hyperkit cannot.
-pub(crate) fn check(machine: &HyperKit) -> Result<()> {
+pub(crate) fn supports(machine: &HyperKit) -> Result<()> {
     let no = |feature| Err(Error::Unsupported { engine: Engine::HyperKit, feature });
     if !machine.port_forwards.is_empty() {
         return no("ports of 127.0.0.1 that lead to the guest (`port_forwards`; VPNKit has ways of its own)");
@@ -41,11 +41,20 @@ pub(crate) fn check(machine: &HyperKit) -> Result<()> {
     Ok(())
 }
 
-/// Whether a hyperkit uses a qcow2 image. It does not lock them, but has them on its command line.
-pub(crate) fn uses_qcow2(path: &Path) -> bool {
-    let Ok(url) = utf8("disks", path).map(|path| format!(",{}?", arguments::url(path))) else { return false };
-    let names_it = |argument: &OsString| argument.to_string_lossy().contains(&url);
-    look_at_all().iter().any(|seen| seen.command.iter().any(names_it))
+/// Whether a hyperkit uses a qcow2 image, unless both only read. It does not lock them, but has them on its command line;
+/// from the Go package as they are, where this crate escapes what has a meaning in URLs.
+pub(crate) fn uses_qcow2(path: &Path, read_only: bool) -> bool {
+    let Some(image) = inode(path) else { return false };
+    let uses_it = |argument: &OsString| {
+        let argument = argument.to_string_lossy();
+        let Some((path, options)) = argument.split_once(",file://").and_then(|(_, url)| url.split_once('?')) else {
+            return false;
+        };
+        let both_read = read_only && options.split(',').any(|option| option == "ro");
+        let is_it = |path: &str| inode(Path::new(path)) == Some(image);
+        !both_read && (is_it(path) || parse::unescaped(path).is_some_and(|path: String| is_it(&path)))
+    };
+    look_at_all().iter().any(|seen| seen.command.iter().any(uses_it))
 }
 
 /// The serial ports come after all other devices, and what they leave in the state directory says so.

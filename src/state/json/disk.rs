@@ -76,15 +76,16 @@ impl Serialize for Disk {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let path = |path: &Option<PathBuf>| Value::from(path.as_ref().map_or("".into(), |path| path.to_string_lossy()));
         let format = match &self.format {
-            None => "",
-            Some(Format::Raw) => "raw",
-            Some(Format::Qcow2(_)) => "qcow",
+            None => None,
+            Some(Format::Raw) => Some("raw"),
+            Some(Format::Qcow2(_)) => Some("qcow"),
         };
         let mut known = Map::new();
         let mut put = |key: &str, value: Value| known.insert(key.to_owned(), value);
         put(keys::PATH, path(&self.path));
         put(keys::SIZE, self.size.unwrap_or(0).into());
-        put(keys::FORMAT, format.into());
+        // Of the format that is not known yet there is no word: an empty one is hyperkit's default, which is raw.
+        format.map(|format| put(keys::FORMAT, format.into()));
         if self.driver != Driver::default() {
             put(keys::DRIVER, self.driver.word().into());
         }
@@ -129,8 +130,12 @@ impl<'de> Deserialize<'de> for Disk {
         let mut from = Map::deserialize(deserializer)?;
         let from = &mut from;
         let is_qcow = keys::QCOW.iter().any(|key| from.contains_key(*key));
+        let is_written = from.get(keys::FORMAT).is_some_and(Value::is_string);
         let format = take_word(from, keys::FORMAT, |word| match word {
             "" if is_qcow => Some(Some(Format::Qcow2(Qcow::default()))),
+            // The Go package leaves it to hyperkit, for which it is raw. What is in the image must not decide that: the
+            // guest may have written it.
+            "" if is_written => Some(Some(Format::Raw)),
             "" => Some(None),
             "raw" => Some(Some(Format::Raw)),
             "qcow" | "qcow2" => Some(Some(Format::Qcow2(Qcow::default()))),

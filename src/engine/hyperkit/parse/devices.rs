@@ -171,7 +171,7 @@ fn qcow2(mut disk: Disk, url: &str, stats: Option<String>, handling: &str) -> Op
 }
 
 /// The inverse of [`url`](super::super::arguments::url).
-fn unescaped(url: &str) -> Option<String> {
+pub(in crate::engine::hyperkit) fn unescaped(url: &str) -> Option<String> {
     let mut parts = url.split('%');
     let mut bytes = parts.next()?.as_bytes().to_vec();
     for part in parts {

@@ -2,6 +2,8 @@
 
 mod devices;
 
+pub(super) use devices::unescaped;
+
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Component, Path, PathBuf};
@@ -72,8 +74,15 @@ pub fn parse_arguments<S: AsRef<str>>(arguments: &[S]) -> Result<(HyperKit, Stri
     }
     let Options { has_acpi, pid_file, slots, serials, firmware } = Options::read(arguments, &mut machine)?;
     let device_in = |slot: u8| slots.get(&(0, slot, 0)).map(|value| device(value));
-    if !has_acpi || device_in(0) != Some("hostbridge") || device_in(31) != Some("lpc") {
-        return foreign("-s", "it takes ACPI (`-A`), a `hostbridge` in slot 0 and `lpc` in slot 31");
+    for (missing, is_there) in [
+        ("-A", has_acpi),
+        ("-s 0:0,hostbridge", device_in(0) == Some("hostbridge")),
+        ("-s 31,lpc", device_in(31) == Some("lpc")),
+        ("-f", firmware.is_some()),
+    ] {
+        if !is_there {
+            return foreign(missing, "it must be given");
+        }
     }
     let firmware = firmware.unwrap_or_default();
     let cmdline = read_firmware(&firmware, &mut machine)?;

@@ -1,35 +1,23 @@
-//! The same machine as arguments of `qemu-system-x86_64`, each device in the slot that hyperkit gives it.
+//! A machine as arguments of `qemu-system-x86_64`, each device in the slot that hyperkit gives it.
 //!
 //! Tried with QEMU 7.2. Commas would have to be doubled in most values; `check` lets none pass, since hyperkit takes none.
 
-use std::fs::{self, OpenOptions};
 use std::net::Ipv4Addr;
 use std::path::Path;
-use std::time::Duration;
 
-use rustix::process::Signal;
-
-use serde_json::json;
-
-use super::{Control, Engine, kernel_command_line, qmp::Qmp, vhost_vsock};
-use crate::check::{MAX_SOCKET, at_most, utf8};
-use crate::config::{HyperKit, Multiboot, PortForward, Protocol, Server9p, Socket9p, VpnKit};
-use crate::disk::{Disk, Driver, Format, SectorSize};
+use super::limits::{NO_9P_PORT, unsupported};
+use crate::check::utf8;
+use crate::config::{HyperKit, Multiboot, PortForward, Server9p};
+use crate::disk::{Disk, Driver, Format};
+use crate::engine::{kernel_command_line, vhost_vsock};
 use crate::error::{Error, Result};
 use crate::serial::{Line, ports};
 use crate::slots::{Device, Network, layout};
-use crate::state::{EVENTS_SOCKET, PID_FILE, QMP_SOCKET, StateDir};
-use crate::vm::Exit;
-
-/// How long a QEMU that is up may take to let us listen.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// QEMU's limit on a mount tag, in bytes.
-const MAX_TAG: usize = 31;
-/// QEMU's limit on the size of a sector, in bytes.
-const MAX_SECTOR: u32 = 2 * 1024 * 1024;
+use crate::state::{EVENTS_SOCKET, PID_FILE, QMP_SOCKET};
 
 /// q35 has its LPC bridge in slot 31, as hyperkit; without SATA and SMBus, which share that slot, all others are free.
-const MACHINE: &str = "q35,sata=off,smbus=off";
+/// QEMU takes a boot ROM of 8 MiB at most if it is not told otherwise, and hyperkit one of 16 MiB.
+const MACHINE: &str = "q35,sata=off,smbus=off,max-fw-size=16777216";
 const FIXED: [&str; 5] = ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"];
 
 /// The arguments, but for those that depend on the host.
@@ -83,7 +71,10 @@ impl Arguments {
                 let backend = match network {
                     Network::Tap(name) => format!("tap,id=net{slot},ifname={name},script=no,downscript=no"),
                     Network::VpnKit(_) => format!("user,id=net{slot}{}{}", subnet(machine), forwards(machine, slot)?),
-                    Network::Vmnet => format!("user,id=net{slot}{}", forwards(machine, slot)?),
+                    Network::Vmnet => {
+                        let [a, b, c] = VMNET;
+                        format!("user,id=net{slot},net={a}.{b}.{c}.0/24{}", forwards(machine, slot)?)
+                    }
                 };
                 let mac = machine.mac.as_ref().filter(|_| slot == 1).map(|mac| format!(",mac={mac}"));
                 self.add("-netdev", backend);
@@ -187,10 +178,10 @@ fn drive(image: &Disk, slot: u8, path: &str) -> String {
     format!("if=none,id=disk{slot},format={format}{options},file={path}")
 }
 
-/// In the user-mode network .1 is unused, .2 the gateway and .3 the name server.
-const HOSTS: std::ops::RangeInclusive<u8> = 4..=254;
+/// The network that Apple's vmnet has, so that a guest with two cards is not twice in one.
+pub(super) const VMNET: [u8; 3] = [192, 168, 64];
 
-fn preferred_address(machine: &HyperKit) -> Option<[u8; 4]> {
+pub(super) fn preferred_address(machine: &HyperKit) -> Option<[u8; 4]> {
     Some(machine.vpnkit_preferred_ipv4.as_ref()?.parse::<Ipv4Addr>().ok()?.octets())
 }
 
@@ -216,167 +207,4 @@ fn forwards(machine: &HyperKit, slot: u8) -> Result<String> {
 /// Whether the vsock device is a program of its own, which shares the guest's memory.
 fn vhost_user(machine: &HyperKit) -> bool {
     machine.vsock && machine.vhost_device_vsock.is_some()
-}
-
-const NO_9P_PORT: &str = "9p from a TCP port (`sockets_9p`; a directory is shared by QEMU itself)";
-
-fn unsupported(feature: &'static str) -> Error {
-    Error::Unsupported { engine: Engine::Qemu, feature }
-}
-
-/// Refuses what hyperkit can do and QEMU cannot, or not on this host.
-pub(crate) fn check(machine: &HyperKit) -> Result<()> {
-    let no = |feature| Err(unsupported(feature));
-    if let Some(dir) = &machine.state_dir {
-        at_most(MAX_SOCKET - "/".len() - EVENTS_SOCKET.len(), "state_dir", utf8("state_dir", dir)?)?;
-    }
-    if matches!(machine.vpnkit, VpnKit::Socket(_)) {
-        return no("a network on a VPNKit socket (`vpnkit`; `Auto` takes QEMU's own network)");
-    }
-    if preferred_address(machine).is_some_and(|[.., host]| !HOSTS.contains(&host)) {
-        return no("a preferred address that ends in less than 4 or in 255 (`vpnkit_preferred_ipv4`)");
-    }
-    if machine.tap.is_some() && !cfg!(target_os = "linux") {
-        return no("a tap interface on this system (`tap`)");
-    }
-    if ports(machine)?.iter().any(|port| port.asl) {
-        return no("the Apple System Log (`console`, `serials`; a log in the state directory keeps the output)");
-    }
-    let has_port = |share: &Socket9p| matches!(share.server, Server9p::Port(_));
-    if machine.sockets_9p.iter().any(has_port) {
-        return no(NO_9P_PORT);
-    }
-    if machine.x2apic {
-        return no("x2APIC mode from the start (`x2apic`; where the processor has it the guest turns it on itself)");
-    }
-    if !machine.msix {
-        return no("virtio with single-vector MSI (`msix`)");
-    }
-    if !machine.mptable {
-        return no("a machine without an MPtable (`mptable`)");
-    }
-    let modules = machine.multiboot.iter().flat_map(|multiboot| &multiboot.modules);
-    if modules.into_iter().any(|module| module.path.as_os_str().as_encoded_bytes().contains(&b' ')) {
-        return no("a module with a space in its path (`multiboot`; QEMU takes the rest for its command line)");
-    }
-    for disk in &machine.disks {
-        let size = disk.sector_size.unwrap_or(SectorSize { logical: 512, physical: 512 });
-        if disk.driver == Driver::Ahci && disk.read_only {
-            return no("a SATA disk that is read-only (`disks`; virtio-blk can be)");
-        }
-        if disk.driver == Driver::Ahci && size.logical != 512 {
-            return no("a SATA disk with logical sectors of other than 512 bytes (`disks`; virtio-blk can have them)");
-        }
-        if size.physical > MAX_SECTOR {
-            return no("sectors of more than 2 MiB (`disks`)");
-        }
-    }
-    if machine.vsock {
-        vhost_vsock::check(machine)?;
-    }
-    if !machine.vsock_ports.is_empty() {
-        return no(
-            "vsock ports as sockets on the host (`vsock_ports`; the host reaches any port of the guest by vsock)",
-        );
-    }
-    for share in &machine.sockets_9p {
-        at_most(MAX_TAG, "sockets_9p", &share.tag)?;
-        match &share.server {
-            Server9p::Path(path) if !path.exists() => {
-                return Err(Error::NotFound { field: "sockets_9p", path: path.clone() });
-            }
-            Server9p::Path(path) if path.is_dir() => {}
-            _ => return no("9p from anything but a directory (`sockets_9p`)"),
-        }
-    }
-    Ok(())
-}
-
-/// QEMU answers on its QMP socket when all devices are there. It names the console's pty only there, so the `tty`
-/// file that hyperkit makes is made here.
-pub(crate) fn is_set_up(machine: &HyperKit, state: &StateDir, patience: Duration) -> Result<bool> {
-    let console = Qmp::connect(&state.file(QMP_SOCKET), patience).and_then(|mut qmp| qmp.execute("query-chardev"));
-    let chardevs = match console {
-        Ok(chardevs) => chardevs,
-        Err(error) => {
-            log::trace!(target: "hyperkit", "not yet: {error}");
-            return Ok(false);
-        }
-    };
-    for port in ports(machine)? {
-        let Line::Tty(file) = port.line else { continue };
-        let chardev = chardevs.as_array().into_iter().flatten().find(|chardev| chardev["label"] == port.name);
-        let pty = chardev.and_then(|chardev| chardev["filename"].as_str()?.strip_prefix("pty:"));
-        let pty = pty.ok_or_else(|| Error::Qmp { reason: format!("no pty for {} in {chardevs}", port.name) })?;
-        state.write(file, pty.as_bytes())?;
-    }
-    Ok(true)
-}
-
-/// The exit code is 0 for a power-off and for a reset; the event before it says which.
-pub(crate) fn listen(state: &StateDir) -> Option<impl FnOnce() -> Option<Exit> + Send + 'static> {
-    let mut events = match Qmp::connect(&state.file(EVENTS_SOCKET), PATIENCE) {
-        Ok(events) => events,
-        Err(error) => {
-            log::warn!(target: "hyperkit", "a reset of the guest will pass for a power-off: {error}");
-            return None;
-        }
-    };
-    Some(move || {
-        let mut told = None;
-        while let Some(event) = events.next_event() {
-            if event["event"] == "SHUTDOWN" {
-                told = match event["data"]["reason"].as_str() {
-                    Some("guest-shutdown") => Some(Exit::PowerOff),
-                    Some("guest-reset") => Some(Exit::Reset),
-                    Some("host-signal") => Some(Exit::Killed(Signal::TERM.as_raw())),
-                    _ => Some(Exit::Unknown),
-                };
-            }
-        }
-        told
-    })
-}
-
-pub(crate) fn control(what: Control, state: &StateDir, patience: Duration) -> Result<()> {
-    let command = match what {
-        Control::PressPowerButton => "system_powerdown",
-        Control::Pause => "stop",
-        Control::Resume => "cont",
-    };
-    Qmp::connect(&state.file(QMP_SOCKET), patience)?.execute(command).map(drop)
-}
-
-/// A table for people, in which each line of a forwarded port has protocol, descriptor, address, port, address, port.
-pub(crate) fn port_forwards(state: &StateDir, patience: Duration) -> Result<Vec<PortForward>> {
-    let mut qmp = Qmp::connect(&state.file(QMP_SOCKET), patience)?;
-    let table = qmp.execute_with("human-monitor-command", json!({ "command-line": "info usernet" }))?;
-    let forward = |line: &str| {
-        let mut words = line.split_ascii_whitespace();
-        let protocol = match words.next()? {
-            "TCP[HOST_FORWARD]" => Protocol::Tcp,
-            "UDP[HOST_FORWARD]" => Protocol::Udp,
-            _ => return None,
-        };
-        Some(PortForward { protocol, host: words.nth(2)?.parse().ok()?, guest: words.nth(1)?.parse().ok()? })
-    };
-    Ok(table.as_str().unwrap_or_default().lines().filter_map(forward).collect())
-}
-
-/// What runs the guest's instructions. /dev/kvm alone proves nothing: on hosts whose CPU has no virtualization it can
-/// open, pass every probe, and then hang the guest.
-pub(crate) fn accelerator() -> &'static str {
-    if !cfg!(target_arch = "x86_64") {
-        return "tcg";
-    }
-    if cfg!(target_os = "macos") {
-        return "hvf";
-    }
-    let can_virtualize = fs::read_to_string("/proc/cpuinfo").is_ok_and(|cpus| {
-        cpus.lines()
-            .filter(|line| line.starts_with("flags"))
-            .any(|line| line.split_ascii_whitespace().any(|flag| flag == "vmx" || flag == "svm"))
-    });
-    let opens = || OpenOptions::new().read(true).write(true).open(Path::new("/dev/kvm")).is_ok();
-    if can_virtualize && opens() { "kvm" } else { "tcg" }
 }

@@ -1,0 +1,106 @@
+//! One image and several machines: only readers share, and nobody else's disk is deleted.
+
+mod common;
+
+use std::os::unix::fs::symlink;
+use std::sync::Barrier;
+
+use common::Files;
+use hyperkit::{Disk, Error, Qcow};
+
+#[test]
+fn an_image_that_another_machine_uses_is_refused_before_the_start() {
+    let files = Files::new();
+    let _end = files.ended();
+    let image = files.path("shared.img");
+    let link = files.path("link.img");
+    let shared = |disk: Disk| files.machine().state_dir(files.path("vm2")).disk(disk);
+    let qcow2 = Disk::qcow2(files.path("shared #1.qcow2"), Qcow::default()).size(1);
+    let mut first = files.machine().disk(Disk::raw(&image).size(1)).disk(qcow2.clone());
+    first.start("guest").unwrap();
+    std::os::unix::fs::symlink(&image, &link).unwrap();
+    let raw = Disk::raw(&image);
+    for disk in [raw.clone(), Disk::new(&link), raw.clone().read_only(), raw.size(2), qcow2.clone().size(2)] {
+        if disk.size.is_some() {
+            assert!(matches!(disk.grow(), Err(Error::DiskInUse { .. })));
+        }
+        match shared(disk.clone()).start("guest") {
+            Err(Error::DiskInUse { path }) => assert_eq!(Some(path), disk.path),
+            other => panic!("{other:?}"),
+        }
+        assert!(!files.path("vm2").exists(), "a refusal leaves nothing");
+    }
+    assert_eq!(image.metadata().unwrap().len(), 1024 * 1024);
+    assert!(
+        matches!(first.start("guest"), Err(Error::AlreadyRunning { .. })),
+        "of its own image the machine may say so"
+    );
+    first.stop().unwrap();
+    // Who only reads does not disturb others who only read.
+    let _ends = [files.path("vm"), files.path("vm2")].map(common::Ended);
+    for disk in [Disk::raw(&image).read_only(), qcow2.read_only()] {
+        let first = files.machine().disk(disk.clone()).iso(&image).start("guest").unwrap();
+        shared(disk).iso(&image).start("guest").unwrap().stop().unwrap();
+        first.stop().unwrap();
+    }
+}
+
+/// hyperkit does not lock qcow2 images.
+#[test]
+fn of_many_starters_with_one_image_one_wins() {
+    let files = Files::new();
+    let image = Disk::new(files.path("image.qcow2")).size(1);
+    image.create().unwrap();
+    symlink(files.path("image.qcow2"), files.path("link.qcow2")).unwrap();
+    let raw = Disk::raw(files.path("raw.img")).size(1);
+    raw.create().unwrap();
+    for disks in [[image, Disk::new(files.path("link.qcow2"))], [raw.clone(), raw]] {
+        for _ in 0..5 {
+            let _ends = ["a", "b", "c", "d"].map(|name| common::Ended(files.path(name)));
+            let all = Barrier::new(4);
+            let started: Vec<_> = std::thread::scope(|scope| {
+                let threads: Vec<_> = ["a", "b", "c", "d"]
+                    .into_iter()
+                    .zip(disks.iter().cycle())
+                    .map(|(name, disk)| {
+                        let mut machine = files.machine().state_dir(files.path(name)).disk(disk.clone());
+                        let all = &all;
+                        scope.spawn(move || (all.wait(), machine.start("guest")).1)
+                    })
+                    .collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            assert_eq!(started.iter().filter(|started| started.is_ok()).count(), 1, "{started:?}");
+        }
+    }
+}
+
+#[test]
+fn a_refusal_leaves_what_the_last_run_has_said() {
+    let files = Files::new();
+    let _ends = [files.path("vm"), files.path("vm2")].map(common::Ended);
+    let image = Disk::raw(files.path("d.img")).size(1);
+    let mut machine = files.machine().disk(image.clone());
+    machine.run("guest.say=hello guest.exit=0").unwrap();
+    assert!(common::said(&files).contains("hello"));
+    let mut other = files.machine().state_dir(files.path("vm2")).disk(image);
+    other.start("guest").unwrap();
+    assert!(matches!(machine.start("guest"), Err(Error::DiskInUse { .. })));
+    assert!(common::said(&files).contains("hello"));
+}
+
+/// Another machine may run on a disk that was made for this one.
+#[test]
+fn remove_does_not_delete_a_disk_that_is_used() {
+    let files = Files::new();
+    let _end = common::Ended(files.path("vm2"));
+    let mut machine = files.machine().disk(Disk::in_state_dir(1));
+    machine.start("guest").unwrap().stop().unwrap();
+    let disk = files.path("vm/disk.img");
+    let vm = files.machine().state_dir(files.path("vm2")).disk(Disk::raw(&disk)).start("guest").unwrap();
+    assert!(matches!(machine.remove(false), Err(Error::DiskInUse { path }) if path == disk));
+    assert!(disk.exists());
+    vm.stop().unwrap();
+    machine.remove(false).unwrap();
+    assert!(!files.path("vm").exists());
+}
