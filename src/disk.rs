@@ -27,8 +27,8 @@ pub struct Disk {
     pub path: Option<PathBuf>,
     /// The size in MiB: a missing image is made with it, a smaller one grown to it, and a larger one refused.
     pub size: Option<u64>,
-    /// What is in the image file. Unset, its content says so, or else its name: `.qcow2` and `.qcow` are
-    /// qcow2, all others raw.
+    /// What is in the image file. Unset, an image that is there is qcow2 if its content says so, and raw otherwise,
+    /// whatever its name; one to be made is qcow2 if its name ends in `.qcow2` or `.qcow`. Other formats count as raw.
     pub format: Option<Format>,
     /// What the guest sees it as.
     pub driver: Driver,

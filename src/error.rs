@@ -33,7 +33,7 @@ pub enum Error {
         field: &'static str,
     },
     /// A field that the machine cannot do without is not set, or something is empty that must not be.
-    #[error("`{field}` is not set, or empty")]
+    #[error("`{field}` is not set, or empty{}", if *field == "kernel" { ": set `kernel`, `bootrom` or `multiboot`" } else { "" })]
     Missing {
         /// The field.
         field: &'static str,

@@ -29,7 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 impl HyperKit {
     /// The arguments of the program for this machine and this kernel command line.
     ///
-    /// Looks at no file, so relative paths stay so, and QEMU's accelerator, which depends on the host, is left out.
+    /// Looks at no file, so relative paths stay so (for a qcow2 image on hyperkit it has to be absolute, which a start makes
+    /// it), and QEMU's accelerator, which depends on the host, is left out.
     /// Without a program set these are hyperkit's arguments.
     ///
     /// ```
@@ -40,7 +41,7 @@ impl HyperKit {
     /// ```
     ///
     /// # Errors
-    /// What [`check`](Self::check) finds wrong without looking at files.
+    /// What [`check`](Self::check) finds wrong without looking at files or at the host.
     pub fn arguments(&self, cmdline: &str) -> Result<Vec<String>> {
         crate::check::description(self)?;
         command_line_text(self, cmdline)?;

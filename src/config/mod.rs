@@ -86,7 +86,8 @@ pub struct HyperKit {
     /// Whether the machine has a vsock device.
     #[serde(deserialize_with = "json::or_default")]
     pub vsock: bool,
-    /// The directory of the vsock sockets, which has to be there; unset, the state directory.
+    /// The directory of the vsock sockets, which has to be there; unset, the state directory. hyperkit makes `connect`
+    /// there and a socket for each of [`vsock_ports`](Self#structfield.vsock_ports), vhost-device-vsock makes `v.sock`.
     #[serde(with = "json::path", skip_serializing_if = "Option::is_none")]
     pub vsock_dir: Option<PathBuf>,
     /// vsock ports of the guest that hyperkit offers as sockets on the host, 4 at most.
