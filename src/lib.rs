@@ -33,7 +33,7 @@
 //!
 //! # How it is built
 //! Data flows one way: description (`config`, `disk`) → `check`, with `kernel` and `image` for what is in files → `slots`
-//! and `serial` → `engine` → `start`, which spawns (`child`, `output`, `terminal`) and records (`state`, under a `lock`) →
+//! and `serial` → `engine` → `prepare` → `start`, which spawns (`child`, `output`, `terminal`) and records (`state`, under a `lock`) →
 //! `vm`, which may be another program's `process`, and `console`. A new device is an entry in `slots` and its spelling in
 //! each engine; a new engine is a folder in `engine`.
 
@@ -54,6 +54,7 @@ mod image;
 mod kernel;
 mod lock;
 mod output;
+mod prepare;
 mod process;
 mod serial;
 mod slots;

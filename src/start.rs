@@ -1,22 +1,20 @@
 //! From the description to a running machine and back: check, create, spawn, record; find again, end, remove.
 
-use std::ffi::OsStr;
-use std::fs::{self, File};
-use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::check::{canonical, command_line, command_line_text};
+use crate::check::{command_line, command_line_text};
 use crate::child::Child;
-use crate::config::{HyperKit, Protocol};
+use crate::config::HyperKit;
 use crate::disk::{Format, Qcow};
 use crate::engine::{Engine, vhost_vsock::Companion};
 use crate::error::{Error, Result};
-use crate::image::{self, Work};
+use crate::image;
 use crate::output::Output;
+use crate::prepare::{claim, do_work, refuse_what_others_use, work_on_disks};
 use crate::process::{Process, look};
 use crate::serial::on_stdio;
 use crate::state::{Lock, StateDir};
@@ -226,17 +224,7 @@ impl HyperKit {
         let work = work_on_disks(&mut machine, state.as_ref())?;
         // Before the machine is there, so that a crash in between leaves nothing unknown.
         state.iter().try_for_each(|state| state.save(&machine))?;
-        for (path, format, work) in work {
-            match work {
-                Work::Nothing => Ok(()),
-                Work::Grow { mebibytes } => image::grow(&path, &format, mebibytes),
-                Work::Make { mebibytes } => image::create(&path, &format, mebibytes).inspect_err(|_| {
-                    // What somebody else has made in the meantime is not ours.
-                    machine.made_disks.retain(|name| Some(OsStr::new(name)) != path.file_name());
-                    let _ = state.as_ref().map(|state| state.save(&machine));
-                }),
-            }?;
-        }
+        do_work(work, &mut machine, state.as_ref())?;
 
         let spawned = spawn(&machine, state.as_ref(), foreground);
         let (child, output) = spawned.inspect_err(|_| {
@@ -291,73 +279,6 @@ fn spawn(machine: &HyperKit, state: Option<&StateDir>, foreground: bool) -> Resu
     }
     let child = Child::spawn(Engine::of_machine(machine), command, output.another()?, terminal, companion)?;
     Ok((child, output))
-}
-
-/// Makes the state directory ours, if no machine runs there and nobody else uses what this one needs, and clears away what
-/// the last one left.
-fn claim(state: &StateDir, machine: &mut HyperKit) -> Result<(Lock, Vec<File>)> {
-    let missing: Vec<_> = state.path().ancestors().take_while(|dir| !dir.exists()).collect();
-    let lock = state.create_and_lock()?;
-    let recorded = state.load().ok();
-    if let Some(process) = state.running(recorded.as_ref()) {
-        return Err(Error::AlreadyRunning { pid: process.pid() });
-    }
-    let held = refuse_what_others_use(machine).inspect_err(|_| {
-        // Those that were made for it; what somebody has put there in the meantime keeps them.
-        missing.iter().for_each(|dir| drop(fs::remove_dir(dir)));
-    })?;
-    state.prepare(&lock)?;
-    // What this crate has made there before is still its own.
-    for name in recorded.into_iter().flat_map(|recorded| recorded.made_disks) {
-        if !machine.made_disks.contains(&name) {
-            machine.made_disks.push(name);
-        }
-    }
-    Ok((lock, held))
-}
-
-/// Refuses images and ports that another machine, or whoever, uses. Our own does not run: that was looked at before. What
-/// this returns keeps others away from the images until the program has them.
-fn refuse_what_others_use(machine: &HyperKit) -> Result<Vec<File>> {
-    let mut held = Vec::new();
-    for (index, disk) in machine.disks.iter().enumerate() {
-        let path = disk.place(index, machine.state_dir.as_deref())?;
-        held.extend(image::refuse_if_in_use(&path, &disk.format_by_name(), disk.read_only)?);
-    }
-    for iso in &machine.isos {
-        image::refuse_if_in_use(iso, &Format::Raw, true)?;
-    }
-    let forwards = machine.port_forwards.iter().map(|forward| ("port_forwards", forward.protocol, forward.host));
-    let gdb = machine.gdb_port.map(|port| ("gdb_port", Protocol::Tcp, port));
-    for (field, protocol, port) in forwards.chain(gdb).filter(|(.., port)| *port != 0) {
-        let bound = match protocol {
-            Protocol::Tcp => TcpListener::bind((Ipv4Addr::LOCALHOST, port)).map(drop),
-            Protocol::Udp => UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).map(drop),
-        };
-        bound.map_err(|source| Error::PortTaken { field, port, source })?;
-    }
-    Ok(held)
-}
-
-/// Gives each disk its path, and returns what is to be done to them. Of those that are to be made in the state directory a
-/// record is kept.
-fn work_on_disks(machine: &mut HyperKit, state: Option<&StateDir>) -> Result<Vec<(PathBuf, Format, Work)>> {
-    let mut all = Vec::new();
-    for (index, disk) in machine.disks.iter_mut().enumerate() {
-        let path = disk.place(index, state.map(StateDir::path))?;
-        disk.path = Some(path.clone());
-        let work = Work::on(disk, &path)?;
-        if let Work::Make { .. } = work {
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
-            if path.parent().map(canonical).as_deref() == state.map(StateDir::path)
-                && !machine.made_disks.contains(&name)
-            {
-                machine.made_disks.push(name);
-            }
-        }
-        all.push((path, disk.format_by_name(), work));
-    }
-    Ok(all)
 }
 
 /// Waits until the program has written its pid file and has the devices ready, or has died.
