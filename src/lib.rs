@@ -67,6 +67,7 @@ mod vm;
 pub use config::{
     Console, HyperKit, Module, Multiboot, PortForward, Protocol, Serial, SerialLine, Server9p, Socket9p, VpnKit,
 };
+pub use console::ConsoleStream;
 pub use disk::{Disk, Driver, Format, OnFlush, Qcow, SectorSize};
 pub use engine::{Engine, hyperkit::parse_arguments};
 pub use error::{Error, Result};

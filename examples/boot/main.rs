@@ -1,5 +1,7 @@
 //! Boots a kernel: `cargo run --example boot -- --help`.
 
+mod attach;
+
 use std::error::Error;
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write, stderr, stdout};
@@ -38,6 +40,7 @@ Without --kernel it boots the guest that examples/setup.sh makes.
   --shutdown          press the power button of the machine in the state directory; after 30 s pull the plug
   --stop              pull the plug
   --pause, --resume   stop its processors, and let them go on
+  --attach            this terminal becomes its console; Ctrl-] leaves it, and the machine runs on
   --remove            forget it, and delete what was made for it; with --keep-disk, not its disks
   --arguments         only print what the program would be called with; hyperkit, unless --hyperkit says QEMU
   --help              this text
@@ -56,18 +59,20 @@ enum Action {
     Stop,
     Pause,
     Resume,
+    Attach,
     Remove,
     Arguments,
 }
 
 impl Action {
     /// By their flags.
-    const ACTIONS: [(&str, Self); 7] = [
+    const ACTIONS: [(&str, Self); 8] = [
         ("background", Self::Background),
         ("shutdown", Self::Shutdown),
         ("stop", Self::Stop),
         ("pause", Self::Pause),
         ("resume", Self::Resume),
+        ("attach", Self::Attach),
         ("remove", Self::Remove),
         ("arguments", Self::Arguments),
     ];
@@ -203,7 +208,7 @@ fn execute(command: Option<Command>) -> Result<ExitCode, Box<dyn Error>> {
             }
             how_to_reach(&machine, &dir);
         }
-        Action::Shutdown | Action::Stop | Action::Pause | Action::Resume => {
+        Action::Shutdown | Action::Stop | Action::Pause | Action::Resume | Action::Attach => {
             let Some(vm) = HyperKit::from_state(&dir)?.vm()? else {
                 println!("The machine was not running.");
                 return Ok(ExitCode::SUCCESS);
@@ -215,6 +220,7 @@ fn execute(command: Option<Command>) -> Result<ExitCode, Box<dyn Error>> {
                 },
                 Action::Stop => vm.stop().map(|()| "is stopped")?,
                 Action::Pause => vm.pause().map(|()| "is paused")?,
+                Action::Attach => attach::attach(&vm)?,
                 _ => vm.resume().map(|()| "goes on")?,
             };
             println!("The machine {what}.");
@@ -232,8 +238,9 @@ fn execute(command: Option<Command>) -> Result<ExitCode, Box<dyn Error>> {
 }
 
 fn how_to_reach(machine: &HyperKit, dir: &Path) {
+    println!("  console: cargo run --example boot -- --attach --state-dir {}", dir.display());
     for pty in machine.ttys().into_iter().flatten() {
-        println!("  console: screen {}", pty.display());
+        println!("  or: screen {}", pty.display());
     }
     if machine.console == Console::File {
         println!("  what it said so far: cat {}", dir.join("console-ring").display());
