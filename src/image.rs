@@ -188,21 +188,33 @@ pub(crate) fn found_format(disk: &Disk, path: &Path) -> Result<Format> {
 ///
 /// It can disturb a machine that starts at the same moment with the same image, of which one has to lose anyway; so it is
 /// no part of a check.
-pub(crate) fn refuse_if_in_use(path: &Path, format: &Format, read_only: bool) -> Result<Option<File>> {
+pub(crate) fn refuse_if_in_use(path: &Path, format: &Format, read_only: bool) -> Result<Option<Held>> {
     let in_use = || Error::DiskInUse { path: path.to_owned() };
     // Whether an image can be read at all, the checks have said.
     let Ok(file) = OpenOptions::new().read(true).write(!read_only).open(path) else { return Ok(None) };
     if !path.is_file() {
         return Ok(None);
     }
-    if is_locked(&file, read_only) {
+    let held = Held(file);
+    if is_locked(&held.0, read_only) {
         return Err(in_use());
     }
     if *format == Format::Raw {
         // hyperkit locks it itself.
         return Ok(None);
     }
-    if engine::hyperkit::uses_qcow2(path, read_only) { Err(in_use()) } else { Ok(Some(file)) }
+    if engine::hyperkit::uses_qcow2(path, read_only) { Err(in_use()) } else { Ok(Some(held)) }
+}
+
+/// An image that is kept from other starts until this goes.
+#[must_use]
+pub(crate) struct Held(File);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // To close the file would leave the lock with a child that another thread has forked in between, until its `exec`.
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
 }
 
 /// Whether somebody has locked an image: hyperkit takes flock, QEMU byte ranges by fcntl. Otherwise we have the flock.

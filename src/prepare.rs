@@ -1,7 +1,7 @@
 //! What is made ready before the program is started: the state directory, the images, and nobody in the way.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::path::PathBuf;
 
@@ -9,12 +9,12 @@ use crate::check::canonical;
 use crate::config::{HyperKit, Protocol};
 use crate::disk::Format;
 use crate::error::{Error, Result};
-use crate::image::{self, Work};
+use crate::image::{self, Held, Work};
 use crate::state::{Lock, StateDir};
 
 /// Makes the state directory ours, if no machine runs there and nobody else uses what this one needs, and clears away what
 /// the last one left.
-pub(crate) fn claim(state: &StateDir, machine: &mut HyperKit) -> Result<(Lock, Vec<File>)> {
+pub(crate) fn claim(state: &StateDir, machine: &mut HyperKit) -> Result<(Lock, Vec<Held>)> {
     let missing: Vec<_> = state.path().ancestors().take_while(|dir| !dir.exists()).collect();
     let lock = state.create_and_lock()?;
     let recorded = state.load().ok();
@@ -37,7 +37,7 @@ pub(crate) fn claim(state: &StateDir, machine: &mut HyperKit) -> Result<(Lock, V
 
 /// Refuses images and ports that another machine, or whoever, uses. Our own does not run: that was looked at before. What
 /// this returns keeps others away from the images until the program has them.
-pub(crate) fn refuse_what_others_use(machine: &HyperKit) -> Result<Vec<File>> {
+pub(crate) fn refuse_what_others_use(machine: &HyperKit) -> Result<Vec<Held>> {
     let mut held = Vec::new();
     for (index, disk) in machine.disks.iter().enumerate() {
         let path = disk.place(index, machine.state_dir.as_deref())?;

@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 use std::sync::Barrier;
 
 use common::Files;
-use hyperkit::{Disk, Error, Qcow};
+use hyperkit::{Disk, Error, HyperKit, Qcow};
 
 #[test]
 fn an_image_that_another_machine_uses_is_refused_before_the_start() {
@@ -103,4 +103,20 @@ fn remove_does_not_delete_a_disk_that_is_used() {
     vm.stop().unwrap();
     machine.remove(false).unwrap();
     assert!(!files.path("vm").exists());
+}
+
+/// A child that is being started has the files of all threads for a moment, and their locks with them.
+#[test]
+fn machines_that_start_at_once_on_disks_of_their_own_are_not_in_each_others_way() {
+    let files = Files::new();
+    let names = ["a", "b", "c", "d"];
+    let _ends = names.map(|name| common::Ended(files.path(name)));
+    std::thread::scope(|scope| {
+        for name in names {
+            let image = |extension: &str| files.path(&format!("{name}.{extension}"));
+            let disks = [Disk::raw(image("img")).size(1), Disk::new(image("qcow2")).size(1)];
+            let mut machine = disks.into_iter().fold(files.machine().state_dir(files.path(name)), HyperKit::disk);
+            scope.spawn(move || (0..25).for_each(|_| machine.start("guest").unwrap().stop().unwrap()));
+        }
+    });
 }
