@@ -466,6 +466,17 @@ pub enum Error {
         /// What was wrong.
         reason: String,
     },
+    /// No serial port keeps what the guest says.
+    #[error("no serial port keeps a log: set `console` to `File`, or give one of `serials` a log")]
+    NoLog,
+    /// The guest has not said what was waited for, in time or before its end.
+    #[error("the guest has not said {text:?}{}", said(last_words))]
+    NotSaid {
+        /// What was waited for.
+        text: String,
+        /// What the machine left.
+        last_words: LastWords,
+    },
     /// The file that names the pty of a serial port is missing, or names none: the machine may not run.
     #[error("no pty is named in {}: is the machine running?", path.display())]
     NoTty {

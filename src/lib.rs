@@ -34,7 +34,7 @@
 //! # How it is built
 //! Data flows one way: description (`config`, `disk`) → `check`, with `kernel` and `image` for what is in files → `slots`
 //! and `serial` → `engine` → `prepare` → `start`, which spawns (`child`, `output`, `terminal`) and records (`state`, under a `lock`) →
-//! `vm`, which may be another program's `process`, and `console`. A new device is an entry in `slots` and its spelling in
+//! `vm`, which may be another program's `process`, and `console` and `console_log`. A new device is an entry in `slots` and its spelling in
 //! each engine; a new engine is a folder in `engine`.
 
 #![forbid(unsafe_code)]
@@ -47,6 +47,7 @@ mod check;
 mod child;
 mod config;
 mod console;
+mod console_log;
 mod disk;
 mod engine;
 mod error;
@@ -68,6 +69,7 @@ pub use config::{
     Console, HyperKit, Module, Multiboot, PortForward, Protocol, Serial, SerialLine, Server9p, Socket9p, VpnKit,
 };
 pub use console::ConsoleStream;
+pub use console_log::ConsoleLines;
 pub use disk::{Disk, Driver, Format, OnFlush, Qcow, SectorSize};
 pub use engine::{Engine, hyperkit::parse_arguments};
 pub use error::{Error, Result};

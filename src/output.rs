@@ -8,6 +8,8 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::console_log::Log;
+use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::serial::ALL_LOGS;
 use crate::state::{LOG_FILE, StateDir, remove_file};
@@ -17,8 +19,6 @@ const LONGEST_LINE: usize = 8 * 1024;
 /// How much of the end is read for the last words, and how many lines of it are kept.
 const LAST_BYTES: u64 = 4 * 1024;
 const LAST_LINES: usize = 10;
-/// The size of hyperkit's console ring, in bytes.
-const RING: u64 = 65536;
 
 /// The file that a program prints into, and how far it was passed on to the log facade.
 #[derive(Debug)]
@@ -96,7 +96,7 @@ impl Output {
 pub struct LastWords {
     /// Of `hyperkit.log`.
     pub program: String,
-    /// Of `console-ring`. None when hyperkit has filled its ring, which does not tell where it ends.
+    /// Of `console-ring`.
     pub console: String,
 }
 
@@ -108,14 +108,14 @@ impl LastWords {
     }
 
     /// Of the program that prints into `output`, or else into the log in `state`, and of the console in `state`.
-    pub(crate) fn read(output: Option<&Output>, state: Option<&StateDir>) -> Self {
-        let open = |name| state.and_then(|state| File::open(state.file(name)).ok());
+    pub(crate) fn read(output: Option<&Output>, state: Option<&StateDir>, engine: Engine) -> Self {
+        let log = |name| state.and_then(|state| File::open(state.file(name)).ok());
         let program = match output {
-            Some(output) => last_lines(&output.file, u64::MAX),
-            None => open(LOG_FILE).map(|log| last_lines(&log, u64::MAX)).unwrap_or_default(),
+            Some(output) => last_bytes(&output.file),
+            None => log(LOG_FILE).map(|log| last_bytes(&log)).unwrap_or_default(),
         };
-        let console = open(ALL_LOGS[0]).and_then(|ring| Some(last_lines(&ring, end_of(&ring)?)));
-        Self { program, console: console.unwrap_or_default() }
+        let console = state.and_then(|state| Log::open(&state.file(ALL_LOGS[0]), engine).ok()?.more().ok());
+        Self { program: last_lines(&program), console: last_lines(&console.unwrap_or_default()) }
     }
 }
 
@@ -128,24 +128,16 @@ impl fmt::Display for LastWords {
     }
 }
 
-/// Where what was said ends: hyperkit's ring has NULs behind it until it is full, QEMU's file just ends.
-fn end_of(ring: &File) -> Option<u64> {
-    let length = ring.metadata().ok()?.len();
-    if length != RING {
-        return Some(length);
-    }
-    let mut content = vec![0; RING as usize];
-    ring.read_exact_at(&mut content, 0).ok()?;
-    content.iter().position(|&byte| byte == 0).map(|end| end as u64)
+fn last_bytes(file: &File) -> Vec<u8> {
+    let length = file.metadata().map_or(0, |metadata| metadata.len());
+    let mut bytes = vec![0; length.min(LAST_BYTES) as usize];
+    let read = file.read_at(&mut bytes, length.saturating_sub(LAST_BYTES)).unwrap_or(0);
+    bytes.truncate(read);
+    bytes
 }
 
-/// The last lines before `end`.
-fn last_lines(file: &File, end: u64) -> String {
-    let end = end.min(file.metadata().map_or(0, |metadata| metadata.len()));
-    let start = end.saturating_sub(LAST_BYTES);
-    let mut bytes = vec![0; (end - start) as usize];
-    let read = file.read_at(&mut bytes, start).unwrap_or(0);
-    let text = String::from_utf8_lossy(&bytes[..read]);
+fn last_lines(said: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&said[said.len().saturating_sub(LAST_BYTES as usize)..]);
     let lines: Vec<_> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
     lines[lines.len().saturating_sub(LAST_LINES)..].join("\n")
 }

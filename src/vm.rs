@@ -190,7 +190,7 @@ impl Vm {
     /// The last lines of what the program printed and of what the guest said on its console, also after the end.
     #[must_use]
     pub fn last_words(&self) -> LastWords {
-        LastWords::read(self.output.as_ref(), self.state.as_ref())
+        LastWords::read(self.output.as_ref(), self.state.as_ref(), self.engine)
     }
 
     /// Presses the power button, waits for the guest to power off, and pulls the plug if it has not after `grace`.

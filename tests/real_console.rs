@@ -17,18 +17,31 @@ fn a_command_is_typed_and_answered_and_another_program_comes_after() {
     let _end = Ended(state.clone());
     let mut machine = machine().state_dir(&state).console(Console::File);
     let vm = machine.start("console=ttyS0 quiet").unwrap();
+    vm.wait_for_console("is up", PATIENCE).unwrap();
+
+    // Whoever writes reads, too, or the guest would have to wait.
     let mut console = vm.console().unwrap();
     console.set_timeout(Some(PATIENCE));
-    let mut said = String::new();
-    let mut read_until = |what: &str| {
-        let mut buffer = [0; 4096];
-        while !said.contains(what) {
-            let length = console.read(&mut buffer).unwrap_or_else(|error| panic!("{error} after {said:?}"));
-            assert!(length > 0, "it ended with {said:?}");
-            said.push_str(&String::from_utf8_lossy(&buffer[..length]));
-        }
-    };
-    read_until("is up");
+    let count = "i=0; while [ $i -lt 10000 ]; do i=$((i + 1)); echo line $i; done; echo all $((6 * 7))\r";
+    console.write_all(count.as_bytes()).unwrap();
+    let said = std::thread::scope(|scope| {
+        let reads = scope.spawn(|| {
+            let (mut said, mut buffer) = (Vec::new(), [0; 4096]);
+            while !said.windows(6).any(|words| words == b"all 42") {
+                let length = (&console).read(&mut buffer).unwrap();
+                said.extend_from_slice(&buffer[..length]);
+                let kept = said.len().saturating_sub(4096 + 6);
+                said.drain(..kept);
+            }
+            said
+        });
+        vm.wait_for_console("all 42", PATIENCE).unwrap();
+        reads.join().unwrap()
+    });
+    assert!(String::from_utf8_lossy(&said).contains("line 10000"));
+    let log = String::from_utf8(machine.console_log().unwrap()).unwrap();
+    let lines: Vec<_> = log.lines().filter_map(|line| line.strip_prefix("line ")).collect();
+    assert_eq!(lines, (1..=10_000).map(|number| number.to_string()).collect::<Vec<_>>());
     drop(console);
 
     // Its input ends, and it stays until the machine does.

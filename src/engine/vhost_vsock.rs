@@ -99,7 +99,7 @@ impl Companion {
         while !sockets.iter().all(|socket| socket.exists()) {
             let ended = !matches!(companion.shell.try_wait(), Ok(None));
             if ended || Instant::now() > deadline {
-                let last_words = LastWords::read(Some(output), None);
+                let last_words = LastWords::read(Some(output), None, Engine::Qemu);
                 return Err(Error::VsockFailed { program: program.clone(), last_words });
             }
             std::thread::sleep(Duration::from_millis(1));

@@ -1,0 +1,164 @@
+//! What the guest has said, against the stand-in: hyperkit's ring before, at and after it goes round.
+
+mod common;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::time::Duration;
+
+use common::{Files, LONG, eventually, said, started};
+use hyperkit::{ConsoleStream, Error, HyperKit, Serial, Vm};
+
+const RING: usize = 65536;
+const LINE: usize = 31;
+
+/// A guest that repeats what it hears, in which it is said so that the ring gets it.
+struct Echo {
+    files: Files,
+    machine: HyperKit,
+    vm: Vm,
+    _end: common::Ended,
+    console: ConsoleStream,
+}
+
+impl Echo {
+    fn new() -> Self {
+        let files = Files::new();
+        let (machine, vm, end) = started(&files, "guest");
+        let mut console = vm.console().unwrap();
+        console.set_timeout(Some(LONG));
+        eventually("the guest has begun", || said(&files).ends_with("guest\r\n"));
+        Self { files, machine, vm, _end: end, console }
+    }
+
+    /// Has the guest say it, and returns when it has.
+    fn say(&mut self, text: &str) {
+        let mut back = vec![0; text.len().min(1024)];
+        for part in text.as_bytes().chunks(1024) {
+            self.console.write_all(part).unwrap();
+            self.console.read_exact(&mut back[..part.len()]).unwrap();
+        }
+        // It is on the console first, and in the ring a moment later.
+        // Its end may be at the ring's.
+        let end = &text.as_bytes()[text.len().saturating_sub(LINE)..];
+        let ring = || fs::read(self.files.path("vm/console-ring")).unwrap().repeat(2);
+        eventually("it is in the ring", || ring().windows(end.len()).any(|said| said == end));
+    }
+
+    fn log(&self) -> String {
+        String::from_utf8(self.machine.console_log().unwrap()).unwrap()
+    }
+}
+
+/// A line as Linux says it. Of this length no two stand at the same place of the ring round after round.
+fn line(number: usize) -> String {
+    let line = format!("[{number:5}.000000] line{number:>11}\n");
+    assert_eq!(line.len(), LINE);
+    line
+}
+
+fn lines(numbers: std::ops::Range<usize>) -> String {
+    numbers.map(line).collect()
+}
+
+#[test]
+fn before_at_and_after_it_goes_round_all_that_is_kept_comes_in_order() {
+    let mut echo = Echo::new();
+    let begin = echo.log();
+    assert!(begin.starts_with("Linux version 0") && begin.len() < 512, "{begin:?}");
+    let fits = (RING - 512) / LINE;
+    let fill = " ".repeat(RING - fits * LINE - begin.len() - 1) + "\n";
+    echo.say(&fill);
+    echo.say(&lines(0..fits - 1));
+    assert_eq!(echo.log(), begin.clone() + &fill + &lines(0..fits - 1), "not full");
+    echo.say(&line(fits - 1));
+    assert_eq!(echo.log(), begin + &fill + &lines(0..fits), "full to the last byte");
+    assert_eq!(echo.log().len(), RING);
+    let mut last = fits;
+    for more in [1, 16, 2000, 3000] {
+        // Round by so many lines more.
+        echo.say(&lines(last..last + more));
+        last += more;
+        let log = echo.log();
+        assert_eq!(log.len(), RING);
+        let all = lines(0..last);
+        let kept = &all[all.len().saturating_sub(RING - 1024)..];
+        // As long as there is something left of what came before the lines, nothing tells how old that is.
+        match last - fits {
+            ..=16 => assert!(log.contains(kept), "after {last} lines"),
+            _ => assert!(log.ends_with(kept), "after {last} lines"),
+        }
+    }
+    echo.vm.stop().unwrap();
+    // Also when it has ended, and in the last words.
+    assert!(echo.log().ends_with(&line(last - 1)));
+    assert!(echo.vm.last_words().console.ends_with(line(last - 1).trim_end()));
+    assert_eq!(HyperKit::from_state(echo.files.path("vm")).unwrap().console_log().unwrap(), echo.log().as_bytes());
+}
+
+#[test]
+fn a_follower_gets_each_line_once_around_the_ring_until_the_machine_ends() {
+    const LINES: usize = 6000; // three times round
+    let mut echo = Echo::new();
+    let followed = std::thread::scope(|scope| {
+        let vm = &echo.vm;
+        let (heard, hears) = std::sync::mpsc::channel();
+        let follower = scope.spawn(move || {
+            let lines = vm.console_lines().unwrap().map(Result::unwrap);
+            lines.inspect(|line| drop(heard.send(line.clone()))).collect::<Vec<_>>()
+        });
+        for begin in (0..LINES).step_by(500) {
+            let text = lines(begin..begin + 500);
+            for part in text.as_bytes().chunks(1024) {
+                echo.console.write_all(part).unwrap();
+                echo.console.read_exact(&mut vec![0; part.len()]).unwrap();
+            }
+            // No more than the ring holds before it was looked at.
+            let last = line(begin + 499);
+            let next = || hears.recv_timeout(LONG).inspect_err(|_| vm.stop().unwrap()).unwrap();
+            while next() != last.trim_end() {}
+        }
+        echo.console.write_all(b"no end").unwrap();
+        vm.wait_for_console("no end", LONG).unwrap();
+        vm.stop().unwrap();
+        follower.join().unwrap()
+    });
+    let expected: Vec<_> =
+        (0..LINES).map(|number| line(number).trim_end().to_owned()).chain(["no end".to_owned()]).collect();
+    let first = followed.iter().position(|line| *line == expected[0]).unwrap();
+    assert_eq!(followed[first..], expected);
+    assert!(followed[..first].iter().any(|line| line.starts_with("Linux version 0")), "{:?}", &followed[..first]);
+}
+
+#[test]
+fn a_prompt_is_waited_for_said_before_or_after_and_without_an_end_of_line() {
+    let mut echo = Echo::new();
+    let said = echo.vm.wait_for_console("version 0", LONG).unwrap();
+    assert!(said.starts_with("Linux version 0"), "{said}");
+    std::thread::scope(|scope| {
+        let vm = &echo.vm;
+        let waits = scope.spawn(|| vm.wait_for_console("login: ", LONG).unwrap());
+        for part in ["\nlog", "in: "] {
+            echo.console.write_all(part.as_bytes()).unwrap();
+        }
+        assert_eq!(waits.join().unwrap(), "login: ");
+    });
+    match echo.vm.wait_for_console("never", Duration::from_millis(20)) {
+        Err(Error::NotSaid { text, last_words }) => assert!(text == "never" && last_words.console.ends_with("login:")),
+        other => panic!("{other:?}"),
+    }
+    echo.vm.stop().unwrap();
+    assert!(matches!(echo.vm.wait_for_console("never", LONG), Err(Error::NotSaid { .. })), "it ends with the machine");
+}
+
+#[test]
+fn a_machine_that_keeps_none_has_none() {
+    let files = Files::new();
+    let machine = files.machine().serial(Serial::tty());
+    assert!(matches!(machine.console_log(), Err(Error::NoLog)));
+    assert!(matches!(files.machine().console_log(), Err(Error::Io { .. })), "it was never begun");
+    fs::create_dir(files.path("vm")).unwrap();
+    fs::write(files.path("vm/console-ring2"), b"of com2").unwrap();
+    let machine = files.machine().serial(Serial::tty()).serial(Serial::none().log());
+    assert_eq!(machine.console_log().unwrap(), b"of com2");
+}
