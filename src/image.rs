@@ -377,6 +377,9 @@ mod tests {
         assert_eq!(Content::parse(&header, 9), Content { is_qcow2: true, rests_on_others: false, length: 1 });
         header[79] = 4;
         assert!(Content::parse(&header, 9).rests_on_others);
+        header[7] = 2;
+        assert!(!Content::parse(&header, 9).rests_on_others, "version 2 has no features");
+        header[7] = 3;
         header[79] = 0;
         header[15] = 1;
         assert!(Content::parse(&header, 9).rests_on_others);

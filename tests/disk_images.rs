@@ -4,7 +4,7 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Barrier;
 
@@ -90,6 +90,17 @@ fn what_a_killed_maker_left_is_finished() {
     assert_eq!(names(dir.path()), ["d.img"]);
 }
 
+/// Where others may write, too, somebody may have put a link there.
+#[test]
+fn a_link_in_the_place_of_an_unfinished_image_is_not_followed() {
+    let files = Files::new();
+    let precious = files.write("precious", b"precious");
+    symlink(&precious, files.path(".d.img.new")).unwrap();
+    assert!(matches!(create_disk_image(files.path("d.img"), 1), Err(Error::Io { .. })));
+    assert_eq!(fs::read(&precious).unwrap(), b"precious");
+    assert!(!files.path("d.img").exists());
+}
+
 /// What `qemu-img` says of an image: its format, and the size of the disk in it.
 fn image_info(path: &Path) -> (String, u64) {
     let output = Command::new("qemu-img").args(["info", "--output=json"]).arg(path).output();
@@ -98,7 +109,7 @@ fn image_info(path: &Path) -> (String, u64) {
     (info["format"].as_str().unwrap().to_owned(), info["virtual-size"].as_u64().unwrap())
 }
 
-fn qcow2(path: impl Into<std::path::PathBuf>) -> Disk {
+fn qcow2(path: impl Into<PathBuf>) -> Disk {
     Disk::qcow2(path, Qcow::default())
 }
 
@@ -144,20 +155,24 @@ fn growing_never_shrinks() {
     assert!(matches!(Disk::in_state_dir(1).create(), Err(Error::DiskPlaceMissing)));
 }
 
+fn script(files: &Files, name: &str, script: &str) -> PathBuf {
+    let path = files.write(name, format!("#!/bin/sh\n{script}\n").as_bytes());
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+fn made_by(tool: &Path, path: impl Into<PathBuf>) -> Disk {
+    let mut qcow = Qcow::default();
+    qcow.tool = Some(tool.to_owned());
+    Disk::qcow2(path, qcow).size(7)
+}
+
 /// A stand-in for `qcow-tool` that writes down how it was called, and one that fails.
 #[test]
 fn qcow_tool_is_spoken_to_in_its_own_language_and_may_fail() {
     let files = Files::new();
-    let script = |name: &str, script: &str| {
-        let path = files.write(name, format!("#!/bin/sh\n{script}\n").as_bytes());
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        path
-    };
-    let with = |tool: &Path| {
-        let mut qcow = Qcow::default();
-        qcow.tool = Some(tool.to_owned());
-        Disk::qcow2(files.path("d.qcow2"), qcow).size(7)
-    };
+    let script = |name: &str, text: &str| script(&files, name, text);
+    let with = |tool: &Path| made_by(tool, files.path("d.qcow2"));
     let failing = script("qemu-img", "echo no room >&2; exit 1");
     match with(&failing).create() {
         Err(Error::ToolFailed { tool, said, .. }) => assert_eq!((tool, said.as_str()), (failing, "no room")),
@@ -172,6 +187,58 @@ fn qcow_tool_is_spoken_to_in_its_own_language_and_may_fail() {
     with(&tool).create().unwrap();
     let said = fs::read_to_string(files.path("d.qcow2")).unwrap();
     assert_eq!(said, format!("create\n{}\n--size\n7MiB\n", files.path(".d.qcow2.new").display()));
+}
+
+/// A name may start with a dash, or look like a protocol to the tool.
+#[test]
+fn a_tool_is_told_the_whole_path() {
+    let files = Files::new();
+    let tool = script(&files, "qemu-img", "echo \"$5\" >&2; exit 1");
+    match made_by(&tool, "nbd:no-such.qcow2").create() {
+        Err(Error::ToolFailed { said, .. }) => {
+            assert_eq!(Path::new(&said), std::path::absolute(".nbd:no-such.qcow2.new").unwrap());
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_appears_while_an_image_is_made_is_not_replaced() {
+    let files = Files::new();
+    let image = files.path("d.qcow2");
+    let tool = script(&files, "qemu-img", &format!("echo precious >'{}'", image.display()));
+    assert!(matches!(made_by(&tool, &image).create(), Err(Error::DiskExists { .. })));
+    assert_eq!(fs::read(&image).unwrap(), b"precious\n");
+    assert_eq!(names(&files.dir()), ["d.qcow2", "initrd.img", "qemu-img", "vmlinuz"]);
+}
+
+/// What is there later under its name is somebody else's.
+#[test]
+fn an_image_that_could_not_be_made_is_not_remembered_as_made() {
+    let files = Files::new();
+    let tool = script(&files, "qemu-img", "exit 1");
+    let started = files.machine().disk(made_by(&tool, files.path("vm/d.qcow2"))).start("guest");
+    assert!(matches!(started, Err(Error::ToolFailed { .. })), "{started:?}");
+    let precious = files.write("vm/d.qcow2", b"precious");
+    HyperKit::from_state(files.path("vm")).unwrap().remove(false).unwrap();
+    assert_eq!(fs::read(precious).unwrap(), b"precious");
+}
+
+#[test]
+fn a_tool_that_is_missing_is_missed_before_anything_is_made() {
+    let files = Files::new();
+    let machine = files.machine().disk(made_by(&files.path("none"), files.path("d.qcow2")));
+    assert!(matches!(machine.check(), Err(Error::ToolNotFound { field: "disks", .. })));
+    assert!(matches!(machine.clone().start("guest"), Err(Error::ToolNotFound { .. })));
+    assert!(!files.path("vm").exists());
+}
+
+#[test]
+fn a_device_has_the_size_it_has() {
+    let files = Files::new();
+    let device = Disk::raw("/dev/null").size(1);
+    device.grow().unwrap();
+    files.machine().disk(device).start("guest").unwrap().stop().unwrap();
 }
 
 #[test]
@@ -266,6 +333,16 @@ fn one_image_under_two_names_is_refused() {
             .check()
             .unwrap();
     }
+}
+
+/// Neither is there yet, and where they would be is one place.
+#[test]
+fn one_image_to_be_made_under_two_names_is_refused() {
+    let files = Files::new();
+    symlink(files.dir(), files.path("here")).unwrap();
+    let disks = files.machine().disk(Disk::raw(files.path("d.img")).size(1));
+    let twice = disks.disk(Disk::raw(files.path("here/d.img")).size(1));
+    assert!(matches!(twice.check(), Err(Error::DiskTwice { path }) if path == files.path("here/d.img")));
 }
 
 #[test]

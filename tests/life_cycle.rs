@@ -254,6 +254,31 @@ fn remove_deletes_what_was_made_and_nothing_else() {
     assert!(outside.exists());
 }
 
+/// Of those that were made only the names are remembered.
+#[test]
+fn remove_deletes_no_namesake_of_a_disk_that_was_made_elsewhere() {
+    let files = Files::new();
+    fs::create_dir(files.path("vm")).unwrap();
+    let own = files.write("vm/d.img", b"precious");
+    let mut machine = files.machine().disk(Disk::raw(files.path("d.img")).size(1));
+    machine.start("guest").unwrap().stop().unwrap();
+    machine.remove(false).unwrap();
+    assert_eq!(fs::read(own).unwrap(), b"precious");
+}
+
+#[test]
+fn a_disk_that_was_made_is_remembered_by_whatever_way_and_by_whomever_it_is_used_next() {
+    let files = Files::new();
+    fs::create_dir(files.path("vm")).unwrap();
+    symlink(files.path("vm"), files.path("alias")).unwrap();
+    for _ in 0..2 {
+        let mut machine = files.machine().disk(Disk::raw(files.path("alias/d.img")).size(1));
+        machine.start("guest").unwrap().stop().unwrap();
+    }
+    files.machine().remove(false).unwrap();
+    assert!(!files.path("vm").exists());
+}
+
 #[test]
 fn remove_without_a_state_file_touches_nothing() {
     let files = Files::new();

@@ -11,6 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use common::{Files, bz_image, names};
 use hyperkit::{Console, Disk, Engine, Error, HyperKit, PortForward, Serial, VpnKit};
@@ -129,6 +130,8 @@ fn files_that_are_something_else_or_cannot_be_read() {
     let files = Files::new();
     let socket = files.path("socket");
     let _listener = UnixListener::bind(&socket).unwrap();
+    let pipe = files.path("pipe"); // to open it would wait for a writer
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     // Opening it fails for everyone, root too.
     let circle = files.path("circle");
     symlink(&circle, &circle).unwrap();
@@ -136,7 +139,7 @@ fn files_that_are_something_else_or_cannot_be_read() {
     fs::set_permissions(&locked, Permissions::from_mode(0o000)).unwrap();
     let root_reads_all = fs::File::open(&locked).is_ok();
     for (name, change) in fields {
-        for other in [&files.dir(), &socket] {
+        for other in [&files.dir(), &socket, &pipe] {
             let error = refused_with(&files, "", |m| change(m, other));
             assert_refused!(error, Error::NotAFile { field, path } if field == name && path == *other);
         }

@@ -2,7 +2,9 @@
 
 mod common;
 
-use std::os::unix::fs::symlink;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::process::{Command, Stdio};
 use std::sync::Barrier;
 
 use common::Files;
@@ -30,6 +32,11 @@ fn an_image_that_another_machine_uses_is_refused_before_the_start() {
         }
         assert!(!files.path("vm2").exists(), "a refusal leaves nothing");
     }
+    match files.machine().state_dir(files.path("vm2")).iso(&link).start("guest") {
+        Err(Error::DiskInUse { path }) => assert_eq!(path, link),
+        other => panic!("{other:?}"),
+    }
+    Disk::raw(&image).size(1).grow().unwrap(); // there is nothing to do
     assert_eq!(image.metadata().unwrap().len(), 1024 * 1024);
     assert!(
         matches!(first.start("guest"), Err(Error::AlreadyRunning { .. })),
@@ -73,6 +80,46 @@ fn of_many_starters_with_one_image_one_wins() {
             assert_eq!(started.iter().filter(|started| started.is_ok()).count(), 1, "{started:?}");
         }
     }
+}
+
+/// Until the program is there, nothing but the starter keeps others away. This one still makes its second image, with a
+/// tool that waits for us.
+#[test]
+fn an_image_is_kept_from_others_from_the_check_to_the_start() {
+    let files = Files::new();
+    let image = Disk::new(files.path("image.qcow2")).size(1);
+    image.create().unwrap();
+    let line = files.path("line");
+    assert!(Command::new("mkfifo").arg(&line).status().unwrap().success());
+    let tool = files.write("qemu-img", format!("#!/bin/sh\nread -r word <'{}'\nexit 1\n", line.display()).as_bytes());
+    fs::set_permissions(&tool, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut qcow = Qcow::default();
+    qcow.tool = Some(tool);
+    let mut first = files.machine().disk(image.clone()).disk(Disk::qcow2(files.path("second.qcow2"), qcow).size(1));
+    let first = std::thread::spawn(move || first.start("guest").map(drop));
+    let held = fs::File::options().write(true).open(&line).unwrap(); // waits until the tool reads
+    let _end = common::Ended(files.path("vm2"));
+    let second = files.machine().state_dir(files.path("vm2")).disk(image).start("guest").map(drop);
+    drop(held);
+    assert!(matches!(first.join().unwrap(), Err(Error::ToolFailed { .. })));
+    assert!(matches!(second, Err(Error::DiskInUse { .. })), "{second:?}");
+}
+
+/// The Go package escapes nothing.
+#[test]
+fn a_qcow2_image_on_a_command_line_of_the_go_package_is_in_use() {
+    let files = Files::new();
+    let image = Disk::new(files.path("100%25.qcow2")).size(1);
+    image.create().unwrap();
+    let argument =
+        format!("2:0,virtio-blk,file://{}?sync=os&buffered=1,format=qcow", files.path("100%25.qcow2").display());
+    let mut other = Command::new("sh");
+    other.args(["-c", "read -r word; exit 0", "hyperkit", "-s", &argument]).stdin(Stdio::piped());
+    let mut other = other.spawn().unwrap();
+    let started = files.machine().disk(image).start("guest").map(drop);
+    drop(other.stdin.take());
+    other.wait().unwrap();
+    assert!(matches!(started, Err(Error::DiskInUse { .. })), "{started:?}");
 }
 
 #[test]
