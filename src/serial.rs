@@ -96,3 +96,15 @@ impl Port {
         self.log.is_some() || matches!(self.line, Line::Tty(_))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn either_port_can_be_on_the_callers_terminal() {
+        assert!(on_stdio(&HyperKit::new()));
+        assert!(on_stdio(&HyperKit::new().serial(Serial::none()).serial(Serial::stdio())));
+        assert!(!on_stdio(&HyperKit::new().serial(Serial::tty()).serial(Serial::none())));
+    }
+}

@@ -120,6 +120,20 @@ fn a_second_start_is_told_of_the_first_and_changes_nothing() {
 }
 
 #[test]
+fn a_machine_is_found_when_the_link_that_led_its_starter_there_is_gone() {
+    let files = Files::new();
+    let _end = files.ended();
+    fs::create_dir(files.path("vm")).unwrap();
+    symlink(files.path("vm"), files.path("alias")).unwrap();
+    let vm = files.machine().state_dir(files.path("alias")).start("guest").unwrap();
+    fs::remove_file(files.path("alias")).unwrap();
+    assert_eq!(HyperKit::from_state(files.path("vm")).unwrap().pid, Some(vm.pid()));
+    let second = files.machine().start("guest");
+    assert!(matches!(second, Err(Error::AlreadyRunning { pid }) if pid == vm.pid()), "{second:?}");
+    vm.stop().unwrap();
+}
+
+#[test]
 fn run_tells_how_the_guest_ended() {
     for (code, exit) in
         [(0, Exit::PowerOff), (2, Exit::Reset), (3, Exit::TripleFault), (1, Exit::Failed(1)), (100, Exit::Failed(100))]

@@ -113,6 +113,31 @@ fn kernels_and_initrds_in_memory() {
     }
 }
 
+/// One that cannot be moved, and one that wants its initrd below 4 MiB.
+#[test]
+fn kernels_that_say_where() {
+    let files = Files::new();
+    let kernel = files.path("vmlinuz");
+    let mut fixed = bz_image(2047);
+    fixed[0x234] = 0; // not relocatable
+    fixed[0x258..0x260].copy_from_slice(&(64 * MIB).to_le_bytes());
+    files.write("vmlinuz", &fixed);
+    runs(files.machine().memory(66));
+    let error = refused_with(&files, "", |m| m.memory(64));
+    assert_refused!(error, Error::DoesNotFit { field: "kernel", path, needed: 65 } if path == kernel);
+
+    let end = 2 * MIB + PAGE;
+    let mut low = kernel_to(end);
+    let last = 4 * MIB - 1;
+    low[0x22c..0x230].copy_from_slice(&u32::try_from(last).unwrap().to_le_bytes());
+    files.write("vmlinuz", &low);
+    let initrd = file_of(last - end, &files, "initrd.img");
+    runs(files.machine().memory(64));
+    file_of(last - end + 1, &files, "initrd.img");
+    let error = refused_with(&files, "", |m| m.memory(64));
+    assert_refused!(error, Error::DoesNotFit { field: "initrd", path, .. } if path == initrd);
+}
+
 #[test]
 fn the_kernel_command_line() {
     let files = Files::new();
@@ -371,6 +396,50 @@ fn multiboot_kernels_and_modules_in_memory() {
     let kernel = load_at(0x4000_0000);
     let error = refused_with(&files, "", with);
     assert_refused!(error, Error::DoesNotFit { field: "multiboot", path, needed: 1025 } if path == kernel);
+}
+
+/// Into 4 MiB, from 2 MiB on: all of the file from its start in memory, or as much as its header says, or its segments.
+#[test]
+fn where_multiboot_kernels_end() {
+    let files = Files::new();
+    let mut addressed = [vec![0; PAGE as usize], multiboot(1 << 16), vec![0]].concat();
+    let mut put = |address: u32, at: usize| {
+        addressed[at..at + 4].copy_from_slice(&address.to_le_bytes());
+        addressed.clone()
+    };
+    put(0x20_1000, 0x100c); // of the header
+    let whole = put(0x20_0000, 0x1010);
+    let part = put(0x30_0000, 0x1014);
+    // Kind, offset, address, length of segments whose headers are longer than they have to be.
+    let elf = |segments: &[[u32; 4]]| {
+        let header = [&b"\x7fELF\x01"[..], &[0; 13], &[3, 0], &[0; 8], &[52, 0, 0, 0], &[0; 10], &[40, 0]].concat();
+        let count = [segments.len() as u8, 0, 0, 0, 0, 0, 0, 0];
+        let segment = |[kind, offset, address, length]: &[u32; 4]| {
+            [*kind, *offset, 0, *address, *length, 0, 0, 0, 0, 0].into_iter().flat_map(u32::to_le_bytes)
+        };
+        let segments = segments.iter().flat_map(segment);
+        header.into_iter().chain(count).chain(segments).chain(multiboot(0)).chain([0]).collect::<Vec<u8>>()
+    };
+    let (far, load) = ([4, 0x7000_0000, 0x7000_0000, 64], [1, 0, 0x20_0000, 64]);
+    for (kernel, room) in [
+        (whole, 2 * MIB - 2 * PAGE),
+        (part, MIB),
+        (elf(&[far, load]), 2 * MIB - PAGE),
+        (elf(&[load, [1, 0, 0x10_0000, 64]]), 2 * MIB - PAGE),
+    ] {
+        files.write("kernel", &kernel);
+        let with =
+            |m: HyperKit| bare(m).memory(4).multiboot(Multiboot::new(files.path("kernel")).module(files.path("m"), ""));
+        file_of(room, &files, "m");
+        with(files.machine()).check().unwrap();
+        file_of(room + 1, &files, "m");
+        assert_refused!(refused_with(&files, "", with), Error::DoesNotFit { field: "multiboot", .. });
+    }
+    let mut cut = elf(&[load]);
+    cut[28..32].copy_from_slice(&[0, 0, 1, 0]);
+    let kernel = files.write("kernel", &cut);
+    let error = refused_with(&files, "", |m| bare(m).multiboot(Multiboot::new(&kernel)));
+    assert_refused!(error, Error::NotMultiboot { reason: "its end is missing", .. });
 }
 
 #[test]

@@ -243,6 +243,17 @@ fn a_vpnkit_socket_where_nobody_listens() {
 }
 
 #[test]
+fn what_hyperkit_cannot_do() {
+    let refuse = |change: &dyn Fn(HyperKit) -> HyperKit, words: &str| {
+        let error = refused_at_sight(change);
+        assert_refused!(error, Error::Unsupported { engine: Engine::HyperKit, feature } if feature.contains(words));
+    };
+    refuse(&|m| m.vmnet(true).port_forward(PortForward::tcp(0, 80)), "port_forwards");
+    refuse(&|m| m.vmnet(true).mac("02:00:00:00:00:01"), "MAC address");
+    refuse(&|m| m.vmnet(true).tap("tap0").mac("02:00:00:00:00:01"), "MAC address");
+}
+
+#[test]
 fn what_qemu_cannot_do() {
     let files = Files::new();
     let qemu = files.path("qemu-system-x86_64");
