@@ -7,6 +7,7 @@ mod refusal;
 
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
+use std::net::{TcpListener, UdpSocket};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
@@ -14,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::{Files, bz_image, names};
-use hyperkit::{Console, Disk, Engine, Error, HyperKit, PortForward, Serial, VpnKit};
+use hyperkit::{Console, Disk, Engine, Error, HyperKit, Multiboot, PortForward, Serial, VpnKit};
 use refusal::{changed, refused, refused_at_sight, refused_with};
 
 #[test]
@@ -42,8 +43,77 @@ fn what_lives_in_the_state_directory_needs_one() {
 }
 
 #[test]
-fn forwarded_ports_need_vsock() {
-    assert_refused!(refused_at_sight(|m| m.vsock_port(1)), Error::Needs { field: "vsock_ports", needs: "vsock" });
+fn what_needs_something_else() {
+    const KEY: &str = "0f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55";
+    type Change = fn(HyperKit) -> HyperKit;
+    let all: [(&str, &str, Change); 6] = [
+        ("vsock_ports", "vsock", |m| m.vsock_port(1)),
+        ("vsock_dir", "vsock", |m| m.vsock_dir("/tmp")),
+        ("vpnkit_preferred_ipv4", "vpnkit_key", |m| m.vpnkit(VpnKit::Auto).vpnkit_preferred_ipv4("10.0.2.4")),
+        ("vpnkit_preferred_ipv4", "vpnkit", |m| m.vmnet(true).vpnkit_key(KEY).vpnkit_preferred_ipv4("10.0.2.4")),
+        ("mac", "vpnkit", |m| m.mac("02:00:00:00:00:01")),
+        ("port_forwards", "vpnkit", |m| m.tap("tap0").port_forward(PortForward::tcp(0, 80))),
+    ];
+    for (name, other, change) in all {
+        assert_refused!(refused_at_sight(change), Error::Needs { field, needs } if (field, needs) == (name, other));
+    }
+}
+
+#[test]
+fn one_firmware_at_a_time() {
+    let rom = |m: HyperKit| m.bootrom("/rom");
+    let error = refused_at_sight(rom);
+    assert_refused!(error, Error::TwoFirmwares { first: "kernel", second: "bootrom" });
+    let error = refused_at_sight(|m| changed(rom(m), |m| m.kernel = None));
+    assert_refused!(error, Error::TwoFirmwares { first: "bootrom", second: "initrd" });
+    let error = refused_at_sight(|m| changed(rom(m), |m| m.kernel = None).multiboot(Multiboot::new("/k")));
+    assert_refused!(error, Error::TwoFirmwares { first: "bootrom", second: "multiboot" });
+}
+
+/// The description is at fault wherever it is run.
+#[test]
+fn what_is_wrong_with_the_description_matters_more_than_a_missing_program() {
+    assert_refused!(refused(|m| m.hyperkit("/no/such").cpus(0)), Error::InvalidCpus { value: 0 });
+}
+
+#[test]
+fn ports_that_somebody_has() {
+    let files = Files::new();
+    let qemu = files.path("qemu-system-x86_64");
+    symlink(common::standin(), &qemu).unwrap(); // never started: its name decides
+    let (tcp, udp) = (TcpListener::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
+    let (tcp, udp) =
+        (tcp.local_addr().map(|a| (tcp, a.port())).unwrap(), udp.local_addr().map(|a| (udp, a.port())).unwrap());
+    let machine = || files.machine().hyperkit(&qemu).vmnet(true);
+    for (mut machine, name, taken) in [
+        (machine().port_forward(PortForward::tcp(tcp.1, 1)), "port_forwards", tcp.1),
+        (machine().port_forward(PortForward::udp(udp.1, 1)), "port_forwards", udp.1),
+        (files.machine().gdb_port(tcp.1), "gdb_port", tcp.1),
+    ] {
+        let error = machine.start("").expect_err("it started");
+        assert_refused!(error, Error::PortTaken { field, port, .. } if (field, port) == (name, taken));
+        assert!(!files.path("vm").exists());
+    }
+}
+
+/// Where a dangling link stands no image can be made, and none is.
+#[test]
+fn a_disk_at_a_link_that_leads_nowhere() {
+    let files = Files::new();
+    let link = files.path("d.img");
+    symlink("nowhere", &link).unwrap();
+    let error = refused_with(&files, "", |m| m.disk(Disk::raw(&link).size(1)));
+    assert_refused!(error, Error::Inaccessible { field: "disks", path, .. } if path == link);
+}
+
+#[test]
+fn directories_for_vsock_that_are_none() {
+    let files = Files::new();
+    let file = files.write("file", b"");
+    let error = refused_with(&files, "", |m| m.vsock(true).vsock_dir(&file));
+    assert_refused!(error, Error::NotADirectory { field: "vsock_dir", path } if path == file);
+    let error = refused_with(&files, "", |m| m.vsock(true).vsock_dir("/no/such"));
+    assert_refused!(error, Error::NotFound { field: "vsock_dir", .. });
 }
 
 #[test]
@@ -59,6 +129,8 @@ fn paths_that_are_not_utf8() {
     let path = PathBuf::from(OsStr::from_bytes(b"/\xff"));
     let error = refused_at_sight(|m| m.kernel(&path));
     assert_refused!(error, Error::NotUtf8 { field: "kernel", path: p } if p == path);
+    let error = refused_at_sight(|m| m.hyperkit(&path));
+    assert_refused!(error, Error::NotUtf8 { field: "hyperkit", path: p } if p == path);
     assert!(!HyperKit::new().kernel(&path).iso(&path).to_string().is_empty(), "showing it does not panic");
 }
 
@@ -253,6 +325,13 @@ fn what_hyperkit_cannot_do() {
     refuse(&|m| m.vmnet(true).tap("tap0").mac("02:00:00:00:00:01"), "MAC address");
 }
 
+/// The shortest multiboot kernel that says where it goes.
+fn multiboot() -> Vec<u8> {
+    let [magic, flags] = [0x1bad_b002_u32, 1 << 16];
+    let header = [magic, flags, 0_u32.wrapping_sub(magic).wrapping_sub(flags)];
+    header.into_iter().chain([0; 10]).flat_map(u32::to_le_bytes).collect()
+}
+
 #[test]
 fn what_qemu_cannot_do() {
     let files = Files::new();
@@ -269,6 +348,12 @@ fn what_qemu_cannot_do() {
     refuse(&|m| m.console(Console::Log), "Apple System Log");
     refuse(&|m| m.socket_9p(&socket, "tag"), "9p");
     refuse(&|m| m.port_9p(564, "tag"), "9p from a TCP port");
+    let error = refused_with(&files, "", |m| m.hyperkit(&qemu).socket_9p("/no/such", "tag"));
+    assert_refused!(error, Error::NotFound { field: "sockets_9p", .. });
+    let bare = |m: HyperKit| changed(m, |m| (m.kernel, m.initrd) = (None, None));
+    let multiboot = files.write("kernel", &multiboot());
+    let module = files.write("a module", b"module");
+    refuse(&|m| bare(m).multiboot(Multiboot::new(&multiboot).module(&module, "")), "module with a space");
     refuse(&|m| m.serial(Serial::tty().asl()), "Apple System Log");
     refuse(&|m| m.x2apic(true), "x2APIC");
     refuse(&|m| m.msix(false), "MSI");
@@ -287,6 +372,8 @@ fn what_qemu_cannot_do() {
     address(files.machine().hyperkit(&qemu), "10.0.2.4").check().unwrap();
     refuse(&|m| address(m, "127.0.0.10"), "none for a guest");
     refuse(&|m| address(m, "224.0.0.10"), "none for a guest");
+    refuse(&|m| address(m, "0.0.0.10"), "none for a guest");
+    address(files.machine().hyperkit(&qemu), "192.168.64.10").check().unwrap();
     refuse(&|m| address(m.vmnet(true), "192.168.64.10"), "network of `vmnet`");
     if cfg!(target_os = "linux") {
         // QEMU would cut it, or fill it in, or make it.
@@ -314,6 +401,11 @@ fn what_qemu_cannot_do() {
         let program = common::standin(); // any program would pass: it is never started
         files.machine().hyperkit(&qemu).vsock(true).vhost_device_vsock(&program).check().unwrap();
         refuse(&|m| m.vsock(true).vhost_device_vsock(&program).vsock_port(1), "vsock_ports");
+        let kept_nowhere =
+            |m: HyperKit| changed(m.console(Console::Stdio).vsock_dir(files.dir()), |m| m.state_dir = None);
+        let error =
+            refused_with(&files, "", |m| kept_nowhere(m.hyperkit(&qemu).vsock(true).vhost_device_vsock(&program)));
+        assert_refused!(error, Error::StateDirRequired { field: "vsock" });
     }
     let error = refused_with(&files, "", |m| m.hyperkit(&qemu).vsock(true).vhost_device_vsock("/no/such"));
     assert_refused!(error, Error::ToolNotFound { looked, .. } if looked == [Path::new("/no/such")]);
