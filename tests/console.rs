@@ -75,6 +75,23 @@ fn the_end_of_the_machine_is_the_end_of_the_stream_also_for_who_waits() {
     assert!(matches!(vm.console(), Err(Error::NotRunning)));
 }
 
+/// Else the end of the machine would hang up on whoever has no terminal of their own, as a service has none.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_console_does_not_become_the_controlling_terminal() {
+    let files = Files::new();
+    let (_, vm, _end) = started(&files, "guest");
+    use std::process::{Command, Stdio};
+    let mut attach = Command::new("setsid");
+    attach.arg("--wait").arg(common::example("boot")).arg("--attach").arg("--state-dir").arg(files.path("vm"));
+    let mut attach = attach.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    attach.stdin.take().unwrap().write_all(b"x").unwrap();
+    attach.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    vm.stop().unwrap();
+    let output = attach.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
 #[test]
 fn a_console_that_leads_elsewhere_is_none() {
     let files = Files::new();

@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 
 use hyperkit::{ConsoleStream, Vm};
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 
 /// Ctrl-], as in telnet.
@@ -57,7 +58,11 @@ pub fn attach(vm: &Vm) -> Result<&'static str, Box<dyn Error>> {
             listens = length > 0;
             let typed = &keys[..length];
             let before_escape = typed.iter().position(|&key| key == ESCAPE);
-            (&console).write_all(&typed[..before_escape.unwrap_or(length)])?;
+            match (&console).write_all(&typed[..before_escape.unwrap_or(length)]) {
+                // The machine ended just now, and nobody is left to read it.
+                Err(error) if error.raw_os_error() == Some(Errno::IO.raw_os_error()) => return Ok("has ended"),
+                written => written?,
+            }
             if before_escape.is_some() {
                 return Ok("runs on");
             }
