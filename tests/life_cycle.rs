@@ -4,11 +4,13 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use common::{Files, LONG, eventually, example, names, raw, said, standin, started};
-use hyperkit::{Disk, Error, Exit, HyperKit};
+use hyperkit::{Disk, Error, Exit, HyperKit, VpnKit};
 use rustix::process::{Signal, getpgid, kill_process, test_kill_process};
 use serde_json::Value;
 
@@ -131,6 +133,20 @@ fn a_machine_is_found_when_the_link_that_led_its_starter_there_is_gone() {
     let second = files.machine().start("guest");
     assert!(matches!(second, Err(Error::AlreadyRunning { pid }) if pid == vm.pid()), "{second:?}");
     vm.stop().unwrap();
+}
+
+/// Whoever takes it up may be somewhere else.
+#[test]
+fn a_started_machine_has_absolute_paths() {
+    let files = Files::new();
+    let _end = files.ended();
+    let _vpnkit = UnixListener::bind(files.path("vpnkit")).unwrap();
+    let up = std::env::current_dir().unwrap().components().skip(1).map(|_| "..").collect::<PathBuf>();
+    let relative = |name: &str| up.join(files.path(name).strip_prefix("/").unwrap());
+    let mut machine = files.machine().kernel(relative("vmlinuz")).vpnkit(VpnKit::Socket(relative("vpnkit")));
+    machine.start("guest").unwrap();
+    assert!(machine.kernel.unwrap().is_absolute());
+    assert!(matches!(machine.vpnkit, VpnKit::Socket(path) if path.is_absolute()));
 }
 
 #[test]

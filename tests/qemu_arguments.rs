@@ -108,6 +108,14 @@ fn each_disk_has_its_format_and_options() {
 }
 
 #[test]
+fn images_and_shares_are_given_as_they_are() {
+    let machine = machine().iso("/i.iso").random(false).socket_9p("/share", "tag").vhost_device_vsock("/program");
+    assert_eq!(values(&machine, "-drive"), ["if=none,id=cd1,format=raw,readonly=on,media=cdrom,file=/i.iso"]);
+    assert_eq!(values(&machine, "-fsdev"), ["local,id=share2,path=/share,security_model=none"]);
+    assert_eq!(values(&machine, "-machine"), values(&self::machine(), "-machine"), "without vsock no memory is shared");
+}
+
+#[test]
 fn each_serial_port_has_its_line_and_its_log() {
     let machine = machine().state_dir("/vm").serial(Serial::none().log()).serial(Serial::tty().log());
     assert_eq!(

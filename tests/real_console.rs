@@ -17,6 +17,7 @@ fn a_command_is_typed_and_answered_and_another_program_comes_after() {
     let _end = Ended(state.clone());
     let mut machine = machine().state_dir(&state).console(Console::File);
     let vm = machine.start("console=ttyS0 quiet").unwrap();
+    fs::remove_file(state.join("tty")).unwrap(); // as if the starter had been killed before it knew
     vm.wait_for_console("is up", PATIENCE).unwrap();
 
     // Whoever writes reads, too, or the guest would have to wait.

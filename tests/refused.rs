@@ -314,6 +314,28 @@ fn a_vpnkit_socket_where_nobody_listens() {
     }
 }
 
+/// One that has much to do is there.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_vpnkit_that_is_busy_is_no_reason() {
+    let files = Files::new();
+    let listener = UnixListener::bind(files.path("vpnkit")).unwrap();
+    rustix::net::listen(&listener, 0).unwrap();
+    let _first = std::os::unix::net::UnixStream::connect(files.path("vpnkit")).unwrap(); // fills its queue
+    files.machine().vpnkit(VpnKit::Socket(files.path("vpnkit"))).check().unwrap();
+}
+
+/// It is for QEMU, and for vsock.
+#[test]
+fn a_vsock_program_that_nobody_needs_is_not_looked_for() {
+    let files = Files::new();
+    let qemu = files.path("qemu-system-x86_64");
+    symlink(common::standin(), &qemu).unwrap(); // never started: its name decides
+    let machine = files.machine().vhost_device_vsock("/no/such");
+    machine.clone().vsock(true).check().unwrap();
+    machine.hyperkit(&qemu).check().unwrap();
+}
+
 #[test]
 fn what_hyperkit_cannot_do() {
     let refuse = |change: &dyn Fn(HyperKit) -> HyperKit, words: &str| {

@@ -1,6 +1,6 @@
 //! `hyperkit.json` both ways: three generations in, the first out.
 
-use hyperkit::{Console, Disk, Error, HyperKit, VpnKit};
+use hyperkit::{Console, Disk, Error, Format, HyperKit, VpnKit};
 use serde_json::{Value, json};
 
 fn load(json: Value) -> HyperKit {
@@ -91,6 +91,18 @@ fn lists_of_later_generations_load_and_are_written_only_where_needed() {
 fn a_disk_without_a_path_keeps_its_size() {
     let machine = HyperKit::new().disk(Disk::in_state_dir(64));
     assert_eq!(load(serde_json::to_value(&machine).unwrap()), machine);
+}
+
+/// The Go package leaves an empty format to hyperkit, for which it is raw. A guest may have written the header of an image
+/// that has the host's files in it, so its content must not decide.
+#[test]
+fn a_disk_of_the_go_package_without_a_format_is_raw() {
+    let disks = |disk: Value| load(json!({ "disks": [disk] })).disks;
+    assert_eq!(disks(json!({"path": "/a.img", "format": ""})), [Disk::raw("/a.img")]);
+    assert_eq!(disks(json!({"path": "/a.img"})), [Disk::new("/a.img")]);
+    let mut nowhere = HyperKit::new().disk(Disk::default());
+    nowhere.disks[0].format = Some(Format::Raw);
+    assert_eq!(load(serde_json::to_value(&nowhere).unwrap()), nowhere, "also one that is nowhere yet");
 }
 
 #[test]
