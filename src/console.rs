@@ -192,7 +192,7 @@ impl AsFd for ConsoleStream {
 }
 
 /// The pty that a `tty` file leads to: it is a symlink to it up to v0.20200224 of hyperkit, and a text file since.
-fn pty_in(file: &Path) -> Option<PathBuf> {
+pub(crate) fn pty_in(file: &Path) -> Option<PathBuf> {
     let path = match file.read_link() {
         Ok(link) => link,
         Err(_) => PathBuf::from(OsString::from_vec(read_at_most(file, LONGEST_PATH).ok()?.trim_ascii_end().to_vec())),

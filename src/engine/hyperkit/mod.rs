@@ -10,6 +10,7 @@ use rustix::process::Signal;
 
 use super::{Control, Engine};
 use crate::config::HyperKit;
+use crate::console::pty_in;
 use crate::error::{Error, Result};
 use crate::image::inode;
 use crate::process::look_at_all;
@@ -59,10 +60,10 @@ pub(crate) fn uses_qcow2(path: &Path, read_only: bool) -> bool {
 
 /// The serial ports come after all other devices, and what they leave in the state directory says so.
 pub(crate) fn is_set_up(machine: &HyperKit, state: &StateDir) -> bool {
-    let is_there = |name| state.file(name).symlink_metadata().is_ok();
     ports(machine).unwrap_or_default().iter().all(|port| {
-        let tty = if let Line::Tty(name) = port.line { Some(name) } else { None };
-        tty.into_iter().chain(port.log).all(is_there)
+        // It is made first, and written then.
+        let names_its_pty = !matches!(port.line, Line::Tty(name) if pty_in(&state.file(name)).is_none());
+        names_its_pty && port.log.is_none_or(|name| state.file(name).exists())
     })
 }
 
