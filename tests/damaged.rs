@@ -201,3 +201,19 @@ fn a_full_tmpfs() {
     assert!(why.contains("No space left on device"), "{why}");
     assert_eq!(machines.len(), 1, "{why}");
 }
+
+/// Names that lead out of the directory are none of disks that were made in it.
+#[test]
+fn what_a_state_file_claims_to_have_made_elsewhere_is_not_deleted() {
+    let files = Files::new();
+    let (_, vm, _end) = started(&files, "guest");
+    vm.stop().unwrap();
+    let precious = files.write("precious", b"precious");
+    let path = files.path("vm/hyperkit.json");
+    let mut state: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    state["made_disks"] = serde_json::json!(["../precious", precious.to_str().unwrap()]);
+    fs::write(&path, state.to_string()).unwrap();
+    HyperKit::from_state(files.path("vm")).unwrap().remove(false).unwrap();
+    assert_eq!(fs::read(&precious).unwrap(), b"precious");
+    assert!(!files.path("vm").exists());
+}
