@@ -452,6 +452,12 @@ pub enum Error {
         /// What the machine left.
         last_words: LastWords,
     },
+    /// Nobody in the guest listens on this vsock port, or the guest is not that far.
+    #[error("nobody in the guest listens on vsock port {port}; it may not be that far")]
+    NobodyListens {
+        /// The port.
+        port: u32,
+    },
     /// The program beside QEMU that gives the guest its vsock did not get up.
     #[error("{} did not start; is it vhost-device-vsock?{}", program.display(), said(last_words))]
     VsockFailed {

@@ -64,6 +64,7 @@ mod start;
 mod state;
 mod terminal;
 mod vm;
+mod vsock;
 
 pub use config::{
     Console, HyperKit, Module, Multiboot, PortForward, Protocol, Serial, SerialLine, Server9p, Socket9p, VpnKit,

@@ -128,7 +128,8 @@ fn machine() -> impl Strategy<Value = (HyperKit, String)> {
             machine = machine.vsock(true).vsock_guest_cid(cid);
             (machine.vsock_dir, machine.vsock_ports) = (dir.map(Into::into), ports);
         }
-        for (name, port, tag) in shares {
+        for (index, (name, port, tag)) in shares.into_iter().enumerate() {
+            let tag = format!("{index}{tag}"); // each has its own
             machine = match port {
                 Some(port) => machine.port_9p(port, tag),
                 None => machine.socket_9p(name, tag),

@@ -121,7 +121,7 @@ impl Drop for Companion {
 }
 
 /// Of a listener that is gone only the file is left, and would pass for the new one. What is not ours stays.
-fn make_way(socket: &Path) -> Result<()> {
+pub(crate) fn make_way(socket: &Path) -> Result<()> {
     let Ok(metadata) = socket.symlink_metadata() else { return Ok(()) };
     let is_left_behind = || connect(socket, Duration::ZERO).is_err_and(|e| e.kind() == ErrorKind::ConnectionRefused);
     if metadata.file_type().is_socket() && is_left_behind() {

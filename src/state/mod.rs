@@ -28,6 +28,7 @@ use crate::error::{Error, Result};
 use crate::lock::open_locked;
 use crate::process::{Process, Seen, look_at_all};
 use crate::serial::{ALL_LOGS, ALL_TTYS};
+use crate::vsock::is_listening_place;
 
 pub(crate) const JSON_FILE: &str = "hyperkit.json";
 pub(crate) const PID_FILE: &str = "hyperkit.pid";
@@ -250,6 +251,7 @@ fn is_machine_socket(name: &str, kind: FileType) -> bool {
     match name.split_once('.') {
         Some(("guest", port)) => kind.is_symlink() && hex(port),
         Some((cid, port)) if hex(cid) => kind.is_socket() && hex(port),
+        _ if kind.is_socket() && is_listening_place(name) => true,
         _ => kind.is_socket() && ["connect", QMP_SOCKET, EVENTS_SOCKET, VHOST_SOCKET, VSOCK_SOCKET].contains(&name),
     }
 }

@@ -1,0 +1,125 @@
+//! Streams between programs of the host and of the guest, over the sockets that each engine makes of vsock.
+//!
+//! hyperkit takes `CID.PORT` in hexadecimal on its socket `connect` and answers nothing; forwarded ports have sockets of
+//! their own. vhost-device-vsock takes `CONNECT PORT` on `v.sock` and answers `OK`. What the guest connects to arrives at
+//! a socket of the host, which each engine looks for under a name of its own.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::config::HyperKit;
+use crate::engine::{Engine, vhost_vsock::make_way};
+use crate::error::{Error, Result};
+use crate::socket::connect;
+use crate::state::VSOCK_SOCKET;
+use crate::vm::Vm;
+
+/// The host's context identifier.
+const HOST_CID: u32 = 2;
+/// How long it may take until the guest has said whether somebody listens.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// `OK` and a number are shorter than this, in bytes.
+const LONGEST_ANSWER: usize = 32;
+
+impl Vm {
+    /// Connects to a vsock port of the guest.
+    ///
+    /// With hyperkit a port nobody listens on shows only as the end of the stream, when it is read.
+    ///
+    /// ```no_run
+    /// use std::io::Write;
+    ///
+    /// let vm = hyperkit::HyperKit::from_state("vm")?.vm()?.ok_or("it does not run")?;
+    /// vm.vsock_connect(1234)?.write_all(b"hello")?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::NotRunning`]; [`Error::Needs`] if the machine has no vsock; [`Error::NobodyListens`] with QEMU;
+    /// [`Error::Io`]; [`Error::Unsupported`] with QEMU on `/dev/vhost-vsock`, where sockets of the family AF_VSOCK reach it.
+    pub fn vsock_connect(&self, port: u32) -> Result<UnixStream> {
+        let machine = self.with_vsock()?;
+        let (dir, cid) = (machine.vsock_place(), machine.vsock_guest_cid);
+        let (socket, request) = match self.engine {
+            Engine::HyperKit if machine.vsock_ports.contains(&port) => (dir.join(format!("guest.{port:08x}")), None),
+            Engine::HyperKit => (dir.join("connect"), Some(format!("{cid:08x}.{port:08x}\n"))),
+            Engine::Qemu => (dir.join(VSOCK_SOCKET), Some(format!("CONNECT {port}\n"))),
+        };
+        let talk = || -> io::Result<Option<UnixStream>> {
+            let mut stream = connect(&socket, PATIENCE)?;
+            request.iter().try_for_each(|request| stream.write_all(request.as_bytes()))?;
+            let is_through = self.engine == Engine::HyperKit || is_accepted(&mut stream)?;
+            Ok(is_through.then_some(stream))
+        };
+        talk().map_err(Error::io("connect to", &socket))?.ok_or(Error::NobodyListens { port })
+    }
+
+    /// Listens on a vsock port of the host, for the guest to connect to CID 2.
+    ///
+    /// Of a listener that is gone the socket is replaced; it goes with the machine's other sockets.
+    ///
+    /// ```no_run
+    /// let vm = hyperkit::HyperKit::from_state("vm")?.vm()?.ok_or("it does not run")?;
+    /// let (stream, _) = vm.vsock_listen(5555)?.accept()?;
+    /// # drop(stream);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`vsock_connect`](Self::vsock_connect); [`Error::SocketTaken`] if somebody listens there already.
+    pub fn vsock_listen(&self, port: u32) -> Result<UnixListener> {
+        let socket = self.listening_place(&self.with_vsock()?, port);
+        make_way(&socket)?;
+        UnixListener::bind(&socket).map_err(Error::io("listen on", &socket))
+    }
+
+    fn listening_place(&self, machine: &HyperKit, port: u32) -> PathBuf {
+        let name = match self.engine {
+            Engine::HyperKit => format!("{HOST_CID:08x}.{port:08x}"),
+            Engine::Qemu => format!("{VSOCK_SOCKET}_{port}"),
+        };
+        machine.vsock_place().join(name)
+    }
+
+    /// The description of the machine, if it runs and has a vsock that sockets lead to.
+    fn with_vsock(&self) -> Result<HyperKit> {
+        if self.try_wait()?.is_some() {
+            return Err(Error::NotRunning);
+        }
+        let state = self.state.as_ref().ok_or(Error::StateDirRequired { field: "vsock" })?;
+        let machine = state.load()?;
+        if !machine.vsock {
+            return Err(Error::Needs { field: "vsock_connect", needs: "vsock" });
+        }
+        if self.engine == Engine::Qemu && machine.vhost_device_vsock.is_none() {
+            let feature = "vsock over unix sockets with /dev/vhost-vsock: use AF_VSOCK and the guest's CID";
+            return Err(Error::Unsupported { engine: self.engine, feature });
+        }
+        Ok(machine)
+    }
+}
+
+/// Reads `OK` and a number; the end of the stream says that nobody listens. Not a byte more is read: those are the guest's.
+fn is_accepted(stream: &mut UnixStream) -> io::Result<bool> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut answer = Vec::new();
+    while answer.last() != Some(&b'\n') && answer.len() < LONGEST_ANSWER {
+        let mut byte = [0];
+        match stream.read(&mut byte) {
+            Ok(0) => return Ok(false),
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(false),
+            read => read?,
+        };
+        answer.push(byte[0]);
+    }
+    stream.set_read_timeout(None)?;
+    Ok(answer.starts_with(b"OK "))
+}
+
+/// The names of sockets that [`Vm::vsock_listen`] makes for QEMU.
+pub(crate) fn is_listening_place(name: &str) -> bool {
+    let port = name.strip_prefix(VSOCK_SOCKET).and_then(|rest| rest.strip_prefix('_'));
+    port.is_some_and(|port| port.parse::<u32>().is_ok())
+}
