@@ -9,7 +9,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use common::guest::{file, machine, made_by_setup};
+use common::guest::{PATIENCE, file, machine, made_by_setup};
 use common::{Ended, eventually, example, names, raw, vsock_programs_in};
 use hyperkit::{Console, Error, Exit, HyperKit};
 use rustix::process::{Signal, kill_process};
@@ -45,6 +45,22 @@ impl Vsock {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         path
     }
+}
+
+/// The guest's kernel itself says that nobody listens, so the way there is open.
+#[test]
+fn a_port_nobody_listens_on_is_an_error() {
+    let vsock = Vsock::new();
+    let vm = vsock.machine().start("console=ttyS0 quiet").unwrap();
+    vm.wait_for_console("is up", PATIENCE).unwrap();
+    assert!(matches!(vm.vsock_connect(1234), Err(Error::NobodyListens { port: 1234 })));
+    let listener = vm.vsock_listen(5555).unwrap();
+    assert!(vsock.state.join("v.sock_5555").exists());
+    assert!(matches!(vm.vsock_listen(5555), Err(Error::SocketTaken { .. })));
+    drop(listener);
+    vm.vsock_listen(5555).unwrap();
+    vm.stop().unwrap();
+    assert!(!vsock.state.join("v.sock_5555").exists());
 }
 
 #[test]

@@ -78,9 +78,7 @@ pub(crate) fn supports(machine: &HyperKit) -> Result<()> {
         }
     }
     if !machine.vsock_ports.is_empty() {
-        return no(
-            "vsock ports as sockets on the host (`vsock_ports`; any port of the guest is reached by `v.sock`, or AF_VSOCK)",
-        );
+        return no("vsock ports as sockets on the host (`vsock_ports`; `vsock_connect` reaches any port)");
     }
     machine.sockets_9p.iter().try_for_each(|share| at_most(MAX_TAG, "sockets_9p", &share.tag))
 }
