@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags, fcntl_lock, flock, renameat_with};
+use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags, flock, renameat_with};
 
 use crate::disk::{Disk, Format, Qcow, bytes};
 use crate::engine;
@@ -223,23 +223,30 @@ fn is_locked(file: &File, read_only: bool) -> bool {
         true => FlockOperation::NonBlockingLockShared,
         false => FlockOperation::NonBlockingLockExclusive,
     };
-    let attempts = [flock(file, lock), fcntl_lock(file, lock)];
-    let _ = fcntl_lock(file, FlockOperation::Unlock);
-    // A file system without locks gives other errors, and tells nothing.
-    attempts.iter().any(|tried| matches!(tried, Err(rustix::io::Errno::AGAIN | rustix::io::Errno::ACCESS)))
-        || qemu_writes(file)
+    is_refused(flock(file, lock)) || qemu_has_locked(file, lock)
+}
+
+/// Whether a lock is somebody else's. A file system without locks gives other errors, and tells nothing.
+fn is_refused(tried: rustix::io::Result<()>) -> bool {
+    matches!(tried, Err(rustix::io::Errno::AGAIN | rustix::io::Errno::ACCESS))
 }
 
 /// QEMU's locks are all shared, so that a reader conflicts with none: who writes holds the one on byte 101.
 #[cfg(target_os = "linux")]
-fn qemu_writes(file: &File) -> bool {
+fn qemu_has_locked(file: &File, lock: FlockOperation) -> bool {
+    use rustix::fs::{fcntl_lock, major, minor};
+
     const WRITER: u64 = 101;
+    let tried = fcntl_lock(file, lock);
+    let _ = fcntl_lock(file, FlockOperation::Unlock);
+    if is_refused(tried) {
+        return true;
+    }
     let Ok((metadata, locks)) = file.metadata().and_then(|found| Ok((found, fs::read_to_string("/proc/locks")?)))
     else {
         return false;
     };
-    let device = metadata.dev();
-    let id = format!("{:02x}:{:02x}:{}", rustix::fs::major(device), rustix::fs::minor(device), metadata.ino());
+    let id = format!("{:02x}:{:02x}:{}", major(metadata.dev()), minor(metadata.dev()), metadata.ino());
     locks.lines().any(|line| match line.split_ascii_whitespace().rev().collect::<Vec<_>>()[..] {
         [end, start, file, ..] => {
             let number = |text: &str| text.parse::<u64>().ok();
@@ -249,9 +256,9 @@ fn qemu_writes(file: &File) -> bool {
     })
 }
 
-/// Elsewhere QEMU takes no locks.
+/// Elsewhere QEMU takes no locks, and our own flock would be in the way of a lock by fcntl, as on BSD.
 #[cfg(not(target_os = "linux"))]
-fn qemu_writes(_: &File) -> bool {
+fn qemu_has_locked(_: &File, _: FlockOperation) -> bool {
     false
 }
 
