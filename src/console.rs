@@ -18,12 +18,10 @@ use crate::config::HyperKit;
 use crate::error::{Error, Result};
 use crate::serial::{CONSOLE_TTY, Line, ports};
 use crate::state::{StateDir, read_at_most};
-use crate::vm::Vm;
+use crate::vm::{PATIENCE, Vm};
 
 /// A path is shorter than this, in bytes.
 const LONGEST_PATH: u64 = 4096;
-/// How long QEMU may take to say where its ptys are.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 impl HyperKit {
     /// The ptys of the machine's serial ports, com1 first; those ports that lead elsewhere have none.

@@ -137,10 +137,10 @@ impl ConsoleLines<'_> {
             more = self.log.more()?; // what it said at its end, too
         }
         self.rest.extend(more);
-        while let Some(end) = self.rest.iter().position(|&byte| byte == b'\n') {
-            let line: Vec<u8> = self.rest.drain(..=end).collect();
-            self.push(&line);
-        }
+        let complete = self.rest.iter().rposition(|&byte| byte == b'\n').map_or(0, |last| last + 1);
+        let rest = self.rest.split_off(complete);
+        let lines = std::mem::replace(&mut self.rest, rest);
+        lines.split_inclusive(|&byte| byte == b'\n').for_each(|line| self.push(line));
         if self.rest.len() > LONGEST_LINE || (self.ended && !self.rest.is_empty()) {
             let rest = std::mem::take(&mut self.rest);
             self.push(&rest);

@@ -17,7 +17,7 @@ use crate::state::StateDir;
 /// A guest that has not listened yet may do so now; QEMU's and hyperkit's take presses at this pace.
 const PRESS_AGAIN: Duration = Duration::from_millis(500);
 /// How long a program may take to answer. Another client of its that is being served counts in.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A machine that was started, by this program or another.
 ///

@@ -3,12 +3,12 @@
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::fs::{Access, access};
 
-use super::canonical;
+use super::{canonical, not_twice};
 use crate::config::{HyperKit, VpnKit};
 use crate::engine::kernel_command_line;
 use crate::error::{Error, Result};
@@ -79,7 +79,11 @@ pub(super) fn files(machine: &HyperKit) -> Result<()> {
         }
         images.push((path, image.read_only));
     }
-    not_twice(&images)?;
+    // One image has several names where there are links.
+    not_twice(&images, |path, other| match (inode(path), inode(other)) {
+        (Some(one), Some(other)) => one == other,
+        _ => canonical(path) == canonical(other),
+    })?;
     match &machine.vpnkit {
         VpnKit::Socket(path) if !path.exists() => Err(Error::NotFound { field: "vpnkit", path: path.clone() }),
         // With nobody listening hyperkit would try for ever, and not say so.
@@ -139,23 +143,6 @@ fn not_empty(field: &'static str, path: &Path) -> Result<u64> {
         0 => Err(Error::EmptyFile { field, path: path.to_owned() }),
         length => Ok(length),
     }
-}
-
-/// One image has several names where there are links.
-fn not_twice(images: &[(PathBuf, bool)]) -> Result<()> {
-    for (index, (path, read_only)) in images.iter().enumerate() {
-        let is_same = |(other, other_read_only): &&(PathBuf, bool)| {
-            !(*read_only && *other_read_only)
-                && match (inode(path), inode(other)) {
-                    (Some(one), Some(other)) => one == other,
-                    _ => canonical(path) == canonical(other),
-                }
-        };
-        if images[..index].iter().any(|other| is_same(&other)) {
-            return Err(Error::DiskTwice { path: path.clone() });
-        }
-    }
-    Ok(())
 }
 
 /// The kernel's command line has to fit, with its final NUL, into what the kernel has room for.

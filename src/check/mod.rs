@@ -125,8 +125,8 @@ pub(crate) fn description(machine: &HyperKit) -> Result<()> {
             }
         }
     }
-    let has_network = machine.vmnet || machine.tap.is_some() || machine.vpnkit != VpnKit::None;
     let has_user_network = machine.vmnet || machine.vpnkit != VpnKit::None;
+    let has_network = has_user_network || machine.tap.is_some();
     for (field, is_set, needs, is_there) in [
         ("vsock_ports", !machine.vsock_ports.is_empty(), "vsock", machine.vsock),
         ("vsock_dir", machine.vsock_dir.is_some(), "vsock", machine.vsock),
@@ -171,9 +171,6 @@ fn disks(machine: &HyperKit) -> Result<()> {
     let mut places = Vec::<(PathBuf, bool)>::new();
     for (index, image) in machine.disks.iter().enumerate() {
         let path = image.place(index, machine.state_dir.as_deref())?;
-        if places.iter().any(|(other, read_only)| *other == path && !(*read_only && image.read_only)) {
-            return Err(Error::DiskTwice { path });
-        }
         places.push((path.clone(), image.read_only));
         if let Some(value) = image.size.filter(|&size| disk::bytes(size).is_none()) {
             return Err(Error::InvalidDiskSize { path, value });
@@ -186,6 +183,17 @@ fn disks(machine: &HyperKit) -> Result<()> {
             image.unknown.iter().find(|(key, _)| ["format", "driver", "OnFlush"].contains(&key.as_str()))
         {
             return Err(Error::UnknownSetting { key: format!("disks.{key}: {value}") });
+        }
+    }
+    not_twice(&places, |path, other| path == other)
+}
+
+/// Refuses an image that is there twice, unless both only read.
+fn not_twice(images: &[(PathBuf, bool)], is_same: impl Fn(&Path, &Path) -> bool) -> Result<()> {
+    for (index, (path, read_only)) in images.iter().enumerate() {
+        let is_twice = |(other, other_reads): &(PathBuf, bool)| !(*read_only && *other_reads) && is_same(path, other);
+        if images[..index].iter().any(is_twice) {
+            return Err(Error::DiskTwice { path: path.clone() });
         }
     }
     Ok(())

@@ -9,7 +9,7 @@
 //! | `console-ring`, `console-ring2` | the program | what is said on com1 and com2 |
 //! | `qmp.sock`, `events.sock` | QEMU | its control sockets |
 //! | `connect`, `guest.*`, `XXXXXXXX.XXXXXXXX` | hyperkit | vsock sockets, unless `vsock_dir` is elsewhere |
-//! | `v.sock` | vhost-device-vsock | its vsock socket, likewise |
+//! | `v.sock`, `v.sock_N` | vhost-device-vsock; who listens on port N | its vsock sockets, likewise |
 //! | `vhost.sock`, `vhost.line` | vhost-device-vsock; this crate | what joins it to QEMU |
 //! | `disk.img`, `disk.qcow2`, … | this crate | disk images without a path of their own |
 

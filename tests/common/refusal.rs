@@ -1,8 +1,12 @@
-//! What the tests of refusals share.
+//! What the tests of refusals and limits share.
+#![allow(dead_code, reason = "each test file uses a part")]
+
+use std::fs::{self, File};
+use std::path::PathBuf;
 
 use hyperkit::{Error, HyperKit};
 
-use crate::common::{Files, names};
+use crate::common::{Ended, Files, eventually, names};
 
 /// Has `change` made to a good machine, and returns why it is refused: by `check` and `start` alike, or by `start` alone
 /// where the command line is at fault. Neither leaves anything behind, and `start` leaves the description as it was.
@@ -35,6 +39,33 @@ pub fn refused_at_sight(change: impl Fn(HyperKit) -> HyperKit) -> Error {
     let pure = change(Files::new().machine()).arguments("").expect_err("arguments were made");
     assert_eq!(std::mem::discriminant(&pure), std::mem::discriminant(&error));
     error
+}
+
+/// Has a machine started on the stand-in until its guest speaks, which it does when everything was taken, and stopped.
+pub fn runs_with(mut machine: HyperKit, cmdline: &str) {
+    let dir = machine.state_dir.clone().unwrap();
+    let _end = Ended(dir.clone());
+    let vm = machine.start(cmdline).unwrap();
+    eventually("the guest speaks", || {
+        assert_eq!(vm.try_wait().unwrap(), None, "{:?}", vm.last_words());
+        fs::read(dir.join("console-ring")).unwrap().starts_with(b"Linux")
+    });
+    vm.stop().unwrap();
+}
+
+pub fn runs(machine: HyperKit) {
+    runs_with(machine, "");
+}
+
+/// Takes away what the machine boots from, to set something else.
+pub fn bare(machine: HyperKit) -> HyperKit {
+    changed(machine, |m| (m.kernel, m.initrd) = (None, None))
+}
+
+/// A sparse file.
+pub fn file_of(length: u64, files: &Files, name: &str) -> PathBuf {
+    File::create(files.path(name)).unwrap().set_len(length).unwrap();
+    files.path(name)
 }
 
 /// `assert!(matches!(…))` that shows what came instead.
