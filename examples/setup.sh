@@ -35,28 +35,34 @@ if ! have apt-get; then
        target/guest/ here, or give the examples a kernel and an initrd of your own"
 fi
 
-missing=
-have qemu-system-x86_64 || missing="$missing qemu-system-x86"
-if [ "$tests" ]; then
-    have genisoimage || missing="$missing genisoimage"
-    have qemu-img || missing="$missing qemu-utils"
-    [ -e /usr/share/ovmf/OVMF.fd ] || missing="$missing ovmf"
-fi
-have cpio || missing="$missing cpio"
-# Newer kernels' modules are packed.
-have xz || missing="$missing xz-utils"
-grep -qs '^ID=ubuntu' /etc/os-release && ! have zstd && missing="$missing zstd"
-if [ -n "$missing" ]; then
+find_missing() {
+    missing=
+    have qemu-system-x86_64 || missing="$missing qemu-system-x86"
+    if [ "$tests" ]; then
+        have genisoimage || missing="$missing genisoimage"
+        have qemu-img || missing="$missing qemu-utils"
+        [ -e /usr/share/ovmf/OVMF.fd ] || missing="$missing ovmf"
+    fi
+    have cpio || missing="$missing cpio"
+    # Newer kernels' modules are packed.
+    have xz || missing="$missing xz-utils"
+    if grep -qs '^ID=ubuntu' /etc/os-release && ! have zstd; then missing="$missing zstd"; fi
+}
+updated=
+for _ in once again; do # an older QEMU may push out the qemu-utils of a newer one
+    find_missing
+    [ "$missing" ] || break
     root=
     if [ "$(id -u)" != 0 ]; then
         have sudo || die "these packages are missing and there is no sudo: install them as root:$missing"
         root=sudo
     fi
     say "installing$missing (some 100 MB, a minute at most on a usual line)"
-    $root apt-get -qq update
+    [ "$updated" ] || $root apt-get -qq update
+    updated=yes
     # shellcheck disable=SC2086  # a list of packages
     $root env DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends $missing
-fi
+done
 
 # This is the version that was tried.
 if [ "$tests" ] && ! have vhost-device-vsock && ! [ -x target/tools/bin/vhost-device-vsock ]; then
