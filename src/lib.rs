@@ -54,6 +54,7 @@ mod error;
 mod image;
 mod kernel;
 mod lock;
+mod network;
 mod output;
 mod prepare;
 mod process;
@@ -75,6 +76,7 @@ pub use disk::{Disk, Driver, Format, OnFlush, Qcow, SectorSize};
 pub use engine::{Engine, hyperkit::parse_arguments};
 pub use error::{Error, Result};
 pub use image::create_disk_image;
+pub use network::Card;
 pub use output::LastWords;
 pub use vm::{Exit, Shutdown, Vm};
 

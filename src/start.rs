@@ -1,5 +1,7 @@
 //! From the description to a running machine and back: check, create, spawn, record; find again, end, remove.
 
+use std::fs;
+use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -13,6 +15,7 @@ use crate::disk::{Format, Qcow};
 use crate::engine::{Engine, vhost_vsock::Companion};
 use crate::error::{Error, Result};
 use crate::image;
+use crate::network;
 use crate::output::Output;
 use crate::prepare::{claim, do_work, refuse_what_others_use, work_on_disks};
 use crate::process::{Process, look};
@@ -127,6 +130,38 @@ impl HyperKit {
         Ok(machine)
     }
 
+    /// The machines that the directories in `root` remember, by the directories' names; those in directories further
+    /// down are not looked for. A `root` that is not there has none.
+    ///
+    /// One that cannot be read is an error in its place, and does not hide the others.
+    ///
+    /// ```no_run
+    /// for machine in hyperkit::HyperKit::list("machines")?.into_iter().flatten() {
+    ///     println!("{:?} {}", machine.state_dir, machine.is_running());
+    /// }
+    /// # Ok::<(), hyperkit::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Io`] if `root` cannot be listed; for each machine those of [`from_state`](Self::from_state).
+    pub fn list(root: impl AsRef<Path>) -> Result<Vec<Result<Self>>> {
+        let root = root.as_ref();
+        let entries = match fs::read_dir(root) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(Error::io("list", root))?,
+        };
+        let dirs = entries.map(|entry| entry.map(|entry| entry.path())).collect::<io::Result<Vec<_>>>();
+        let mut dirs = dirs.map_err(Error::io("list", root))?;
+        dirs.sort();
+        let is_one = |machine: &Result<Self>| match machine {
+            Err(Error::NoState { .. }) => false,
+            // What is no directory has nothing in it.
+            Err(Error::Io { source, .. }) => source.kind() != io::ErrorKind::NotADirectory,
+            _ => true,
+        };
+        Ok(dirs.iter().map(Self::from_state).filter(is_one).collect())
+    }
+
     /// Takes up the running machine; `None` if it does not run.
     ///
     /// A program that has not started it learns when it ends, but not how: [`Exit::Unknown`].
@@ -221,6 +256,7 @@ impl HyperKit {
         machine.cmdline = format!("{program} {}", machine.arguments.join(" "));
         machine.pid = None;
         machine.pid_started = None;
+        machine.vmnet_mac = network::vmnet_mac(&machine);
         let work = work_on_disks(&mut machine, state.as_ref())?;
         // Before the machine is there, so that a crash in between leaves nothing unknown.
         state.iter().try_for_each(|state| state.save(&machine))?;

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use crate::child::Child;
-use crate::config::PortForward;
 use crate::engine::{Control, Engine};
 use crate::error::{Error, Result};
 use crate::output::{LastWords, Output};
@@ -144,29 +143,6 @@ impl Vm {
     /// None so far.
     pub fn try_wait(&self) -> Result<Option<Exit>> {
         self.wait_timeout(Duration::ZERO)
-    }
-
-    /// The ports of 127.0.0.1 that lead to the guest, each with the number it has. They are there from the start on, also
-    /// before the guest listens. On hyperkit there are none.
-    ///
-    /// ```no_run
-    /// use hyperkit::{HyperKit, PortForward, VpnKit};
-    ///
-    /// let mut machine = HyperKit::new().state_dir("vm").kernel("vmlinuz").vpnkit(VpnKit::Auto);
-    /// machine.port_forwards = vec![PortForward::tcp(0, 22)];
-    /// let ssh = machine.start("")?.port_forwards()?[0].host;
-    /// println!("ssh -p {ssh} 127.0.0.1");
-    /// # Ok::<(), hyperkit::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// [`Error::NotRunning`]; [`Error::Qmp`] if QEMU does not say; [`Error::StateDirRequired`] with QEMU and no state
-    /// directory.
-    pub fn port_forwards(&self) -> Result<Vec<PortForward>> {
-        if self.try_wait()?.is_some() {
-            return Err(Error::NotRunning);
-        }
-        self.engine.port_forwards(self, PATIENCE)
     }
 
     /// Pulls the plug: ends the machine at once, and returns when its process is gone and its pid file with it.

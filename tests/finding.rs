@@ -12,6 +12,8 @@ use std::time::Duration;
 use common::{Files, example, standin, started};
 use hyperkit::{Error, Exit, HyperKit};
 
+const UUID: &str = "1f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55";
+
 /// A stranger that has the recorded pid now.
 #[test]
 fn a_stranger_is_not_the_machine_and_is_left_alone() {
@@ -218,4 +220,49 @@ fn a_thread_of_the_machine_is_not_the_machine() {
         assert_eq!(HyperKit::from_state(files.path("vm")).unwrap().pid, Some(vm.pid()));
     }
     vm.stop().unwrap();
+}
+
+#[test]
+fn all_machines_in_a_directory_are_listed_and_one_that_is_damaged_hides_no_other() {
+    let files = Files::new();
+    let (_, vm, _end) = started(&files, "guest");
+    let mut idle = files.machine().state_dir(files.path("idle"));
+    idle.start("guest").unwrap().stop().unwrap();
+    fs::create_dir_all(files.path("none/below")).unwrap();
+    fs::create_dir(files.path("damaged")).unwrap();
+    files.write("damaged/hyperkit.json", b"{");
+    let list = HyperKit::list(files.dir()).unwrap();
+    match &list[..] {
+        [Err(Error::DamagedState { path, .. }), Ok(idle), Ok(runs)] => {
+            assert_eq!(*path, files.path("damaged/hyperkit.json"));
+            assert_eq!(idle.state_dir, Some(files.path("idle")));
+            assert!(!idle.is_running() && runs.is_running());
+            assert_eq!(runs.pid, Some(vm.pid()));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(HyperKit::list(files.path("nowhere")).unwrap().is_empty());
+    match HyperKit::list(files.path("vmlinuz")) {
+        Err(Error::Io { path, .. }) => assert_eq!(path, files.path("vmlinuz")),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// hyperkit alone knows which address vmnet will give the guest, and is asked before the machine is there.
+#[test]
+fn the_mac_address_of_vmnet_is_recorded() {
+    let files = Files::new();
+    let _end = files.ended();
+    let mut machine = files.machine().vmnet(true).uuid(UUID);
+    let vm = machine.start("guest").unwrap();
+    let state: serde_json::Value = serde_json::from_slice(&fs::read(files.path("vm/hyperkit.json")).unwrap()).unwrap();
+    assert_eq!(state["vmnet_mac"], "02:00:00:00:00:01");
+    assert_eq!(vm.addresses().unwrap(), [], "no lease was given here");
+    vm.stop().unwrap();
+
+    let machine = files.machine().vpnkit_preferred_ipv4("192.168.65.9").vpnkit_key(UUID);
+    let socket = files.path("vpnkit.sock");
+    let _vpnkit = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let vm = machine.vpnkit(hyperkit::VpnKit::Socket(socket)).start("guest").unwrap();
+    assert_eq!(vm.addresses().unwrap(), [(hyperkit::Card::VpnKit, "192.168.65.9".parse().unwrap())]);
 }

@@ -175,6 +175,9 @@ pub struct HyperKit {
     /// When that process began, in seconds since 1970: with the pid, what tells it from a later stranger.
     #[serde(with = "json::count", skip_serializing_if = "Option::is_none")]
     pub(crate) pid_started: Option<u64>,
+    /// The MAC address that vmnet gives the guest, as hyperkit says before the start.
+    #[serde(with = "json::text", skip_serializing_if = "Option::is_none")]
+    pub(crate) vmnet_mac: Option<String>,
     /// Names of the disk images in the state directory that this crate made, and may delete.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "json::or_default")]
     pub(crate) made_disks: Vec<String>,
@@ -228,6 +231,7 @@ impl Default for HyperKit {
             arguments: Vec::new(),
             cmdline: String::new(),
             pid_started: None,
+            vmnet_mac: None,
             made_disks: Vec::new(),
             unknown: serde_json::Map::new(),
         }

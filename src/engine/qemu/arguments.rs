@@ -181,6 +181,14 @@ fn drive(image: &Disk, slot: u8, path: &str) -> String {
 /// The network that Apple's vmnet has, so that a guest with two cards is not twice in one.
 pub(super) const VMNET: [u8; 3] = [192, 168, 64];
 
+/// What the user-mode network's DHCP gives first, and to its only guest: .15.
+pub(crate) const VMNET_ADDRESS: Ipv4Addr = Ipv4Addr::new(VMNET[0], VMNET[1], VMNET[2], 15);
+
+/// The same on the card that is in VPNKit's place, where QEMU's own network is 10.0.2.0.
+pub(crate) fn vpnkit_address(machine: &HyperKit) -> Ipv4Addr {
+    preferred_address(machine).map_or(Ipv4Addr::new(10, 0, 2, 15), Ipv4Addr::from)
+}
+
 pub(super) fn preferred_address(machine: &HyperKit) -> Option<[u8; 4]> {
     Some(machine.vpnkit_preferred_ipv4.as_ref()?.parse::<Ipv4Addr>().ok()?.octets())
 }

@@ -17,7 +17,7 @@ use crate::serial::{Line, ports};
 use crate::state::{EVENTS_SOCKET, QMP_SOCKET, StateDir};
 use crate::vm::Exit;
 
-pub(crate) use arguments::arguments;
+pub(crate) use arguments::{VMNET_ADDRESS, arguments, vpnkit_address};
 pub(crate) use limits::{check, supports};
 
 /// How long a QEMU that is up may take to let us listen.
