@@ -1,5 +1,6 @@
 //! Boots a kernel: `cargo run --example boot -- --help`.
 
+#[path = "../shared/attach.rs"]
 mod attach;
 
 use std::error::Error;

@@ -37,7 +37,7 @@ impl Drop for RawTerminal {
 /// Joins terminal and console until the escape key or the machine's end; says which.
 pub fn attach(vm: &Vm) -> Result<&'static str, Box<dyn Error>> {
     let console = vm.console()?;
-    eprintln!("boot: on the console of process {}; Ctrl-] leaves it", vm.pid());
+    eprintln!("On the console of process {}; Ctrl-] leaves it.", vm.pid());
     let _terminal = RawTerminal::new()?;
     let mut listens = true;
     loop {

@@ -1,0 +1,168 @@
+//! Runs a program in a kernel of its own: `cargo run --example exec -- ./hello a b`.
+
+#[path = "../shared/cpio.rs"]
+mod cpio;
+
+use std::error::Error;
+use std::ffi::{OsStr, OsString};
+use std::io::{IsTerminal, stderr, stdin, stdout};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::process::ExitCode;
+use std::{fs, thread};
+
+use hyperkit::{HyperKit, Serial};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+const HELP: &str = "\
+Runs a statically linked program for x86-64 Linux in a fresh machine, with hyperkit or QEMU.
+
+    cargo run --example exec -- [--cpus N] [--memory MIB] [--hyperkit PROGRAM] PROGRAM [ARGUMENTS]
+
+It is the machine's first process. Its output, errors and exit status are passed on; 128 and the number of a signal is the
+status of a program that was ended by one. On a terminal it can be typed to; else its standard input is empty. The
+machine has a /proc, /sys, /dev and /tmp, and nothing of the host. 125: it could not be run.
+";
+
+const GUEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/guest");
+const BEGIN: &str = "exec: begin";
+const FAILED: u8 = 125;
+
+fn main() -> ExitCode {
+    match parse().and_then(|command| command.map_or(Ok(0), |(machine, command)| exec(machine, &command))) {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            eprintln!("exec: {error}");
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+/// A machine and what it is to run; none if only help was wanted.
+type Command = Option<(HyperKit, Vec<OsString>)>;
+
+fn parse() -> Result<Command, Box<dyn Error>> {
+    use lexopt::prelude::*;
+    let mut machine = HyperKit::new();
+    let mut args = lexopt::Parser::from_env();
+    while let Some(arg) = args.next()? {
+        match arg {
+            Long("help") => break,
+            Long("cpus") => machine = machine.cpus(args.value()?.parse()?),
+            Long("memory") => machine = machine.memory(args.value()?.parse()?),
+            Long("hyperkit") => machine = machine.hyperkit(args.value()?),
+            Value(program) => {
+                let arguments = args.raw_args()?;
+                return Ok(Some((machine, [program].into_iter().chain(arguments).collect())));
+            }
+            _ => return Err(arg.unexpected().into()),
+        }
+    }
+    print!("{HELP}");
+    Ok(None)
+}
+
+/// Runs the command in a machine that is gone afterwards; its status.
+fn exec(machine: HyperKit, command: &[OsString]) -> Result<u8, Box<dyn Error>> {
+    let dir = tempfile::tempdir()?;
+    let initrd = dir.path().join("initrd.img");
+    // No program says this by itself.
+    let end = format!("exec {}: status ", dir.path().display());
+    fs::write(&initrd, initrd_for(command, &end)?)?;
+    let kernel = Path::new(GUEST).join("vmlinuz");
+    let mut machine = machine.state_dir(dir.path().join("vm")).kernel(kernel).initrd(initrd);
+    machine = machine.serial(Serial::none().log()).serial(Serial::stdio());
+    let terminal = stdin().is_terminal() && stdout().is_terminal();
+    let terminal = if terminal { " exec.terminal" } else { "" };
+
+    // Whoever ends us means the machine.
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
+    let vm = machine.start(&format!("console=ttyS0 quiet panic=-1{terminal}"))?;
+    let ends_it = signals.handle();
+    let (status, signalled) = thread::scope(|scope| {
+        let guard = scope.spawn(|| signals.forever().next().map(|signal| (signal, vm.stop())));
+        let status = pass_on_errors(vm.console_lines(), &end);
+        ends_it.close();
+        (status, guard.join())
+    });
+    let exit = vm.wait()?; // it gives the terminal back
+    if let Ok(Some((signal, stopped))) = signalled {
+        stopped?;
+        return Ok(128 + u8::try_from(signal)?);
+    }
+    status?.ok_or_else(|| format!("the machine {exit} before the program had ended; {}", vm.last_words()).into())
+}
+
+/// What the guest says on its first serial port is on standard error, but for the kernel's beginning, and what is behind
+/// the `end`: the status.
+fn pass_on_errors(
+    lines: hyperkit::Result<impl Iterator<Item = std::io::Result<String>>>,
+    end: &str,
+) -> Result<Option<u8>, Box<dyn Error>> {
+    for line in lines?.skip_while(|line| line.as_ref().is_ok_and(|line| line != BEGIN)).skip(1) {
+        let line = line?;
+        // The program's last line may have no end of its own.
+        let Some((errors, status)) = line.split_once(end) else {
+            // A terminal is raw while the machine runs.
+            eprint!("{line}{}", if stderr().is_terminal() { "\r\n" } else { "\n" });
+            continue;
+        };
+        eprint!("{errors}");
+        return Ok(Some(status.trim().parse()?));
+    }
+    Ok(None)
+}
+
+/// The guest of `examples/setup.sh` with another first process, and the program.
+fn initrd_for(command: &[OsString], end: &str) -> Result<Vec<u8>, Box<dyn Error>> {
+    let (program, arguments) = command.split_first().ok_or("no program")?;
+    let path = Path::new(program);
+    let name = path.file_name().and_then(OsStr::to_str).ok_or("the program has no name that can be used")?;
+    let content = fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    runs_alone(&content).map_err(|why| format!("{}: {why}", path.display()))?;
+    let mut initrd = fs::read(Path::new(GUEST).join("initrd.img"))
+        .map_err(|error| format!("no guest in target/guest: run examples/setup.sh ({error})"))?;
+    let run = [b"#!/bin/sh\ncd /exec/bin\nexec ./", &quoted(OsStr::new(name))[..]].concat();
+    let run = arguments.iter().fold(run, |run, argument| [&run[..], b" ", &quoted(argument)].concat());
+    let (directory, executable) = (0o040_755, 0o100_755);
+    cpio::append(
+        &mut initrd,
+        &[
+            ("init", executable, include_bytes!("init")),
+            ("exec", directory, b""),
+            ("exec/run", executable, &run),
+            ("exec/end", 0o100_644, end.as_bytes()),
+            ("exec/bin", directory, b""),
+            (&format!("exec/bin/{name}"), executable, &content),
+        ],
+    );
+    Ok(initrd)
+}
+
+/// As a single word for the shell.
+fn quoted(word: &OsStr) -> Vec<u8> {
+    let quotes = |&byte: &u8| if byte == b'\'' { b"'\\''".to_vec() } else { vec![byte] };
+    [b"'", &word.as_bytes().iter().flat_map(quotes).collect::<Vec<_>>()[..], b"'"].concat()
+}
+
+/// Refuses what the guest would only call "not found": a program of another system, or one that needs a loader. What is
+/// no ELF file may be a script.
+fn runs_alone(program: &[u8]) -> Result<(), &'static str> {
+    let number = |at: usize, length: usize| {
+        let bytes = program.get(at..at + length)?;
+        Some(bytes.iter().rev().fold(0, |number, &byte| number << 8 | usize::from(byte)))
+    };
+    if !program.starts_with(b"\x7fELF") {
+        return if program.starts_with(b"#!") { Ok(()) } else { Err("neither a program for Linux nor a script") };
+    }
+    if (number(4, 1), number(18, 2)) != (Some(2), Some(62)) {
+        return Err("not for x86-64");
+    }
+    let header = |index: usize| number(number(32, 8)? + index * number(54, 2)?, 4);
+    let is_interpreter = |index| header(index) == Some(3);
+    if (0..number(56, 2).unwrap_or(0)).any(is_interpreter) {
+        return Err("it needs shared libraries: link it statically (cc -static, or one of Rust's musl targets)");
+    }
+    Ok(())
+}
