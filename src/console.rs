@@ -56,7 +56,8 @@ impl HyperKit {
 ///
 /// **Read what you have opened.** A pty holds some KiB. With QEMU, a guest that says more waits until somebody reads, and
 /// so does its log: whoever only wants to write has to read, too, or to close the stream. With nobody there nothing waits.
-/// QEMU takes up to a second to see that somebody has come; what the guest says until then is only in the log.
+/// QEMU takes up to a second to see that somebody has come; what the guest says until then is only in the log, and what was
+/// written to a stream that is closed before reaches the guest when the next one is opened.
 ///
 /// ```no_run
 /// use std::io::{Read, Write};

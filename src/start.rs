@@ -49,6 +49,20 @@ impl HyperKit {
         Engine::of_machine(self).arguments(self, cmdline)
     }
 
+    /// The kernel command line that the machine was started with last, as it was given; `None` if it never was. A machine
+    /// that is taken up from its state directory can be started again as it was:
+    ///
+    /// ```no_run
+    /// let mut machine = hyperkit::HyperKit::from_state("vm")?;
+    /// let cmdline = machine.kernel_cmdline().unwrap_or_default();
+    /// machine.start(&cmdline)?;
+    /// # Ok::<(), hyperkit::Error>(())
+    /// ```
+    #[must_use]
+    pub fn kernel_cmdline(&self) -> Option<String> {
+        Engine::of_machine(self).command_line(self)
+    }
+
     /// Starts the machine in the background.
     ///
     /// Returns when the program has written its pid file and has the machine's devices ready. hyperkit does not tell

@@ -26,7 +26,8 @@ const LONGEST_ANSWER: usize = 32;
 impl Vm {
     /// Connects to a vsock port of the guest.
     ///
-    /// With hyperkit a port nobody listens on shows only as the end of the stream, when it is read.
+    /// With hyperkit a port nobody listens on shows only as the end of the stream, when it is read. With QEMU a stream that
+    /// is shut down in one direction ends in both, so who has sent all had better wait for the answer before.
     ///
     /// ```no_run
     /// use std::io::Write;
@@ -38,7 +39,7 @@ impl Vm {
     ///
     /// # Errors
     /// [`Error::NotRunning`]; [`Error::Needs`] if the machine has no vsock; [`Error::NobodyListens`] with QEMU;
-    /// [`Error::Io`]; [`Error::Unsupported`] with QEMU on `/dev/vhost-vsock`, where sockets of the family AF_VSOCK reach it.
+    /// [`Error::Io`]; [`Error::Unsupported`] with QEMU on `/dev/vhost-vsock`, for want of vhost-device-vsock.
     pub fn vsock_connect(&self, port: u32) -> Result<UnixStream> {
         let machine = self.with_vsock()?;
         let (dir, cid) = (machine.vsock_place(), machine.vsock_guest_cid);
@@ -94,7 +95,7 @@ impl Vm {
             return Err(Error::Needs { field: "vsock_connect", needs: "vsock" });
         }
         if self.engine == Engine::Qemu && machine.vhost_device_vsock.is_none() {
-            let feature = "vsock over unix sockets with /dev/vhost-vsock: use AF_VSOCK and the guest's CID";
+            let feature = "vsock over unix sockets with /dev/vhost-vsock: install vhost-device-vsock, or use AF_VSOCK and the guest's CID";
             return Err(Error::Unsupported { engine: self.engine, feature });
         }
         Ok(machine)

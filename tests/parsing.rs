@@ -341,3 +341,24 @@ fn a_machine_started_by_hand_is_taken_up_and_stopped() {
     assert_eq!(machines_in(&files.path("vm")), [0; 0]);
     assert_eq!(files.state_files(), ["console-ring"], "what led to the machine is gone");
 }
+
+#[test]
+fn the_kernel_command_line_of_the_last_start_is_told_on_each_engine() {
+    let linux = HyperKit::new().kernel("/k").initrd("/i");
+    let multiboot = HyperKit::new().multiboot(Multiboot::new("/k").module("/m", "words"));
+    for mut machine in [linux, multiboot] {
+        assert_eq!(machine.kernel_cmdline(), None, "it was never started");
+        for program in ["hyperkit", "qemu-system-x86_64"] {
+            machine.hyperkit = Some(program.into());
+            for line in ["console=ttyS0 a=1,2", "earlyprintk=serial again"] {
+                machine.arguments = machine.arguments(line).unwrap();
+                assert_eq!(machine.kernel_cmdline().as_deref(), Some(line), "{program}");
+            }
+        }
+    }
+    for program in ["hyperkit", "qemu-system-x86_64"] {
+        let mut machine = HyperKit::new().hyperkit(program).bootrom("/rom");
+        machine.arguments = machine.arguments("").unwrap();
+        assert_eq!(machine.kernel_cmdline().as_deref(), Some(""));
+    }
+}

@@ -5,13 +5,15 @@
 mod common;
 
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use common::guest::{PATIENCE, file, machine, made_by_setup};
+use common::guest::{PATIENCE, compiled, file, initrd_with, machine, made_by_setup};
 use common::{Ended, eventually, example, names, raw, vsock_programs_in};
-use hyperkit::{Console, Error, Exit, HyperKit};
+use hyperkit::{Console, Error, Exit, HyperKit, Vm};
 use rustix::process::{Signal, kill_process};
 
 struct Vsock {
@@ -61,6 +63,68 @@ fn a_port_nobody_listens_on_is_an_error() {
     vm.vsock_listen(5555).unwrap();
     vm.stop().unwrap();
     assert!(!vsock.state.join("v.sock_5555").exists());
+}
+
+/// Bytes of which none tells the next, and each 100 MB are others.
+struct Noise(u64);
+
+impl Noise {
+    fn fill(&mut self, buffer: &mut [u8]) {
+        for bytes in buffer.chunks_mut(8) {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            bytes.copy_from_slice(&(self.0 ^ (self.0 >> 29)).to_le_bytes()[..bytes.len()]);
+        }
+    }
+}
+
+/// Sends 100 MB to an echo and compares what comes back.
+fn carries_100_mb_each_way(stream: UnixStream, seed: u64) {
+    const PIECE: usize = 50_000;
+    const PIECES: usize = 2_000;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (mut noise, mut piece) = (Noise(seed), [0; PIECE]);
+            for _ in 0..PIECES {
+                noise.fill(&mut piece);
+                (&stream).write_all(&piece).unwrap();
+            }
+        });
+        let (mut noise, mut piece, mut wanted) = (Noise(seed), [0; PIECE], [0; PIECE]);
+        for number in 0..PIECES {
+            (&stream).read_exact(&mut piece).unwrap();
+            noise.fill(&mut wanted);
+            assert!(piece == wanted, "of piece {number} something has changed");
+        }
+    });
+}
+
+/// Also when the test fails: threads that wait for the machine's end are joined first.
+struct StopsAtTheEnd<'a>(&'a Vm);
+
+impl Drop for StopsAtTheEnd<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.stop();
+    }
+}
+
+#[test]
+fn each_way_100_mb_arrive_as_they_were() {
+    let vsock = Vsock::new();
+    let initrd = initrd_with(&compiled(vsock.state.parent().unwrap()));
+    let vm = vsock.machine().initrd(initrd).start("console=ttyS0 quiet").unwrap();
+    vm.wait_for_console("is up", PATIENCE).unwrap();
+    let listener = vm.vsock_listen(5555).unwrap();
+    let console = vm.console().unwrap();
+    std::thread::scope(|scope| {
+        // An open console has to be read, or the guest would have to wait; this ends with the machine.
+        scope.spawn(|| (&console).read_to_end(&mut Vec::new()).unwrap());
+        let _stop = StopsAtTheEnd(&vm);
+        (&console).write_all(b"program listen 1234; program connect 5555; echo st''atus $?\r").unwrap();
+        vm.wait_for_console("listening", PATIENCE).unwrap();
+        carries_100_mb_each_way(vm.vsock_connect(1234).unwrap(), 1);
+        carries_100_mb_each_way(listener.accept().unwrap().0, 2);
+        vm.wait_for_console("status 0", PATIENCE).unwrap();
+    });
 }
 
 #[test]

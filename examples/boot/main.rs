@@ -2,6 +2,8 @@
 
 #[path = "../shared/attach.rs"]
 mod attach;
+#[path = "../shared/told.rs"]
+mod told;
 
 use std::error::Error;
 use std::ffi::OsString;
@@ -91,13 +93,7 @@ fn main() -> ExitCode {
     match parse().and_then(execute) {
         Ok(code) => code,
         Err(error) => {
-            let mut message = error.to_string();
-            let mut cause = error.source();
-            while let Some(error) = cause {
-                message = format!("{message}: {error}");
-                cause = error.source();
-            }
-            eprintln!("boot: {message}");
+            eprintln!("boot: {}", told::told(&*error));
             ExitCode::FAILURE
         }
     }

@@ -2,6 +2,8 @@
 
 #[path = "../shared/cpio.rs"]
 mod cpio;
+#[path = "../shared/told.rs"]
+mod told;
 
 use std::error::Error;
 use std::ffi::{OsStr, OsString};
@@ -33,7 +35,7 @@ fn main() -> ExitCode {
     match parse().and_then(|command| command.map_or(Ok(0), |(machine, command)| exec(machine, &command))) {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
-            eprintln!("exec: {error}");
+            eprintln!("exec: {}", told::told(&*error));
             ExitCode::from(FAILED)
         }
     }

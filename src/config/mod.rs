@@ -96,8 +96,8 @@ pub struct HyperKit {
     /// The guest's context identifier (CID) on vsock, 3 to 2147483647.
     #[serde(deserialize_with = "json::vsock_guest_cid")]
     pub vsock_guest_cid: u32,
-    /// The `vhost-device-vsock` program, which gives a QEMU guest its vsock where `/dev/vhost-vsock` is not to be had.
-    /// Unset, it is looked for on `PATH` when it is needed.
+    /// The `vhost-device-vsock` program, which gives a QEMU guest its vsock. Unset, it is looked for on `PATH`; where it is
+    /// not there, `/dev/vhost-vsock` does, which only sockets of the family AF_VSOCK reach.
     #[serde(with = "json::path", skip_serializing_if = "Option::is_none")]
     pub vhost_device_vsock: Option<PathBuf>,
     /// Whether the machine has a random number generator, `/dev/hwrng`. Yes by default, as in the Go package.

@@ -78,7 +78,7 @@ impl HyperKit {
         "the directory of the vsock sockets": vsock_dir(into PathBuf);
         "a port of the guest that the host reaches by a socket": vsock_port(u32) in vsock_ports;
         "the guest's context identifier": vsock_guest_cid(u32);
-        "the program for vsock without `/dev/vhost-vsock`": vhost_device_vsock(into PathBuf);
+        "the program that gives a QEMU guest its vsock": vhost_device_vsock(into PathBuf);
         "whether there is a random number generator": random(bool);
         "an x86 bzImage": kernel(into PathBuf);
         "the initial RAM disk": initrd(into PathBuf);

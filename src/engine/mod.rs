@@ -76,6 +76,20 @@ impl Engine {
         }
     }
 
+    /// The kernel command line that a machine was started with, going by its arguments.
+    pub(crate) fn command_line(self, machine: &HyperKit) -> Option<String> {
+        let behind = |option: &str| {
+            let at = machine.arguments.iter().position(|argument| argument == option)?;
+            machine.arguments.get(at + 1).map(String::as_str)
+        };
+        match self {
+            Self::HyperKit => hyperkit::command_line(behind("-f")?),
+            Self::Qemu if machine.bootrom.is_some() => Some(String::new()),
+            Self::Qemu if machine.multiboot.is_some() => behind("-append").map(str::to_owned),
+            Self::Qemu => behind("-append").map(|line| given_command_line(line).to_owned()),
+        }
+    }
+
     /// Arguments that go before the others and depend on the host, not on the machine.
     pub(crate) fn host_arguments(self) -> Vec<String> {
         match self {
@@ -156,11 +170,17 @@ impl fmt::Display for Engine {
 }
 
 /// The Go package always asks for it.
-pub(crate) const EARLY_CONSOLE: &str = "earlyprintk=serial";
+const EARLY_CONSOLE: &str = "earlyprintk=serial";
 
 /// What a Linux kernel gets.
 pub(crate) fn kernel_command_line(cmdline: &str) -> String {
     format!("{EARLY_CONSOLE} {cmdline}")
+}
+
+/// What was given of what a Linux kernel gets.
+pub(crate) fn given_command_line(line: &str) -> &str {
+    let after = line.strip_prefix(EARLY_CONSOLE).filter(|rest| rest.is_empty() || rest.starts_with(' '));
+    after.map_or(line, |rest| rest.strip_prefix(' ').unwrap_or(rest))
 }
 
 /// The program that runs the machine: `wanted`, or else the first one found.

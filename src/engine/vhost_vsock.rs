@@ -1,4 +1,5 @@
-//! vsock for a QEMU guest where the host's kernel has no /dev/vhost-vsock: the `vhost-device-vsock` program beside QEMU.
+//! vsock for a QEMU guest by unix sockets of the host, as hyperkit has it: the `vhost-device-vsock` program beside QEMU.
+//! Where it is not there, the host's kernel may have `/dev/vhost-vsock`, which is reached by AF_VSOCK alone.
 //!
 //! It shares the guest's memory with QEMU, serves the host's programs on a unix socket, and does not end when QEMU does.
 //! So it runs under shells that hold the reading end of a named pipe. The writing end is held by the starter until QEMU
@@ -7,11 +8,13 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
+
+use rustix::fs::OFlags;
 
 use super::{Engine, first_program};
 use crate::check::utf8;
@@ -27,6 +30,8 @@ const PROGRAM: &str = "vhost-device-vsock";
 const SCRIPT: &str = r#"exec 3<&0; (read -r line <&3; kill 0) & ("$0" "$@"; kill 0) & read -r line; kill 0"#;
 /// How long it may take to listen.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long it may take to be gone when it has been told to.
+const LAST_MOMENTS: Duration = Duration::from_secs(1);
 
 /// The program that has to run beside QEMU, if that is needed and there is one.
 pub(crate) fn find(machine: &HyperKit) -> Result<Option<PathBuf>> {
@@ -35,7 +40,7 @@ pub(crate) fn find(machine: &HyperKit) -> Result<Option<PathBuf>> {
         Some(program) => first_program(&[program])
             .map(Some)
             .map_err(|looked| Error::ToolNotFound { field: "vhost_device_vsock", looked }),
-        None if device_opens() => Ok(None),
+        // It serves sockets on the host, which `/dev/vhost-vsock` does not.
         None => Ok(first_program(&[Path::new(PROGRAM)]).ok()),
     }
 }
@@ -70,6 +75,8 @@ pub(crate) fn arguments(machine: &HyperKit, state_dir: &str) -> [(&'static str, 
 pub(crate) struct Companion {
     shell: Child,
     line: Option<File>,
+    /// Of the pipe that all of its processes read.
+    path: PathBuf,
 }
 
 impl Companion {
@@ -93,7 +100,7 @@ impl Companion {
         shell.stdin(reader).stdout(output.writer()?).stderr(output.writer()?).process_group(0);
         sockets.iter().try_for_each(|socket| make_way(socket))?;
         let shell = shell.spawn().map_err(Error::io("start", program))?;
-        let mut companion = Self { shell, line: Some(line) };
+        let mut companion = Self { shell, line: Some(line), path };
 
         let deadline = Instant::now() + PATIENCE;
         while !sockets.iter().all(|socket| socket.exists()) {
@@ -117,6 +124,15 @@ impl Drop for Companion {
     fn drop(&mut self) {
         self.let_go();
         let _ = self.shell.wait();
+        // The others of its group were sent the same signal, and nobody reads the pipe any more when the last is gone.
+        let is_read = || {
+            let nonblocking = OFlags::NONBLOCK.bits() as i32;
+            OpenOptions::new().write(true).custom_flags(nonblocking).open(&self.path).is_ok()
+        };
+        let deadline = Instant::now() + LAST_MOMENTS;
+        while is_read() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 

@@ -1,5 +1,8 @@
 //! A real guest: the one that `examples/setup.sh` makes, what it is given, and what it reports from inside.
 
+#[path = "../../examples/shared/cpio.rs"]
+mod cpio;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::ops::Index;
@@ -29,6 +32,24 @@ pub fn made_by_setup(dir: &str, name: &str) -> PathBuf {
 /// A machine on QEMU that boots the guest.
 pub fn machine() -> HyperKit {
     HyperKit::new().hyperkit("qemu-system-x86_64").kernel(file("vmlinuz")).initrd(file("initrd.img"))
+}
+
+/// `tests/guest/program.c` as a program for the guest.
+pub fn compiled(dir: &Path) -> PathBuf {
+    let (source, program) = (Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/program.c"), dir.join("program"));
+    let cc = if cfg!(target_arch = "x86_64") { "cc" } else { "x86_64-linux-gnu-gcc" };
+    let made = Command::new(cc).args(["-static", "-O", "-o"]).args([&program, &source]).status();
+    assert!(made.unwrap_or_else(|error| panic!("{cc}: {error}")).success());
+    program
+}
+
+/// An initial RAM disk with this program in it, as `/bin/program`.
+pub fn initrd_with(program: &Path) -> PathBuf {
+    let mut initrd = fs::read(file("initrd.img")).unwrap();
+    cpio::append(&mut initrd, &[("bin/program", 0o100_755, &fs::read(program).unwrap())]);
+    let path = program.with_file_name("initrd.img");
+    fs::write(&path, initrd).unwrap();
+    path
 }
 
 /// A directory to share in which `hello.txt` has this text.

@@ -20,6 +20,7 @@ use crate::state::StateDir;
 use crate::vm::Exit;
 
 pub(crate) use arguments::arguments;
+pub(crate) use parse::command_line;
 pub use parse::parse_arguments;
 
 /// The options that take no value.

@@ -10,7 +10,7 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::check::description;
 use crate::config::{HyperKit, Multiboot};
-use crate::engine::{EARLY_CONSOLE, Engine};
+use crate::engine::{Engine, given_command_line};
 use crate::error::{Error, Result};
 use crate::serial::{ALL_LOGS, ALL_TTYS, Line, NAMES, Port, fields};
 use crate::state::PID_FILE;
@@ -308,6 +308,11 @@ fn path(text: &str) -> Option<PathBuf> {
     (!text.is_empty()).then(|| text.into())
 }
 
+/// The kernel command line in what stands behind `-f`.
+pub(crate) fn command_line(firmware: &str) -> Option<String> {
+    read_firmware(firmware, &mut HyperKit::default()).ok()
+}
+
 /// Only the first three commas separate.
 fn read_firmware(firmware: &str, machine: &mut HyperKit) -> Result<String> {
     let mut parts = firmware.splitn(4, ',');
@@ -317,8 +322,7 @@ fn read_firmware(firmware: &str, machine: &mut HyperKit) -> Result<String> {
         "kexec" => {
             (machine.kernel, machine.initrd) = (path(file), path(second));
             let cmdline = if cmdline.is_empty() { DEFAULT_CMDLINE } else { cmdline };
-            let after = cmdline.strip_prefix(EARLY_CONSOLE).filter(|rest| rest.is_empty() || rest.starts_with(' '));
-            return Ok(after.map_or(cmdline, |rest| rest.strip_prefix(' ').unwrap_or(rest)).to_owned());
+            return Ok(given_command_line(cmdline).to_owned());
         }
         "bootrom" => machine.bootrom = path(file),
         "multiboot" => {
