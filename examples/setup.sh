@@ -42,6 +42,10 @@ find_missing() {
         have genisoimage || missing="$missing genisoimage"
         have qemu-img || missing="$missing qemu-utils"
         [ -e /usr/share/ovmf/OVMF.fd ] || missing="$missing ovmf"
+        # For programs that run in the guest.
+        if [ "$(uname -m)" != x86_64 ] && ! have x86_64-linux-gnu-gcc; then
+            missing="$missing gcc-x86-64-linux-gnu libc6-dev-amd64-cross"
+        fi
     fi
     have cpio || missing="$missing cpio"
     # Newer kernels' modules are packed.
