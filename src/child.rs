@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
+use crate::alarm::Alarm;
 use crate::engine::{Engine, vhost_vsock::Companion};
 use crate::error::{Error, Result};
 use crate::output::Output;
@@ -143,68 +144,4 @@ impl Child {
 fn is_alive(pid: Pid) -> bool {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
     matches!(waitid(WaitId::Pid(pid), options), Ok(None) | Err(rustix::io::Errno::INTR))
-}
-
-/// Goes off when the child has ended or printed something.
-#[cfg(target_os = "linux")]
-struct Alarm {
-    handles: Vec<rustix::fd::OwnedFd>,
-    complete: bool,
-}
-
-#[cfg(target_os = "linux")]
-impl Alarm {
-    fn new(pid: Pid, output: &Output) -> Self {
-        use rustix::fs::inotify::{CreateFlags, WatchFlags, add_watch, init};
-        use rustix::process::{PidfdFlags, pidfd_open};
-        use std::os::fd::{AsFd, AsRawFd};
-
-        let printed = || {
-            let events = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-            let file = format!("/proc/self/fd/{}", output.file().as_fd().as_raw_fd());
-            add_watch(&events, file, WatchFlags::MODIFY)?;
-            Ok::<_, rustix::io::Errno>(events)
-        };
-        let handles: Vec<_> = [pidfd_open(pid, PidfdFlags::empty()), printed()].into_iter().flatten().collect();
-        // Users have a limited number of inotify instances, and pidfds came with Linux 5.3.
-        Self { complete: handles.len() == 2, handles }
-    }
-
-    fn wait(&mut self) {
-        use rustix::event::{PollFd, PollFlags, Timespec, poll};
-
-        let mut polled: Vec<_> = self.handles.iter().map(|handle| PollFd::new(handle, PollFlags::IN)).collect();
-        let now_and_then = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
-        let _ = poll(&mut polled, if self.complete { None } else { Some(&now_and_then) });
-        for handle in &self.handles {
-            let _ = rustix::io::read(handle, &mut [0_u8; 4096]); // a pidfd cannot be read, and need not be
-        }
-    }
-}
-
-/// Elsewhere a thread of its own waits for the end, and what is printed is looked for now and then.
-#[cfg(not(target_os = "linux"))]
-struct Alarm {
-    end: mpsc::Receiver<()>,
-}
-
-#[cfg(not(target_os = "linux"))]
-impl Alarm {
-    fn new(pid: Pid, _: &Output) -> Self {
-        let (ended, end) = mpsc::channel();
-        let wait = move || {
-            let _ = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
-            drop(ended);
-        };
-        // Without that thread the channel is closed at once, and the pause below does its work.
-        let _ = thread::Builder::new().name("hyperkit-end".to_owned()).spawn(wait);
-        Self { end }
-    }
-
-    fn wait(&mut self) {
-        let pause = Duration::from_millis(100);
-        if self.end.recv_timeout(pause) == Err(mpsc::RecvTimeoutError::Disconnected) {
-            thread::sleep(Duration::from_millis(1));
-        }
-    }
 }

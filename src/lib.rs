@@ -43,6 +43,7 @@
 #[cfg(not(unix))]
 compile_error!("hyperkit runs on macOS, QEMU is driven over unix sockets: this crate is for Unix systems");
 
+mod alarm;
 mod check;
 mod child;
 mod config;

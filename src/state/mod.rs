@@ -99,7 +99,9 @@ impl StateDir {
         let mut machine: HyperKit =
             serde_json::from_slice(&json).map_err(|source| Error::DamagedState { path, source: source.into() })?;
         // What was in a directory that was moved or copied is with it: above all its disks.
-        if let Some(before) = machine.state_dir.replace(self.0.clone()).filter(|dir| canonical(dir) != self.0) {
+        if let Some(before) =
+            machine.state_dir.replace(self.0.clone()).filter(|dir| *dir != self.0 && canonical(dir) != self.0)
+        {
             for path in machine.paths_mut() {
                 if let Ok(rest) = path.strip_prefix(&before) {
                     *path = self.0.join(rest);
@@ -140,7 +142,8 @@ impl StateDir {
     pub fn running(&self, recorded: Option<&HyperKit>) -> Option<Process> {
         let recorded_pid = recorded.and_then(|machine| machine.pid);
         let in_file = self.pid();
-        let is_ours = |seen: &Seen| self.is_named_by(seen) && recorded.is_none_or(|machine| self.fits(machine, seen));
+        let is_ours =
+            |seen: &Seen| self.is_named_by(seen) && recorded.is_none_or(|machine| fits(machine, in_file, seen));
         [in_file, recorded_pid.filter(|_| in_file != recorded_pid)]
             .into_iter()
             .flatten()
@@ -165,20 +168,12 @@ impl StateDir {
     fn is_named_by(&self, seen: &Seen) -> bool {
         pid_files(&seen.command).any(|file| {
             // The Go package passes on a relative path as it is.
-            let path = seen.directory.as_deref().unwrap_or(Path::new("")).join(file);
+            let file = Path::new(file);
+            let path =
+                if file.is_absolute() { file.to_owned() } else { seen.directory().unwrap_or_default().join(file) };
             path.file_name() == Some(OsStr::new(PID_FILE))
                 && path.parent().is_some_and(|dir| dir == self.0 || canonical(dir) == self.0)
         })
-    }
-
-    /// Whether a process is the one that was recorded; another may have been started since, if it wrote the pid file.
-    /// The clock may have been set since the start, so the time only decides where the pid file does not.
-    fn fits(&self, recorded: &HyperKit, seen: &Seen) -> bool {
-        if recorded.pid != Some(seen.pid) {
-            return true;
-        }
-        let same_time = || recorded.pid_started.is_none_or(|started| seen.began_at(started));
-        seen.has_arguments(&recorded.arguments) && (self.pid() == Some(seen.pid) || same_time())
     }
 
     /// Makes room for a new machine: nothing there is older than it, but for the state file and disks.
@@ -231,6 +226,16 @@ impl StateDir {
             removed => removed.map_err(Error::io("remove", &self.0)),
         }
     }
+}
+
+/// Whether a process is the one that was recorded; another may have been started since, if it wrote the pid file.
+/// The clock may have been set since the start, so the time only decides where the pid file does not.
+fn fits(recorded: &HyperKit, in_file: Option<u32>, seen: &Seen) -> bool {
+    if recorded.pid != Some(seen.pid) {
+        return true;
+    }
+    let same_time = || recorded.pid_started.is_none_or(|started| seen.began_at(started));
+    seen.has_arguments(&recorded.arguments) && (in_file == Some(seen.pid) || same_time())
 }
 
 /// What stands behind QEMU's `-pidfile` or hyperkit's `-F`, which may share its dash with other letters, and be one word

@@ -1,0 +1,230 @@
+//! What the calls cost, each beside what it cannot be cheaper than: `cargo build --release --examples && cargo bench`.
+
+#[path = "../tests/common/mod.rs"]
+mod common;
+
+use std::fs::{self, File};
+use std::hint::black_box;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use common::{Files, standin};
+use divan::Bencher;
+use hyperkit::{Disk, HyperKit, Vm, create_disk_image};
+
+fn main() {
+    divan::main();
+}
+
+/// A machine that is stopped outside of what is measured.
+struct Stopped(Vm);
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        self.0.stop().unwrap();
+    }
+}
+
+/// A machine that runs.
+struct Running {
+    machine: HyperKit,
+    _stopped: Stopped,
+    files: Files,
+}
+
+impl Running {
+    fn new() -> Self {
+        let files = Files::new();
+        let mut machine = files.machine();
+        Self { _stopped: Stopped(machine.start("guest").unwrap()), machine, files }
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.files.path("vm")
+    }
+}
+
+/// The same program by hand, and the pid file that it leaves.
+struct ByHand(Child, PathBuf);
+
+impl ByHand {
+    fn spawn(machine: &HyperKit) -> Self {
+        let mut command = Command::new(standin());
+        command.args(&machine.arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Self(command.spawn().unwrap(), machine.state_dir.as_ref().unwrap().join("hyperkit.pid"))
+    }
+
+    /// Until its last file is there, which is the log of com1.
+    fn wait_until_set_up(self) -> Self {
+        let ring = self.1.with_file_name("console-ring");
+        while !ring.exists() {
+            std::thread::yield_now();
+        }
+        self
+    }
+}
+
+impl Drop for ByHand {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+        for file in ["hyperkit.pid", "tty", "console-ring"] {
+            let _ = fs::remove_file(self.1.with_file_name(file));
+        }
+    }
+}
+
+/// From nothing to a machine that is there. The yardstick is the program by hand until it is set up; the spawn alone does
+/// not wait for that.
+#[divan::bench_group(sample_size = 1, sample_count = 300)]
+mod start {
+    use super::*;
+
+    /// A machine that was started once, so that its arguments are known.
+    fn machine(files: &Files) -> HyperKit {
+        let mut machine = files.machine();
+        machine.start("guest").unwrap().stop().unwrap();
+        fs::remove_file(files.path("vm/console-ring")).unwrap();
+        machine
+    }
+
+    #[divan::bench]
+    fn bare_spawn(bencher: Bencher) {
+        let files = Files::new();
+        let machine = machine(&files);
+        bencher.bench_local(|| ByHand::spawn(&machine));
+    }
+
+    #[divan::bench]
+    fn bare_spawn_until_set_up(bencher: Bencher) {
+        let files = Files::new();
+        let machine = machine(&files);
+        bencher.bench_local(|| ByHand::spawn(&machine).wait_until_set_up());
+    }
+
+    #[divan::bench]
+    fn start(bencher: Bencher) {
+        let files = Files::new();
+        let mut machine = machine(&files);
+        bencher.bench_local(|| Stopped(machine.start("guest").unwrap()));
+    }
+}
+
+mod arguments {
+    use super::*;
+
+    /// The random number generator is one of the devices.
+    fn of(bencher: Bencher, program: &str, devices: usize) {
+        let disks = (1..devices).map(|number| Disk::raw(format!("/images/{number}.img")).size(64));
+        let machine = HyperKit::new().hyperkit(program).kernel("/vmlinuz").state_dir("/vm");
+        let machine = disks.fold(machine, HyperKit::disk);
+        bencher.bench_local(|| black_box(&machine).arguments("console=ttyS0").unwrap());
+    }
+
+    #[divan::bench(args = [1, 30])]
+    fn hyperkit(bencher: Bencher, devices: usize) {
+        of(bencher, "hyperkit", devices);
+    }
+
+    #[divan::bench(args = [1, 30])]
+    fn qemu(bencher: Bencher, devices: usize) {
+        of(bencher, "qemu-system-x86_64", devices);
+    }
+}
+
+/// The yardstick makes a file of the size.
+#[divan::bench_group(sample_size = 1, sample_count = 300)]
+mod image_of_64_gib {
+    use super::*;
+
+    #[divan::bench]
+    fn bare_file(bencher: Bencher) {
+        let files = Files::new();
+        let path = files.path("disk.img");
+        let before = || drop(fs::remove_file(&path));
+        bencher
+            .with_inputs(before)
+            .bench_local_values(|()| File::create_new(&path).unwrap().set_len(64 << 30).unwrap());
+    }
+
+    #[divan::bench]
+    fn create_disk_image(bencher: Bencher) {
+        let files = Files::new();
+        let path = files.path("disk.img");
+        let before = || drop(fs::remove_file(&path));
+        bencher.with_inputs(before).bench_local_values(|()| super::create_disk_image(&path, 64 << 10).unwrap());
+    }
+}
+
+/// The yardstick only reads the file and parses it.
+mod from_state {
+    use super::*;
+
+    #[divan::bench]
+    fn read_and_parse(bencher: Bencher) {
+        let running = Running::new();
+        let path = running.dir().join("hyperkit.json");
+        bencher.bench_local(|| serde_json::from_slice::<HyperKit>(&fs::read(&path).unwrap()).unwrap());
+    }
+
+    #[divan::bench]
+    fn from_state(bencher: Bencher) {
+        let running = Running::new();
+        let dir = running.dir();
+        bencher.bench_local(|| HyperKit::from_state(&dir).unwrap());
+    }
+}
+
+/// The yardstick reads the pid file, and the command line of the process.
+mod is_running {
+    use super::*;
+
+    #[divan::bench]
+    fn pid_file_and_command_line(bencher: Bencher) {
+        let running = Running::new();
+        let path = running.dir().join("hyperkit.pid");
+        bencher.bench_local(|| {
+            let pid = fs::read_to_string(&path).unwrap();
+            fs::read(format!("/proc/{pid}/cmdline")).unwrap()
+        });
+    }
+
+    #[divan::bench]
+    fn of_one_that_runs(bencher: Bencher) {
+        let running = Running::new();
+        bencher.bench_local(|| assert!(black_box(&running.machine).is_running()));
+    }
+
+    #[divan::bench]
+    fn of_one_that_does_not(bencher: Bencher) {
+        let running = Running::new();
+        running.machine.stop().unwrap();
+        bencher.bench_local(|| assert!(!black_box(&running.machine).is_running()));
+    }
+}
+
+/// A tenth of the machines run.
+#[divan::bench_group(sample_size = 1, sample_count = 50)]
+mod list {
+    use super::*;
+
+    #[divan::bench(args = [10, 100, 1000])]
+    fn of_state_directories(bencher: Bencher, count: usize) {
+        let files = Files::new();
+        let root = files.path("machines");
+        let start = |number: usize| {
+            let mut machine = files.machine().state_dir(root.join(number.to_string()));
+            Stopped(machine.start("guest").unwrap())
+        };
+        let running: Vec<_> = (0..count / 10).map(start).collect();
+        for number in count / 10..count {
+            drop(start(number));
+        }
+        bencher.bench_local(|| {
+            let machines = HyperKit::list(&root).unwrap();
+            assert_eq!(machines.len(), count);
+            machines
+        });
+        drop(running);
+    }
+}

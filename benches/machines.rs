@@ -1,0 +1,115 @@
+//! What machines cost the program that has them, and how soon a real guest says its first word:
+//! `examples/setup.sh && cargo build --release --examples && cargo bench --bench machines`.
+
+#[path = "../tests/common/mod.rs"]
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{Files, guest};
+use hyperkit::{Console, HyperKit};
+
+fn main() {
+    // What `cargo bench` passes on, such as a filter or --bench, is for the others; `cargo test --benches` only builds.
+    if !std::env::args().any(|argument| argument == "--bench") {
+        return;
+    }
+    idle_machines();
+    first_word();
+}
+
+/// Threads, open files and memory (KiB) of this process, and how often its threads have been woken.
+fn usage() -> [usize; 4] {
+    let value = |status: &str, key: &str| -> usize {
+        let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default();
+        line.split_whitespace().next().and_then(|number| number.parse().ok()).unwrap_or(0)
+    };
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let tasks = fs::read_dir("/proc/self/task").unwrap().filter_map(|task| task.ok());
+    let woken = tasks.filter_map(|task| fs::read_to_string(task.path().join("status")).ok());
+    let woken = woken.map(|status| value(&status, "voluntary_ctxt_switches:")).sum();
+    [value(&status, "Threads:"), fs::read_dir("/proc/self/fd").unwrap().count(), value(&status, "VmRSS:"), woken]
+}
+
+/// Each machine has one thread that sleeps.
+fn idle_machines() {
+    println!("idle machines  threads each  files each  KiB each  wake-ups in 1 s");
+    for count in [1, 100, 1000] {
+        let files = Files::new();
+        let before = usage();
+        let start = |number: usize| {
+            let mut machine = files.machine().state_dir(files.path(&number.to_string()));
+            machine.start("guest").unwrap()
+        };
+        let machines: Vec<_> = (0..count).map(start).collect();
+        std::thread::sleep(Duration::from_secs(1)); // until the last has said that it is up
+        let after = usage();
+        std::thread::sleep(Duration::from_secs(1));
+        let later = usage();
+        let each = |index: usize| (after[index] as f64 - before[index] as f64) / count as f64;
+        // One wake-up is our own.
+        let woken = later[3].saturating_sub(after[3] + 1);
+        println!("{count:>13}  {:>12.2}  {:>10.2}  {:>8.1}  {woken:>15}", each(0), each(1), each(2));
+        machines.iter().for_each(|vm| vm.stop().unwrap());
+    }
+}
+
+/// Ends a process by hand.
+struct ByHand(Child);
+
+impl Drop for ByHand {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+/// From the start to the guest's first line, in turn by this crate and by hand with the same arguments.
+fn first_word() {
+    const ROUNDS: usize = 10;
+    const CMDLINE: &str = "console=ttyS0 panic=1";
+    let files = Files::new();
+    let _end = files.ended();
+    let state = files.path("vm");
+    let mut machine: HyperKit = guest::machine().state_dir(&state).console(Console::File);
+    machine.start(CMDLINE).unwrap().stop().unwrap(); // so that its arguments are known and its files cached
+    let (mut ours, mut by_hand) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let began = Instant::now();
+        let vm = machine.start(CMDLINE).unwrap();
+        ours.push(said_something(&state, began));
+        vm.stop().unwrap();
+        let _ = fs::remove_file(state.join("console-ring"));
+
+        let mut qemu = Command::new(machine.hyperkit.as_ref().unwrap());
+        qemu.args(&machine.arguments).stdin(Stdio::null()).stdout(Stdio::null());
+        let began = Instant::now();
+        let qemu = ByHand(qemu.spawn().unwrap());
+        by_hand.push(said_something(&state, began));
+        drop(qemu);
+        for file in
+            fs::read_dir(&state).unwrap().map(|file| file.unwrap()).filter(|file| file.file_name() != "hyperkit.json")
+        {
+            fs::remove_file(file.path()).unwrap();
+        }
+    }
+    let (ours, by_hand) = (median(ours), median(by_hand));
+    let ratio = ours.as_secs_f64() / by_hand.as_secs_f64();
+    println!("guest's first line, median of {ROUNDS}: {ours:.1?} by this crate, {by_hand:.1?} by hand: {ratio:.3}");
+}
+
+/// How long it took from then.
+fn said_something(state: &Path, began: Instant) -> Duration {
+    while !fs::read(state.join("console-ring")).is_ok_and(|said| said.contains(&b'\n')) {
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    began.elapsed()
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}

@@ -1,0 +1,113 @@
+//! A process that may not be our child: is it there, is it the one that was started, signal it, wait for it.
+
+mod seen;
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+pub(crate) use seen::{Seen, look, look_at_all};
+
+#[cfg(target_os = "linux")]
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    fd::OwnedFd,
+    process::{PidfdFlags, pidfd_open, pidfd_send_signal},
+};
+
+/// A process that runs, and that later is either the same or gone.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pid: Pid,
+    started: Option<u64>,
+    /// Linux can hold on to the process itself, so that its pid cannot come to mean another.
+    #[cfg(target_os = "linux")]
+    handle: Option<OwnedFd>,
+}
+
+impl Process {
+    /// The process `pid`, if it runs and is the one that `is_wanted` describes.
+    pub fn find(pid: u32, is_wanted: impl FnOnce(&Seen) -> bool) -> Option<Self> {
+        let raw = Pid::from_raw(i32::try_from(pid).ok()?)?;
+        // First held, then looked at: what was looked at is then what is held.
+        #[cfg(target_os = "linux")]
+        let handle = match pidfd_open(raw, PidfdFlags::empty()) {
+            Err(rustix::io::Errno::SRCH) => return None,
+            handle => handle.ok(), // none before Linux 5.3
+        };
+        let seen = look(pid).filter(is_wanted)?;
+        #[cfg(target_os = "linux")]
+        let started = if handle.is_some() { None } else { seen.started() };
+        #[cfg(not(target_os = "linux"))]
+        let started = seen.started();
+        Some(Self {
+            pid: raw,
+            started,
+            #[cfg(target_os = "linux")]
+            handle,
+        })
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    pub fn is_running(&self) -> bool {
+        #[cfg(target_os = "linux")]
+        if let Some(handle) = &self.handle {
+            return !readable(handle, Some(Duration::ZERO));
+        }
+        look(self.pid()).is_some_and(|seen| self.started.is_some_and(|started| seen.began_at(started)))
+    }
+
+    /// Sends a signal; to a process that is gone already, none is sent.
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        #[cfg(target_os = "linux")]
+        if let Some(handle) = &self.handle {
+            return gone_is_fine(pidfd_send_signal(handle, signal));
+        }
+        if self.is_running() { gone_is_fine(kill_process(self.pid, signal)) } else { Ok(()) }
+    }
+
+    /// Waits until the process is gone; `false` if it is not by the deadline.
+    pub fn wait(&self, deadline: Option<Instant>) -> bool {
+        let left = || deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        #[cfg(target_os = "linux")]
+        if let Some(handle) = &self.handle {
+            return readable(handle, left());
+        }
+        let mut pause = Duration::from_millis(1);
+        while self.is_running() {
+            if left() == Some(Duration::ZERO) {
+                return false;
+            }
+            std::thread::sleep(left().map_or(pause, |left| pause.min(left)));
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
+        true
+    }
+}
+
+pub(crate) fn gone_is_fine(sent: rustix::io::Result<()>) -> io::Result<()> {
+    match sent {
+        Err(rustix::io::Errno::SRCH) => Ok(()),
+        sent => Ok(sent?),
+    }
+}
+
+/// Waits until the process behind a pidfd is gone.
+#[cfg(target_os = "linux")]
+fn readable(handle: &OwnedFd, patience: Option<Duration>) -> bool {
+    let deadline = patience.map(|patience| Instant::now() + patience);
+    loop {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let timeout = left.and_then(|left| left.try_into().ok());
+        match poll(&mut [PollFd::new(handle, PollFlags::IN)], timeout.as_ref()) {
+            Err(rustix::io::Errno::INTR) => {}
+            Ok(0) if left.is_none_or(|left| !left.is_zero()) => {}
+            Ok(0) | Err(_) => return false,
+            Ok(_) => return true,
+        }
+    }
+}

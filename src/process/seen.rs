@@ -1,0 +1,127 @@
+//! What the system says of processes: their command lines, and what else may be asked of them.
+//!
+//! On Linux that is in `/proc`, where a process has files of its own; sysinfo would read all processes to tell of one.
+//! Elsewhere it is sysinfo's.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+pub(crate) use system::{Seen, look, look_at_all};
+
+impl Seen {
+    /// Whether it began when it was recorded to have, as far as the clock can tell.
+    pub fn began_at(&self, recorded: u64) -> bool {
+        self.started().is_some_and(|started| recorded.abs_diff(started) <= 2)
+    }
+
+    /// Whether it was started with `arguments`; a script has its interpreter before them.
+    pub fn has_arguments(&self, arguments: &[String]) -> bool {
+        // Not more of them than that: a program can be told that its name is nothing at all.
+        self.command.len() >= arguments.len()
+            && self
+                .command
+                .iter()
+                .rev()
+                .zip(arguments.iter().rev())
+                .all(|(argument, wanted)| argument == wanted.as_str())
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod system {
+    use super::*;
+
+    use std::fs;
+    use std::os::unix::ffi::OsStringExt;
+
+    /// A process that runs: neither gone nor a zombie.
+    pub(crate) struct Seen {
+        pub pid: u32,
+        /// Program and arguments.
+        pub command: Vec<OsString>,
+    }
+
+    impl Seen {
+        /// Seconds since 1970, as exact as the system's clock was steady.
+        pub fn started(&self) -> Option<u64> {
+            // The name in parentheses may hold anything; behind it, the 20th is the time in ticks since the system's start.
+            let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).ok()?;
+            let (_, fields) = stat.rsplit_once(')')?;
+            let ticks: u64 = fields.split_ascii_whitespace().nth(19)?.parse().ok()?;
+            Some(sysinfo::System::boot_time() + ticks / rustix::param::clock_ticks_per_second())
+        }
+
+        /// What relative paths on its command line are relative to, if it is ours to know.
+        pub fn directory(&self) -> Option<PathBuf> {
+            fs::read_link(format!("/proc/{}/cwd", self.pid)).ok()
+        }
+    }
+
+    /// The process `pid`, if it runs.
+    pub(crate) fn look(pid: u32) -> Option<Seen> {
+        let mut line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        // Each word ends with a NUL. A zombie has none, nor has the kernel itself.
+        line.pop()?;
+        let command = line.split(|&byte| byte == 0).map(|word| OsString::from_vec(word.to_vec())).collect();
+        Some(Seen { pid, command })
+    }
+
+    /// All processes that run. Their threads have pids, too, and are not listed.
+    pub(crate) fn look_at_all() -> Vec<Seen> {
+        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+        entries.filter_map(|entry| look(entry.file_name().to_str()?.parse().ok()?)).collect()
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod system {
+    use super::*;
+
+    use sysinfo::{ProcessRefreshKind, ProcessStatus, ProcessesToUpdate, System, UpdateKind};
+
+    /// A process that runs: neither gone nor a zombie.
+    pub(crate) struct Seen {
+        pub pid: u32,
+        /// Program and arguments.
+        pub command: Vec<OsString>,
+        started: u64,
+        directory: Option<PathBuf>,
+    }
+
+    impl Seen {
+        /// Seconds since 1970, as exact as the system's clock was steady.
+        pub fn started(&self) -> Option<u64> {
+            Some(self.started)
+        }
+
+        /// What relative paths on its command line are relative to, if it is ours to know.
+        pub fn directory(&self) -> Option<PathBuf> {
+            self.directory.clone()
+        }
+    }
+
+    /// The process `pid`, if it runs.
+    pub(crate) fn look(pid: u32) -> Option<Seen> {
+        seen(ProcessesToUpdate::Some(&[sysinfo::Pid::from_u32(pid)])).pop()
+    }
+
+    /// All processes that run.
+    pub(crate) fn look_at_all() -> Vec<Seen> {
+        seen(ProcessesToUpdate::All)
+    }
+
+    fn seen(which: ProcessesToUpdate<'_>) -> Vec<Seen> {
+        let mut system = System::new();
+        let what = ProcessRefreshKind::nothing().with_cmd(UpdateKind::Always).with_cwd(UpdateKind::Always);
+        system.refresh_processes_specifics(which, true, what);
+        let runs =
+            |process: &&sysinfo::Process| !matches!(process.status(), ProcessStatus::Zombie | ProcessStatus::Dead);
+        let seen = |process: &sysinfo::Process| Seen {
+            pid: process.pid().as_u32(),
+            command: process.cmd().to_vec(),
+            started: process.start_time(),
+            directory: process.cwd().map(Into::into),
+        };
+        system.processes().values().filter(runs).map(seen).collect()
+    }
+}
