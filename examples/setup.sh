@@ -36,6 +36,7 @@ if ! have apt-get; then
 fi
 
 find_missing() {
+    hash -r # the shell remembers where programs were
     missing=
     have qemu-system-x86_64 || missing="$missing qemu-system-x86"
     if [ "$tests" ]; then

@@ -63,11 +63,15 @@ fn a_debugger_reaches_the_machine() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().canonicalize().unwrap().join("vm");
     let _end = Ended(state.clone());
-    // One that was free a moment ago; QEMU itself takes no 0.
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let mut machine =
-        machine().state_dir(&state).console(Console::File).gdb_port(port).core_dumps(true).argv0("a name");
-    let vm = machine.start("console=ttyS0").unwrap();
+    // One that was free a moment ago, which may be somebody's now; QEMU itself takes no 0.
+    let (port, vm) = loop {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let machine = machine().state_dir(&state).console(Console::File).gdb_port(port);
+        match machine.core_dumps(true).argv0("a name").start("console=ttyS0") {
+            Err(Error::PortTaken { .. }) => {}
+            started => break (port, started.unwrap()),
+        }
+    };
     // "Why do you halt?" in the remote protocol of gdb: by a signal (T).
     let why = String::from_utf8(answer(port, b"$?#3f", 4)).unwrap();
     assert!(why.trim_start_matches('+').starts_with("$T"), "{why}");
