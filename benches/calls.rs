@@ -27,8 +27,8 @@ impl Drop for Stopped {
 
 /// A machine that runs.
 struct Running {
+    _stopped: Stopped, // before its files are gone
     machine: HyperKit,
-    _stopped: Stopped,
     files: Files,
 }
 

@@ -129,9 +129,10 @@ find "$work/bin" "$work/usr/bin" -name busybox -exec cp {} "$root/bin/busybox" \
 # The names that the scripts in the guest start with; the shell knows the other applets itself.
 for applet in sh init mount; do ln -s busybox "$root/bin/$applet"; done
 cp "$guest_source/init" "$root/init"
+cp "$guest_source/resize" "$root/bin/resize"
 cp "$guest_source/inittab" "$guest_source/rc" "$guest_source/report" "$guest_source/udhcpc" "$guest_source/power-button" \
     "$guest_source/modules" "$root/etc/"
-chmod 755 "$root/init" "$root"/etc/*
+chmod 755 "$root/init" "$root/bin/resize" "$root"/etc/*
 while read -r module; do # built into the kernel where there is no file
     file=$(find "$work/lib/modules" "$work/usr/lib/modules" -name "$module.ko*" 2>/dev/null | head -n 1)
     case $file in

@@ -16,12 +16,14 @@ use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
 use crate::config::HyperKit;
 use crate::error::{Error, Result};
-use crate::serial::{CONSOLE_TTY, Line, ports};
+use crate::serial::{Line, ports};
 use crate::state::{StateDir, read_at_most};
 use crate::vm::{PATIENCE, Vm};
 
 /// A path is shorter than this, in bytes.
 const LONGEST_PATH: u64 = 4096;
+/// How often a pty is looked at that cannot be waited for.
+const PACE: Duration = Duration::from_millis(5);
 
 impl HyperKit {
     /// The ptys of the machine's serial ports, com1 first; those ports that lead elsewhere have none.
@@ -51,7 +53,7 @@ impl HyperKit {
 ///
 /// It is the machine's pty in raw mode, so bytes go both ways as they are (Return is `\r`, ^C is byte 3). Reading waits
 /// for the guest to say something, and ends with 0 bytes when the machine has ended; a [`timeout`](Self::set_timeout)
-/// bounds the wait. It can be read and written at once from two threads, through `&ConsoleStream`. Dropping it leaves
+/// bounds the wait. Of two streams that are read at once each gets a part. One can be read and written at once from two threads, through `&ConsoleStream`. Dropping it leaves
 /// the machine alone.
 ///
 /// **Read what you have opened.** A pty holds some KiB. With QEMU, a guest that says more waits until somebody reads, and
@@ -66,10 +68,14 @@ impl HyperKit {
 /// let vm = hyperkit::HyperKit::from_state("vm")?.vm()?.ok_or("it does not run")?;
 /// let mut console = vm.console()?;
 /// console.set_timeout(Some(Duration::from_secs(10)));
-/// console.write_all(b"uname -r\r")?;
-/// let mut buffer = [0; 4096];
-/// let length = console.read(&mut buffer)?;
-/// print!("{}", String::from_utf8_lossy(&buffer[..length]));
+/// console.write_all(b"echo $((6 * 7))\r")?;
+/// let (mut said, mut buffer) = (String::new(), [0; 4096]);
+/// while !said.contains("42") {
+///     match console.read(&mut buffer)? {
+///         0 => return Err("the machine has ended".into()),
+///         length => said += &String::from_utf8_lossy(&buffer[..length]),
+///     }
+/// }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
@@ -82,8 +88,8 @@ impl Vm {
     /// Opens the console, from whichever program: the first serial port that leads to a pty.
     ///
     /// # Errors
-    /// [`Error::NotRunning`]; [`Error::StateDirRequired`] and [`Error::NoTty`] if the console leads elsewhere;
-    /// [`Error::Io`] if it cannot be opened.
+    /// [`Error::NotRunning`]; [`Error::StateDirRequired`] and [`Error::NoConsole`] if the console leads elsewhere;
+    /// [`Error::NoTty`] if its file does not say where; [`Error::Io`] if it cannot be opened.
     pub fn console(&self) -> Result<ConsoleStream> {
         let state = self.state.as_ref().ok_or(Error::StateDirRequired { field: "console" })?;
         let machine = state.load()?;
@@ -96,7 +102,7 @@ impl Vm {
             }
             ttys => ttys,
         };
-        let pty = ttys.and_then(|ttys| ttys.into_iter().next().ok_or(Error::NoTty { path: state.file(CONSOLE_TTY) }));
+        let pty = ttys.and_then(|ttys| ttys.into_iter().next().ok_or(Error::NoConsole));
         // A machine that has ended has no console, whatever is left of its file.
         if self.try_wait()?.is_some() {
             return Err(Error::NotRunning);
@@ -139,7 +145,10 @@ impl ConsoleStream {
                 return Err(io::ErrorKind::TimedOut.into());
             }
             let left = left.and_then(|left| Timespec::try_from(left).ok());
-            match poll(&mut [PollFd::new(&self.pty, ready)], left.as_ref()) {
+            let mut polled = [PollFd::new(&self.pty, ready)];
+            match poll(&mut polled, left.as_ref()) {
+                // macOS does not poll terminals.
+                Ok(_) if polled[0].revents().contains(PollFlags::NVAL) => std::thread::sleep(PACE),
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }

@@ -428,7 +428,7 @@ pub enum Error {
         pid: u32,
     },
     /// What was asked for can be done only to a machine that runs.
-    #[error("the machine has ended")]
+    #[error("the machine does not run: `start` it first")]
     NotRunning,
     /// What was asked for can be done only when the machine does not run.
     #[error("the machine is running, as process {pid}: stop it first")]
@@ -472,6 +472,9 @@ pub enum Error {
         /// What was wrong.
         reason: String,
     },
+    /// No serial port leads to a pty.
+    #[error("no serial port leads to a pty: set `console` to `File`, or one of `serials` to a tty")]
+    NoConsole,
     /// No serial port keeps what the guest says.
     #[error("no serial port keeps a log: set `console` to `File`, or give one of `serials` a log")]
     NoLog,

@@ -1,4 +1,4 @@
-//! Connecting to a unix socket.
+//! Connecting to a unix socket, and finding out whether somebody is there.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -14,7 +14,7 @@ pub(crate) fn connect(socket: &Path, patience: Duration) -> io::Result<UnixStrea
     let address = SocketAddrUnix::new(socket)?;
     let deadline = Instant::now() + patience;
     loop {
-        let stream = UnixStream::from(unconnected()?);
+        let stream = UnixStream::from(unconnected(SocketType::STREAM)?);
         match rustix::net::connect(&stream, &address) {
             Err(Errno::AGAIN) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
             connected => {
@@ -26,20 +26,30 @@ pub(crate) fn connect(socket: &Path, patience: Duration) -> io::Result<UnixStrea
     }
 }
 
+/// Whether of a socket only the file is left. Who listens on a stream socket is not disturbed: datagrams are refused there
+/// for being of the wrong kind, and for want of a listener where there is none.
+pub(crate) fn is_left_behind(socket: &Path) -> bool {
+    let tried = || rustix::net::connect(unconnected(SocketType::DGRAM)?, &SocketAddrUnix::new(socket)?);
+    tried() == Err(Errno::CONNREFUSED)
+}
+
 /// A socket that does not wait, and that no other child inherits.
-fn unconnected() -> io::Result<OwnedFd> {
+fn unconnected(kind: SocketType) -> rustix::io::Result<OwnedFd> {
     #[cfg(target_os = "linux")]
-    return Ok(rustix::net::socket_with(
+    return rustix::net::socket_with(
         AddressFamily::UNIX,
-        SocketType::STREAM,
+        kind,
         rustix::net::SocketFlags::CLOEXEC | rustix::net::SocketFlags::NONBLOCK,
         None,
-    )?);
+    );
     #[cfg(not(target_os = "linux"))]
     {
-        let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None)?;
+        let socket = rustix::net::socket(AddressFamily::UNIX, kind, None)?;
         rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::CLOEXEC)?;
         rustix::io::ioctl_fionbio(&socket, true)?;
+        #[cfg(target_vendor = "apple")]
+        // as std has it: writing to who is gone is an error, and does not end the program
+        rustix::net::sockopt::set_socket_nosigpipe(&socket, true)?;
         Ok(socket)
     }
 }

@@ -18,7 +18,7 @@ use crate::image;
 use crate::network;
 use crate::output::Output;
 use crate::prepare::{claim, do_work, refuse_what_others_use, work_on_disks};
-use crate::process::{Process, look};
+use crate::process::{Process, started};
 use crate::serial::on_stdio;
 use crate::state::{Lock, StateDir};
 use crate::terminal::Terminal;
@@ -282,7 +282,7 @@ impl HyperKit {
         })?;
         drop(held); // whom it kept away sees the machine now
         machine.pid = Some(child.pid());
-        machine.pid_started = look(child.pid()).and_then(|seen| seen.started());
+        machine.pid_started = started(child.pid());
         let vm = Vm { process: Handle::Child(child.clone()), engine, state, output: Some(output) };
 
         if let Some((state, lock)) = vm.state.as_ref().zip(lock) {

@@ -13,7 +13,7 @@ use crate::config::HyperKit;
 use crate::engine::{Engine, vhost_vsock::make_way};
 use crate::error::{Error, Result};
 use crate::socket::connect;
-use crate::state::VSOCK_SOCKET;
+use crate::state::{StateDir, VSOCK_SOCKET};
 use crate::vm::Vm;
 
 /// The host's context identifier.
@@ -41,7 +41,7 @@ impl Vm {
     /// [`Error::NotRunning`]; [`Error::Needs`] if the machine has no vsock; [`Error::NobodyListens`] with QEMU;
     /// [`Error::Io`]; [`Error::Unsupported`] with QEMU on `/dev/vhost-vsock`, for want of vhost-device-vsock.
     pub fn vsock_connect(&self, port: u32) -> Result<UnixStream> {
-        let machine = self.with_vsock()?;
+        let machine = self.with_vsock("vsock_connect")?;
         let (dir, cid) = (machine.vsock_place(), machine.vsock_guest_cid);
         let (socket, request) = match self.engine {
             Engine::HyperKit if machine.vsock_ports.contains(&port) => (dir.join(format!("guest.{port:08x}")), None),
@@ -71,7 +71,9 @@ impl Vm {
     /// # Errors
     /// Those of [`vsock_connect`](Self::vsock_connect); [`Error::SocketTaken`] if somebody listens there already.
     pub fn vsock_listen(&self, port: u32) -> Result<UnixListener> {
-        let socket = self.listening_place(&self.with_vsock()?, port);
+        let socket = self.listening_place(&self.with_vsock("vsock_listen")?, port);
+        // Of two who find the same left behind, the second must not remove what the first has made.
+        let _lock = self.state.as_ref().map(StateDir::lock).transpose()?;
         make_way(&socket)?;
         UnixListener::bind(&socket).map_err(Error::io("listen on", &socket))
     }
@@ -85,14 +87,14 @@ impl Vm {
     }
 
     /// The description of the machine, if it runs and has a vsock that sockets lead to.
-    fn with_vsock(&self) -> Result<HyperKit> {
+    fn with_vsock(&self, call: &'static str) -> Result<HyperKit> {
         if self.try_wait()?.is_some() {
             return Err(Error::NotRunning);
         }
         let state = self.state.as_ref().ok_or(Error::StateDirRequired { field: "vsock" })?;
         let machine = state.load()?;
         if !machine.vsock {
-            return Err(Error::Needs { field: "vsock_connect", needs: "vsock" });
+            return Err(Error::Needs { field: call, needs: "vsock" });
         }
         if self.engine == Engine::Qemu && machine.vhost_device_vsock.is_none() {
             let feature = "vsock over unix sockets with /dev/vhost-vsock: install vhost-device-vsock, or use AF_VSOCK and the guest's CID";
@@ -110,10 +112,14 @@ fn is_accepted(stream: &mut UnixStream) -> io::Result<bool> {
         let mut byte = [0];
         match stream.read(&mut byte) {
             Ok(0) => return Ok(false),
-            Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(false),
-            read => read?,
-        };
-        answer.push(byte[0]);
+            Ok(_) => answer.push(byte[0]),
+            Err(error) => match error.kind() {
+                ErrorKind::Interrupted => {}
+                // A guest whose driver is not there yet says nothing at all.
+                ErrorKind::ConnectionReset | ErrorKind::WouldBlock | ErrorKind::TimedOut => return Ok(false),
+                _ => return Err(error),
+            },
+        }
     }
     stream.set_read_timeout(None)?;
     Ok(answer.starts_with(b"OK "))

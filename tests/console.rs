@@ -98,7 +98,7 @@ fn a_console_that_leads_elsewhere_is_none() {
     let _end = files.ended();
     let mut machine = files.machine().serial(Serial::none().log());
     let vm = machine.start("guest").unwrap();
-    assert!(matches!(vm.console(), Err(Error::NoTty { .. })));
+    assert!(matches!(vm.console(), Err(Error::NoConsole)));
     vm.stop().unwrap();
     let mut machine = files.machine().console(Console::Stdio);
     machine.state_dir = None;

@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::time::Duration;
 
-use common::{Files, LONG, eventually, said, started};
+use common::{Files, LONG, Stopped, eventually, said, started};
 use hyperkit::{ConsoleStream, Error, HyperKit, Serial, Vm};
 
 const RING: usize = 65536;
@@ -14,10 +14,10 @@ const LINE: usize = 31;
 
 /// A guest that repeats what it hears, in which it is said so that the ring gets it.
 struct Echo {
+    _end: common::Ended, // before its files are gone
     files: Files,
     machine: HyperKit,
     vm: Vm,
-    _end: common::Ended,
     console: ConsoleStream,
 }
 
@@ -28,7 +28,7 @@ impl Echo {
         let mut console = vm.console().unwrap();
         console.set_timeout(Some(LONG));
         eventually("the guest has begun", || said(&files).ends_with("guest\r\n"));
-        Self { files, machine, vm, _end: end, console }
+        Self { _end: end, files, machine, vm, console }
     }
 
     /// Has the guest say it, and returns when it has.
@@ -107,6 +107,7 @@ fn a_follower_gets_each_line_once_around_the_ring_until_the_machine_ends() {
             let lines = vm.console_lines().unwrap().map(Result::unwrap);
             lines.inspect(|line| drop(heard.send(line.clone()))).collect::<Vec<_>>()
         });
+        let stopped = Stopped(vm);
         for begin in (0..LINES).step_by(500) {
             let text = lines(begin..begin + 500);
             for part in text.as_bytes().chunks(1024) {
@@ -115,12 +116,12 @@ fn a_follower_gets_each_line_once_around_the_ring_until_the_machine_ends() {
             }
             // No more than the ring holds before it was looked at.
             let last = line(begin + 499);
-            let next = || hears.recv_timeout(LONG).inspect_err(|_| vm.stop().unwrap()).unwrap();
+            let next = || hears.recv_timeout(LONG).unwrap();
             while next() != last.trim_end() {}
         }
         echo.console.write_all(b"no end").unwrap();
         vm.wait_for_console("no end", LONG).unwrap();
-        vm.stop().unwrap();
+        drop(stopped);
         follower.join().unwrap()
     });
     let expected: Vec<_> =
@@ -128,6 +129,36 @@ fn a_follower_gets_each_line_once_around_the_ring_until_the_machine_ends() {
     let first = followed.iter().position(|line| *line == expected[0]).unwrap();
     assert_eq!(followed[first..], expected);
     assert!(followed[..first].iter().any(|line| line.starts_with("Linux version 0")), "{:?}", &followed[..first]);
+}
+
+/// Where it is written next then shows only when it is.
+#[test]
+fn a_follower_that_begins_on_a_full_ring_without_times_gets_each_line_once() {
+    let mut echo = Echo::new();
+    let plain = |numbers: std::ops::Range<usize>| numbers.map(|n| format!("line{n:>25}\n")).collect::<String>();
+    echo.say(&plain(0..3000));
+    let followed = std::thread::scope(|scope| {
+        let vm = &echo.vm;
+        let (heard, hears) = std::sync::mpsc::channel();
+        scope.spawn(move || vm.console_lines().unwrap().for_each(|line| drop(heard.send(line.unwrap()))));
+        let stopped = Stopped(vm);
+        hears.recv_timeout(LONG).unwrap(); // it has looked
+        let text = plain(3000..3100);
+        for part in text.as_bytes().chunks(1024) {
+            echo.console.write_all(part).unwrap();
+            echo.console.read_exact(&mut vec![0; part.len()]).unwrap();
+        }
+        vm.wait_for_console("3099", LONG).unwrap();
+        drop(stopped);
+        let number = |line: String| line.strip_prefix("line")?.trim().parse::<usize>().ok();
+        hears.iter().filter_map(number).collect::<Vec<_>>()
+    });
+    // The first of the new may have lost its beginning to what was there before.
+    assert!(followed.ends_with(&(3001..3100).collect::<Vec<_>>()), "{followed:?}");
+    let mut each = followed.clone();
+    each.sort_unstable();
+    each.dedup();
+    assert_eq!(each.len(), followed.len());
 }
 
 #[test]

@@ -114,13 +114,11 @@ fn a_pool_hands_out_replaces_the_dead_is_taken_up_after_a_kill_and_drained() {
     let first = pool.list();
     assert_eq!(first.len(), 3);
     let taken = pool.ask("take").remove(0);
-    let [ref dead, _] = first.keys().filter(|name| **name != taken).collect::<Vec<_>>()[..] else {
-        panic!("{first:?}")
-    };
-    kill_process(raw(first[*dead].0), Signal::KILL).unwrap();
+    let [dead, _] = first.keys().filter(|name| **name != taken).collect::<Vec<_>>()[..] else { panic!("{first:?}") };
+    kill_process(raw(first[dead].0), Signal::KILL).unwrap();
     eventually("the dead is replaced, and the taken", || {
         let now = pool.list();
-        now.len() == 4 && now[*dead].0 != first[*dead].0
+        now.len() == 4 && now[dead].0 != first[dead].0
     });
     let before = pool.list();
     assert_eq!(before[&taken], (first[&taken].0, true));

@@ -4,8 +4,9 @@
 mod common;
 
 use std::fs;
+use std::io::{BufRead, BufReader, Seek};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use common::guest::compiled;
 use common::{eventually, example, raw};
@@ -64,6 +65,9 @@ fn a_program_that_fails_or_cannot_be_run_says_so() {
     let output = exec.run(&exec.program, &["fault"]);
     assert_eq!(output.status.code(), Some(128 + 11), "{output:?}");
 
+    // Process 1 is protected from signals, also from its own, and its abort ends otherwise.
+    let output = exec.run(Path::new("--child"), &[exec.program.to_str().unwrap(), "abort"]);
+    assert_eq!(output.status.code(), Some(128 + 6), "{output:?}");
     let dynamic = exec.run(&std::env::current_exe().unwrap(), &[]);
     assert_eq!(dynamic.status.code(), Some(125));
     assert!(String::from_utf8_lossy(&dynamic.stderr).contains("link it statically"), "{dynamic:?}");
@@ -72,16 +76,53 @@ fn a_program_that_fails_or_cannot_be_run_says_so() {
     assert!(String::from_utf8_lossy(&missing.stderr).contains("/nowhere/program"), "{missing:?}");
 }
 
+/// Told to end, with its machine, when the test fails, too.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.0.try_wait().is_ok_and(|end| end.is_none()) {
+            let _ = kill_process(raw(self.0.id()), Signal::TERM).map(|()| self.0.wait());
+        }
+    }
+}
+
 #[test]
 fn who_ends_it_ends_the_machine() {
     let exec = Exec::new();
-    // It would wait for a connection for ever.
     let script = exec.dir.path().join("script");
     fs::write(&script, "#!/bin/sh\necho here\nexec sleep 1000\n").unwrap();
     let said = exec.dir.path().join("said");
-    let mut running = exec.command(&script, &[]).stdout(fs::File::create(&said).unwrap()).spawn().unwrap();
+    let mut command = exec.command(&script, &[]);
+    let mut running = Running(command.stdout(fs::File::create(&said).unwrap()).spawn().unwrap());
     eventually("it runs", || fs::read_to_string(&said).unwrap().contains("here"));
-    kill_process(raw(running.id()), Signal::TERM).unwrap();
-    assert_eq!(running.wait().unwrap().code(), Some(128 + 15));
+    kill_process(raw(running.0.id()), Signal::TERM).unwrap();
+    assert_eq!(running.0.wait().unwrap().code(), Some(128 + 15));
+    assert_eq!(common::names(&exec.dir.path().join("tmp")), [] as [&str; 0]);
+}
+
+#[test]
+fn what_is_on_standard_input_is_left_to_the_next_who_reads() {
+    let exec = Exec::new();
+    let input = exec.dir.path().join("input");
+    fs::write(&input, "for the next\n").unwrap();
+    let mut input = fs::File::open(&input).unwrap();
+    let output = exec.command(&exec.program, &["exit", "0"]).stdin(input.try_clone().unwrap()).output().unwrap();
+    assert_eq!((output.status.code(), &output.stdout[..]), (Some(0), &b""[..]));
+    assert_eq!(input.stream_position().unwrap(), 0);
+}
+
+#[test]
+fn who_hears_no_errors_any_more_gets_no_machine_that_runs_on() {
+    let exec = Exec::new();
+    let script = exec.dir.path().join("script");
+    fs::write(&script, "#!/bin/sh\necho first >&2\nwhile sleep 0.1; do echo more >&2; done\n").unwrap();
+    let mut running = Running(exec.command(&script, &[]).spawn().unwrap());
+    let mut errors = BufReader::new(running.0.stderr.take().unwrap());
+    let mut line = String::new();
+    errors.read_line(&mut line).unwrap();
+    assert_eq!(line, "first\n");
+    drop(errors);
+    assert_eq!(running.0.wait().unwrap().code(), Some(125));
     assert_eq!(common::names(&exec.dir.path().join("tmp")), [] as [&str; 0]);
 }

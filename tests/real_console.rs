@@ -8,7 +8,17 @@ use std::process::{Command, Stdio};
 
 use common::guest::{PATIENCE, machine};
 use common::{Ended, eventually, example};
-use hyperkit::Console;
+use hyperkit::{Console, ConsoleStream};
+
+/// Reads until it has said this, byte by byte so that what comes behind it is there for the next; returns what was said.
+fn read_until(mut console: &ConsoleStream, text: &str) -> String {
+    let (mut said, mut byte) = (Vec::new(), [0]);
+    while !said.ends_with(text.as_bytes()) {
+        assert_eq!(console.read(&mut byte).unwrap(), 1, "the machine has ended");
+        said.push(byte[0]);
+    }
+    String::from_utf8_lossy(&said).into_owned()
+}
 
 #[test]
 fn a_command_is_typed_and_answered_and_another_program_comes_after() {
@@ -26,23 +36,27 @@ fn a_command_is_typed_and_answered_and_another_program_comes_after() {
     let count = "i=0; while [ $i -lt 10000 ]; do i=$((i + 1)); echo line $i; done; echo all $((6 * 7))\r";
     console.write_all(count.as_bytes()).unwrap();
     let said = std::thread::scope(|scope| {
-        let reads = scope.spawn(|| {
-            let (mut said, mut buffer) = (Vec::new(), [0; 4096]);
-            while !said.windows(6).any(|words| words == b"all 42") {
-                let length = (&console).read(&mut buffer).unwrap();
-                said.extend_from_slice(&buffer[..length]);
-                let kept = said.len().saturating_sub(4096 + 6);
-                said.drain(..kept);
-            }
-            said
-        });
+        let reads = scope.spawn(|| read_until(&console, "all 42"));
         vm.wait_for_console("all 42", PATIENCE).unwrap();
         reads.join().unwrap()
     });
-    assert!(String::from_utf8_lossy(&said).contains("line 10000"));
+    assert!(said.contains("line 10000"));
     let log = String::from_utf8(machine.console_log().unwrap()).unwrap();
     let lines: Vec<_> = log.lines().filter_map(|line| line.strip_prefix("line ")).collect();
     assert_eq!(lines, (1..=10_000).map(|number| number.to_string()).collect::<Vec<_>>());
+
+    read_until(&console, "# ");
+    // A serial port knows no size; the guest asks the terminal, which is us, where its last corner is.
+    console.write_all(b"resize\r").unwrap();
+    read_until(&console, "\x1b[999;999H\x1b[6n");
+    console.write_all(b"\x1b[42;99R").unwrap();
+    read_until(&console, "42 rows, 99 columns");
+    console.write_all(b"stty size; echo sleep''ing; sleep 100000\r").unwrap();
+    read_until(&console, "42 99");
+    read_until(&console, "sleeping");
+    console.write_all(b"\x03").unwrap();
+    read_until(&console, "^C");
+    read_until(&console, "# "); // of what is typed before it prompts again, it may take no notice
     drop(console);
 
     // Its input ends, and it stays until the machine does.

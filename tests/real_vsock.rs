@@ -12,21 +12,21 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use common::guest::{PATIENCE, compiled, file, initrd_with, machine, made_by_setup};
-use common::{Ended, eventually, example, names, raw, vsock_programs_in};
-use hyperkit::{Console, Error, Exit, HyperKit, Vm};
+use common::{Ended, Stopped, eventually, example, names, raw, vsock_programs_in};
+use hyperkit::{Console, Error, Exit, HyperKit};
 use rustix::process::{Signal, kill_process};
 
 struct Vsock {
+    _end: Ended, // before its directory is gone
     _dir: tempfile::TempDir,
     state: PathBuf,
-    _end: Ended,
 }
 
 impl Vsock {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().canonicalize().unwrap().join("vm");
-        Self { _dir: dir, _end: Ended(state.clone()), state }
+        Self { _end: Ended(state.clone()), _dir: dir, state }
     }
 
     fn program() -> PathBuf {
@@ -98,15 +98,6 @@ fn carries_100_mb_each_way(stream: UnixStream, seed: u64) {
     });
 }
 
-/// Also when the test fails: threads that wait for the machine's end are joined first.
-struct StopsAtTheEnd<'a>(&'a Vm);
-
-impl Drop for StopsAtTheEnd<'_> {
-    fn drop(&mut self) {
-        let _ = self.0.stop();
-    }
-}
-
 #[test]
 fn each_way_100_mb_arrive_as_they_were() {
     let vsock = Vsock::new();
@@ -118,7 +109,7 @@ fn each_way_100_mb_arrive_as_they_were() {
     std::thread::scope(|scope| {
         // An open console has to be read, or the guest would have to wait; this ends with the machine.
         scope.spawn(|| (&console).read_to_end(&mut Vec::new()).unwrap());
-        let _stop = StopsAtTheEnd(&vm);
+        let _stop = Stopped(&vm);
         (&console).write_all(b"program listen 1234; program connect 5555; echo st''atus $?\r").unwrap();
         vm.wait_for_console("listening", PATIENCE).unwrap();
         carries_100_mb_each_way(vm.vsock_connect(1234).unwrap(), 1);

@@ -2,6 +2,8 @@
 
 #[path = "../shared/attach.rs"]
 mod attach;
+#[path = "../shared/number.rs"]
+mod number;
 #[path = "../shared/told.rs"]
 mod told;
 
@@ -10,11 +12,11 @@ use std::ffi::OsString;
 use std::io::{IsTerminal, Write, stderr, stdout};
 use std::path::Path;
 use std::process::ExitCode;
-use std::str::FromStr;
 use std::time::Duration;
 
 use hyperkit::{Console, Disk, Exit, HyperKit, PortForward, Shutdown, VpnKit};
 use lexopt::prelude::*;
+use number::number;
 
 const HELP: &str = "\
 Boots a Linux kernel with hyperkit or QEMU, its console on this terminal.
@@ -48,7 +50,8 @@ Without --kernel it boots the guest that examples/setup.sh makes.
   --arguments         only print what the program would be called with; hyperkit, unless --hyperkit says QEMU
   --help              this text
 
-The end of standard input does not end a machine; poweroff in the guest does, or --stop.
+Every key goes to the guest, ^C among them. The end of standard input does not end a machine; poweroff in the guest does, or
+--stop from elsewhere.
 ";
 
 const GUEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/guest");
@@ -179,11 +182,6 @@ fn parse() -> Result<Option<Command>, Box<dyn Error>> {
     Ok(Some(Command { machine, cmdline, action, keep_disk }))
 }
 
-fn number<T: FromStr>(flags: &mut lexopt::Parser, flag: &str) -> Result<T, Box<dyn Error>> {
-    let value = flags.value()?.string()?;
-    value.parse().map_err(|_| format!("{flag} takes a number: {value:?}").into())
-}
-
 fn vpnkit(value: OsString) -> VpnKit {
     if value == "auto" { VpnKit::Auto } else { VpnKit::Socket(value.into()) }
 }
@@ -208,7 +206,8 @@ fn execute(command: Option<Command>) -> Result<ExitCode, Box<dyn Error>> {
         Action::Shutdown | Action::Stop | Action::Pause | Action::Resume | Action::Attach => {
             let Some(vm) = HyperKit::from_state(&dir)?.vm()? else {
                 println!("The machine was not running.");
-                return Ok(ExitCode::SUCCESS);
+                let is_fine = matches!(action, Action::Shutdown | Action::Stop);
+                return Ok(if is_fine { ExitCode::SUCCESS } else { ExitCode::FAILURE });
             };
             let what = match action {
                 Action::Shutdown => match vm.shutdown(Duration::from_secs(30))? {
@@ -258,7 +257,7 @@ impl log::Log for Logger {
     fn log(&self, record: &log::Record<'_>) {
         // The machine may have the terminal in raw mode, where a newline alone does not return to the margin.
         let end = if stderr().is_terminal() { "\r\n" } else { "\n" };
-        eprint!("boot: {}{end}", record.args());
+        let _ = write!(stderr(), "boot: {}{end}", record.args());
     }
 
     fn flush(&self) {}

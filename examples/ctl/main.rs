@@ -2,6 +2,8 @@
 
 #[path = "../shared/attach.rs"]
 mod attach;
+#[path = "../shared/number.rs"]
+mod number;
 #[path = "../shared/told.rs"]
 mod told;
 
@@ -12,6 +14,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use hyperkit::{Console, Engine, HyperKit, Shutdown, Vm};
+use number::number;
 use serde_json::{Value, json};
 
 const HELP: &str = "\
@@ -32,6 +35,8 @@ Looks after the machines that state directories remember.
 Of several DIRs each is done, whatever became of the one before. With --json each answer is a line of JSON.
 ";
 
+const COMMANDS: [&str; 10] = ["list", "show", "start", "console", "log", "pause", "resume", "shutdown", "stop", "rm"];
+
 type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
 
 #[derive(Default)]
@@ -48,7 +53,7 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("ctl: {error}\n\n{HELP}");
+            eprintln!("ctl: {error}; --help shows how");
             ExitCode::from(2)
         }
     }
@@ -70,7 +75,7 @@ fn parse() -> Result<Option<(Options, Vec<PathBuf>)>> {
             Short('f') | Long("follow") => options.follow = true,
             Long("keep-disk") => options.keep_disk = true,
             Long("cmdline") => options.cmdline = Some(args.value()?.string()?),
-            Long("grace") => options.grace = Some(args.value()?.parse()?),
+            Long("grace") => options.grace = Some(number(&mut args, "--grace")?),
             Value(word) => words.push(word.into()),
             _ => return Err(arg.unexpected().into()),
         }
@@ -89,14 +94,12 @@ fn parse() -> Result<Option<(Options, Vec<PathBuf>)>> {
     }
     match words.len() {
         0 => Err("which command?".into()),
+        _ if !is_for(&COMMANDS) => Err(format!("no command: {command}").into()),
         1 if command == "list" => Ok(Some((options, vec!["list".into(), ".".into()]))),
         1 => Err(format!("{command} which DIR?").into()),
         3.. if is_for(&["list", "console"]) => Err(format!("{command} takes one DIR").into()),
-        _ if is_for(&["console"]) && options.json => Err("a console is no JSON".into()),
-        _ if is_for(&["list", "show", "start", "console", "log", "pause", "resume", "shutdown", "stop", "rm"]) => {
-            Ok(Some((options, words)))
-        }
-        _ => Err(format!("no command: {command}").into()),
+        _ if command == "console" && options.json => Err("a console is no JSON".into()),
+        _ => Ok(Some((options, words))),
     }
 }
 
@@ -123,9 +126,13 @@ fn execute(options: &Options, words: &[PathBuf]) -> bool {
     well
 }
 
-/// A line for whoever still listens.
+/// A line, and whether somebody still listens.
+fn is_heard(line: &str) -> bool {
+    writeln!(stdout(), "{line}").is_ok()
+}
+
 fn say(line: &str) {
-    let _ = writeln!(stdout(), "{line}");
+    is_heard(line);
 }
 
 fn running(machine: &HyperKit) -> Result<Vm> {
@@ -150,17 +157,23 @@ fn list(root: &Path, options: &Options) -> Result<()> {
     if !options.json {
         say(&format!("{:<24} {:>10} {:>8} {:>5} {:>7}  ENGINE", "DIR", "PID", "STATE", "CPUS", "MIB"));
     }
+    root.metadata()?; // where there is nothing, the library would list nothing
     for machine in HyperKit::list(root)? {
         let state = match machine {
             Ok(machine) => state(&machine),
+            Err(hyperkit::Error::DamagedState { path, .. }) => {
+                json!({ "dir": path.parent(), "error": "the state file is damaged; rm forgets it" })
+            }
             Err(error) => json!({ "dir": root, "error": told::told(&error) }),
         };
         if options.json {
             say(&state.to_string());
-        } else if let Some(error) = state["error"].as_str() {
-            say(&format!("{:<24} {error}", "?"));
+            continue;
+        }
+        let name = state["dir"].as_str().and_then(|dir| Path::new(dir).file_name()).unwrap_or_default();
+        if let Some(error) = state["error"].as_str() {
+            say(&format!("{:<24} {error}", Path::new(name).display()));
         } else {
-            let name = state["dir"].as_str().and_then(|dir| Path::new(dir).file_name()).unwrap_or_default();
             let pid = state["pid"].as_u64().map_or("-".to_owned(), |pid| pid.to_string());
             let runs = if state["running"] == true { "runs" } else { "stopped" };
             let (cpus, memory) = (state["cpus"].to_string(), state["memory"].to_string());
@@ -202,21 +215,26 @@ fn show(dir: &Path, options: &Options) -> Result<()> {
 
 fn log(dir: &Path, options: &Options) -> Result<()> {
     let machine = HyperKit::from_state(dir)?;
-    let line = |line: &str| if options.json { say(&json!(line).to_string()) } else { say(line) };
+    let line = |line: &str| if options.json { is_heard(&json!(line).to_string()) } else { is_heard(line) };
     match machine.vm()? {
         Some(vm) if options.follow => {
             for said in vm.console_lines()? {
-                line(&said?);
+                if !line(&said?) {
+                    break;
+                }
             }
         }
-        _ => String::from_utf8_lossy(&machine.console_log()?).lines().for_each(line),
+        _ => drop(String::from_utf8_lossy(&machine.console_log()?).lines().all(line)),
     }
     Ok(())
 }
 
 /// What is done to one machine, and what to say when it is.
 fn act(command: &str, dir: &Path, options: &Options) -> Result<()> {
-    let mut machine = HyperKit::from_state(dir)?;
+    let mut machine = match HyperKit::from_state(dir) {
+        Err(hyperkit::Error::DamagedState { .. }) if command == "rm" => HyperKit::new().state_dir(dir),
+        machine => machine?,
+    };
     let mut done = json!({ "dir": dir.display().to_string(), "done": command });
     let said = match command {
         "start" => {
@@ -233,9 +251,10 @@ fn act(command: &str, dir: &Path, options: &Options) -> Result<()> {
         "console" => attach::attach(&running(&machine)?)?.to_owned(),
         "pause" => running(&machine)?.pause().map(|()| "is paused".to_owned())?,
         "resume" => running(&machine)?.resume().map(|()| "goes on".to_owned())?,
-        _ => match running(&machine)?.shutdown(Duration::from_secs(options.grace.unwrap_or(30)))? {
-            Shutdown::Plug(_) => "did not power off, and is stopped".to_owned(),
-            _ => "has powered off".to_owned(),
+        _ => match machine.vm()?.map(|vm| vm.shutdown(Duration::from_secs(options.grace.unwrap_or(30)))).transpose()? {
+            Some(Shutdown::Plug(_)) => "did not power off, and is stopped".to_owned(),
+            Some(_) => "has powered off".to_owned(),
+            None => "did not run".to_owned(),
         },
     };
     done["said"] = said.as_str().into();

@@ -2,29 +2,38 @@
 
 #[path = "../shared/cpio.rs"]
 mod cpio;
+#[path = "../shared/number.rs"]
+mod number;
 #[path = "../shared/told.rs"]
 mod told;
 
 use std::error::Error;
 use std::ffi::{OsStr, OsString};
-use std::io::{IsTerminal, stderr, stdin, stdout};
+use std::fs::File;
+use std::io::{self, IsTerminal, Write, stderr, stdin, stdout};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 use std::{fs, thread};
 
 use hyperkit::{HyperKit, Serial};
+use number::number;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 const HELP: &str = "\
 Runs a statically linked program for x86-64 Linux in a fresh machine, with hyperkit or QEMU.
 
-    cargo run --example exec -- [--cpus N] [--memory MIB] [--hyperkit PROGRAM] PROGRAM [ARGUMENTS]
+    cargo run --example exec -- [--cpus N] [--memory MIB] [--hyperkit PROGRAM] [--child] PROGRAM [ARGUMENTS]
 
-It is the machine's first process. Its output, errors and exit status are passed on; 128 and the number of a signal is the
-status of a program that was ended by one. On a terminal it can be typed to; else its standard input is empty. The
-machine has a /proc, /sys, /dev and /tmp, and nothing of the host. 125: it could not be run.
+It is the machine's process 1, which the kernel protects: signals that it does not handle are ignored, also its own. With
+--child it is an ordinary process, so that abort and alarm, for instance, do what they do elsewhere.
+
+Its output, errors and exit status are passed on; 128 and the number of a signal is the status of a program that was ended
+by one, 125 of one that could not be run. If standard input and output are both a terminal, it can be typed to, from when it
+runs; else its standard input is empty. The machine has a /bin/sh, /proc, /sys, /dev and /tmp, and nothing of the host.
+SIGTERM ends it, and leaves nothing; after SIGKILL the machine runs on.
 ";
 
 const GUEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/guest");
@@ -32,41 +41,46 @@ const BEGIN: &str = "exec: begin";
 const FAILED: u8 = 125;
 
 fn main() -> ExitCode {
-    match parse().and_then(|command| command.map_or(Ok(0), |(machine, command)| exec(machine, &command))) {
+    match parse()
+        .and_then(|command| command.map_or(Ok(0), |(machine, is_child, command)| exec(machine, is_child, &command)))
+    {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
-            eprintln!("exec: {}", told::told(&*error));
+            let _ = pass_on(&format!("exec: {}\n", told::told(&*error)));
             ExitCode::from(FAILED)
         }
     }
 }
 
 /// A machine and what it is to run; none if only help was wanted.
-type Command = Option<(HyperKit, Vec<OsString>)>;
+type Command = Option<(HyperKit, bool, Vec<OsString>)>;
 
 fn parse() -> Result<Command, Box<dyn Error>> {
     use lexopt::prelude::*;
-    let mut machine = HyperKit::new();
+    let (mut machine, mut is_child) = (HyperKit::new(), false);
     let mut args = lexopt::Parser::from_env();
     while let Some(arg) = args.next()? {
         match arg {
-            Long("help") => break,
-            Long("cpus") => machine = machine.cpus(args.value()?.parse()?),
-            Long("memory") => machine = machine.memory(args.value()?.parse()?),
+            Long("help") => {
+                print!("{HELP}");
+                return Ok(None);
+            }
+            Long("cpus") => machine = machine.cpus(number(&mut args, "--cpus")?),
+            Long("memory") => machine = machine.memory(number(&mut args, "--memory")?),
+            Long("child") => is_child = true,
             Long("hyperkit") => machine = machine.hyperkit(args.value()?),
             Value(program) => {
                 let arguments = args.raw_args()?;
-                return Ok(Some((machine, [program].into_iter().chain(arguments).collect())));
+                return Ok(Some((machine, is_child, [program].into_iter().chain(arguments).collect())));
             }
             _ => return Err(arg.unexpected().into()),
         }
     }
-    print!("{HELP}");
-    Ok(None)
+    Err("which PROGRAM? --help shows how".into())
 }
 
 /// Runs the command in a machine that is gone afterwards; its status.
-fn exec(machine: HyperKit, command: &[OsString]) -> Result<u8, Box<dyn Error>> {
+fn exec(machine: HyperKit, is_child: bool, command: &[OsString]) -> Result<u8, Box<dyn Error>> {
     let dir = tempfile::tempdir()?;
     let initrd = dir.path().join("initrd.img");
     // No program says this by itself.
@@ -75,19 +89,28 @@ fn exec(machine: HyperKit, command: &[OsString]) -> Result<u8, Box<dyn Error>> {
     let kernel = Path::new(GUEST).join("vmlinuz");
     let mut machine = machine.state_dir(dir.path().join("vm")).kernel(kernel).initrd(initrd);
     machine = machine.serial(Serial::none().log()).serial(Serial::stdio());
-    let terminal = stdin().is_terminal() && stdout().is_terminal();
-    let terminal = if terminal { " exec.terminal" } else { "" };
+    let terminal = if stdin().is_terminal() && stdout().is_terminal() {
+        " exec.terminal"
+    } else {
+        // The machine would take it, and a serial port has no end to pass on.
+        rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
+        ""
+    };
 
     // Whoever ends us means the machine.
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
-    let vm = machine.start(&format!("console=ttyS0 quiet panic=-1{terminal}"))?;
+    let child = if is_child { " exec.child" } else { "" };
+    let vm = machine.start(&format!("console=ttyS0 quiet panic=-1{terminal}{child}"))?;
     let ends_it = signals.handle();
     let (status, signalled) = thread::scope(|scope| {
         let guard = scope.spawn(|| signals.forever().next().map(|signal| (signal, vm.stop())));
-        let status = pass_on_errors(vm.console_lines(), &end);
+        let status = vm.console_lines().map_err(Into::into).and_then(|lines| pass_on_errors(lines, &end));
         ends_it.close();
         (status, guard.join())
     });
+    if status.is_err() {
+        vm.stop()?; // nobody hears it any more
+    }
     let exit = vm.wait()?; // it gives the terminal back
     if let Ok(Some((signal, stopped))) = signalled {
         stopped?;
@@ -98,22 +121,33 @@ fn exec(machine: HyperKit, command: &[OsString]) -> Result<u8, Box<dyn Error>> {
 
 /// What the guest says on its first serial port is on standard error, but for the kernel's beginning, and what is behind
 /// the `end`: the status.
-fn pass_on_errors(
-    lines: hyperkit::Result<impl Iterator<Item = std::io::Result<String>>>,
-    end: &str,
-) -> Result<Option<u8>, Box<dyn Error>> {
-    for line in lines?.skip_while(|line| line.as_ref().is_ok_and(|line| line != BEGIN)).skip(1) {
+fn pass_on_errors(lines: impl Iterator<Item = io::Result<String>>, end: &str) -> Result<Option<u8>, Box<dyn Error>> {
+    for line in lines.skip_while(|line| line.as_ref().is_ok_and(|line| line != BEGIN)).skip(1) {
         let line = line?;
         // The program's last line may have no end of its own.
         let Some((errors, status)) = line.split_once(end) else {
             // A terminal is raw while the machine runs.
-            eprint!("{line}{}", if stderr().is_terminal() { "\r\n" } else { "\n" });
+            pass_on(&format!("{line}{}", if stderr().is_terminal() { "\r\n" } else { "\n" }))?;
             continue;
         };
-        eprint!("{errors}");
+        pass_on(errors)?;
         return Ok(Some(status.trim().parse()?));
     }
     Ok(None)
+}
+
+/// Writes all of it to standard error, which does not wait where the machine has made it so.
+fn pass_on(text: &str) -> io::Result<()> {
+    let mut rest = text.as_bytes();
+    while !rest.is_empty() {
+        match stderr().write(rest) {
+            Ok(length) => rest = &rest[length..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(Duration::from_millis(1)),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// The guest of `examples/setup.sh` with another first process, and the program.
@@ -156,7 +190,12 @@ fn runs_alone(program: &[u8]) -> Result<(), &'static str> {
         Some(bytes.iter().rev().fold(0, |number, &byte| number << 8 | usize::from(byte)))
     };
     if !program.starts_with(b"\x7fELF") {
-        return if program.starts_with(b"#!") { Ok(()) } else { Err("neither a program for Linux nor a script") };
+        let first_line = program.split(|&byte| byte == b'\n').next().unwrap_or_default();
+        return match first_line.strip_prefix(b"#!").map(<[u8]>::trim_ascii) {
+            Some(b"/bin/sh") => Ok(()),
+            Some(_) => Err("a script for something else than /bin/sh, which is all that the machine has"),
+            None => Err("neither a program for Linux nor a script with #!/bin/sh in its first line"),
+        };
     }
     if (number(4, 1), number(18, 2)) != (Some(2), Some(62)) {
         return Err("not for x86-64");

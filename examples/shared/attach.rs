@@ -2,15 +2,17 @@
 
 use std::error::Error;
 use std::io::{self, Read, Write, stdin, stdout};
-use std::os::fd::AsFd;
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
+use std::time::Duration;
 
 use hyperkit::{ConsoleStream, Vm};
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::io::Errno;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 
 /// Ctrl-], as in telnet.
 const ESCAPE: u8 = 0x1d;
+/// How long a guest may take to read what was typed. One that is paused does not, and then it is lost.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The terminal in raw mode, so that each key goes to the guest; as it was when dropped.
 struct RawTerminal(Option<Termios>);
@@ -34,48 +36,62 @@ impl Drop for RawTerminal {
     }
 }
 
-/// Joins terminal and console until the escape key or the machine's end; says which.
+enum Event {
+    Typed(Vec<u8>),
+    /// The console has ended, or nobody sees any more what it says.
+    Over(io::Result<()>),
+}
+
+/// Joins terminal and console until the escape key or the machine's end; says which. Its threads last as long as the
+/// program: what they wait for cannot be taken back.
 pub fn attach(vm: &Vm) -> Result<&'static str, Box<dyn Error>> {
-    let console = vm.console()?;
-    eprintln!("On the console of process {}; Ctrl-] leaves it.", vm.pid());
-    let _terminal = RawTerminal::new()?;
-    let mut listens = true;
-    loop {
-        let (stdin, pty) = (stdin(), console.as_fd());
-        let mut ready = vec![PollFd::new(&pty, PollFlags::IN)];
-        if listens {
-            ready.push(PollFd::new(&stdin, PollFlags::IN));
-        }
-        poll(&mut ready, None)?;
-        let is_ready: Vec<_> = ready.iter().map(|fd| !fd.revents().is_empty()).collect();
-        if is_ready[0] && !pass_on(&console)? {
-            return Ok("has ended");
-        }
-        if is_ready.get(1) == Some(&true) {
-            let mut keys = [0; 1024];
-            // Of a pipe that has ended there is no more to send; the guest may have more to say.
-            let length = stdin.lock().read(&mut keys)?;
-            listens = length > 0;
-            let typed = &keys[..length];
-            let before_escape = typed.iter().position(|&key| key == ESCAPE);
-            match (&console).write_all(&typed[..before_escape.unwrap_or(length)]) {
-                // The machine ended just now, and nobody is left to read it.
-                Err(error) if error.raw_os_error() == Some(Errno::IO.raw_os_error()) => return Ok("has ended"),
-                written => written?,
-            }
-            if before_escape.is_some() {
-                return Ok("runs on");
+    let (screen, mut keys) = (vm.console()?, vm.console()?);
+    keys.set_timeout(Some(PATIENCE));
+    eprintln!("On the console of process {}; Ctrl-] leaves it. Return may show a prompt.", vm.pid());
+    let terminal = RawTerminal::new()?;
+    let (send, events) = channel();
+    let over = send.clone();
+    thread::spawn(move || over.send(Event::Over(show(screen))));
+    thread::spawn(move || listen(&send));
+    for event in events {
+        match event {
+            Event::Over(ended) => return Ok(ended.map(|()| "has ended")?),
+            Event::Typed(typed) => {
+                let before_escape = typed.split(|&key| key == ESCAPE).next().unwrap_or_default();
+                match keys.write_all(before_escape) {
+                    Err(error) if error.kind() == io::ErrorKind::TimedOut => {}
+                    // The machine ended just now, and nobody is left to read it.
+                    Err(_) if vm.try_wait()?.is_some() => return Ok("has ended"),
+                    written => written?,
+                }
+                if before_escape.len() < typed.len() {
+                    drop(terminal);
+                    eprintln!(); // behind what the guest has said
+                    return Ok("runs on");
+                }
             }
         }
     }
+    Ok("runs on")
 }
 
-/// What the console has said, onto the terminal; whether there will be more.
-fn pass_on(mut console: &ConsoleStream) -> io::Result<bool> {
+/// What the console says, onto the terminal, until it ends.
+fn show(mut console: ConsoleStream) -> io::Result<()> {
     let mut said = [0; 4096];
-    let length = console.read(&mut said)?;
-    let mut out = stdout().lock();
-    out.write_all(&said[..length])?;
-    out.flush()?;
-    Ok(length > 0)
+    while let length @ 1.. = console.read(&mut said)? {
+        let mut out = stdout().lock();
+        out.write_all(&said[..length])?;
+        out.flush()?;
+    }
+    Ok(())
+}
+
+/// What is typed. Of a pipe that has ended there is no more, but the guest may have more to say.
+fn listen(events: &Sender<Event>) {
+    let mut typed = [0; 1024];
+    while let Ok(length @ 1..) = stdin().lock().read(&mut typed) {
+        if events.send(Event::Typed(typed[..length].to_vec())).is_err() {
+            return;
+        }
+    }
 }

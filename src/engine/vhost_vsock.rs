@@ -7,7 +7,6 @@
 //! program; and when the program ends, the shells end, too. Two watch the pipe, so that either may be killed.
 
 use std::fs::{File, OpenOptions};
-use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -21,7 +20,7 @@ use crate::check::utf8;
 use crate::config::HyperKit;
 use crate::error::{Error, Result};
 use crate::output::{LastWords, Output};
-use crate::socket::connect;
+use crate::socket::is_left_behind;
 use crate::state::{StateDir, VHOST_LINE, VHOST_SOCKET, VSOCK_SOCKET, remove_file};
 
 const DEVICE: &str = "/dev/vhost-vsock";
@@ -31,7 +30,7 @@ const SCRIPT: &str = r#"exec 3<&0; (read -r line <&3; kill 0) & ("$0" "$@"; kill
 /// How long it may take to listen.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long it may take to be gone when it has been told to.
-const LAST_MOMENTS: Duration = Duration::from_secs(1);
+const LAST_MOMENTS: Duration = Duration::from_secs(10);
 
 /// The program that has to run beside QEMU, if that is needed and there is one.
 pub(crate) fn find(machine: &HyperKit) -> Result<Option<PathBuf>> {
@@ -124,23 +123,28 @@ impl Drop for Companion {
     fn drop(&mut self) {
         self.let_go();
         let _ = self.shell.wait();
-        // The others of its group were sent the same signal, and nobody reads the pipe any more when the last is gone.
-        let is_read = || {
-            let nonblocking = OFlags::NONBLOCK.bits() as i32;
-            OpenOptions::new().write(true).custom_flags(nonblocking).open(&self.path).is_ok()
-        };
-        let deadline = Instant::now() + LAST_MOMENTS;
-        while is_read() && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        wait_until_gone(&self.path);
+    }
+}
+
+/// Waits until nobody reads this pipe: the program, and all that run with it, are sent a signal when QEMU is gone, and do so
+/// until they are. QEMU does, too, so it has to be gone before.
+pub(crate) fn wait_until_gone(line: &Path) {
+    let is_read = || {
+        let nonblocking = OFlags::NONBLOCK.bits() as i32;
+        OpenOptions::new().write(true).custom_flags(nonblocking).open(line).is_ok()
+    };
+    let is_pipe = line.symlink_metadata().is_ok_and(|metadata| metadata.file_type().is_fifo());
+    let deadline = Instant::now() + LAST_MOMENTS;
+    while is_pipe && is_read() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
 /// Of a listener that is gone only the file is left, and would pass for the new one. What is not ours stays.
 pub(crate) fn make_way(socket: &Path) -> Result<()> {
     let Ok(metadata) = socket.symlink_metadata() else { return Ok(()) };
-    let is_left_behind = || connect(socket, Duration::ZERO).is_err_and(|e| e.kind() == ErrorKind::ConnectionRefused);
-    if metadata.file_type().is_socket() && is_left_behind() {
+    if metadata.file_type().is_socket() && is_left_behind(socket) {
         return remove_file(socket);
     }
     Err(Error::SocketTaken { path: socket.to_owned() })

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-pub(crate) use seen::{Seen, look, look_at_all};
+use seen::look;
+pub(crate) use seen::{Seen, look_at_all, started};
 
 #[cfg(target_os = "linux")]
 use rustix::{

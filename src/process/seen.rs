@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-pub(crate) use system::{Seen, look, look_at_all};
+pub(crate) use system::{Seen, look, look_at_all, started};
 
 impl Seen {
     /// Whether it began when it was recorded to have, as far as the clock can tell.
@@ -41,14 +41,19 @@ mod system {
         pub command: Vec<OsString>,
     }
 
+    /// When the process `pid` was started: in seconds since 1970, as exact as the system's clock was steady.
+    pub(crate) fn started(pid: u32) -> Option<u64> {
+        // The name in parentheses may hold anything; behind it, the 20th is the time in ticks since the system's start.
+        let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+        let stat = String::from_utf8_lossy(&stat);
+        let (_, fields) = stat.rsplit_once(')')?;
+        let ticks: u64 = fields.split_ascii_whitespace().nth(19)?.parse().ok()?;
+        Some(sysinfo::System::boot_time() + ticks / rustix::param::clock_ticks_per_second())
+    }
+
     impl Seen {
-        /// Seconds since 1970, as exact as the system's clock was steady.
         pub fn started(&self) -> Option<u64> {
-            // The name in parentheses may hold anything; behind it, the 20th is the time in ticks since the system's start.
-            let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).ok()?;
-            let (_, fields) = stat.rsplit_once(')')?;
-            let ticks: u64 = fields.split_ascii_whitespace().nth(19)?.parse().ok()?;
-            Some(sysinfo::System::boot_time() + ticks / rustix::param::clock_ticks_per_second())
+            started(self.pid)
         }
 
         /// What relative paths on its command line are relative to, if it is ours to know.
@@ -60,7 +65,7 @@ mod system {
     /// The process `pid`, if it runs.
     pub(crate) fn look(pid: u32) -> Option<Seen> {
         let mut line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        // Each word ends with a NUL. A zombie has none, nor has the kernel itself.
+        // Each word ends with a NUL. A zombie has none, nor has the kernel itself, nor who is just being started.
         line.pop()?;
         let command = line.split(|&byte| byte == 0).map(|word| OsString::from_vec(word.to_vec())).collect();
         Some(Seen { pid, command })
@@ -88,8 +93,12 @@ mod system {
         directory: Option<PathBuf>,
     }
 
+    /// When the process `pid` was started: in seconds since 1970, as exact as the system's clock was steady.
+    pub(crate) fn started(pid: u32) -> Option<u64> {
+        look(pid)?.started()
+    }
+
     impl Seen {
-        /// Seconds since 1970, as exact as the system's clock was steady.
         pub fn started(&self) -> Option<u64> {
             Some(self.started)
         }

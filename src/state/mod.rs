@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 
 use crate::check::canonical;
 use crate::config::HyperKit;
-use crate::engine::hyperkit;
+use crate::engine::{hyperkit, vhost_vsock::wait_until_gone};
 use crate::error::{Error, Result};
 use crate::lock::open_locked;
 use crate::process::{Process, Seen, look_at_all};
@@ -184,6 +184,8 @@ impl StateDir {
 
     /// Removes what leads to a machine that no longer runs; what it has said stays.
     pub fn clear(&self, _: &Lock) -> Result<()> {
+        // Until then it might make its sockets anew.
+        wait_until_gone(&self.file(VHOST_LINE));
         let files = [PID_FILE, UNFINISHED, VHOST_LINE].into_iter().chain(ALL_TTYS);
         let stale = files.map(str::to_owned).chain(self.sockets()?);
         stale.map(|name| self.file(&name)).try_for_each(remove_file)
@@ -214,12 +216,12 @@ impl StateDir {
     }
 
     /// Removes what the machine and this crate have put into the directory, and the directory if that was all.
-    pub fn remove(&self, made_disks: &[String], _: Lock) -> Result<()> {
-        let files = [PID_FILE, UNFINISHED, LOG_FILE, VHOST_LINE].into_iter().chain(ALL_TTYS).chain(ALL_LOGS);
-        let files = files.map(str::to_owned);
+    pub fn remove(&self, made_disks: &[String], lock: Lock) -> Result<()> {
+        self.clear(&lock)?;
+        let files = [LOG_FILE].into_iter().chain(ALL_LOGS).map(str::to_owned);
         let disks = made_disks.iter().filter(|name| !name.contains('/')).cloned();
         // The state file last: until then a removal that was cut short can be done again.
-        let names = disks.chain(files).chain(self.sockets()?).chain([JSON_FILE.to_owned()]);
+        let names = disks.chain(files).chain([JSON_FILE.to_owned()]);
         names.map(|name| self.file(&name)).try_for_each(remove_file)?;
         match fs::remove_dir(&self.0) {
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),

@@ -109,6 +109,15 @@ impl Drop for Ended {
     }
 }
 
+/// Stops a machine when the test fails, too: who waits for its end in a scope is joined before anything else is dropped.
+pub struct Stopped<'a>(pub &'a Vm);
+
+impl Drop for Stopped<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.stop();
+    }
+}
+
 pub const LONG: Duration = Duration::from_secs(60);
 
 pub fn raw(pid: u32) -> Pid {

@@ -48,6 +48,8 @@ int main(int count, char **arguments) {
         fputs("half a line", stderr);
         return atoi(arguments[2]);
     }
+    if (count == 2 && strcmp(arguments[1], "abort") == 0)
+        abort();
     if (count == 2 && strcmp(arguments[1], "fault") == 0)
         *(volatile int *)NULL = 0;
     if (count == 2 && strcmp(arguments[1], "bytes") == 0) /* each that there is, many times */

@@ -1,11 +1,13 @@
 //! The serial ports, which come last of all devices.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::thread::sleep;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
@@ -145,6 +147,8 @@ impl Shared {
             while poll(&mut [PollFd::new(&input, PollFlags::IN)], None).is_ok() {
                 match input.read(&mut buffer) {
                     Ok(length @ 1..) => port.write(&buffer[..length]),
+                    // macOS does not poll terminals.
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => sleep(Duration::from_millis(1)),
                     _ => return,
                 }
             }
