@@ -4,38 +4,87 @@
 //! for whichever program is there ([`Engine`]: the macOS `hyperkit` command, or QEMU), and kept in a state directory
 //! from which any later program can take it up again.
 //!
-//! ```no_run
-//! use hyperkit::{Console, Disk, HyperKit};
+//! # Describe
+//! A description is made of fields, each with a setter of the same name. Nothing is looked at until it is asked for:
+//! [`arguments`](HyperKit::arguments) looks at no file, [`check`](HyperKit::check) at all of them, and neither makes any.
 //!
-//! let vm = HyperKit::new()
-//!     .state_dir("vm")
+//! ```
+//! use hyperkit::{Console, Disk, Error, HyperKit};
+//!
+//! let machine = HyperKit::new()
+//!     .state_dir("vm")                        // remembers it
 //!     .kernel("vmlinuz")
 //!     .initrd("initrd.img")
 //!     .cpus(2)
-//!     .memory(2048)
+//!     .memory(2048)                           // MiB
 //!     .disk(Disk::raw("root.img").size(4096)) // MiB; made if missing
-//!     .console(Console::File)
-//!     .start("console=ttyS0")?;
-//! println!("process {} runs it", vm.pid());
+//!     .console(Console::File);                // a pty, and a log in the state directory
+//! assert!(machine.arguments("console=ttyS0")?.contains(&"1:0,virtio-blk,root.img".to_owned()));
+//! assert!(matches!(machine.cpus(65).check(), Err(Error::InvalidCpus { value: 65 })));
+//! # Ok::<(), Error>(())
+//! ```
 //!
-//! // Later, in another program:
-//! let machine = HyperKit::from_state("vm")?;
+//! # Start
+//! [`start`](HyperKit::start) leaves it running in the background, [`run`](HyperKit::run) waits for its end. Either refuses what
+//! is wrong before anything is made, and a program that dies at its start is an error with its [`LastWords`].
+//!
+//! ```no_run
+//! let mut machine = hyperkit::HyperKit::new().state_dir("vm").kernel("vmlinuz").initrd("initrd.img");
+//! # machine.console = hyperkit::Console::File;
+//! let vm = machine.start("console=ttyS0")?;
+//! println!("process {} runs it", vm.pid());
+//! # Ok::<(), hyperkit::Error>(())
+//! ```
+//!
+//! # Find again
+//! [`from_state`](HyperKit::from_state) reads a state directory, [`list`](HyperKit::list) all in a directory, and
+//! [`vm`](HyperKit::vm) takes up the machine if it runs: the process that was started, and no other that has its pid by now.
+//!
+//! ```no_run
+//! use hyperkit::HyperKit;
+//!
+//! for machine in HyperKit::list("machines")?.into_iter().flatten() {
+//!     println!("{:?} {}", machine.state_dir, if machine.is_running() { "runs" } else { "does not run" });
+//! }
+//! # Ok::<(), hyperkit::Error>(())
+//! ```
+//!
+//! # Reach
+//! The console is a stream ([`Vm::console`]), and what it has said can be read ([`HyperKit::console_log`]), followed
+//! ([`Vm::console_lines`]) and awaited ([`Vm::wait_for_console`]). Ports of vsock are streams, either way
+//! ([`Vm::vsock_connect`], [`Vm::vsock_listen`]); [`Vm::port_forwards`] and [`Vm::addresses`] tell of the network.
+//!
+//! ```no_run
+//! # let vm = hyperkit::HyperKit::from_state("vm")?.vm()?.ok_or("it does not run")?;
+//! use std::time::Duration;
+//!
+//! vm.wait_for_console("login:", Duration::from_secs(60))?;
+//! let control = vm.vsock_connect(1024)?; // a UnixStream
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # End
+//! ```no_run
+//! use std::time::Duration;
+//!
+//! let machine = hyperkit::HyperKit::from_state("vm")?;
 //! if let Some(vm) = machine.vm()? {
-//!     vm.shutdown(std::time::Duration::from_secs(30))?; // power button, then the plug
+//!     vm.shutdown(Duration::from_secs(30))?; // power button, then the plug
 //! }
 //! machine.remove(true)?; // forgets it, and keeps its disk
 //! # Ok::<(), hyperkit::Error>(())
 //! ```
 //!
+//! # What it leaves alone
 //! The library prints nothing, installs no signal handler, never ends the program and never panics on input. What the
 //! program that runs the machine prints goes to `hyperkit.log` in the state directory and to the [`log`] facade,
-//! target `hyperkit`.
+//! target `hyperkit`. More of that, and what is in a state directory, is in the [`guide`].
 //!
 //! # How it is built
 //! Data flows one way: description (`config`, `disk`) → `check`, with `kernel` and `image` for what is in files → `slots`
-//! and `serial` → `engine` → `prepare` → `start`, which spawns (`child`, `output`, `terminal`) and records (`state`, under a `lock`) →
-//! `vm`, which may be another program's `process`, and `console` and `console_log`. A new device is an entry in `slots` and its spelling in
-//! each engine; a new engine is a folder in `engine`.
+//! and `serial` → `engine` → `prepare` → `start`, which spawns (`child` with its `alarm`, `output`, `terminal`) and records
+//! (`state`, under a `lock`) → `vm`, which may be another program's `process`, and `console`, `console_log`, `vsock` and `network`.
+//! How to add a device or an engine stands in the README, "Working on it".
 
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
@@ -52,6 +101,7 @@ mod console_log;
 mod disk;
 mod engine;
 mod error;
+pub mod guide;
 mod image;
 mod kernel;
 mod lock;

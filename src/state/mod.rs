@@ -1,17 +1,5 @@
 //! The state directory: what is in it, who may change it, and what is cleared away.
-//!
-//! | file | by whom | what |
-//! |---|---|---|
-//! | `hyperkit.json` | this crate | the description, the arguments and the pid of the machine started last |
-//! | `hyperkit.pid` | the program | its pid, while it runs |
-//! | `hyperkit.log` | the program | what it prints |
-//! | `tty`; `tty1`, `tty2` | hyperkit; this crate for QEMU | the path of the console's pty; of the serial ports' |
-//! | `console-ring`, `console-ring2` | the program | what is said on com1 and com2 |
-//! | `qmp.sock`, `events.sock` | QEMU | its control sockets |
-//! | `connect`, `guest.*`, `XXXXXXXX.XXXXXXXX` | hyperkit | vsock sockets, unless `vsock_dir` is elsewhere |
-//! | `v.sock`, `v.sock_N` | vhost-device-vsock; who listens on port N | its vsock sockets, likewise |
-//! | `vhost.sock`, `vhost.line` | vhost-device-vsock; this crate | what joins it to QEMU |
-//! | `disk.img`, `disk.qcow2`, … | this crate | disk images without a path of their own |
+//! Each file has its line in `guide/state_directory.md`.
 
 pub(crate) mod json;
 
