@@ -227,7 +227,7 @@ pub enum Error {
 
     // --- files the description names ---
     /// A file that should be there is not.
-    #[error("`{field}` does not exist: {}", path.display())]
+    #[error("`{field}` does not exist: set it to one that does: {}", path.display())]
     NotFound {
         /// The field.
         field: &'static str,
@@ -257,7 +257,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// A file or directory that is there and cannot be used.
-    #[error("`{field}` cannot be opened: {}", path.display())]
+    #[error("`{field}` cannot be opened: look at its permissions, or set it to another: {}", path.display())]
     Inaccessible {
         /// The field.
         field: &'static str,
@@ -309,7 +309,9 @@ pub enum Error {
         needed: u64,
     },
     /// The kernel takes no command line of this length.
-    #[error("the kernel command line is {length} bytes long with `earlyprintk=serial`, and this kernel takes {limit}")]
+    #[error(
+        "the kernel command line is {length} bytes long with `earlyprintk=serial`, and this kernel takes {limit}: shorten it"
+    )]
     CommandLineTooLong {
         /// Its length in bytes.
         length: usize,
@@ -437,7 +439,7 @@ pub enum Error {
         pid: u32,
     },
     /// The program neither started the machine nor ended; it was ended.
-    #[error("the machine was not there after {} s{}", patience.as_secs(), said(last_words))]
+    #[error("the machine was not there after {} s, and was ended{}", patience.as_secs(), said(last_words))]
     StartTimedOut {
         /// How long it was waited for.
         patience: Duration,
@@ -453,7 +455,7 @@ pub enum Error {
         last_words: LastWords,
     },
     /// Nobody in the guest listens on this vsock port, or the guest is not that far.
-    #[error("nobody in the guest listens on vsock port {port}; it may not be that far")]
+    #[error("nobody in the guest listens on vsock port {port}: it may not be that far, so try again")]
     NobodyListens {
         /// The port.
         port: u32,
@@ -467,7 +469,7 @@ pub enum Error {
         last_words: LastWords,
     },
     /// The machine has no QMP socket, or what answers there is not QEMU.
-    #[error("QEMU does not answer as it should: {reason}")]
+    #[error("QEMU does not answer as it should, and `stop` ends it: {reason}")]
     Qmp {
         /// What was wrong.
         reason: String,
@@ -479,7 +481,7 @@ pub enum Error {
     #[error("no serial port keeps a log: set `console` to `File`, or give one of `serials` a log")]
     NoLog,
     /// The guest has not said what was waited for, in time or before its end.
-    #[error("the guest has not said {text:?}{}", said(last_words))]
+    #[error("the guest has not said {text:?} in time, or has ended{}", said(last_words))]
     NotSaid {
         /// What was waited for.
         text: String,
@@ -501,7 +503,7 @@ pub enum Error {
         source: io::Error,
     },
     /// No machine has ever been started with this state directory.
-    #[error("no machine is remembered here: {} does not exist", path.display())]
+    #[error("no machine is remembered here: start one with this `state_dir` first: {} does not exist", path.display())]
     NoState {
         /// The `hyperkit.json` that is not there.
         path: PathBuf,

@@ -148,7 +148,10 @@ fn a_state_directory_that_may_not_be_written() {
     let why = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success());
     assert!(
-        why.contains(&format!("`state_dir` cannot be opened: {}: Permission denied", files.path("vm").display())),
+        why.contains(&format!(
+            "`state_dir` cannot be opened: look at its permissions, or set it to another: {}: Permission denied",
+            files.path("vm").display()
+        )),
         "{why}"
     );
     assert!(files.state_files().is_empty());

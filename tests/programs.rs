@@ -74,7 +74,13 @@ fn a_kernel_that_may_not_be_read() {
     }
     let output = command.stdin(Stdio::null()).output().unwrap();
     let why = text(&output.stderr);
-    assert!(why.contains(&format!("`kernel` cannot be opened: {}: Permission denied", locked.display())), "{why}");
+    assert!(
+        why.contains(&format!(
+            "`kernel` cannot be opened: look at its permissions, or set it to another: {}: Permission denied",
+            locked.display()
+        )),
+        "{why}"
+    );
 }
 
 /// VPNKit's socket is looked for in the home directory: the newer name first.
