@@ -21,6 +21,7 @@ use rustix::{
 #[derive(Debug)]
 pub(crate) struct Process {
     pid: Pid,
+    /// Known where there is no handle.
     started: Option<u64>,
     /// Linux can hold on to the process itself, so that its pid cannot come to mean another.
     #[cfg(target_os = "linux")]
@@ -54,11 +55,8 @@ impl Process {
         self.pid.as_raw_nonzero().get().unsigned_abs()
     }
 
-    pub fn is_running(&self) -> bool {
-        #[cfg(target_os = "linux")]
-        if let Some(handle) = &self.handle {
-            return !readable(handle, Some(Duration::ZERO));
-        }
+    /// By its pid and the time of its start, for want of a handle.
+    fn is_running(&self) -> bool {
         look(self.pid()).is_some_and(|seen| self.started.is_some_and(|started| seen.began_at(started)))
     }
 
@@ -110,5 +108,40 @@ fn readable(handle: &OwnedFd, patience: Option<Duration>) -> bool {
             Ok(0) | Err(_) => return false,
             Ok(_) => return true,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    /// As on macOS, and on Linux before 5.3.
+    #[test]
+    fn a_process_without_a_handle_is_known_by_the_time_of_its_start() {
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let find = || loop {
+            // It may be still on its way to be `sleep`.
+            if let Some(found) =
+                Process::find(child.id(), |seen| seen.command.last().is_some_and(|last| last == "1000"))
+            {
+                return found;
+            }
+        };
+        let without_handle = |started| Process {
+            started,
+            #[cfg(target_os = "linux")]
+            handle: None,
+            ..find()
+        };
+        let process = without_handle(started(child.id()));
+        let another = without_handle(started(child.id()).map(|started| started - 1000));
+        assert!(another.wait(None), "it is not the one that has this pid now");
+        another.signal(Signal::KILL).unwrap();
+        assert!(!process.wait(Some(Instant::now())) && !process.wait(Some(Instant::now() + Duration::from_millis(5))));
+        process.signal(Signal::KILL).unwrap();
+        assert!(process.wait(None), "a zombie does not run");
+        child.wait().unwrap();
+        assert!(Process::find(child.id(), |_| true).is_none());
     }
 }
