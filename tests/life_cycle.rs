@@ -321,6 +321,16 @@ fn remove_without_a_state_file_touches_nothing() {
 }
 
 #[test]
+fn remove_says_when_it_cannot_tell_what_is_there() {
+    let files = Files::new();
+    let below_a_file = files.path("initrd.img/vm");
+    match files.machine().state_dir(&below_a_file).remove(false) {
+        Err(Error::Io { path, .. }) => assert_eq!(path, below_a_file),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
 fn remove_takes_the_directory_if_that_leaves_it_empty() {
     let files = Files::new();
     let mut machine = files.machine().disk(Disk::in_state_dir(1));

@@ -114,25 +114,28 @@ fn readable(handle: &OwnedFd, patience: Option<Duration>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::Command;
+    use std::process::{Child, Command};
+
+    fn sleeping() -> (Child, Process) {
+        let child = Command::new("sleep").arg("1000").spawn().unwrap();
+        loop {
+            // It may be still on its way to be `sleep`.
+            let is_sleep = |seen: &Seen| seen.command.last().is_some_and(|last| last == "1000");
+            if let Some(found) = Process::find(child.id(), is_sleep) {
+                return (child, found);
+            }
+        }
+    }
 
     /// As on macOS, and on Linux before 5.3.
     #[test]
     fn a_process_without_a_handle_is_known_by_the_time_of_its_start() {
-        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
-        let find = || loop {
-            // It may be still on its way to be `sleep`.
-            if let Some(found) =
-                Process::find(child.id(), |seen| seen.command.last().is_some_and(|last| last == "1000"))
-            {
-                return found;
-            }
-        };
+        let (mut child, found) = sleeping();
         let without_handle = |started| Process {
+            pid: found.pid,
             started,
             #[cfg(target_os = "linux")]
             handle: None,
-            ..find()
         };
         let process = without_handle(started(child.id()));
         let another = without_handle(started(child.id()).map(|started| started - 1000));
@@ -143,5 +146,26 @@ mod tests {
         assert!(process.wait(None), "a zombie does not run");
         child.wait().unwrap();
         assert!(Process::find(child.id(), |_| true).is_none());
+    }
+
+    #[test]
+    fn the_end_is_waited_for_until_the_deadline() {
+        let (mut child, process) = sleeping();
+        assert!(!process.wait(Some(Instant::now())));
+        std::thread::scope(|scope| {
+            // Most likely somebody waits by then.
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(50));
+                child.kill().unwrap();
+            });
+            assert!(process.wait(Some(Instant::now() + Duration::from_secs(60))));
+        });
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_signal_that_the_system_does_not_let_through_is_an_error() {
+        assert!(gone_is_fine(Err(rustix::io::Errno::SRCH)).is_ok());
+        assert_eq!(gone_is_fine(Err(rustix::io::Errno::PERM)).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
     }
 }
