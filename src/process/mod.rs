@@ -118,13 +118,10 @@ mod tests {
 
     fn sleeping() -> (Child, Process) {
         let child = Command::new("sleep").arg("1000").spawn().unwrap();
-        loop {
-            // It may be still on its way to be `sleep`.
-            let is_sleep = |seen: &Seen| seen.command.last().is_some_and(|last| last == "1000");
-            if let Some(found) = Process::find(child.id(), is_sleep) {
-                return (child, found);
-            }
-        }
+        let is_sleep = |seen: &Seen| seen.command.last().is_some_and(|last| last == "1000");
+        // It may be still on its way to be `sleep`.
+        let found = std::iter::repeat_with(|| Process::find(child.id(), is_sleep)).find_map(|found| found);
+        (child, found.unwrap())
     }
 
     /// As on macOS, and on Linux before 5.3.
