@@ -301,7 +301,8 @@ mod tests {
 
     #[test]
     fn the_oldest_is_where_the_time_goes_back_the_furthest() {
-        let lines = |times: &[&str]| times.iter().map(|time| format!("[{time:>12}] text\n")).collect::<String>();
+        let lines =
+            |times: &[&str]| times.iter().map(|time| format!("[{time:>12}] text\n")).collect::<Vec<_>>().concat();
         let (new, old) = (lines(&["3.000000", "3.000002", "3.000001"]), lines(&["1.000000", "2.000000"]));
         assert_eq!(oldest((new.clone() + &old).as_bytes()), Some(new.len()));
         assert_eq!(oldest(old.as_bytes()), None, "it has filled the ring, or has just gone round");

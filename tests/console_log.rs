@@ -135,7 +135,8 @@ fn a_follower_gets_each_line_once_around_the_ring_until_the_machine_ends() {
 #[test]
 fn a_follower_that_begins_on_a_full_ring_without_times_gets_each_line_once() {
     let mut echo = Echo::new();
-    let plain = |numbers: std::ops::Range<usize>| numbers.map(|n| format!("line{n:>25}\n")).collect::<String>();
+    let plain =
+        |numbers: std::ops::Range<usize>| numbers.map(|n| format!("line{n:>25}\n")).collect::<Vec<_>>().concat();
     echo.say(&plain(0..3000));
     let followed = std::thread::scope(|scope| {
         let vm = &echo.vm;

@@ -187,7 +187,7 @@ fn quoted(word: &OsStr) -> Vec<u8> {
 fn runs_alone(program: &[u8]) -> Result<(), &'static str> {
     let number = |at: usize, length: usize| {
         let bytes = program.get(at..at + length)?;
-        Some(bytes.iter().rev().fold(0, |number, &byte| number << 8 | usize::from(byte)))
+        Some(bytes.iter().rev().fold(0, |number, &byte| (number << 8) | usize::from(byte)))
     };
     if !program.starts_with(b"\x7fELF") {
         let first_line = program.split(|&byte| byte == b'\n').next().unwrap_or_default();

@@ -123,7 +123,7 @@ impl StateDir {
     /// The pid in the pid file, if there is one.
     pub fn pid(&self) -> Option<u32> {
         let content = read_at_most(&self.file(PID_FILE), LONGEST_PID_FILE).ok()?;
-        std::str::from_utf8(&content).ok()?.trim_ascii_end().parse().ok().filter(|&pid| pid > 0)
+        std::str::from_utf8(&content).ok()?.trim_ascii_end().parse().ok()
     }
 
     /// The machine that runs in this directory, going by the pid file and by what was recorded.
