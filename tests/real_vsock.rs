@@ -7,7 +7,6 @@ mod common;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -65,37 +64,19 @@ fn a_port_nobody_listens_on_is_an_error() {
     assert!(!vsock.state.join("v.sock_5555").exists());
 }
 
-/// Bytes of which none tells the next, and each 100 MB are others.
+/// Bytes of which none tells the next, as in `tests/guest/program.c`.
 struct Noise(u64);
 
 impl Noise {
-    fn fill(&mut self, buffer: &mut [u8]) {
-        for bytes in buffer.chunks_mut(8) {
-            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            bytes.copy_from_slice(&(self.0 ^ (self.0 >> 29)).to_le_bytes()[..bytes.len()]);
-        }
-    }
-}
-
-/// Sends 100 MB to an echo and compares what comes back.
-fn carries_100_mb_each_way(stream: UnixStream, seed: u64) {
     const PIECE: usize = 50_000;
     const PIECES: usize = 2_000;
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let (mut noise, mut piece) = (Noise(seed), [0; PIECE]);
-            for _ in 0..PIECES {
-                noise.fill(&mut piece);
-                (&stream).write_all(&piece).unwrap();
-            }
-        });
-        let (mut noise, mut piece, mut wanted) = (Noise(seed), [0; PIECE], [0; PIECE]);
-        for number in 0..PIECES {
-            (&stream).read_exact(&mut piece).unwrap();
-            noise.fill(&mut wanted);
-            assert!(piece == wanted, "of piece {number} something has changed");
+
+    fn fill(&mut self, piece: &mut [u8]) {
+        for bytes in piece.chunks_exact_mut(8) {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            bytes.copy_from_slice(&(self.0 ^ (self.0 >> 29)).to_le_bytes());
         }
-    });
+    }
 }
 
 #[test]
@@ -110,11 +91,29 @@ fn each_way_100_mb_arrive_as_they_were() {
         // An open console has to be read, or the guest would have to wait; this ends with the machine.
         scope.spawn(|| (&console).read_to_end(&mut Vec::new()).unwrap());
         let _stop = Stopped(&vm);
-        (&console).write_all(b"program listen 1234; program connect 5555; echo st''atus $?\r").unwrap();
+        (&console)
+            .write_all(b"program listen 1234; echo to gue''st $?; program connect 5555; echo to ho''st $?\r")
+            .unwrap();
+        let (mut noise, mut piece, mut come) = (Noise(1), [0; Noise::PIECE], [0; Noise::PIECE]);
         vm.wait_for_console("listening", PATIENCE).unwrap();
-        carries_100_mb_each_way(vm.vsock_connect(1234).unwrap(), 1);
-        carries_100_mb_each_way(listener.accept().unwrap().0, 2);
-        vm.wait_for_console("status 0", PATIENCE).unwrap();
+        let mut to_guest = vm.vsock_connect(1234).unwrap();
+        to_guest.set_write_timeout(Some(PATIENCE)).unwrap();
+        for _ in 0..Noise::PIECES {
+            noise.fill(&mut piece);
+            to_guest.write_all(&piece).unwrap();
+        }
+        vm.wait_for_console("to guest 0", PATIENCE).unwrap();
+
+        let mut to_host = listener.accept().unwrap().0;
+        to_host.set_read_timeout(Some(PATIENCE)).unwrap();
+        noise = Noise(1);
+        for number in 0..Noise::PIECES {
+            to_host.read_exact(&mut come).unwrap();
+            noise.fill(&mut piece);
+            assert!(come == piece, "of piece {number} something has changed");
+        }
+        drop(to_host);
+        vm.wait_for_console("to host 0", PATIENCE).unwrap();
     });
 }
 

@@ -1,4 +1,4 @@
-/* What tests run in the guest, linked statically: says its arguments, ends in a given way, or echoes a vsock stream. */
+/* What tests run in the guest, linked statically: says its arguments, ends in a given way, or carries 100 MB by vsock. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,17 +11,34 @@ static void die(const char *what) {
     exit(1);
 }
 
-/* Sends back all that comes, until the other end has no more. */
-static void echo(int stream) {
-    static char buffer[65536];
-    ssize_t length;
-    while ((length = read(stream, buffer, sizeof buffer)) > 0)
-        for (ssize_t sent = 0, part; sent < length; sent += part)
-            if ((part = write(stream, buffer + sent, length - sent)) <= 0)
-                die("write");
-    if (length < 0)
-        die("read");
-    close(stream);
+enum { LENGTH = 100 * 1000 * 1000, PIECE = 50 * 1000 };
+
+/* Bytes of which none tells the next, as in tests/real_vsock.rs. */
+static void noise(unsigned long *state, unsigned char *piece) {
+    for (int i = 0; i < PIECE; i += 8) {
+        *state = *state * 6364136223846793005UL + 1442695040888963407UL;
+        unsigned long word = *state ^ *state >> 29;
+        memcpy(piece + i, &word, 8);
+    }
+}
+
+/* Sends 100 MB of noise, or compares what comes with it. */
+static void carry(int stream, int is_sender) {
+    static unsigned char piece[PIECE], come[PIECE];
+    unsigned long state = 1;
+    for (int i = 0; i < LENGTH / PIECE; i++) {
+        noise(&state, piece);
+        for (ssize_t done = 0, part; done < PIECE; done += part)
+            if ((part = is_sender ? write(stream, piece + done, PIECE - done)
+                                  : read(stream, come + done, PIECE - done)) <= 0)
+                die("it ends too early");
+        if (!is_sender && memcmp(piece, come, PIECE) != 0)
+            die("something has changed");
+    }
+    puts("carried 100 MB");
+    /* The other end closes it when it has all. */
+    while (is_sender && read(stream, come, PIECE) > 0)
+        ;
 }
 
 static int vsock(const char *way, unsigned port) {
@@ -56,7 +73,7 @@ int main(int count, char **arguments) {
         for (int i = 0; i < 256 * 1000; i++)
             putchar(i / 1000 + i);
     else if (count == 3 && (strcmp(arguments[1], "listen") == 0 || strcmp(arguments[1], "connect") == 0))
-        echo(vsock(arguments[1], atoi(arguments[2])));
+        carry(vsock(arguments[1], atoi(arguments[2])), strcmp(arguments[1], "connect") == 0);
     else {
         printf("process %d\n", (int)getpid());
         for (int i = 0; i < count; i++)
