@@ -29,7 +29,7 @@ pub enum Error {
     /// Something that lives in the state directory was asked for, and there is none.
     #[error("`{field}` needs a state directory: set `state_dir`")]
     StateDirRequired {
-        /// The field that needs it.
+        /// The field or call that needs it.
         field: &'static str,
     },
     /// A field that the machine cannot do without is not set, or something is empty that must not be.

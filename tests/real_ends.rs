@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use common::{Ended, eventually, example, guest, raw};
+use common::{Ended, Stopped, eventually, example, guest, raw};
 use hyperkit::{Console, Error, Exit, HyperKit, Shutdown};
 use rustix::process::{Signal, kill_process};
 
@@ -106,6 +106,23 @@ fn a_paused_machine_is_running_and_is_shut_down_all_the_same() {
         assert!(guest.machine.is_running());
     }
     assert_eq!(vm.shutdown(PATIENCE).unwrap(), Shutdown::PowerButton(Exit::PowerOff));
+}
+
+#[test]
+fn without_a_state_directory_it_can_only_be_unplugged() {
+    let mut machine = new_guest().machine.no_serials();
+    machine.state_dir = None;
+    let vm = machine.start(QUIET).unwrap();
+    let _stop = Stopped(&vm);
+    let needs_one = |result: hyperkit::Result<()>, call: &str| match result {
+        Err(Error::StateDirRequired { field }) => assert_eq!(field, call),
+        other => panic!("{call}: {other:?}"),
+    };
+    needs_one(vm.pause(), "pause");
+    needs_one(vm.resume(), "resume");
+    needs_one(vm.port_forwards().map(drop), "port_forwards");
+    needs_one(vm.console().map(drop), "console");
+    assert_eq!(vm.shutdown(Duration::from_millis(1)).unwrap(), Shutdown::Plug(Exit::Killed(9)));
 }
 
 /// A QEMU that hangs takes no more connections than fit into its queue: the next one must not wait for ever.

@@ -44,6 +44,16 @@ pub(crate) enum Control {
     Resume,
 }
 
+impl Control {
+    fn call(self) -> &'static str {
+        match self {
+            Self::PressPowerButton => "shutdown",
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+        }
+    }
+}
+
 /// Where the Go package looks.
 const HYPERKITS: [&str; 5] = [
     "hyperkit",
@@ -144,7 +154,7 @@ impl Engine {
         match (self, &vm.state) {
             (Self::HyperKit, _) => vm.signal(hyperkit::signal(what)),
             (Self::Qemu, Some(state)) => qemu::control(what, state, patience),
-            (Self::Qemu, None) => Err(Error::StateDirRequired { field: "hyperkit" }),
+            (Self::Qemu, None) => Err(Error::StateDirRequired { field: what.call() }),
         }
     }
 
