@@ -49,6 +49,7 @@ find_missing() {
         fi
     fi
     have cpio || missing="$missing cpio"
+    have cc || missing="$missing gcc libc6-dev" # rustc links with it
     # Newer kernels' modules are packed.
     have xz || missing="$missing xz-utils"
     if grep -qs '^ID=ubuntu' /etc/os-release && ! have zstd; then missing="$missing zstd"; fi

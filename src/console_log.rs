@@ -286,8 +286,8 @@ fn oldest(ring: &[u8]) -> Option<usize> {
 
 /// The time in microseconds at the beginning of a line of Linux: `[   12.345678] `.
 fn kernel_time(line: &[u8]) -> Option<u64> {
-    let line = std::str::from_utf8(line.get(..line.len().min(32))?).ok()?;
-    let (time, _) = line.strip_prefix('[')?.split_once(']')?;
+    let end = line.iter().take(32).position(|&byte| byte == b']')?;
+    let time = std::str::from_utf8(line.strip_prefix(b"[")?.get(..end.checked_sub(1)?)?).ok()?;
     let (seconds, micros) = time.trim_start().split_once('.')?;
     if micros.len() != 6 {
         return None;

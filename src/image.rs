@@ -279,10 +279,7 @@ pub(crate) fn create(path: &Path, format: &Format, mebibytes: u64) -> Result<()>
     }
     // Made beside its place and moved there, so that a crash never leaves a disk of the wrong size. What a crash leaves
     // instead takes no room, and the next maker goes on with it.
-    let mut name = OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(".new");
-    let unfinished = path.with_file_name(name);
+    let unfinished = path.with_file_name(unfinished_name(path.file_name().unwrap_or_default()));
     let mut open = OpenOptions::new();
     open.write(true).create(true).truncate(false).mode(0o600).custom_flags(OFlags::NOFOLLOW.bits() as i32);
     let file = open_locked(&unfinished, || open.open(&unfinished)).map_err(Error::io("make the disk image", path))?;
@@ -296,6 +293,11 @@ pub(crate) fn create(path: &Path, format: &Format, mebibytes: u64) -> Result<()>
         let _ = fs::remove_file(&unfinished);
     }
     made
+}
+
+/// What an image is called while it is made.
+pub(crate) fn unfinished_name(name: impl AsRef<OsStr>) -> OsString {
+    [OsStr::new("."), name.as_ref(), OsStr::new(".new")].into_iter().collect()
 }
 
 /// Grows an image that is known to be smaller.

@@ -337,10 +337,11 @@ fn await_start(machine: &HyperKit, vm: &Vm, state: &StateDir, child: &Child, pat
     let mut pause = Duration::from_micros(100);
     loop {
         let is_there = state.pid() == Some(child.pid());
-        if is_there && vm.engine.is_set_up(machine, state, patience)? {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if is_there && vm.engine.is_set_up(machine, state, left)? {
             return Ok(());
         }
-        if Instant::now() >= deadline {
+        if left.is_zero() {
             return Err(Error::StartTimedOut { patience, last_words: vm.last_words() });
         }
         if let Some(exit) = child.wait(Some(Instant::now() + pause)) {

@@ -59,7 +59,7 @@ impl Vm {
 
     /// Listens on a vsock port of the host, for the guest to connect to CID 2.
     ///
-    /// Of a listener that is gone the socket is replaced; it goes with the machine's other sockets.
+    /// Of a listener that is gone the socket is replaced; in the state directory it goes with the machine's other sockets.
     ///
     /// ```no_run
     /// let vm = hyperkit::HyperKit::from_state("vm")?.vm()?.ok_or("it does not run")?;

@@ -130,6 +130,9 @@ fn a_pool_hands_out_replaces_the_dead_is_taken_up_after_a_kill_and_drained() {
     assert_eq!(pool.list(), before, "none is lost, started again, or handed out twice");
     let other = pool.ask("take").remove(0);
     assert!(other != taken && !before[&other].1);
+    // Its name is its taker's until he is done with it, also if it ends.
+    kill_process(raw(before[&taken].0), Signal::KILL).unwrap();
+    assert!(pool.list().contains_key(&taken));
     assert_eq!(pool.ask(&format!("done {taken}")), [""; 0]);
     assert_eq!(pool.list().len(), 4, "one is taken, three are ready");
 

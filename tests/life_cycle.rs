@@ -321,6 +321,16 @@ fn remove_without_a_state_file_touches_nothing() {
 }
 
 #[test]
+fn remove_takes_what_a_crash_has_left_of_the_making_of_a_disk() {
+    let files = Files::new();
+    let mut machine = files.machine().disk(Disk::in_state_dir(1));
+    machine.start("guest").unwrap().stop().unwrap();
+    files.write("vm/.disk.img.new", b"");
+    machine.remove(false).unwrap();
+    assert!(!files.path("vm").exists());
+}
+
+#[test]
 fn remove_says_when_it_cannot_tell_what_is_there() {
     let files = Files::new();
     let below_a_file = files.path("initrd.img/vm");

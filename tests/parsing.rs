@@ -358,6 +358,7 @@ fn the_kernel_command_line_of_the_last_start_is_told_on_each_engine() {
     }
     for program in ["hyperkit", "qemu-system-x86_64"] {
         let mut machine = HyperKit::new().hyperkit(program).bootrom("/rom");
+        assert_eq!(machine.kernel_cmdline(), None);
         machine.arguments = machine.arguments("").unwrap();
         assert_eq!(machine.kernel_cmdline().as_deref(), Some(""));
     }

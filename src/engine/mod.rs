@@ -94,7 +94,7 @@ impl Engine {
         };
         match self {
             Self::HyperKit => hyperkit::command_line(behind("-f")?),
-            Self::Qemu if machine.bootrom.is_some() => Some(String::new()),
+            Self::Qemu if machine.bootrom.is_some() => (!machine.arguments.is_empty()).then(String::new),
             Self::Qemu if machine.multiboot.is_some() => behind("-append").map(str::to_owned),
             Self::Qemu => behind("-append").map(|line| given_command_line(line).to_owned()),
         }

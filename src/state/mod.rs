@@ -13,6 +13,7 @@ use crate::check::canonical;
 use crate::config::HyperKit;
 use crate::engine::{hyperkit, vhost_vsock::wait_until_gone};
 use crate::error::{Error, Result};
+use crate::image;
 use crate::lock::open_locked;
 use crate::process::{Process, Seen, look_at_all};
 use crate::serial::{ALL_LOGS, ALL_TTYS};
@@ -56,7 +57,7 @@ impl StateDir {
         &self.0
     }
 
-    pub fn file(&self, name: &str) -> PathBuf {
+    pub fn file(&self, name: impl AsRef<Path>) -> PathBuf {
         self.0.join(name)
     }
 
@@ -206,10 +207,12 @@ impl StateDir {
     /// Removes what the machine and this crate have put into the directory, and the directory if that was all.
     pub fn remove(&self, made_disks: &[String], lock: Lock) -> Result<()> {
         self.clear(&lock)?;
-        let files = [LOG_FILE].into_iter().chain(ALL_LOGS).map(str::to_owned);
-        let disks = made_disks.iter().filter(|name| !name.contains('/')).cloned();
+        let files = [LOG_FILE].into_iter().chain(ALL_LOGS).map(OsString::from);
+        // With each what a crash has left of its making.
+        let disks = made_disks.iter().filter(|name| !name.contains('/'));
+        let disks = disks.flat_map(|name| [OsString::from(name), image::unfinished_name(name)]);
         // The state file last: until then a removal that was cut short can be done again.
-        let names = disks.chain(files).chain([JSON_FILE.to_owned()]);
+        let names = disks.chain(files).chain([JSON_FILE.into()]);
         names.map(|name| self.file(&name)).try_for_each(remove_file)?;
         match fs::remove_dir(&self.0) {
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),

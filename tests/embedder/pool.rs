@@ -46,35 +46,29 @@ impl Pool {
                     let taken = pool.mark(&name).exists();
                     pool.members.insert(name, Member { machine, vm, taken });
                 }
-                None => pool.forget(&name, &machine)?,
+                None => machine.remove(false)?,
             }
         }
         Ok(pool)
     }
 
-    /// Says that a machine is taken, also to who comes after us.
+    /// Says that a machine is taken, also to who comes after us, and as long as nobody is done with it: also if it ends.
     fn mark(&self, name: &str) -> PathBuf {
         self.root.join(format!("{name}.taken"))
     }
 
-    fn forget(&self, name: &str, machine: &HyperKit) -> Result<()> {
-        machine.remove(false)?;
-        let _ = fs::remove_file(self.mark(name));
-        Ok(())
-    }
-
     /// Replaces the dead, and those that were taken.
     fn fill(&mut self) -> Result<()> {
-        let ended = |member: &Member| member.vm.try_wait().is_ok_and(|end| end.is_some());
+        let ended = |member: &Member| !member.taken && member.vm.try_wait().is_ok_and(|end| end.is_some());
         let dead: Vec<_> = self.members.iter().filter(|(_, member)| ended(member)).map(|(name, _)| name.clone()).collect();
         for name in dead {
             if let Some(member) = self.members.remove(&name) {
-                self.forget(&name, &member.machine)?;
+                member.machine.remove(false)?;
             }
         }
         let mut names = (0..).map(|number| format!("machine-{number}"));
         while self.members.values().filter(|member| !member.taken).count() < READY {
-            let name = names.find(|name| !self.members.contains_key(name)).expect("there is always another");
+            let name = names.find(|name| !self.members.contains_key(name) && !self.mark(name).exists()).expect("there is always another");
             let mut machine = self.template.clone().state_dir(self.root.join(&name));
             let vm = machine.start("console=ttyS0 panic=1 quiet")?;
             self.members.insert(name, Member { machine, vm, taken: false });
@@ -94,18 +88,26 @@ impl Pool {
     }
 
     fn done(&mut self, name: &str) -> Result<()> {
-        self.members.remove(name).ok_or("no such machine")?.end()?;
+        if !self.mark(name).exists() {
+            return Err("no such machine was taken".into());
+        }
+        // It may have ended, and been forgotten by who took the pool up.
+        self.members.remove(name).map_or(Ok(()), Member::end)?;
         Ok(fs::remove_file(self.mark(name))?)
     }
 
     /// Ends all at once, and waits for all.
     fn drain(self) -> Result<()> {
-        let marks: Vec<_> = self.members.keys().map(|name| self.mark(name)).collect();
         std::thread::scope(|scope| {
             let ends: Vec<_> = self.members.into_values().map(|member| scope.spawn(|| member.end())).collect();
             ends.into_iter().try_for_each(|end| end.join().expect("it does not panic"))
         })?;
-        marks.into_iter().for_each(|mark| drop(fs::remove_file(mark)));
+        for entry in fs::read_dir(&self.root)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == "taken") {
+                fs::remove_file(path)?;
+            }
+        }
         Ok(())
     }
 }
