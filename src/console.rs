@@ -53,8 +53,8 @@ impl HyperKit {
 ///
 /// It is the machine's pty in raw mode, so bytes go both ways as they are (Return is `\r`, ^C is byte 3). Reading waits
 /// for the guest to say something, and ends with 0 bytes when the machine has ended; a [`timeout`](Self::set_timeout)
-/// bounds the wait. Of two streams that are read at once each gets a part. One can be read and written at once from two threads, through `&ConsoleStream`. Dropping it leaves
-/// the machine alone.
+/// bounds the wait. One stream can be read and written at once from two threads, through `&ConsoleStream`; of two that are
+/// read at once each gets a part. Dropping it leaves the machine alone.
 ///
 /// **Read what you have opened.** A pty holds some KiB. With QEMU, a guest that says more waits until somebody reads, and
 /// so does its log: whoever only wants to write has to read, too, or to close the stream. With nobody there nothing waits.
