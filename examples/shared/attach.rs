@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use hyperkit::{ConsoleStream, Vm};
+use rustix::io::Errno;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 
 /// Ctrl-], as in telnet.
@@ -60,8 +61,8 @@ pub fn attach(vm: &Vm) -> Result<&'static str, Box<dyn Error>> {
                 let before_escape = typed.split(|&key| key == ESCAPE).next().unwrap_or_default();
                 match keys.write_all(before_escape) {
                     Err(error) if error.kind() == io::ErrorKind::TimedOut => {}
-                    // The machine ended just now, and nobody is left to read it.
-                    Err(_) if vm.try_wait()?.is_some() => return Ok("has ended"),
+                    // Nobody is left at the other end: the machine ends just now, and is perhaps not gone yet.
+                    Err(error) if error.raw_os_error() == Some(Errno::IO.raw_os_error()) => return Ok("has ended"),
                     written => written?,
                 }
                 if before_escape.len() < typed.len() {
