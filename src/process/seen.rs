@@ -33,6 +33,7 @@ mod system {
 
     use std::fs;
     use std::os::unix::ffi::OsStringExt;
+    use std::time::{Duration, Instant};
 
     /// A process that runs: neither gone nor a zombie.
     pub(crate) struct Seen {
@@ -43,12 +44,16 @@ mod system {
 
     /// When the process `pid` was started: in seconds since 1970, as exact as the system's clock was steady.
     pub(crate) fn started(pid: u32) -> Option<u64> {
-        // The name in parentheses may hold anything; behind it, the 20th is the time in ticks since the system's start.
+        let ticks: u64 = stat(pid, 19)?.parse().ok()?; // since the system's start
+        Some(sysinfo::System::boot_time() + ticks / rustix::param::clock_ticks_per_second())
+    }
+
+    /// A field of `/proc/PID/stat`, counted from the one behind the process's name, which may hold anything.
+    fn stat(pid: u32, field: usize) -> Option<String> {
         let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
         let stat = String::from_utf8_lossy(&stat);
         let (_, fields) = stat.rsplit_once(')')?;
-        let ticks: u64 = fields.split_ascii_whitespace().nth(19)?.parse().ok()?;
-        Some(sysinfo::System::boot_time() + ticks / rustix::param::clock_ticks_per_second())
+        fields.split_ascii_whitespace().nth(field).map(str::to_owned)
     }
 
     impl Seen {
@@ -62,19 +67,41 @@ mod system {
         }
     }
 
+    /// What a process may take to be started. A program can also take its arguments away for good.
+    const AWHILE: Duration = Duration::from_millis(200);
+
     /// The process `pid`, if it runs.
     pub(crate) fn look(pid: u32) -> Option<Seen> {
-        let mut line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        // Each word ends with a NUL. A zombie has none, nor has the kernel itself, nor who is just being started.
+        look_until(pid, Instant::now() + AWHILE)
+    }
+
+    /// All processes that run. Their threads have pids, too, and are not listed.
+    pub(crate) fn look_at_all() -> Vec<Seen> {
+        let deadline = Instant::now() + AWHILE;
+        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+        entries.filter_map(|entry| look_until(entry.file_name().to_str()?.parse().ok()?, deadline)).collect()
+    }
+
+    /// The kernel gives a new program its memory first and its arguments some milliseconds later. Who has started it goes on
+    /// in between.
+    fn look_until(pid: u32, deadline: Instant) -> Option<Seen> {
+        let read = || fs::read(format!("/proc/{pid}/cmdline")).ok();
+        let mut line = read()?;
+        while line.is_empty() && is_being_started(pid) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+            line = read()?;
+        }
+        // Each word ends with a NUL. A zombie has none, nor has the kernel itself.
         line.pop()?;
         let command = line.split(|&byte| byte == 0).map(|word| OsString::from_vec(word.to_vec())).collect();
         Some(Seen { pid, command })
     }
 
-    /// All processes that run. Their threads have pids, too, and are not listed.
-    pub(crate) fn look_at_all() -> Vec<Seen> {
-        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-        entries.filter_map(|entry| look(entry.file_name().to_str()?.parse().ok()?)).collect()
+    /// Whether a process without arguments may still get some: it does not end, and is none of the kernel's own.
+    fn is_being_started(pid: u32) -> bool {
+        const EXITING_OR_KERNEL: u32 = 0x4 | 0x20_0000; // PF_EXITING and PF_KTHREAD in the kernel's sched.h
+        let flags = stat(pid, 6).and_then(|flags| flags.parse::<u32>().ok());
+        flags.is_some_and(|flags| flags & EXITING_OR_KERNEL == 0)
     }
 }
 
