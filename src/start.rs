@@ -189,8 +189,10 @@ impl HyperKit {
             // Another program may have started it since.
             Some(state) => state.running(Some(self)).or_else(|| state.running(Some(&state.load().ok()?))),
             None => self.pid.and_then(|pid| {
+                // Nothing is waited for without a state directory: our own child may not have become the program yet.
+                let is_our_child = children.iter().any(|child| child.pid() == pid);
                 Process::find(pid, |seen| {
-                    seen.has_arguments(&self.arguments)
+                    (is_our_child || seen.has_arguments(&self.arguments))
                         && self.pid_started.is_some_and(|started| seen.began_at(started))
                 })
             }),
