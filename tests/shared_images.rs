@@ -3,6 +3,7 @@
 mod common;
 
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::{Command, Stdio};
 use std::sync::Barrier;
@@ -114,8 +115,9 @@ fn a_qcow2_image_on_a_command_line_of_the_go_package_is_in_use() {
     let argument =
         format!("2:0,virtio-blk,file://{}?sync=os&buffered=1,format=qcow", files.path("100%25.qcow2").display());
     let mut other = Command::new("sh");
-    other.args(["-c", "read -r word; exit 0", "hyperkit", "-s", &argument]).stdin(Stdio::piped());
-    let mut other = other.spawn().unwrap();
+    other.args(["-c", "echo runs; read -r word", "hyperkit", "-s", &argument]);
+    let mut other = other.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    other.stdout.take().unwrap().read_exact(&mut [0; 5]).unwrap();
     let started = files.machine().disk(image).start("guest").map(drop);
     drop(other.stdin.take());
     other.wait().unwrap();
