@@ -60,7 +60,8 @@ impl Pool {
     /// Replaces the dead, and those that were taken.
     fn fill(&mut self) -> Result<()> {
         let ended = |member: &Member| !member.taken && member.vm.try_wait().is_ok_and(|end| end.is_some());
-        let dead: Vec<_> = self.members.iter().filter(|(_, member)| ended(member)).map(|(name, _)| name.clone()).collect();
+        let dead: Vec<_> =
+            self.members.iter().filter(|(_, member)| ended(member)).map(|(name, _)| name.clone()).collect();
         for name in dead {
             if let Some(member) = self.members.remove(&name) {
                 member.machine.remove(false)?;
@@ -68,7 +69,9 @@ impl Pool {
         }
         let mut names = (0..).map(|number| format!("machine-{number}"));
         while self.members.values().filter(|member| !member.taken).count() < READY {
-            let name = names.find(|name| !self.members.contains_key(name) && !self.mark(name).exists()).expect("there is always another");
+            let name = names
+                .find(|name| !self.members.contains_key(name) && !self.mark(name).exists())
+                .expect("there is always another");
             let mut machine = self.template.clone().state_dir(self.root.join(&name));
             let vm = machine.start("console=ttyS0 panic=1 quiet")?;
             self.members.insert(name, Member { machine, vm, taken: false });
