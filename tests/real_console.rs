@@ -51,7 +51,8 @@ fn a_command_is_typed_and_answered_and_another_program_comes_after() {
     read_until(&console, "\x1b[999;999H\x1b[6n");
     console.write_all(b"\x1b[42;99R").unwrap();
     read_until(&console, "42 rows, 99 columns");
-    console.write_all(b"stty size; echo sleep''ing; sleep 100000\r").unwrap();
+    // Said by the program that sleeps, since ^C means the shell as long as the program is not there.
+    console.write_all(b"stty size; sh -c 'echo sleep\"\"ing; exec sleep 100000'\r").unwrap();
     read_until(&console, "42 99");
     read_until(&console, "sleeping");
     console.write_all(b"\x03").unwrap();
