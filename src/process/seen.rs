@@ -31,7 +31,8 @@ impl Seen {
 mod system {
     use super::*;
 
-    use std::fs;
+    use std::fs::{self, File};
+    use std::io::Read;
     use std::os::unix::ffi::OsStringExt;
     use std::time::{Duration, Instant};
 
@@ -85,7 +86,12 @@ mod system {
     /// The kernel gives a new program its memory first and its arguments some milliseconds later. Who has started it goes on
     /// in between.
     fn look_until(pid: u32, deadline: Instant) -> Option<Seen> {
-        let read = || fs::read(format!("/proc/{pid}/cmdline")).ok();
+        let read = || {
+            // The kernel does not say how long it is, and each look into another's memory costs: usually two will do.
+            let mut line = Vec::with_capacity(4096);
+            File::open(format!("/proc/{pid}/cmdline")).ok()?.read_to_end(&mut line).ok()?;
+            Some(line)
+        };
         let mut line = read()?;
         while line.is_empty() && is_being_started(pid) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
