@@ -1,55 +1,80 @@
-//! Another crate that depends on this one by path: one program starts the guest, another finds it and ends it; a third keeps
-//! a pool of machines.
+//! Another crate that depends on this one by path: the programs in the README, as they stand there, and one that keeps a pool
+//! of machines.
 
 mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Lines, Write};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::OnceLock;
 
-use common::{Ended, eventually, guest, raw};
+use common::{Ended, eventually, guest, names, raw};
 use rustix::process::{Signal, kill_process};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-/// Builds the programs in `embedder/` as a crate of their own.
-fn build(crate_dir: &Path) -> PathBuf {
-    let manifest = format!(
+/// What the programs in the README do, in its order.
+const IN_README: [&str; 3] = ["begin", "end", "talk"];
+
+/// Builds the programs, once, as a crate of their own.
+fn programs() -> &'static Path {
+    static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAMS.get_or_init(build)
+}
+
+fn build() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let target = test.ancestors().nth(3).unwrap().join("embedder");
+    let crate_dir = target.join("crate");
+    fs::create_dir_all(&crate_dir).unwrap();
+    let mut manifest = format!(
         "[package]\nname = \"embedder\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n\
          [dependencies]\nhyperkit = {{ path = {ROOT:?} }}\n\n\
-         [[bin]]\nname = \"begin\"\npath = \"{ROOT}/tests/embedder/begin.rs\"\n\n\
-         [[bin]]\nname = \"end\"\npath = \"{ROOT}/tests/embedder/end.rs\"\n\n\
          [[bin]]\nname = \"pool\"\npath = \"{ROOT}/tests/embedder/pool.rs\"\n"
     );
+    let readme = fs::read_to_string(Path::new(ROOT).join("README.md")).unwrap();
+    let programs: Vec<_> = readme.split("```").filter_map(|block| block.strip_prefix("rust,no_run\n")).collect();
+    assert_eq!(programs.len(), IN_README.len());
+    for (name, program) in IN_README.iter().zip(programs) {
+        manifest += &format!("\n[[bin]]\nname = \"{name}\"\npath = \"{name}.rs\"\n");
+        fs::write(crate_dir.join(name).with_extension("rs"), program).unwrap();
+    }
     fs::write(crate_dir.join("Cargo.toml"), manifest).unwrap();
     // The versions that are here already.
     fs::copy(Path::new(ROOT).join("Cargo.lock"), crate_dir.join("Cargo.lock")).unwrap();
-    let test = std::env::current_exe().unwrap();
-    let target = test.ancestors().nth(3).unwrap().join("embedder");
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--offline", "--quiet", "--target-dir"]).arg(&target).current_dir(crate_dir);
+    cargo.args(["build", "--offline", "--quiet", "--target-dir"]).arg(&target).current_dir(&crate_dir);
     assert!(cargo.status().unwrap().success(), "the embedding crate does not build");
     target.join("debug")
 }
 
 #[test]
-fn one_program_starts_a_machine_and_another_ends_it() {
+fn the_programs_in_the_readme_start_a_machine_talk_to_it_and_end_it() {
     let dir = tempfile::tempdir().unwrap();
-    let state = dir.path().join("vm");
-    let programs = build(dir.path());
-    let _end = Ended(state.clone());
-    let begin = Command::new(programs.join("begin"))
-        .arg(&state)
-        .args([guest::file("vmlinuz"), guest::file("initrd.img")])
-        .output()
-        .unwrap();
+    let here = dir.path().join("here");
+    fs::create_dir(&here).unwrap();
+    symlink(guest::file("vmlinuz").ancestors().nth(2).unwrap(), here.join("target")).unwrap();
+    let _end = Ended(here.join("vm"));
+    let program = |name| {
+        let mut program = Command::new(programs().join(name));
+        program.current_dir(&here).stdout(Stdio::piped());
+        program
+    };
+    let begin = program("begin").output().unwrap();
     assert!(begin.status.success(), "{begin:?}");
-    let end = Command::new(programs.join("end")).arg(&state).output().unwrap();
+    let mut talk = program("talk").spawn().unwrap();
+    let mut lines = BufReader::new(talk.stdout.take().unwrap()).lines().map(Result::unwrap);
+    // It follows the log when it has had its answer.
+    assert!(lines.any(|line| line.contains("is up")));
+    let end = program("end").output().unwrap();
     assert!(end.status.success(), "{end:?}");
-    assert_eq!(begin.stdout, end.stdout, "the same process");
-    assert!(!state.exists());
+    lines.for_each(drop);
+    assert!(talk.wait().unwrap().success());
+    assert_eq!(names(&here), ["root.img", "target"]);
+    assert_eq!(here.join("root.img").metadata().unwrap().len(), 4096 << 20);
 }
 
 /// The pool, spoken to.
@@ -60,8 +85,8 @@ struct Pool {
 }
 
 impl Pool {
-    fn run(programs: &Path, root: &Path) -> Self {
-        let mut pool = Command::new(programs.join("pool"));
+    fn run(root: &Path) -> Self {
+        let mut pool = Command::new(programs().join("pool"));
         pool.arg(root).args([guest::file("vmlinuz"), guest::file("initrd.img")]);
         let mut process = pool.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (words, answers) = (process.stdin.take().unwrap(), process.stdout.take().unwrap());
@@ -100,7 +125,7 @@ struct AllEnded(PathBuf);
 
 impl Drop for AllEnded {
     fn drop(&mut self) {
-        common::names(&self.0).iter().for_each(|name| drop(Ended(self.0.join(name))));
+        names(&self.0).iter().for_each(|name| drop(Ended(self.0.join(name))));
     }
 }
 
@@ -109,8 +134,7 @@ fn a_pool_hands_out_replaces_the_dead_is_taken_up_after_a_kill_and_drained() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("pool");
     let _end = AllEnded(root.clone());
-    let programs = build(dir.path());
-    let mut pool = Pool::run(&programs, &root);
+    let mut pool = Pool::run(&root);
     let first = pool.list();
     assert_eq!(first.len(), 3);
     let taken = pool.ask("take").remove(0);
@@ -126,7 +150,7 @@ fn a_pool_hands_out_replaces_the_dead_is_taken_up_after_a_kill_and_drained() {
 
     pool.process.kill().unwrap();
     pool.process.wait().unwrap();
-    let mut pool = Pool::run(&programs, &root);
+    let mut pool = Pool::run(&root);
     assert_eq!(pool.list(), before, "none is lost, started again, or handed out twice");
     let other = pool.ask("take").remove(0);
     assert!(other != taken && !before[&other].1);
@@ -138,5 +162,5 @@ fn a_pool_hands_out_replaces_the_dead_is_taken_up_after_a_kill_and_drained() {
 
     drop(pool.words);
     assert!(pool.process.wait().unwrap().success());
-    assert_eq!(common::names(&root), [""; 0]);
+    assert_eq!(names(&root), [""; 0]);
 }
