@@ -28,7 +28,9 @@ const PACE: Duration = Duration::from_millis(5);
 impl HyperKit {
     /// The ptys of the machine's serial ports, com1 first; those ports that lead elsewhere have none.
     ///
-    /// ```no_run
+    /// ```
+    /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
+    /// # let _here = here::running();
     /// for pty in hyperkit::HyperKit::from_state("vm")?.ttys()? {
     ///     println!("screen {}", pty.display());
     /// }
@@ -61,13 +63,16 @@ impl HyperKit {
 /// QEMU takes up to a second to see that somebody has come; what the guest says until then is only in the log, and what was
 /// written to a stream that is closed before reaches the guest when the next one is opened.
 ///
-/// ```no_run
+/// ```
+/// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
+/// # let _here = here::running();
 /// use std::io::{Read, Write};
 /// use std::time::Duration;
 ///
 /// let vm = hyperkit::HyperKit::from_state("vm")?.vm()?.ok_or("it does not run")?;
+/// vm.wait_for_console("is up", Duration::from_secs(300))?;
 /// let mut console = vm.console()?;
-/// console.set_timeout(Some(Duration::from_secs(10)));
+/// console.set_timeout(Some(Duration::from_secs(60)));
 /// console.write_all(b"echo $((6 * 7))\r")?;
 /// let (mut said, mut buffer) = (String::new(), [0; 4096]);
 /// while !said.contains("42") {

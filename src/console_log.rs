@@ -33,7 +33,9 @@ impl HyperKit {
     ///
     /// Where hyperkit's ring has gone round, its beginning is found by the times that Linux puts before its lines.
     ///
-    /// ```no_run
+    /// ```
+    /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
+    /// # let _here = here::running();
     /// let said = hyperkit::HyperKit::from_state("vm")?.console_log()?;
     /// print!("{}", String::from_utf8_lossy(&said));
     /// # Ok::<(), hyperkit::Error>(())
@@ -62,8 +64,11 @@ impl Vm {
     /// A line comes without its end; the last one also if it has none. If hyperkit's ring goes round once between two
     /// looks (20 a second), what was overwritten is lost.
     ///
-    /// ```no_run
+    /// ```
+    /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
+    /// # let _here = here::running();
     /// let vm = hyperkit::HyperKit::from_state("vm")?.vm()?.ok_or("it does not run")?;
+    /// # vm.stop()?; // so that it ends
     /// for line in vm.console_lines()? {
     ///     println!("{}", line?);
     /// }
@@ -81,9 +86,11 @@ impl Vm {
     /// Waits until the console has said `text`, such as a prompt, for `patience` at most: also before, as far as it is
     /// kept. Returns the line it is in, as far as that has come.
     ///
-    /// ```no_run
+    /// ```
+    /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
+    /// # let _here = here::running();
     /// # let vm = hyperkit::HyperKit::from_state("vm")?.vm()?.ok_or("it does not run")?;
-    /// vm.wait_for_console("login:", std::time::Duration::from_secs(60))?;
+    /// vm.wait_for_console("is up", std::time::Duration::from_secs(300))?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///

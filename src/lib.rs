@@ -28,9 +28,11 @@
 //! [`start`](HyperKit::start) leaves it running in the background, [`run`](HyperKit::run) waits for its end. Either refuses what
 //! is wrong before anything is made, and a program that dies at its start is an error with its [`LastWords`].
 //!
-//! ```no_run
+//! ```
+//! # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
+//! # let _here = here::alone();
 //! let mut machine = hyperkit::HyperKit::new().state_dir("vm").kernel("vmlinuz").initrd("initrd.img");
-//! # machine.console = hyperkit::Console::File;
+//! machine.console = hyperkit::Console::File; // not on the terminal
 //! let vm = machine.start("console=ttyS0")?;
 //! println!("process {} runs it", vm.pid());
 //! # Ok::<(), hyperkit::Error>(())
@@ -40,7 +42,9 @@
 //! [`from_state`](HyperKit::from_state) reads a state directory, [`list`](HyperKit::list) all in a directory, and
 //! [`vm`](HyperKit::vm) takes up the machine if it runs: the process that was started, and no other that has its pid by now.
 //!
-//! ```no_run
+//! ```
+//! # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
+//! # let _here = here::running();
 //! use hyperkit::HyperKit;
 //!
 //! for machine in HyperKit::list("machines")?.into_iter().flatten() {
@@ -54,17 +58,26 @@
 //! ([`Vm::console_lines`]) and awaited ([`Vm::wait_for_console`]). Ports of vsock are streams, either way
 //! ([`Vm::vsock_connect`], [`Vm::vsock_listen`]); [`Vm::port_forwards`] and [`Vm::addresses`] tell of the network.
 //!
-//! ```no_run
+//! ```
+//! # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
+//! # let _here = here::running();
 //! # let vm = hyperkit::HyperKit::from_state("vm")?.vm()?.ok_or("it does not run")?;
+//! use std::io::{Read, Write};
 //! use std::time::Duration;
 //!
-//! vm.wait_for_console("login:", Duration::from_secs(60))?;
-//! let control = vm.vsock_connect(1024)?; // a UnixStream
+//! vm.wait_for_console("is up", Duration::from_secs(300))?;
+//! let mut console = vm.console()?; // who opens it has to read it
+//! console.write_all(b"echo hello\r")?;
+//! let mut said = [0; 4096];
+//! let length = console.read(&mut said)?; // the first piece of the answer
+//! # assert!(length > 0);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
 //! # End
-//! ```no_run
+//! ```
+//! # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
+//! # let _here = here::running();
 //! use std::time::Duration;
 //!
 //! let machine = hyperkit::HyperKit::from_state("vm")?;

@@ -38,7 +38,9 @@ impl Vm {
     /// A guest that does not ask by DHCP has another, or none yet. Only vmnet's on hyperkit can be reached from the host;
     /// with QEMU [`port_forwards`](Self::port_forwards) leads there.
     ///
-    /// ```no_run
+    /// ```
+    /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
+    /// # let _here = here::running();
     /// let vm = hyperkit::HyperKit::from_state("vm")?.vm()?.ok_or("it does not run")?;
     /// for (card, address) in vm.addresses()? {
     ///     println!("{card:?}: {address}");
@@ -69,7 +71,9 @@ impl Vm {
     /// The ports of 127.0.0.1 that lead to the guest, each with the number it has. They are there from the start on, also
     /// before the guest listens. On hyperkit there are none.
     ///
-    /// ```no_run
+    /// ```
+    /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
+    /// # let _here = here::alone();
     /// use hyperkit::{HyperKit, PortForward, VpnKit};
     ///
     /// let mut machine = HyperKit::new().state_dir("vm").kernel("vmlinuz").vpnkit(VpnKit::Auto);

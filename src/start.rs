@@ -52,8 +52,11 @@ impl HyperKit {
     /// The kernel command line that the machine was started with last, as it was given; `None` if it never was. A machine
     /// that is taken up from its state directory can be started again as it was:
     ///
-    /// ```no_run
+    /// ```
+    /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
+    /// # let _here = here::running();
     /// let mut machine = hyperkit::HyperKit::from_state("vm")?;
+    /// machine.stop()?;
     /// let cmdline = machine.kernel_cmdline().unwrap_or_default();
     /// machine.start(&cmdline)?;
     /// # Ok::<(), hyperkit::Error>(())
@@ -101,9 +104,13 @@ impl HyperKit {
     /// A machine does not reboot in place. One that asks for it soon after its start is started again after a pause,
     /// which grows from a tenth of a second to ten, so that a guest that cannot boot costs little.
     ///
-    /// ```no_run
+    /// ```
+    /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
+    /// # let _here = here::alone();
     /// let mut machine = hyperkit::HyperKit::new().state_dir("vm").kernel("vmlinuz").initrd("initrd.img");
-    /// let exit = machine.run_through_resets("console=ttyS0")?;
+    /// let cmdline = "console=ttyS0";
+    /// # let cmdline = here::POWERS_OFF;
+    /// let exit = machine.run_through_resets(cmdline)?;
     /// println!("the machine {exit}"); // and has not asked for a reset
     /// # Ok::<(), hyperkit::Error>(())
     /// ```
@@ -125,7 +132,9 @@ impl HyperKit {
 
     /// The machine that a state directory remembers, running or not.
     ///
-    /// ```no_run
+    /// ```
+    /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
+    /// # let _here = here::running();
     /// let machine = hyperkit::HyperKit::from_state("vm")?;
     /// if machine.is_running() {
     ///     machine.stop()?;
@@ -149,7 +158,9 @@ impl HyperKit {
     ///
     /// One that cannot be read is an error in its place, and does not hide the others.
     ///
-    /// ```no_run
+    /// ```
+    /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
+    /// # let _here = here::running();
     /// for machine in hyperkit::HyperKit::list("machines")?.into_iter().flatten() {
     ///     println!("{:?} {}", machine.state_dir, machine.is_running());
     /// }

@@ -23,14 +23,15 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 /// All methods take `&self` and may be called from any thread, as often as one likes. Dropping it leaves the machine
 /// running; [`HyperKit::vm`](crate::HyperKit::vm) takes it up again.
 ///
-/// ```no_run
-/// # fn main() -> hyperkit::Result<()> {
+/// ```
+/// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
+/// # let _here = here::alone();
 /// let vm = hyperkit::HyperKit::new().kernel("vmlinuz").initrd("initrd.img").start("console=ttyS0")?;
 /// println!("process {}", vm.pid());
+/// # vm.stop()?; // nobody is here to do it
 /// let exit = vm.wait()?;
 /// println!("the machine {exit}");
-/// # Ok(())
-/// # }
+/// # Ok::<(), hyperkit::Error>(())
 /// ```
 #[derive(Debug)]
 pub struct Vm {
@@ -175,8 +176,9 @@ impl Vm {
     /// hyperkit, pressing the button before the guest has turned ACPI on kills the machine. Returns when the process
     /// is gone and its pid file with it.
     ///
-    /// ```no_run
-    /// # fn main() -> hyperkit::Result<()> {
+    /// ```
+    /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
+    /// # let _here = here::running();
     /// use hyperkit::{HyperKit, Shutdown};
     /// use std::time::Duration;
     ///
@@ -186,8 +188,7 @@ impl Vm {
     ///         clean => println!("the machine {}", clean.exit()),
     ///     }
     /// }
-    /// # Ok(())
-    /// # }
+    /// # Ok::<(), hyperkit::Error>(())
     /// ```
     ///
     /// # Errors

@@ -29,11 +29,20 @@ impl Vm {
     /// With hyperkit a port nobody listens on shows only as the end of the stream, when it is read. With QEMU a stream that
     /// is shut down in one direction ends in both, so who has sent all had better wait for the answer before.
     ///
-    /// ```no_run
+    #[cfg_attr(target_os = "linux", doc = "```")]
+    #[cfg_attr(not(target_os = "linux"), doc = "```no_run")]
+    /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
+    /// # let _here = here::with_vsock();
+    /// use hyperkit::{Error, HyperKit};
     /// use std::io::Write;
     ///
-    /// let vm = hyperkit::HyperKit::from_state("vm")?.vm()?.ok_or("it does not run")?;
-    /// vm.vsock_connect(1234)?.write_all(b"hello")?;
+    /// let vm = HyperKit::from_state("vm")?.vm()?.ok_or("it does not run")?;
+    /// # vm.wait_for_console("is up", std::time::Duration::from_secs(300))?;
+    /// match vm.vsock_connect(1234) {
+    ///     Ok(mut stream) => stream.write_all(b"hello")?,
+    ///     Err(Error::NobodyListens { port }) => println!("nobody listens on port {port} yet"),
+    ///     Err(error) => return Err(error.into()),
+    /// }
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
@@ -61,10 +70,14 @@ impl Vm {
     ///
     /// Of a listener that is gone the socket is replaced; in the state directory it goes with the machine's other sockets.
     ///
-    /// ```no_run
+    #[cfg_attr(target_os = "linux", doc = "```")]
+    #[cfg_attr(not(target_os = "linux"), doc = "```no_run")]
+    /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
+    /// # let _here = here::with_vsock();
     /// let vm = hyperkit::HyperKit::from_state("vm")?.vm()?.ok_or("it does not run")?;
-    /// let (stream, _) = vm.vsock_listen(5555)?.accept()?;
-    /// # drop(stream);
+    /// let listener = vm.vsock_listen(5555)?;
+    /// # std::os::unix::net::UnixStream::connect("vm/v.sock_5555")?; // as for a guest
+    /// let (stream, _) = listener.accept()?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
