@@ -46,6 +46,7 @@ fn the_power_button_is_pressed_until_the_guest_listens() {
 fn the_power_button_from_another_program() {
     let mut guest = new_guest();
     let vm = guest.machine.start(QUIET).unwrap();
+    vm.wait_for_console("is up", PATIENCE).unwrap(); // whose grace is shorter than a boot can be
     let mut boot = Command::new(example("boot"));
     assert!(boot.arg("--shutdown").arg("--state-dir").arg(&guest.state).status().unwrap().success());
     assert_eq!(vm.try_wait().unwrap().or_else(|| vm.wait_timeout(PATIENCE).unwrap()), Some(Exit::PowerOff));
