@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::config::HyperKit;
@@ -49,7 +49,7 @@ impl HyperKit {
     }
 
     /// The log of the first serial port that keeps one.
-    fn open_log(&self) -> Result<(Log, std::path::PathBuf)> {
+    fn open_log(&self) -> Result<(Log, PathBuf)> {
         let dir = self.state_dir.as_deref().ok_or(Error::StateDirRequired { field: "console" })?;
         let name = ports(self)?.iter().find_map(|port| port.log).ok_or(Error::NoLog)?;
         let path = StateDir::new(dir)?.file(name);
@@ -79,8 +79,8 @@ impl Vm {
     /// Those of [`HyperKit::console_log`].
     pub fn console_lines(&self) -> Result<ConsoleLines<'_>> {
         let state = self.state.as_ref().ok_or(Error::StateDirRequired { field: "console" })?;
-        let (log, _) = state.load()?.open_log()?;
-        Ok(ConsoleLines { vm: self, log, lines: VecDeque::new(), rest: Vec::new(), ended: false })
+        let (log, path) = state.load()?.open_log()?;
+        Ok(ConsoleLines { vm: self, log, path, lines: VecDeque::new(), rest: Vec::new(), ended: false })
     }
 
     /// Waits until the console has said `text`, such as a prompt, for `patience` at most: also before, as far as it is
@@ -101,7 +101,7 @@ impl Vm {
         let deadline = Instant::now().checked_add(patience);
         let mut lines = self.console_lines()?;
         loop {
-            let more = lines.look(deadline).map_err(Error::io("read the log of", self.pid().to_string()))?;
+            let more = lines.look(deadline)?;
             while let Some(line) = lines.lines.pop_front() {
                 if line.contains(text) {
                     return Ok(line);
@@ -113,7 +113,8 @@ impl Vm {
                 return Ok(rest.into_owned());
             }
             if !more || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                return Err(Error::NotSaid { text: text.to_owned(), last_words: self.last_words() });
+                let exit = if more { None } else { self.try_wait()? };
+                return Err(Error::NotSaid { text: text.to_owned(), exit, last_words: self.last_words() });
             }
         }
     }
@@ -124,6 +125,7 @@ impl Vm {
 pub struct ConsoleLines<'a> {
     vm: &'a Vm,
     log: Log,
+    path: PathBuf,
     lines: VecDeque<String>,
     /// Of a line that has not ended.
     rest: Vec<u8>,
@@ -133,15 +135,15 @@ pub struct ConsoleLines<'a> {
 impl ConsoleLines<'_> {
     /// Looks once for what has come; before that, if nothing had, waits a little, until the deadline at most. Whether
     /// there may be more.
-    fn look(&mut self, deadline: Option<Instant>) -> io::Result<bool> {
+    fn look(&mut self, deadline: Option<Instant>) -> Result<bool> {
         if self.ended {
             return Ok(false);
         }
-        let mut more = self.log.more()?;
+        let mut more = self.read()?;
         if more.is_empty() {
             let left = deadline.map_or(PACE, |deadline| deadline.saturating_duration_since(Instant::now()));
             let has_ended = !matches!(self.vm.wait_timeout(left.min(PACE)), Ok(None));
-            more = self.log.more()?;
+            more = self.read()?;
             self.ended = has_ended && more.is_empty(); // what it said at its end comes, too
         }
         self.rest.extend(more);
@@ -156,13 +158,17 @@ impl ConsoleLines<'_> {
         Ok(!self.ended)
     }
 
+    fn read(&mut self) -> Result<Vec<u8>> {
+        self.log.more().map_err(Error::io("read", &self.path))
+    }
+
     fn push(&mut self, line: &[u8]) {
         self.lines.push_back(String::from_utf8_lossy(line).trim_end_matches(['\r', '\n']).to_owned());
     }
 }
 
 impl Iterator for ConsoleLines<'_> {
-    type Item = io::Result<String>;
+    type Item = Result<String>;
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {

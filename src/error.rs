@@ -299,7 +299,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// Kernel and initrd, or modules, do not fit into the memory, of which 3 GiB count at most.
-    #[error("`{field}` does not fit: set `memory` to {needed} MiB at least (3072 is the most that counts), or take a smaller one: {}", path.display())]
+    #[error("`{field}` does not fit: set `memory` to {needed} MiB at least to load it (to run takes more, and the first 3072 count), or take a smaller one: {}", path.display())]
     DoesNotFit {
         /// The field: `kernel`, `initrd` or `multiboot`.
         field: &'static str,
@@ -481,10 +481,12 @@ pub enum Error {
     #[error("no serial port keeps a log: set `console` to `File`, or give one of `serials` a log")]
     NoLog,
     /// The guest has not said what was waited for, in time or before its end.
-    #[error("the guest has not said {text:?} in time, or has ended{}", said(last_words))]
+    #[error("the guest has not said {text:?}{}{}", not_in_time(*exit), said(last_words))]
     NotSaid {
         /// What was waited for.
         text: String,
+        /// How the machine ended before that; `None` if it runs, and time was up.
+        exit: Option<Exit>,
         /// What the machine left.
         last_words: LastWords,
     },
@@ -525,6 +527,12 @@ impl Error {
     pub(crate) fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { action, path: path.as_ref().to_owned(), source }
     }
+}
+
+fn not_in_time(exit: Option<Exit>) -> String {
+    exit.map_or(" in time: give it more, or look what it does".to_owned(), |exit| {
+        format!(": before that the machine {exit}")
+    })
 }
 
 fn said(last_words: &LastWords) -> String {

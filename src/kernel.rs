@@ -65,17 +65,17 @@ impl BzImage {
     pub(crate) fn fits(&self, memory: u64, kernel: &Path, initrd: Option<(&std::path::PathBuf, u64)>) -> Result<()> {
         let low_memory = low_memory(memory);
         let end = self.start.saturating_add(self.init_size);
-        let refuse = |field, path: &Path, needed: u64| {
-            Err(Error::DoesNotFit { field, path: path.to_owned(), needed: needed.div_ceil(MIB) })
-        };
+        let behind = initrd.map_or(0, |(_, size)| size.next_multiple_of(PAGE) + PAGE);
+        let needed = end.saturating_add(behind).div_ceil(MIB);
+        let refuse = |field, path: &Path| Err(Error::DoesNotFit { field, path: path.to_owned(), needed });
         if end > low_memory {
-            return refuse("kernel", kernel, end);
+            return refuse("kernel", kernel);
         }
         let Some((path, size)) = initrd else { return Ok(()) };
         let top = self.initrd_max.min(low_memory - 1);
         match top.checked_sub(size).map(|start| start / PAGE * PAGE) {
             Some(start) if start >= end => Ok(()),
-            _ => refuse("initrd", path, end.saturating_add(size.next_multiple_of(PAGE) + PAGE)),
+            _ => refuse("initrd", path),
         }
     }
 }

@@ -64,6 +64,11 @@ fn kernels_that_say_where() {
     runs(files.machine().memory(66));
     let error = refused_with(&files, "", |m| m.memory(64));
     assert_refused!(error, Error::DoesNotFit { field: "kernel", path, needed: 65 } if path == kernel);
+    // Who follows the advice is not refused for the initrd then.
+    file_of(3 * MIB, &files, "initrd.img");
+    let error = refused_with(&files, "", |m| m.memory(64));
+    assert_refused!(error, Error::DoesNotFit { field: "kernel", path, needed: 68 } if path == kernel);
+    runs(files.machine().memory(68));
 
     let end = 2 * MIB + PAGE;
     let mut low = kernel_to(end);

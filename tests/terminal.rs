@@ -1,12 +1,13 @@
-//! The caller's terminal, lent to a machine with its console on stdio, comes back as it was.
+//! The caller's terminal, lent to a machine with its console on stdio or put on its console, comes back as it was.
 
 mod common;
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command};
 
-use common::{Files, example, raw, standin};
+use common::{Files, LONG, eventually, example, raw, standin, started};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl};
 use rustix::process::{Signal, kill_process};
@@ -31,11 +32,16 @@ impl Terminal {
     }
 
     fn run(&self, files: &Files, guest: &str) -> Child {
-        let stdio = || self.boot.try_clone().unwrap();
         let mut boot = Command::new(example("boot"));
         boot.arg("--hyperkit").arg(standin()).arg("--kernel").arg(files.path("vmlinuz"));
         boot.arg("--state-dir").arg(files.path("vm")).args(["--cmdline", guest]);
-        boot.stdin(stdio()).stdout(stdio()).stderr(stdio()).spawn().unwrap()
+        self.lend(&mut boot)
+    }
+
+    /// Starts a program with this as its terminal.
+    fn lend(&self, program: &mut Command) -> Child {
+        let stdio = || self.boot.try_clone().unwrap();
+        program.stdin(stdio()).stdout(stdio()).stderr(stdio()).spawn().unwrap()
     }
 
     /// Reads until `text` is on the screen.
@@ -91,4 +97,30 @@ fn a_killed_machine_gives_it_back_too() {
     terminal.expect("was killed by signal 9");
     assert!(!terminal.is_raw());
     assert_eq!(terminal.flags(), flags);
+}
+
+#[test]
+fn a_killed_attach_gives_it_back_and_leaves_the_machine() {
+    let files = Files::new();
+    let (_, vm, _end) = started(&files, "guest");
+    let terminal = Terminal::new();
+    let mut attach =
+        terminal.lend(Command::new(example("boot")).arg("--attach").arg("--state-dir").arg(files.path("vm")));
+    eventually("it is attached", || terminal.is_raw());
+    kill_process(raw(attach.id()), Signal::TERM).unwrap();
+    assert_eq!(attach.wait().unwrap().signal(), Some(15));
+    assert!(!terminal.is_raw());
+    assert_eq!(vm.try_wait().unwrap(), None);
+}
+
+/// Else the terminal would answer, and its answer be typed into the next program.
+#[test]
+fn what_a_log_would_tell_it_to_do_is_only_shown() {
+    let files = Files::new();
+    let (_, vm, _end) = started(&files, "guest.say=\x1b[6nhere");
+    vm.wait_for_console("here", LONG).unwrap();
+    let mut terminal = Terminal::new();
+    let mut log = terminal.lend(Command::new(example("ctl")).arg("log").arg(files.path("vm")));
+    terminal.expect("\\u{1b}[6nhere\r\n");
+    assert!(log.wait().unwrap().success());
 }

@@ -45,13 +45,14 @@ Without --kernel it boots the guest that examples/setup.sh makes.
   --shutdown          press the power button of the machine in the state directory; after 30 s pull the plug
   --stop              pull the plug
   --pause, --resume   stop its processors, and let them go on
-  --attach            this terminal becomes its console; Ctrl-] leaves it, and the machine runs on
+  --attach            this terminal becomes its console; Ctrl-] leaves it, and the machine runs on. Of two terminals that
+                      are attached at once each gets a part of what it says
   --remove            forget it, and delete what was made for it; with --keep-disk, not its disks
   --arguments         only print what the program would be called with; hyperkit, unless --hyperkit says QEMU
   --help              this text
 
-Every key goes to the guest, ^C among them. The end of standard input does not end a machine; poweroff in the guest does, or
---stop from elsewhere.
+Every key goes to the guest, ^C among them. The end of standard input ends neither a machine nor --attach; poweroff in the guest
+does, or --stop from elsewhere.
 ";
 
 const GUEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/guest");
@@ -165,6 +166,9 @@ fn parse() -> Result<Option<Command>, Box<dyn Error>> {
             },
         }
     }
+    if !remember && machine.state_dir.is_some() {
+        return Err("--no-state and --state-dir exclude each other".into());
+    }
     if remember {
         machine.state_dir.get_or_insert(STATE_DIR.into());
     }
@@ -239,7 +243,7 @@ fn how_to_reach(machine: &HyperKit, dir: &Path) {
         println!("  or: screen {}", pty.display());
     }
     if machine.console == Console::File {
-        println!("  what it said so far: cat {}", dir.join("console-ring").display());
+        println!("  what it said so far: cargo run --example ctl -- log {}", dir.display());
     }
     for (what, flag) in [("power button", "--shutdown"), ("plug", "--stop"), ("forget it", "--remove")] {
         println!("  {what}: cargo run --example boot -- {flag} --state-dir {}", dir.display());

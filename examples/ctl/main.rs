@@ -8,7 +8,7 @@ mod number;
 mod told;
 
 use std::error::Error;
-use std::io::{Write, stdout};
+use std::io::{IsTerminal, Write, stdout};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -25,7 +25,7 @@ Looks after the machines that state directories remember.
   list [DIR]                   the machines in the directories in DIR (default: .)
   show DIR                     one machine: whether it runs, how to reach it, and its description
   start [--cmdline TEXT] DIR   start it again in the background, as the last time
-  console DIR                  this terminal becomes its console; Ctrl-] leaves it
+  console DIR                  this terminal becomes its console; Ctrl-] (byte 29) leaves it, the end of input does not
   log [-f] DIR                 what its console has said; with -f, also what it will say, until it ends
   pause, resume DIR            stop its processors, and let them go on
   shutdown [--grace S] DIR     press its power button, and after S seconds (30) pull the plug
@@ -117,7 +117,10 @@ fn execute(options: &Options, words: &[PathBuf]) -> bool {
         if let Err(error) = done {
             let error = told::told(&*error);
             match options.json {
-                true => say(&json!({ "dir": dir.display().to_string(), "error": error }).to_string()),
+                true => {
+                    let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.clone());
+                    say(&json!({ "dir": dir, "error": error }).to_string());
+                }
                 false => eprintln!("ctl: {}: {error}", dir.display()),
             }
             well = false;
@@ -154,10 +157,10 @@ fn state(machine: &HyperKit) -> Value {
 }
 
 fn list(root: &Path, options: &Options) -> Result<()> {
+    root.metadata()?; // where there is nothing, the library would list nothing
     if !options.json {
         say(&format!("{:<24} {:>10} {:>8} {:>5} {:>7}  ENGINE", "DIR", "PID", "STATE", "CPUS", "MIB"));
     }
-    root.metadata()?; // where there is nothing, the library would list nothing
     for machine in HyperKit::list(root)? {
         let state = match machine {
             Ok(machine) => state(&machine),
@@ -192,8 +195,13 @@ fn show(dir: &Path, options: &Options) -> Result<()> {
         let addresses = vm.addresses().unwrap_or_default().into_iter();
         let forwards = vm.port_forwards().unwrap_or_default();
         state["consoles"] = json!(machine.ttys().unwrap_or_default());
-        state["addresses"] = addresses.map(|(card, address)| format!("{card:?} {address}")).collect();
-        state["forwards"] = forwards.iter().map(ToString::to_string).collect();
+        if options.json {
+            state["addresses"] = addresses.map(|(card, ip)| json!({ "card": format!("{card:?}"), "ip": ip })).collect();
+            state["forwards"] = json!(forwards);
+        } else {
+            state["addresses"] = addresses.map(|(card, address)| format!("{card:?} {address}")).collect();
+            state["forwards"] = forwards.iter().map(ToString::to_string).collect();
+        }
     }
     state["cmdline"] = json!(machine.kernel_cmdline());
     state["description"] = serde_json::to_value(&machine)?;
@@ -215,7 +223,17 @@ fn show(dir: &Path, options: &Options) -> Result<()> {
 
 fn log(dir: &Path, options: &Options) -> Result<()> {
     let machine = HyperKit::from_state(dir)?;
-    let line = |line: &str| if options.json { is_heard(&json!(line).to_string()) } else { is_heard(line) };
+    // What a guest says may be commands for a terminal. Some have an answer, which would be typed into the next program.
+    let harmless = |character: char| match character {
+        '\t' => character.to_string(),
+        _ if character.is_control() => character.escape_default().to_string(),
+        _ => character.to_string(),
+    };
+    let line = |line: &str| match stdout().is_terminal() {
+        _ if options.json => is_heard(&json!(line).to_string()),
+        true => is_heard(&line.chars().map(harmless).collect::<String>()),
+        false => is_heard(line),
+    };
     match machine.vm()? {
         Some(vm) if options.follow => {
             for said in vm.console_lines()? {
@@ -235,7 +253,7 @@ fn act(command: &str, dir: &Path, options: &Options) -> Result<()> {
         Err(hyperkit::Error::DamagedState { .. }) if command == "rm" => HyperKit::new().state_dir(dir),
         machine => machine?,
     };
-    let mut done = json!({ "dir": dir.display().to_string(), "done": command });
+    let mut done = json!({ "dir": machine.state_dir, "done": command });
     let said = match command {
         "start" => {
             if machine.serials.is_none() && machine.console == Console::Stdio {

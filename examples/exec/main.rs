@@ -121,7 +121,10 @@ fn exec(machine: HyperKit, is_child: bool, command: &[OsString]) -> Result<u8, B
 
 /// What the guest says on its first serial port is on standard error, but for the kernel's beginning, and what is behind
 /// the `end`: the status.
-fn pass_on_errors(lines: impl Iterator<Item = io::Result<String>>, end: &str) -> Result<Option<u8>, Box<dyn Error>> {
+fn pass_on_errors(
+    lines: impl Iterator<Item = hyperkit::Result<String>>,
+    end: &str,
+) -> Result<Option<u8>, Box<dyn Error>> {
     for line in lines.skip_while(|line| line.as_ref().is_ok_and(|line| line != BEGIN)).skip(1) {
         let line = line?;
         // The program's last line may have no end of its own.

@@ -1,4 +1,4 @@
-//! A terminal on the console of a machine that runs in the background.
+//! A terminal on the console of a machine that runs in the background, given back however this ends but by SIGKILL.
 
 use std::error::Error;
 use std::io::{self, Read, Write, stdin, stdout};
@@ -9,6 +9,9 @@ use std::time::Duration;
 use hyperkit::{ConsoleStream, Vm};
 use rustix::io::Errno;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use signal_hook::low_level::emulate_default_handler;
 
 /// Ctrl-], as in telnet.
 const ESCAPE: u8 = 0x1d;
@@ -41,6 +44,8 @@ enum Event {
     Typed(Vec<u8>),
     /// The console has ended, or nobody sees any more what it says.
     Over(io::Result<()>),
+    /// A signal that ends us.
+    Signal(i32),
 }
 
 /// Joins terminal and console until the escape key or the machine's end; says which. Its threads last as long as the
@@ -49,14 +54,21 @@ pub fn attach(vm: &Vm) -> Result<&'static str, Box<dyn Error>> {
     let (screen, mut keys) = (vm.console()?, vm.console()?);
     keys.set_timeout(Some(PATIENCE));
     eprintln!("On the console of process {}; Ctrl-] leaves it. Return may show a prompt.", vm.pid());
-    let terminal = RawTerminal::new()?;
     let (send, events) = channel();
-    let over = send.clone();
+    let (over, told) = (send.clone(), send.clone());
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
+    thread::spawn(move || signals.forever().try_for_each(|signal| told.send(Event::Signal(signal))));
+    let terminal = RawTerminal::new()?;
     thread::spawn(move || over.send(Event::Over(show(screen))));
     thread::spawn(move || listen(&send));
     for event in events {
         match event {
             Event::Over(ended) => return Ok(ended.map(|()| "has ended")?),
+            Event::Signal(signal) => {
+                drop(terminal);
+                emulate_default_handler(signal)?;
+                return Ok("runs on");
+            }
             Event::Typed(typed) => {
                 let before_escape = typed.split(|&key| key == ESCAPE).next().unwrap_or_default();
                 match keys.write_all(before_escape) {
