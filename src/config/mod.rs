@@ -80,7 +80,7 @@ pub struct HyperKit {
     /// The disks, `/dev/vda` first.
     #[serde(flatten, with = "json::disks")]
     pub disks: Vec<Disk>,
-    /// ISO images, `/dev/sr0` first.
+    /// ISO images, in the order of their slots. Linux may name them otherwise if there are several.
     #[serde(rename = "iso", with = "json::isos")]
     pub isos: Vec<PathBuf>,
     /// Whether the machine has a vsock device.
