@@ -263,3 +263,25 @@ impl Vm {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_is_told_in_words_and_a_shutdown_has_one() {
+        for (exit, told) in [
+            (Exit::PowerOff, "powered off"),
+            (Exit::Reset, "asked for a reset"),
+            (Exit::TripleFault, "had a triple fault"),
+            (Exit::Failed(1), "failed with exit code 1"),
+            (Exit::Killed(9), "was killed by signal 9"),
+            (Exit::Unknown, "ended, how is not known"),
+        ] {
+            assert_eq!(exit.to_string(), told);
+            for shutdown in [Shutdown::Ended(exit), Shutdown::PowerButton(exit), Shutdown::Plug(exit)] {
+                assert_eq!(shutdown.exit(), exit);
+            }
+        }
+    }
+}

@@ -143,3 +143,34 @@ pub(crate) fn is_listening_place(name: &str) -> bool {
     let port = name.strip_prefix(VSOCK_SOCKET).and_then(|rest| rest.strip_prefix('_'));
     port.is_some_and(|port| port.parse::<u32>().is_ok())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_read_to_its_end_and_no_further() {
+        let after = |answer: &str| {
+            let (mut stream, mut program) = UnixStream::pair().unwrap();
+            program.write_all(answer.as_bytes()).unwrap();
+            drop(program);
+            let accepted = is_accepted(&mut stream).unwrap();
+            let mut rest = String::new();
+            stream.read_to_string(&mut rest).unwrap();
+            (accepted, rest)
+        };
+        assert_eq!(after("OK 1073741824\nthe guest's"), (true, "the guest's".to_owned()));
+        assert_eq!(after(""), (false, String::new()));
+        assert_eq!(after("OK 10"), (false, String::new()));
+        assert_eq!(after("NO\n"), (false, String::new()));
+        assert_eq!(after(&"x".repeat(LONGEST_ANSWER + 1)), (false, "x".to_owned()));
+    }
+
+    #[test]
+    fn the_end_of_a_connection_that_was_not_read_to_its_end_is_a_refusal() {
+        let (mut stream, program) = UnixStream::pair().unwrap();
+        stream.write_all(b"CONNECT 1\n").unwrap();
+        drop(program);
+        assert!(!is_accepted(&mut stream).unwrap());
+    }
+}

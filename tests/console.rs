@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use common::{Files, LONG, started};
 use hyperkit::{Console, ConsoleStream, Error, Exit, HyperKit, Serial, Vm};
+use rustix::event::{PollFd, PollFlags, poll};
 
 /// Reads until it has said this, and returns all that it said.
 fn read_until(console: &mut ConsoleStream, what: &str) -> String {
@@ -34,6 +35,9 @@ fn what_is_written_the_guest_reads_and_what_it_says_is_read() {
     let (_, vm, _end) = started(&files, "guest");
     let mut first = console(&vm);
     first.write_all(b"hello\r\x03").unwrap();
+    first.flush().unwrap();
+    // Who has other things to wait for waits for its descriptor.
+    poll(&mut [PollFd::new(&first, PollFlags::IN)], None).unwrap();
     read_until(&mut first, "hello\r\x03"); // as it is: ^C is a byte like others
     drop(first);
     // The machine does not mind, and another comes after it, who takes the machine up, by either kind of file.

@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::Barrier;
 use std::time::Duration;
 
-use common::{Files, example, standin, started};
+use common::{Files, LONG, Stopped, example, standin, started};
 use hyperkit::{Error, Exit, HyperKit};
 
 const UUID: &str = "1f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55";
@@ -67,6 +67,9 @@ fn a_machine_taken_up_can_be_waited_for() {
     boot.arg("--hyperkit").arg(standin()).arg("--kernel").arg(files.path("vmlinuz")).arg("--background");
     assert!(boot.arg("--state-dir").arg(files.path("vm")).output().unwrap().status.success());
     let taken_up = take_up().unwrap();
+    taken_up.wait_for_console("Command line", LONG).unwrap();
+    let words = taken_up.last_words();
+    assert!(words.program.contains("COM1 connected to") && words.console.contains("Linux version 0"), "{words}");
     assert_eq!(taken_up.wait_timeout(Duration::from_millis(1)).unwrap(), None);
     std::thread::scope(|scope| {
         let waiting: Vec<_> = (0..10).map(|_| scope.spawn(|| taken_up.wait().unwrap())).collect();
@@ -265,4 +268,24 @@ fn the_mac_address_of_vmnet_is_recorded() {
     let _vpnkit = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     let vm = machine.vpnkit(hyperkit::VpnKit::Socket(socket)).start("guest").unwrap();
     assert_eq!(vm.addresses().unwrap(), [(hyperkit::Card::VpnKit, "192.168.65.9".parse().unwrap())]);
+}
+
+#[test]
+fn without_a_state_directory_it_is_found_by_who_has_its_description() {
+    let files = Files::new();
+    let mut machine = files.machine().no_serials();
+    machine.state_dir = None;
+    let vm = machine.start("guest").unwrap();
+    let _stop = Stopped(&vm);
+    assert_eq!(machine.vm().unwrap().unwrap().pid(), vm.pid());
+    assert!(matches!(machine.start("guest"), Err(Error::AlreadyRunning { pid }) if pid == vm.pid()));
+    // Its pid may come to mean another, which has begun at another time or is something else.
+    let mut later = serde_json::to_value(&machine).unwrap();
+    later["pid_started"] = (later["pid_started"].as_u64().unwrap() - 1000).into();
+    assert!(!serde_json::from_value::<HyperKit>(later).unwrap().is_running());
+    let mut stranger = machine.clone();
+    stranger.pid = Some(std::process::id());
+    assert!(!stranger.is_running());
+    vm.stop().unwrap();
+    assert!(!machine.is_running());
 }

@@ -67,3 +67,49 @@ impl Qmp {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+    use std::thread;
+
+    const GREETING: &str = r#"{"QMP": {}}"#;
+    const DONE: &str = r#"{"return": {}}"#;
+
+    /// What becomes of a command where these lines come, whatever is said.
+    fn answered(lines: &[&str]) -> Result<Value> {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("qmp.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut stream = listener.accept().unwrap().0;
+                let _ = lines.iter().try_for_each(|line| writeln!(stream, "{line}"));
+                // It closes when the other has said all.
+                let _ = std::io::copy(&mut (&stream), &mut std::io::sink());
+            });
+            Qmp::connect(&socket, Duration::from_millis(200)).and_then(|mut qmp| qmp.execute("query-status"))
+        })
+    }
+
+    #[test]
+    fn what_answers_may_be_anything() {
+        let event = r#"{"event": "STOP"}"#;
+        assert_eq!(
+            answered(&[GREETING, DONE, event, r#"{"return": {"status": "running"}}"#]).unwrap()["status"],
+            "running"
+        );
+        for (lines, reason) in [
+            (&[r#"{"hello": 1}"#][..], "instead of a greeting"),
+            (&["smtp"], "expected value"),
+            (&[GREETING, r#"{"error": {"class": "GenericError"}}"#], "qmp_capabilities: "),
+            (&[GREETING, DONE, event], "temporarily unavailable"),
+        ] {
+            match answered(lines) {
+                Err(Error::Qmp { reason: said }) => assert!(said.contains(reason), "{said}"),
+                other => panic!("{lines:?}: {other:?}"),
+            }
+        }
+    }
+}

@@ -111,3 +111,39 @@ pub(crate) fn accelerator() -> &'static str {
     let opens = || OpenOptions::new().read(true).write(true).open(Path::new("/dev/kvm")).is_ok();
     if can_virtualize && opens() { "kvm" } else { "tcg" }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{BufRead, BufReader, Write};
+    use std::os::unix::net::UnixListener;
+
+    /// What is told of the end of a QEMU that says these reasons.
+    fn told(reasons: &[&str]) -> Option<Exit> {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::new(dir.path()).unwrap();
+        assert!(listen(&state).is_none(), "nobody is there");
+        let listener = UnixListener::bind(state.file(EVENTS_SOCKET)).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut stream = BufReader::new(listener.accept().unwrap().0);
+                let mut say = |line| writeln!(stream.get_mut(), "{line}").unwrap();
+                say(json!({ "QMP": {} }));
+                say(json!({ "return": {} }));
+                say(json!({ "event": "RESUME" }));
+                reasons.iter().for_each(|reason| say(json!({ "event": "SHUTDOWN", "data": { "reason": reason } })));
+                stream.read_line(&mut String::new()).unwrap(); // what was asked, or the other would fail to ask
+            });
+            listen(&state).unwrap()()
+        })
+    }
+
+    #[test]
+    fn the_last_shutdown_event_tells_how_the_guest_ended() {
+        assert_eq!(told(&[]), None);
+        assert_eq!(told(&["guest-shutdown"]), Some(Exit::PowerOff));
+        assert_eq!(told(&["guest-shutdown", "guest-reset"]), Some(Exit::Reset));
+        assert_eq!(told(&["host-signal"]), Some(Exit::Killed(15)));
+        assert_eq!(told(&["host-qmp-quit"]), Some(Exit::Unknown));
+    }
+}
