@@ -104,9 +104,7 @@ fn readable(handle: &OwnedFd, patience: Option<Duration>) -> bool {
         let timeout = left.and_then(|left| left.try_into().ok());
         match poll(&mut [PollFd::new(handle, PollFlags::IN)], timeout.as_ref()) {
             Err(rustix::io::Errno::INTR) => {}
-            Ok(0) if left.is_none_or(|left| !left.is_zero()) => {}
-            Ok(0) | Err(_) => return false,
-            Ok(_) => return true,
+            ready => return ready.is_ok_and(|ready| ready > 0),
         }
     }
 }
