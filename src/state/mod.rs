@@ -88,9 +88,7 @@ impl StateDir {
         let mut machine: HyperKit =
             serde_json::from_slice(&json).map_err(|source| Error::DamagedState { path, source: source.into() })?;
         // What was in a directory that was moved or copied is with it: above all its disks.
-        if let Some(before) =
-            machine.state_dir.replace(self.0.clone()).filter(|dir| *dir != self.0 && canonical(dir) != self.0)
-        {
+        if let Some(before) = machine.state_dir.replace(self.0.clone()).filter(|dir| *dir != self.0) {
             for path in machine.paths_mut() {
                 if let Ok(rest) = path.strip_prefix(&before) {
                     *path = self.0.join(rest);
