@@ -3,6 +3,7 @@
 mod common;
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
@@ -144,12 +145,13 @@ fn a_stranger_that_names_the_pid_file_is_not_the_machine() {
 
 /// The Go package passes on a relative state directory, and whoever takes the machine up may be elsewhere.
 #[test]
-fn a_machine_that_go_started_with_a_relative_path_is_found() {
+fn a_machine_that_go_started_with_a_relative_path_through_a_link_is_found() {
     let files = Files::new();
     fs::create_dir(files.path("vm")).unwrap();
-    let relative = files.machine().state_dir("vm").arguments("guest").unwrap();
+    symlink("vm", files.path("link")).unwrap();
+    let relative = files.machine().state_dir("link").arguments("guest").unwrap();
     let mut program = Command::new(standin()).args(&relative).current_dir(files.dir()).spawn().unwrap();
-    let mut machine = files.machine().state_dir("vm");
+    let mut machine = files.machine().state_dir("link");
     machine.pid = Some(program.id());
     machine.arguments = relative;
     files.write("vm/hyperkit.json", machine.to_string().as_bytes());
