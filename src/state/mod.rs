@@ -267,3 +267,39 @@ pub(crate) fn read_at_most(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     }
     fs::read(path)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+    use std::os::unix::net::UnixListener;
+
+    const OURS: [&str; 7] =
+        ["00000003.00000946", "connect", "events.sock", "qmp.sock", "v.sock", "v.sock_5555", "vhost.sock"];
+    const LINK: &str = "guest.00000946";
+
+    #[test]
+    fn a_socket_is_the_machines_by_its_kind_and_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::new(dir.path()).unwrap();
+        for name in OURS.iter().chain(&[LINK]) {
+            File::create(state.file(name)).unwrap();
+        }
+        symlink("elsewhere", state.file("guest.readme")).unwrap();
+        for name in ["other.00000946", "00000003.log", "0000003.00000946", "0000000G.00000946", "v.sock_x", "x.sock"] {
+            drop(UnixListener::bind(state.file(name)).unwrap());
+        }
+        assert_eq!(state.sockets().unwrap(), [""; 0]);
+
+        for name in OURS.iter().chain(&[LINK]) {
+            fs::remove_file(state.file(name)).unwrap();
+        }
+        OURS.iter().for_each(|name| drop(UnixListener::bind(state.file(name)).unwrap()));
+        symlink("00000003.00000946", state.file(LINK)).unwrap();
+        let mut found = state.sockets().unwrap();
+        found.sort();
+        let mut all = [&OURS[..], &[LINK]].concat();
+        all.sort_unstable();
+        assert_eq!(found, all);
+    }
+}
