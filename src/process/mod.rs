@@ -114,12 +114,17 @@ mod tests {
     use super::*;
     use std::process::{Child, Command};
 
-    fn sleeping() -> (Child, Process) {
+    fn just_started() -> Child {
         let child = Command::new("sleep").arg("1000").spawn().unwrap();
-        let is_sleep = |seen: &Seen| seen.command.last().is_some_and(|last| last == "1000");
         // For a moment it is still us.
         #[cfg(target_os = "linux")]
         while std::fs::read_link(format!("/proc/{}/exe", child.id())).unwrap() == std::env::current_exe().unwrap() {}
+        child
+    }
+
+    fn sleeping() -> (Child, Process) {
+        let child = just_started();
+        let is_sleep = |seen: &Seen| seen.command.last().is_some_and(|last| last == "1000");
         let found = Process::find(child.id(), is_sleep);
         (child, found.unwrap())
     }
@@ -127,12 +132,22 @@ mod tests {
     /// Most of them have no arguments yet at the first look.
     #[test]
     fn who_has_just_been_started_is_seen() {
-        for _ in 0..100 {
-            let (mut child, _) = sleeping();
+        for round in 0..100 {
+            let mut child = if round % 2 == 0 { sleeping().0 } else { just_started() };
             assert!(look_at_all().iter().any(|seen| seen.pid == child.id()));
             child.kill().unwrap();
             child.wait().unwrap();
         }
+    }
+
+    #[test]
+    fn a_start_is_told_by_the_clock() {
+        let (mut child, _) = sleeping();
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        let began = started(child.id()).unwrap();
+        assert!(now.abs_diff(began) < 60, "{began}, and now it is {now}");
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     /// As on macOS, and on Linux before 5.3.

@@ -302,4 +302,18 @@ mod tests {
         all.sort_unstable();
         assert_eq!(found, all);
     }
+
+    #[test]
+    fn what_is_there_may_be_anything() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "12345").unwrap();
+        assert_eq!(read_at_most(&file, 5).unwrap(), b"12345");
+        assert_eq!(read_at_most(&file, 6).unwrap(), b"12345");
+        assert_eq!(read_at_most(&file, 4).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(read_at_most(dir.path(), LONGEST_JSON).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        remove_file(&file).unwrap();
+        remove_file(&file).unwrap();
+        assert!(matches!(remove_file(dir.path()), Err(Error::Io { action: "remove", .. })));
+    }
 }
