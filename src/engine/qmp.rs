@@ -78,7 +78,7 @@ mod tests {
     const DONE: &str = r#"{"return": {}}"#;
 
     /// What becomes of a command where these lines come, whatever is said.
-    fn answered(lines: &[&str]) -> Result<Value> {
+    fn answered(lines: &[&str], patience: Duration) -> Result<Value> {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("qmp.sock");
         let listener = UnixListener::bind(&socket).unwrap();
@@ -89,24 +89,23 @@ mod tests {
                 // It closes when the other has said all.
                 let _ = std::io::copy(&mut (&stream), &mut std::io::sink());
             });
-            Qmp::connect(&socket, Duration::from_millis(200)).and_then(|mut qmp| qmp.execute("query-status"))
+            Qmp::connect(&socket, patience).and_then(|mut qmp| qmp.execute("query-status"))
         })
     }
 
     #[test]
     fn what_answers_may_be_anything() {
         let event = r#"{"event": "STOP"}"#;
-        assert_eq!(
-            answered(&[GREETING, DONE, event, r#"{"return": {"status": "running"}}"#]).unwrap()["status"],
-            "running"
-        );
-        for (lines, reason) in [
-            (&[r#"{"hello": 1}"#][..], "instead of a greeting"),
-            (&["smtp"], "expected value"),
-            (&[GREETING, r#"{"error": {"class": "GenericError"}}"#], "qmp_capabilities: "),
-            (&[GREETING, DONE, event], "temporarily unavailable"),
+        let (long, short) = (Duration::from_secs(60), Duration::from_millis(50));
+        let running = r#"{"return": {"status": "running"}}"#;
+        assert_eq!(answered(&[GREETING, DONE, event, running], long).unwrap()["status"], "running");
+        for (lines, patience, reason) in [
+            (&[r#"{"hello": 1}"#][..], long, "instead of a greeting"),
+            (&["smtp"], long, "expected value"),
+            (&[GREETING, r#"{"error": {"class": "GenericError"}}"#], long, "qmp_capabilities: "),
+            (&[GREETING, DONE, event], short, "temporarily unavailable"),
         ] {
-            match answered(lines) {
+            match answered(lines, patience) {
                 Err(Error::Qmp { reason: said }) => assert!(said.contains(reason), "{said}"),
                 other => panic!("{lines:?}: {other:?}"),
             }
