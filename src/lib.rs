@@ -105,44 +105,33 @@
 #[cfg(not(unix))]
 compile_error!("hyperkit runs on macOS, QEMU is driven over unix sockets: this crate is for Unix systems");
 
-mod alarm;
-mod check;
-mod child;
 mod config;
-mod console;
-mod console_log;
-mod disk;
 mod engine;
 mod error;
+mod exit;
 pub mod guide;
-mod image;
-mod kernel;
-mod lock;
-mod network;
-mod output;
-mod prepare;
+mod machine;
+mod plan;
+mod preflight;
 mod process;
-mod serial;
-mod slots;
-mod socket;
-mod start;
+mod runtime;
 mod state;
-mod terminal;
+mod sys;
 mod vm;
-mod vsock;
 
+pub use config::disk::{Disk, Driver, Format, OnFlush, Qcow, SectorSize};
 pub use config::{
     Console, HyperKit, Module, Multiboot, PortForward, Protocol, Serial, SerialLine, Server9p, Socket9p, VpnKit,
 };
-pub use console::ConsoleStream;
-pub use console_log::ConsoleLines;
-pub use disk::{Disk, Driver, Format, OnFlush, Qcow, SectorSize};
 pub use engine::{Engine, hyperkit::parse_arguments};
 pub use error::{Error, Result};
-pub use image::create_disk_image;
-pub use network::Card;
-pub use output::LastWords;
-pub use vm::{Exit, Shutdown, Vm};
+pub use exit::{Exit, Shutdown};
+pub use preflight::image::create_disk_image;
+pub use runtime::output::LastWords;
+pub use vm::Vm;
+pub use vm::console::ConsoleStream;
+pub use vm::console_log::ConsoleLines;
+pub use vm::network::Card;
 
 /// The README's examples compile.
 #[cfg(doctest)]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::state::json;
+use crate::config::json;
 
 /// The network of the machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]

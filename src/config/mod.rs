@@ -1,6 +1,8 @@
 //! The description of a machine: plain data with defaults, no files and no processes.
 
 mod devices;
+pub(crate) mod disk;
+pub(crate) mod json;
 mod setters;
 
 use std::fmt;
@@ -8,10 +10,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub use devices::{Console, Module, Multiboot, PortForward, Protocol, Serial, SerialLine, Server9p, Socket9p, VpnKit};
+use crate::config::disk::Disk;
 
-use crate::disk::Disk;
-use crate::state::json;
+pub use devices::{Console, Module, Multiboot, PortForward, Protocol, Serial, SerialLine, Server9p, Socket9p, VpnKit};
 
 /// A lightweight virtual machine: what it is made of and, once it was started, which process runs it.
 ///

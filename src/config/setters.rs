@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::{Console, HyperKit, Multiboot, PortForward, Serial, Server9p, Socket9p, VpnKit};
-use crate::disk::Disk;
+use crate::config::disk::Disk;
+use crate::config::{Console, HyperKit, Multiboot, PortForward, Serial, Server9p, Socket9p, VpnKit};
 
 /// `name(Type)` sets a field, `name(some Type)` one that may be unset, `… in list` adds one of a list; with `into`, from
 /// whatever the type can be made of.

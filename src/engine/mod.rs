@@ -1,23 +1,22 @@
 //! The programs that can run a machine: which one it is, where it is found, and what it cannot do.
 
+pub(crate) mod dhcp_leases;
 pub(crate) mod hyperkit;
 pub(crate) mod qemu;
-mod qmp;
-pub(crate) mod vhost_vsock;
 
-use std::ffi::OsStr;
 use std::fmt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use rustix::fs::{Access, access};
-
 use crate::config::{HyperKit, PortForward};
 use crate::error::{Error, Result};
+use crate::exit::Exit;
+use crate::plan::kernel_cmdline::given_command_line;
 use crate::state::StateDir;
-use crate::vm::{Exit, Vm};
+use crate::sys::find_program::first_program;
+use crate::vm::Vm;
 
 /// A program that runs machines. Its file name says which it is: `qemu-system-…` is QEMU, anything else hyperkit.
 ///
@@ -179,20 +178,6 @@ impl fmt::Display for Engine {
     }
 }
 
-/// The Go package always asks for it.
-const EARLY_CONSOLE: &str = "earlyprintk=serial";
-
-/// What a Linux kernel gets.
-pub(crate) fn kernel_command_line(cmdline: &str) -> String {
-    format!("{EARLY_CONSOLE} {cmdline}")
-}
-
-/// What was given of what a Linux kernel gets.
-pub(crate) fn given_command_line(line: &str) -> &str {
-    let after = line.strip_prefix(EARLY_CONSOLE).filter(|rest| rest.is_empty() || rest.starts_with(' '));
-    after.map_or(line, |rest| rest.strip_prefix(' ').unwrap_or(rest))
-}
-
 /// The program that runs the machine: `wanted`, or else the first one found.
 pub(crate) fn find(wanted: Option<&Path>) -> Result<PathBuf> {
     let candidates: Vec<&Path> = match wanted {
@@ -204,27 +189,4 @@ pub(crate) fn find(wanted: Option<&Path>) -> Result<PathBuf> {
         log::info!(target: "hyperkit", "{} runs the machines: {}", Engine::of(&place), place.display());
     }
     std::path::absolute(&place).map_err(Error::io("make absolute", &place))
-}
-
-/// The first of these programs that is there, or else every place looked at.
-pub(crate) fn first_program(candidates: &[&Path]) -> std::result::Result<PathBuf, Vec<PathBuf>> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut looked = Vec::new();
-    for place in candidates.iter().flat_map(|candidate| places(candidate, &path)) {
-        if place.is_file() && access(&place, Access::EXEC_OK).is_ok() {
-            return Ok(place);
-        }
-        if !looked.contains(&place) {
-            looked.push(place);
-        }
-    }
-    Err(looked)
-}
-
-/// Where a program can be: a path is looked at where it is, a name in each directory of `PATH`.
-fn places(program: &Path, path: &OsStr) -> Vec<PathBuf> {
-    if program.components().count() > 1 || program.is_absolute() {
-        return vec![program.to_owned()];
-    }
-    std::env::split_paths(path).filter(|dir| dir.is_absolute()).map(|dir| dir.join(program)).collect()
 }

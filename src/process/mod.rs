@@ -1,14 +1,14 @@
 //! A process that may not be our child: is it there, is it the one that was started, signal it, wait for it.
 
-mod seen;
+mod info;
 
 use std::io;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use seen::look;
-pub(crate) use seen::{Seen, look_at_all, started};
+use info::look;
+pub(crate) use info::{Seen, look_at_all, started};
 
 #[cfg(target_os = "linux")]
 use rustix::{

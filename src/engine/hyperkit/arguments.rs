@@ -3,14 +3,14 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use super::vpnkit_sockets;
-use crate::check::utf8;
+use crate::config::disk::{Disk, Format};
 use crate::config::{HyperKit, Multiboot, Server9p, VpnKit};
-use crate::disk::{Disk, Format};
-use crate::engine::kernel_command_line;
+use crate::engine::hyperkit::vpnkit_sockets;
 use crate::error::{Error, Result};
-use crate::serial::{Line, Port, ports};
-use crate::slots::{Device, Network, layout};
+use crate::plan::kernel_cmdline::kernel_command_line;
+use crate::plan::serial_ports::{Line, Port, ports};
+use crate::plan::slots::{Device, Network, layout};
+use crate::plan::text::utf8;
 use crate::state::PID_FILE;
 
 /// The arguments, in the order of the Go package.

@@ -2,22 +2,23 @@
 
 mod arguments;
 mod parse;
+pub(crate) mod vmnet;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use rustix::process::Signal;
 
-use super::{Control, Engine};
 use crate::config::HyperKit;
-use crate::console::pty_in;
+use crate::engine::{Control, Engine};
 use crate::error::{Error, Result};
-use crate::image::inode;
+use crate::exit::Exit;
+use crate::plan::serial_ports::{Line, ports};
+use crate::plan::slots::{Device, Network, layout};
 use crate::process::look_at_all;
-use crate::serial::{Line, ports};
-use crate::slots::{Device, Network, layout};
 use crate::state::StateDir;
-use crate::vm::Exit;
+use crate::state::tty_file::pty_in;
+use crate::sys::file::inode;
 
 pub(crate) use arguments::arguments;
 pub(crate) use parse::command_line;

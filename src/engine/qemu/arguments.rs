@@ -2,18 +2,20 @@
 //!
 //! Tried with QEMU 7.2. Commas would have to be doubled in most values; `check` lets none pass, since hyperkit takes none.
 
-use std::net::Ipv4Addr;
 use std::path::Path;
 
 use super::limits::{NO_9P_PORT, unsupported};
-use crate::check::utf8;
-use crate::config::{HyperKit, Multiboot, PortForward, Server9p};
-use crate::disk::{Disk, Driver, Format};
-use crate::engine::{kernel_command_line, vhost_vsock};
+use super::network::{VMNET, forwards, subnet};
+use super::vsock_device;
+use crate::config::disk::{Disk, Driver, Format};
+use crate::config::{HyperKit, Multiboot, Server9p};
 use crate::error::{Error, Result};
-use crate::serial::{Line, ports};
-use crate::slots::{Device, Network, layout};
-use crate::state::{EVENTS_SOCKET, PID_FILE, QMP_SOCKET};
+use crate::plan::kernel_cmdline::kernel_command_line;
+use crate::plan::serial_ports::{Line, ports};
+use crate::plan::slots::{Device, Network, layout};
+use crate::plan::text::utf8;
+use crate::state::PID_FILE;
+use crate::state::{EVENTS_SOCKET, QMP_SOCKET};
 
 /// q35 has its LPC bridge in slot 31, as hyperkit; without SATA and SMBus, which share that slot, all others are free.
 /// QEMU takes a boot ROM of 8 MiB at most if it is not told otherwise, and hyperkit one of 16 MiB.
@@ -97,7 +99,7 @@ impl Arguments {
             }
             Device::Vsock if vhost_user(machine) => {
                 let dir = machine.state_dir.as_deref().unwrap_or(Path::new(""));
-                for argument in vhost_vsock::arguments(machine, utf8("state_dir", dir)?) {
+                for argument in vsock_device::arguments(machine, utf8("state_dir", dir)?) {
                     self.add(argument.0, argument.1);
                 }
                 self.add("-device", format!("vhost-user-vsock-pci,chardev=vsock,{at}"));
@@ -176,40 +178,6 @@ fn drive(image: &Disk, slot: u8, path: &str) -> String {
         [(image.read_only, ",readonly=on"), (image.sync, ",cache=writethrough"), (image.trim, ",discard=unmap")];
     let options: String = options.into_iter().filter(|(on, _)| *on).map(|(_, option)| option).collect();
     format!("if=none,id=disk{slot},format={format}{options},file={path}")
-}
-
-/// The network that Apple's vmnet has, so that a guest with two cards is not twice in one.
-pub(super) const VMNET: [u8; 3] = [192, 168, 64];
-
-/// What the user-mode network's DHCP gives first, and to its only guest: .15.
-pub(crate) const VMNET_ADDRESS: Ipv4Addr = Ipv4Addr::new(VMNET[0], VMNET[1], VMNET[2], 15);
-
-/// The same on the card that is in VPNKit's place, where QEMU's own network is 10.0.2.0.
-pub(crate) fn vpnkit_address(machine: &HyperKit) -> Ipv4Addr {
-    preferred_address(machine).map_or(Ipv4Addr::new(10, 0, 2, 15), Ipv4Addr::from)
-}
-
-pub(super) fn preferred_address(machine: &HyperKit) -> Option<[u8; 4]> {
-    Some(machine.vpnkit_preferred_ipv4.as_ref()?.parse::<Ipv4Addr>().ok()?.octets())
-}
-
-/// The network of the preferred address, in which DHCP gives that one first.
-fn subnet(machine: &HyperKit) -> String {
-    match preferred_address(machine) {
-        Some([a, b, c, d]) => format!(",net={a}.{b}.{c}.0/24,dhcpstart={a}.{b}.{c}.{d}"),
-        None => String::new(),
-    }
-}
-
-/// Ports lead to the first card on the user-mode network.
-fn forwards(machine: &HyperKit, slot: u8) -> Result<String> {
-    let is_user = |device: &Device<'_>| matches!(device, Device::Network(Network::VpnKit(_) | Network::Vmnet));
-    let first = layout(machine)?.into_iter().find(|(_, device)| is_user(device));
-    if first.is_none_or(|(first, _)| first != slot) {
-        return Ok(String::new());
-    }
-    let forward = |to: &PortForward| format!(",hostfwd={}:127.0.0.1:{}-:{}", to.protocol, to.host, to.guest);
-    Ok(machine.port_forwards.iter().map(forward).collect())
 }
 
 /// Whether the vsock device is a program of its own, which shares the guest's memory.

@@ -2,13 +2,15 @@
 
 use std::path::Path;
 
-use super::arguments::{VMNET, preferred_address};
-use crate::check::{MAX_SOCKET, at_most, utf8};
+use super::network::{VMNET, preferred_address};
+use super::vsock_device;
+use crate::config::disk::{Driver, SectorSize};
 use crate::config::{HyperKit, Server9p, Socket9p, VpnKit};
-use crate::disk::{Driver, SectorSize};
-use crate::engine::{Engine, vhost_vsock};
+use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::serial::ports;
+use crate::plan::limits::MAX_SOCKET;
+use crate::plan::serial_ports::ports;
+use crate::plan::text::{at_most, utf8};
 use crate::state::EVENTS_SOCKET;
 
 /// QEMU's limit on a mount tag, in bytes.
@@ -92,7 +94,7 @@ pub(crate) fn check(machine: &HyperKit) -> Result<()> {
         tap(name)?;
     }
     if machine.vsock {
-        vhost_vsock::check(machine)?;
+        vsock_device::check(machine)?;
     }
     for share in &machine.sockets_9p {
         match &share.server {

@@ -2,6 +2,9 @@
 
 mod arguments;
 mod limits;
+mod network;
+mod qmp;
+pub(crate) mod vsock_device;
 
 use std::fs::{self, OpenOptions};
 use std::path::Path;
@@ -10,15 +13,17 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::json;
 
-use super::{Control, qmp::Qmp};
 use crate::config::{HyperKit, PortForward, Protocol};
+use crate::engine::Control;
+use crate::engine::qemu::qmp::Qmp;
 use crate::error::{Error, Result};
-use crate::serial::{Line, ports};
+use crate::exit::Exit;
+use crate::plan::serial_ports::{Line, ports};
 use crate::state::{EVENTS_SOCKET, QMP_SOCKET, StateDir};
-use crate::vm::Exit;
 
-pub(crate) use arguments::{VMNET_ADDRESS, arguments, vpnkit_address};
+pub(crate) use arguments::arguments;
 pub(crate) use limits::{check, supports};
+pub(crate) use network::{VMNET_ADDRESS, vpnkit_address};
 
 /// How long a QEMU that is up may take to let us listen.
 const PATIENCE: Duration = Duration::from_secs(5);

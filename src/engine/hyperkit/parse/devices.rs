@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::{Slots, cleaned, device, extra, startable};
+use crate::config::disk::{Disk, Driver, Format, OnFlush, Qcow};
 use crate::config::{HyperKit, Server9p, Socket9p, VpnKit};
-use crate::disk::{Disk, Driver, Format, OnFlush, Qcow};
+use crate::error::Result;
 
 /// `key=value` between separators, each key once.
 fn keys(text: &str, separator: char) -> Option<BTreeMap<&str, &str>> {
@@ -19,7 +20,7 @@ fn keys(text: &str, separator: char) -> Option<BTreeMap<&str, &str>> {
     Some(keys)
 }
 
-/// The devices from slot 1 on, as long as they come in the order of [`layout`](crate::slots::layout) and can be said. Of
+/// The devices from slot 1 on, as long as they come in the order of [`layout`](crate::plan::slots::layout) and can be said. Of
 /// functions and buses other than 0 the machine has no more than extra arguments.
 pub(super) fn read(slots: &Slots, machine: &mut HyperKit) {
     let mut last = Rank::VpnKit;

@@ -8,11 +8,13 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Component, Path, PathBuf};
 
-use crate::check::description;
 use crate::config::{HyperKit, Multiboot};
-use crate::engine::{Engine, given_command_line};
+use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::serial::{ALL_LOGS, ALL_TTYS, Line, NAMES, Port, fields};
+use crate::plan::kernel_cmdline::given_command_line;
+use crate::plan::serial_ports::fields;
+use crate::plan::serial_ports::{ALL_LOGS, ALL_TTYS, Line, NAMES, Port};
+use crate::plan::validate::description;
 use crate::state::PID_FILE;
 
 /// What hyperkit gives a machine that does not say, in MiB.

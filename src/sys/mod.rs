@@ -1,0 +1,8 @@
+//! Small wrappers of the operating system.
+
+pub(crate) mod file;
+pub(crate) mod find_program;
+pub(crate) mod lock;
+pub(crate) mod path;
+pub(crate) mod terminal;
+pub(crate) mod unix_socket;

@@ -1,0 +1,22 @@
+//! Absolute and canonical paths.
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+pub(crate) fn make_absolute(path: &mut PathBuf) -> Result<()> {
+    if !path.as_os_str().is_empty() {
+        *path = std::path::absolute(&*path).map_err(Error::io("make absolute", &*path))?;
+    }
+    Ok(())
+}
+
+/// `path` without symlinks, as far as it exists: a directory has one name, however it was reached.
+pub(crate) fn canonical(path: &Path) -> PathBuf {
+    for existing in path.ancestors() {
+        if let (Ok(real), Ok(rest)) = (existing.canonicalize(), path.strip_prefix(existing)) {
+            return if rest.as_os_str().is_empty() { real } else { real.join(rest) };
+        }
+    }
+    path.to_owned()
+}
