@@ -10,12 +10,16 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use hyperkit::HyperKit;
+use hyperkit::{Console, HyperKit};
+
+use super::Ended;
 
 /// Far longer than a boot takes under emulation on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(300);
 /// Has the guest report, and power off then.
 pub const REPORT: &str = "console=ttyS0 panic=1 quiet hyperkit.report";
+
+pub const QUIET: &str = "console=ttyS0 panic=1 quiet";
 
 /// A file of the guest.
 pub fn file(name: &str) -> PathBuf {
@@ -34,9 +38,25 @@ pub fn machine() -> HyperKit {
     HyperKit::new().hyperkit("qemu-system-x86_64").kernel(file("vmlinuz")).initrd(file("initrd.img"))
 }
 
-/// `tests/guest/program.c` as a program for the guest.
+/// A VM with 256 MiB that boots the guest and writes its console to a file.
+pub struct Guest {
+    pub machine: HyperKit,
+    pub state: PathBuf,
+    _end: Ended,
+    _dir: tempfile::TempDir,
+}
+
+pub fn new_guest() -> Guest {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().canonicalize().unwrap().join("vm");
+    let machine = machine().state_dir(&state).console(Console::File).memory(256);
+    Guest { machine, _end: Ended(state.clone()), state, _dir: dir }
+}
+
+/// `tests/data/guest-program.c` as a program for the guest.
 pub fn compiled(dir: &Path) -> PathBuf {
-    let (source, program) = (Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/program.c"), dir.join("program"));
+    let (source, program) =
+        (Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/guest-program.c"), dir.join("program"));
     let cc = if cfg!(target_arch = "x86_64") { "cc" } else { "x86_64-linux-gnu-gcc" };
     let made = Command::new(cc).args(["-static", "-O", "-o"]).args([&program, &source]).status();
     assert!(made.unwrap_or_else(|error| panic!("{cc}: {error}")).success());

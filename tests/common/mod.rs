@@ -1,7 +1,10 @@
 //! What the tests share: a machine that passes all checks, and the programs that run it.
-#![allow(dead_code, reason = "each test file uses a part")]
+#![allow(dead_code, unused_imports, unused_macros, reason = "each test binary uses a part")]
 
+pub mod child_process;
 pub mod guest;
+pub mod inputs;
+pub mod rejection;
 
 use std::ffi::OsString;
 use std::fs;

@@ -1,0 +1,26 @@
+//! Tests that need a process of their own.
+
+use std::process::{Command, Stdio};
+
+/// Set in the child process, to the name of its test.
+const CHILD_TEST: &str = "HYPERKIT_CHILD_TEST";
+
+/// Runs the body of a test in a child process, so that the test can change or measure the state of its whole process: its
+/// logger, its resource limits, its threads, its standard input and output.
+///
+/// `test` is the test's path in its binary, as in `cargo test -- --exact PATH`. The child is this binary with that test
+/// alone. A path that names no test would run nothing, so the child has to report one passed test and the end of the body.
+pub fn in_child_process(test: &str, body: impl FnOnce()) {
+    let end = format!("end of {test}");
+    if std::env::var_os(CHILD_TEST).is_some_and(|name| name == test) {
+        body();
+        println!("{end}");
+        return;
+    }
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args(["--exact", test, "--nocapture"]).env(CHILD_TEST, test).stdin(Stdio::null());
+    let output = child.output().unwrap();
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let ran = stdout.contains(&end) && stdout.contains("test result: ok. 1 passed; 0 failed");
+    assert!(output.status.success() && ran, "{test} failed in its child process:\n{stdout}\n{stderr}");
+}

@@ -1,0 +1,159 @@
+//! What the Go packages of 2017 and 2020 were seen to do: `recorded/argv-….jsonl` has the argv that Go made of a
+//! configuration and the state that it wrote on each line, and of 2017 also the configuration.
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
+
+use hyperkit::HyperKit;
+use serde_json::{Value, json};
+
+struct Case {
+    name: String,
+    config: HyperKit,
+    cmdline: String,
+    arguments: Vec<String>,
+    state: Value,
+}
+
+fn cases(recorded: &str) -> Vec<Case> {
+    let parse = |line: &str| {
+        let mut case: Value = serde_json::from_str(line).unwrap();
+        let mut take = |key: &str| case[key].take();
+        let state = take("state");
+        let config = match take("config") {
+            Value::Null => described(serde_json::from_value(state.clone()).unwrap()),
+            config => serde_json::from_value(config).unwrap(),
+        };
+        Case {
+            name: take("name").as_str().unwrap().to_owned(),
+            config,
+            cmdline: take("kernel_cmdline").as_str().unwrap().to_owned(),
+            arguments: serde_json::from_value(take("arguments")).unwrap(),
+            state,
+        }
+    };
+    recorded.lines().map(parse).collect()
+}
+
+fn cases_of_2017() -> Vec<Case> {
+    let cases = cases(include_str!("../recorded/argv-2017.jsonl"));
+    assert_eq!(cases.len(), 18);
+    cases
+}
+
+fn cases_of_2020() -> Vec<Case> {
+    let cases = cases(include_str!("../recorded/argv-2020.jsonl"));
+    assert_eq!(cases.len(), 17);
+    cases
+}
+
+/// The machine without what its start has added.
+fn described(machine: HyperKit) -> HyperKit {
+    let mut described = machine;
+    described.arguments.clear();
+    described.cmdline.clear();
+    described
+}
+
+/// Where this crate means to differ: the case, the argument of Go, ours, and why.
+const DIFFERENCES: [(&str, &str, &str, &str); 2] = [
+    (
+        "console-stdio-not-a-terminal",
+        "com1,autopty=/var/run/vm/tty,log=/var/run/vm/console-ring",
+        "com1,stdio",
+        "Go looks whether it is on a terminal; here `stdio` is what it says, a pipe too",
+    ),
+    (
+        "two-raw-disks",
+        "2:0,virtio-blk,/data/b.raw,format=raw",
+        "2:0,virtio-blk,/data/b.raw",
+        "hyperkit refuses `format=raw`",
+    ),
+];
+
+/// Go's arguments with the differences.
+fn expected(case: &Case) -> Vec<String> {
+    let mut arguments = case.arguments.clone();
+    for (_, go, ours, reason) in DIFFERENCES.iter().filter(|(name, ..)| *name == case.name) {
+        let argument = arguments.iter_mut().find(|argument| argument == go);
+        *argument.unwrap_or_else(|| panic!("{} is no longer so: {reason}", case.name)) = (*ours).to_owned();
+    }
+    arguments
+}
+
+/// Go cleans the path behind `-F`, and only that one.
+fn cleaned(arguments: &[String]) -> Vec<String> {
+    let clean = |path: &str| {
+        let mut cleaned = PathBuf::new();
+        for component in Path::new(path).components() {
+            match component {
+                Component::CurDir => {}
+                Component::ParentDir => drop(cleaned.pop()),
+                other => cleaned.push(other),
+            }
+        }
+        cleaned.to_str().unwrap().to_owned()
+    };
+    let mut arguments = arguments.to_vec();
+    if let Some(at) = arguments.iter().position(|argument| argument == "-F") {
+        arguments[at + 1] = clean(&arguments[at + 1]);
+    }
+    arguments
+}
+
+/// `null`, `""`, 0 and a missing key all mean unset.
+fn meaning(state: &Value) -> BTreeMap<String, Value> {
+    let unset = |value: &Value| [Value::Null, "".into(), 0.into(), false.into()].contains(value);
+    let keys = state.as_object().unwrap().iter();
+    keys.filter(|(_, value)| !unset(value)).map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
+#[test]
+fn arguments_are_those_that_go_made() {
+    for case in cases_of_2017().iter().chain(&cases_of_2020()) {
+        let arguments = case.config.arguments(&case.cmdline).unwrap();
+        assert_eq!(cleaned(&arguments), cleaned(&expected(case)), "case {}", case.name);
+    }
+}
+
+#[test]
+fn state_means_what_go_wrote() {
+    for Case { name, mut config, cmdline, state, .. } in cases_of_2017() {
+        config.arguments = config.arguments(&cmdline).unwrap();
+        let program = config.hyperkit.clone().unwrap();
+        config.cmdline = format!("{} {}", program.display(), config.arguments.join(" "));
+        let written: Value = serde_json::from_str(&config.to_string()).unwrap();
+        assert_eq!(meaning(&written), meaning(&state), "case {name}");
+    }
+}
+
+#[test]
+fn state_of_2017_loads_and_survives() {
+    for Case { name, config, state, .. } in cases_of_2017() {
+        let loaded: HyperKit = serde_json::from_value(state.clone()).unwrap();
+        assert_eq!(loaded.arguments, serde_json::from_value::<Vec<String>>(state["arguments"].clone()).unwrap());
+        assert_eq!(loaded.cmdline, state["cmdline"].as_str().unwrap(), "case {name}");
+        assert_eq!(described(loaded.clone()), config, "case {name}");
+        let again: Value = serde_json::to_value(&loaded).unwrap();
+        assert_eq!(meaning(&again), meaning(&state), "case {name}");
+    }
+}
+
+/// It is written in the form of 2017, so it is the machine that is compared.
+#[test]
+fn state_of_2020_loads_and_survives() {
+    for Case { name, arguments, mut state, .. } in cases_of_2020() {
+        let later = json!({"a": [1, {"b": null}], "c": 0.1});
+        state["later"] = later.clone();
+        state["disks"].as_array_mut().into_iter().flatten().for_each(|disk| disk["later"] = later.clone());
+        let loaded: HyperKit = serde_json::from_value(state.clone()).unwrap();
+        assert_eq!(loaded.arguments, arguments, "case {name}");
+        let written = loaded.to_string();
+        assert_eq!(serde_json::from_str::<HyperKit>(&written).unwrap(), loaded, "case {name}");
+        let written: Value = serde_json::from_str(&written).unwrap();
+        assert_eq!(written["later"], later, "case {name}");
+        for index in 0..loaded.disks.len() {
+            assert_eq!(written["disks"][index]["later"], later, "case {name}");
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! JSON properties: any state file loads or is an error, and any description survives being saved.
+
+use std::fs;
+
+use hyperkit::{Disk, Error, HyperKit};
+use proptest::prelude::*;
+
+use crate::common::Files;
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_bytes_as_a_state_file_are_a_machine_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let files = Files::new();
+        fs::create_dir(files.path("vm")).unwrap();
+        files.write("vm/hyperkit.json", &bytes);
+        files.write("vm/hyperkit.pid", &bytes);
+        match HyperKit::from_state(files.path("vm")) {
+            Ok(machine) => prop_assert!(!machine.is_running()),
+            Err(error) => prop_assert!(matches!(error, Error::DamagedState { .. }), "{error:?}"),
+        }
+    }
+
+    #[test]
+    fn any_description_survives_its_state_file(
+        cpus in any::<u32>(), memory in any::<u64>(), cid in any::<u32>(), pid in proptest::option::of(1..u32::MAX),
+        texts in proptest::collection::vec("\\PC{1,12}", 5), sizes in proptest::collection::vec(1..u64::MAX, 0..4),
+        ports in proptest::collection::vec(any::<u32>(), 0..6), isos in proptest::collection::vec("/\\PC{0,12}", 0..4),
+    ) {
+        let mut machine = HyperKit::new().cpus(cpus).memory(memory).vsock_guest_cid(cid).vsock(cid % 2 == 0);
+        machine.pid = pid;
+        machine = machine.kernel(&texts[0]).initrd(&texts[1]).uuid(&texts[2]).socket_9p(&texts[3], &texts[4]);
+        machine = sizes.iter().fold(machine, |machine, &size| machine.disk(Disk::raw(&texts[0]).size(size)));
+        machine = ports.into_iter().fold(machine, HyperKit::vsock_port);
+        machine = isos.into_iter().fold(machine, HyperKit::iso);
+        machine.arguments = texts;
+        let again: HyperKit = serde_json::from_str(&machine.to_string()).unwrap();
+        prop_assert_eq!(again, machine);
+    }
+}

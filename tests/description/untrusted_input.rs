@@ -1,0 +1,118 @@
+//! Whatever comes in from outside, against what has to hold of it: any bytes, and what was recorded with a few changes.
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
+use serde_json::Value;
+
+use crate::common::inputs;
+
+/// The states and command lines that Go was seen to make.
+fn recorded() -> Vec<Value> {
+    let years = [include_str!("../recorded/argv-2017.jsonl"), include_str!("../recorded/argv-2020.jsonl")];
+    years.iter().flat_map(|year| year.lines()).map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn states() -> Vec<Vec<u8>> {
+    recorded().iter().map(|case| case["state"].to_string().into_bytes()).collect()
+}
+
+fn command_lines() -> Vec<Vec<u8>> {
+    let words = |case: &Value| serde_json::from_value::<Vec<String>>(case["arguments"].clone()).unwrap();
+    recorded().iter().map(|case| words(case).join("\n").into_bytes()).collect()
+}
+
+fn ttys() -> Vec<Vec<u8>> {
+    ["/dev/ttys001", "/dev/pts/7\n", "/dev", "/dev/", "/dev/../etc/passwd", "/dev/./x", "/dev/pts/..", "dev/ttys001"]
+        .map(|tty| tty.as_bytes().to_vec())
+        .to_vec()
+}
+
+/// What is worth putting somewhere: what separates, what ends, and what means something.
+const PIECES: [&str; 24] = [
+    ",",
+    ":",
+    ";",
+    "=",
+    "%",
+    "?",
+    "&",
+    "/",
+    "..",
+    "\n",
+    "\0",
+    "-",
+    "\"",
+    "\"\"",
+    "null",
+    "{}",
+    "[\"\"]",
+    "0",
+    "1e-7",
+    "31",
+    "-s",
+    "auto",
+    "format=qcow",
+    "\u{e9}",
+];
+
+/// One of these, with some bytes taken out and pieces put in.
+fn changed(these: Vec<Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
+    let change = (any::<Index>(), 0..12_usize, prop_oneof![Just(""), select(&PIECES[..])]);
+    (select(these), vec(change, 0..4)).prop_map(|(mut bytes, changes)| {
+        for (at, length, piece) in changes {
+            let from = at.index(bytes.len() + 1);
+            let to = bytes.len().min(from + length);
+            bytes.splice(from..to, piece.bytes());
+        }
+        bytes
+    })
+}
+
+fn any_or(these: Vec<Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![1 => vec(any::<u8>(), 0..100), 3 => changed(these)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_state_file_survives_or_is_refused(bytes in any_or(states())) {
+        inputs::json(&bytes);
+    }
+
+    #[test]
+    fn any_command_line_comes_back_or_is_refused(bytes in any_or(command_lines())) {
+        inputs::argv(&bytes);
+    }
+
+    #[test]
+    fn no_pid_file_makes_a_machine_of_a_stranger(bytes in prop_oneof![vec(any::<u8>(), 0..40), "[0-9]{1,10}[ \n]?".prop_map(String::into_bytes)]) {
+        inputs::pid_file(&bytes);
+    }
+
+    #[test]
+    fn any_tty_file_names_a_device_or_nothing(bytes in any_or(ttys())) {
+        inputs::tty_file(&bytes);
+    }
+}
+
+/// The process of this very test, and the first one of the system, are no machines.
+#[test]
+fn processes_that_run_are_no_machines() {
+    for pid in [1, std::process::id()] {
+        inputs::pid_file(pid.to_string().as_bytes());
+    }
+}
+
+/// The checks look at something: what was recorded gets through to their end.
+#[test]
+fn what_was_recorded_passes() {
+    for (state, command_line) in states().iter().zip(command_lines()) {
+        assert!(serde_json::from_slice::<hyperkit::HyperKit>(state).is_ok());
+        inputs::json(state);
+        let words: Vec<_> = std::str::from_utf8(&command_line).unwrap().lines().collect();
+        assert!(hyperkit::parse_arguments(&words).is_ok());
+        inputs::argv(&command_line);
+    }
+}

@@ -1,0 +1,168 @@
+//! Every device in a real guest: what it sees, slot by slot, is what was described.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+
+use hyperkit::{Disk, Driver, Exit, HyperKit, PortForward, Qcow, Serial, VpnKit};
+
+use crate::common::Ended;
+use crate::common::guest::{PATIENCE, REPORT, Report, iso, machine, made_by_setup, share};
+
+/// The kinds of device as their PCI configuration says it: vendor, device, subsystem, class.
+const NETWORK: &str = "0x1af4 0x1000 0x0001 0x020000";
+const BLOCK: &str = "0x1af4 0x1001 0x0002 0x010000";
+const AHCI: &str = "0x8086 0x2922 0x1100 0x010601";
+const VSOCK: &str = "0x1af4 0x1053 0x1100 0x078000";
+const RANDOM: &str = "0x1af4 0x1005 0x0004 0x00ff00";
+const SHARE: &str = "0x1af4 0x1009 0x0009 0x000200";
+const HOST_BRIDGE: &str = "0000:00:00.0 0x8086 0x29c0 0x1100 0x060000";
+const LPC_BRIDGE: &str = "0000:00:1f.0 0x8086 0x2918 0x1100 0x060100";
+
+fn at(slot: usize, what: &str) -> String {
+    format!("0000:00:{slot:02x}.0 {what}")
+}
+
+/// All of the PCI bus, for these kinds in the slots from 1 on.
+fn bus(kinds: &[&str]) -> Vec<String> {
+    let devices = (1..).zip(kinds).map(|(slot, kind)| at(slot, kind));
+    [HOST_BRIDGE.to_owned()].into_iter().chain(devices).chain([LPC_BRIDGE.to_owned()]).collect()
+}
+
+/// A disk of so many MiB as the guest reports it.
+fn disk(slot: usize, name: &str, mebibytes: u64, rest: &str) -> String {
+    at(slot, &format!("{name} {} {rest}", mebibytes * 2048))
+}
+
+fn run(mut machine: HyperKit, cmdline: &str) -> Report {
+    let state = machine.state_dir.clone().unwrap();
+    let _end = Ended(state.clone());
+    let vm = machine.start(cmdline).unwrap();
+    assert_eq!(vm.wait_timeout(PATIENCE).unwrap(), Some(Exit::PowerOff));
+    Report::of(&fs::read(state.join("console-ring")).unwrap())
+}
+
+#[test]
+fn one_of_every_kind() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().canonicalize().unwrap();
+    let read_only = dir.join("read-only.img");
+    fs::write(&read_only, "written-by-the-host".repeat(60_000)).unwrap();
+    fs::File::options().write(true).open(&read_only).unwrap().set_len(2 * 1024 * 1024).unwrap();
+    let machine = machine()
+        .state_dir(dir.join("vm"))
+        .memory(512)
+        .vpnkit(VpnKit::Auto)
+        .vpnkit_key("0f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55")
+        .vpnkit_preferred_ipv4("192.168.65.10")
+        .mac("02:00:00:00:00:07")
+        .port_forward(PortForward::tcp(0, 22))
+        .vmnet(true)
+        .disk(Disk::in_state_dir(5))
+        .disk(Disk::raw(dir.join("sata.img")).size(4).ahci())
+        .disk(Disk::qcow2(dir.join("a.qcow2"), Qcow::default()).size(8).trim().sync().sector_size(4096, 4096))
+        .disk(Disk::new(&read_only).read_only().sector_size(512, 4096))
+        .vsock(true)
+        .vhost_device_vsock(made_by_setup("target/tools/bin", "vhost-device-vsock"))
+        .iso(iso(&dir, "one", "from the image"))
+        .socket_9p(share(&dir, "shared", "from the share"), "tag")
+        .serial(Serial::tty().log())
+        .serial(Serial::none().log());
+
+    let report = run(machine, &format!("{REPORT} hyperkit.marker=here"));
+    let kinds = [NETWORK, NETWORK, BLOCK, AHCI, BLOCK, BLOCK, VSOCK, AHCI, RANDOM, SHARE];
+    assert_eq!(report["pci"], bus(&kinds));
+    assert_eq!(
+        report["net"],
+        [at(1, "02:00:00:00:00:07 192.168.65.10/24"), at(2, "52:54:00:12:34:56 192.168.64.15/24")]
+    );
+    let usual = "ro=0 sectors=512/512 cache=write-back discard=1 begin=";
+    assert_eq!(
+        report["disk"],
+        [
+            disk(3, "vda", 5, usual),
+            disk(5, "vdb", 8, "ro=0 sectors=4096/4096 cache=write-through discard=1 begin="),
+            disk(
+                6,
+                "vdc",
+                2,
+                "ro=1 sectors=512/4096 cache=write-back discard=1 begin=written-by-the-hostwritten-by-th"
+            ),
+            disk(4, "sda", 4, usual),
+        ]
+    );
+    assert_eq!(report["vsock"], [at(7, "").trim_end()]);
+    assert_eq!(report["iso"], [at(8, "sr0 hello.txt from the image")]);
+    assert!(report.one("random").starts_with("virtio_rng.0 "));
+    assert_eq!(report["9p"], [at(10, "tag hello.txt from the share")]);
+    assert_eq!(report["serial"], ["ttyS0", "ttyS1"]);
+    assert_eq!(fs::read_to_string(dir.join("vm/console-ring2")).unwrap(), "this is ttyS1\r\n");
+    assert_eq!(report.one("firmware"), "bios");
+
+    let mut written = [0; 4];
+    fs::File::open(dir.join("vm/disk.img")).unwrap().read_exact_at(&mut written, 1024 * 1024).unwrap();
+    assert_eq!(&written, b"here");
+    assert!(fs::read(dir.join("a.qcow2")).unwrap().starts_with(b"QFI\xfb"));
+}
+
+#[test]
+fn thirty_devices() {
+    const DISKS: usize = 12;
+    const ISOS: usize = 8;
+    const SHARES: usize = 6;
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().canonicalize().unwrap();
+    let mut machine = machine().state_dir(dir.join("vm")).serial(Serial::none().log());
+    machine = machine.vpnkit(VpnKit::Auto).vmnet(true).vsock(true);
+    machine = machine.vhost_device_vsock(made_by_setup("target/tools/bin", "vhost-device-vsock"));
+    for index in 0..DISKS {
+        let image = Disk::raw(dir.join(format!("{index}.img"))).size(index as u64 + 1);
+        machine = machine.disk(if index % 3 == 2 { image.ahci() } else { image });
+    }
+    for index in 0..ISOS {
+        machine = machine.iso(iso(&dir, &format!("iso{index}"), &format!("image {index}")));
+    }
+    for index in 0..SHARES {
+        machine =
+            machine.socket_9p(share(&dir, &format!("share{index}"), &format!("share {index}")), format!("tag{index}"));
+    }
+    let kinds: Vec<_> = [NETWORK; 2]
+        .into_iter()
+        .chain(machine.disks.iter().map(|image| if image.driver == Driver::Ahci { AHCI } else { BLOCK }))
+        .chain([VSOCK])
+        .chain([AHCI; ISOS])
+        .chain([RANDOM])
+        .chain([SHARE; SHARES])
+        .collect();
+    assert_eq!(kinds.len(), 30);
+
+    let report = run(machine.clone(), REPORT);
+    assert_eq!(report["pci"], bus(&kinds));
+    assert_eq!(report["net"].len(), 2);
+    // Each disk is told by its size, each image and share by what is in it. Linux looks at SATA ports all at once, and names
+    // what is there as it comes.
+    let by_slot = |key: &str| {
+        let unnamed = |line: &String| {
+            let words = line.split(' ').filter(|word| !word.starts_with("sd") && !word.starts_with("sr"));
+            words.collect::<Vec<_>>().join(" ")
+        };
+        let mut lines: Vec<_> = report[key].iter().map(unnamed).collect();
+        lines.sort();
+        lines
+    };
+    let mut letters = 'a'..;
+    let disks = (0..DISKS).map(|index| {
+        let virtio =
+            (machine.disks[index].driver == Driver::VirtioBlk).then(|| format!("vd{} ", letters.next().unwrap()));
+        let size = (index + 1) * 2048;
+        let rest = "ro=0 sectors=512/512 cache=write-back discard=1 begin=";
+        at(index + 3, &format!("{}{size} {rest}", virtio.unwrap_or_default()))
+    });
+    assert_eq!(by_slot("disk"), disks.collect::<Vec<_>>());
+    let first_iso = 3 + DISKS + 1;
+    let isos = (0..ISOS).map(|index| at(first_iso + index, &format!("hello.txt image {index}")));
+    assert_eq!(by_slot("iso"), isos.collect::<Vec<_>>());
+    let first_share = first_iso + ISOS + 1;
+    let shares = (0..SHARES).map(|index| at(first_share + index, &format!("tag{index} hello.txt share {index}")));
+    assert_eq!(by_slot("9p"), shares.collect::<Vec<_>>());
+    assert_eq!(report["vsock"], [at(3 + DISKS, "").trim_end()]);
+}

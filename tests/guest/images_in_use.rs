@@ -1,0 +1,38 @@
+//! TODO
+
+use hyperkit::{Console, Disk, Error, HyperKit};
+
+use crate::common::Ended;
+use crate::common::guest::machine;
+
+/// QEMU's locks are seen, and those of who writes told from those of who reads.
+#[test]
+fn an_image_that_a_qemu_uses_is_refused_before_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().canonicalize().unwrap();
+    let (first, second) = (dir.join("first"), dir.join("second"));
+    let _ends = (Ended(first.clone()), Ended(second.clone()));
+    for shared in [Disk::raw(dir.join("shared.img")).size(1), Disk::new(dir.join("shared.qcow2")).size(1)] {
+        let start = |state: &std::path::Path, disk: Disk| {
+            let mut machine = machine().state_dir(state).disk(disk).console(Console::File);
+            machine.start("console=ttyS0")
+        };
+        let vm = start(&first, shared.clone()).unwrap();
+        for disk in [shared.clone(), shared.clone().read_only()] {
+            // Elsewhere QEMU's own locks are all there is.
+            if cfg!(target_os = "linux") || !disk.read_only {
+                match start(&second, disk) {
+                    Err(Error::DiskInUse { path }) => assert_eq!(Some(path), shared.path),
+                    other => panic!("{other:?}"),
+                }
+                assert!(!second.exists());
+            }
+        }
+        vm.stop().unwrap();
+        // Who only reads does not disturb others who only read, but is disturbed.
+        let readers = [&first, &second].map(|state| start(state, shared.clone().read_only()).unwrap());
+        assert!(matches!(start(&dir.join("third"), shared.clone()), Err(Error::DiskInUse { .. })));
+        readers.iter().for_each(|vm| vm.stop().unwrap());
+        HyperKit::from_state(&second).unwrap().remove(false).unwrap();
+    }
+}

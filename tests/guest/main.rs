@@ -1,0 +1,16 @@
+//! Tests that boot a real guest in QEMU. `examples/setup.sh --tests` prepares the guest; without it, or without QEMU, they fail.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod boot;
+mod console;
+mod crash_recovery;
+mod devices;
+mod exit_reasons;
+mod firmware;
+mod images_in_use;
+mod ports;
+mod shutdown;
+#[cfg(target_os = "linux")]
+mod vsock;

@@ -1,0 +1,94 @@
+//! How a real guest in a real QEMU ends: by the power button, by a reset, by the plug; and what happens in between.
+//!
+//! The guest is the one that `examples/setup.sh` makes; without it, or without QEMU, these tests fail.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use hyperkit::{Error, Exit, Shutdown};
+use rustix::process::{Signal, kill_process};
+
+use crate::common::guest::{PATIENCE, QUIET, new_guest};
+use crate::common::{Stopped, eventually, example, raw};
+
+#[test]
+fn the_power_button_is_pressed_until_the_guest_listens() {
+    let mut guest = new_guest();
+    let vm = guest.machine.start(QUIET).unwrap();
+    // The kernel is not even unpacked: the first presses are lost.
+    assert_eq!(vm.shutdown(PATIENCE).unwrap(), Shutdown::PowerButton(Exit::PowerOff));
+    assert!(!guest.machine.is_running() && !guest.state.join("hyperkit.pid").exists());
+}
+
+#[test]
+fn the_power_button_from_another_program() {
+    let mut guest = new_guest();
+    let vm = guest.machine.start(QUIET).unwrap();
+    vm.wait_for_console("is up", PATIENCE).unwrap(); // whose grace is shorter than a boot can be
+    let mut boot = Command::new(example("boot"));
+    assert!(boot.arg("--shutdown").arg("--state-dir").arg(&guest.state).status().unwrap().success());
+    assert_eq!(vm.try_wait().unwrap().or_else(|| vm.wait_timeout(PATIENCE).unwrap()), Some(Exit::PowerOff));
+    assert!(!guest.state.join("hyperkit.pid").exists());
+}
+
+/// What QEMU says of itself.
+fn status(socket: PathBuf) -> String {
+    let mut stream = BufReader::new(UnixStream::connect(socket).unwrap());
+    stream.get_mut().write_all(b"{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"query-status\"}\n").unwrap();
+    let mut line = String::new();
+    while !line.contains("\"status\"") {
+        line.clear();
+        assert!(stream.read_line(&mut line).unwrap() > 0);
+    }
+    let answer: serde_json::Value = serde_json::from_str(&line).unwrap();
+    answer["return"]["status"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_paused_machine_is_running_and_is_shut_down_all_the_same() {
+    let mut guest = new_guest();
+    let vm = guest.machine.start(QUIET).unwrap();
+    let other = |flag: &str| {
+        let mut boot = Command::new(example("boot"));
+        assert!(boot.arg(flag).arg("--state-dir").arg(&guest.state).status().unwrap().success());
+    };
+    for (flag, expected) in [("--pause", "paused"), ("--resume", "running"), ("--pause", "paused")] {
+        other(flag);
+        eventually(expected, || status(guest.state.join("qmp.sock")) == expected);
+        assert!(guest.machine.is_running());
+    }
+    assert_eq!(vm.shutdown(PATIENCE).unwrap(), Shutdown::PowerButton(Exit::PowerOff));
+}
+
+#[test]
+fn without_a_state_directory_it_can_only_be_unplugged() {
+    let mut machine = new_guest().machine.no_serials();
+    machine.state_dir = None;
+    let vm = machine.start(QUIET).unwrap();
+    let _stop = Stopped(&vm);
+    let needs_one = |result: hyperkit::Result<()>, call: &str| match result {
+        Err(Error::StateDirRequired { field }) => assert_eq!(field, call),
+        other => panic!("{call}: {other:?}"),
+    };
+    needs_one(vm.pause(), "pause");
+    needs_one(vm.resume(), "resume");
+    needs_one(vm.port_forwards().map(drop), "port_forwards");
+    needs_one(vm.console().map(drop), "console");
+    assert_eq!(vm.shutdown(Duration::from_millis(1)).unwrap(), Shutdown::Plug(Exit::Killed(9)));
+}
+
+/// A QEMU that hangs takes no more connections than fit into its queue: the next one must not wait for ever.
+#[test]
+fn a_qemu_that_hangs_is_unplugged_after_the_grace() {
+    let mut guest = new_guest();
+    let vm = guest.machine.start(QUIET).unwrap();
+    kill_process(raw(vm.pid()), Signal::STOP).unwrap();
+    let connect = || UnixStream::connect(guest.state.join("qmp.sock")).ok();
+    let _queue = [connect(), connect()];
+    let (send, ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || send.send(vm.shutdown(Duration::from_secs(1)).unwrap()));
+    assert_eq!(ended.recv_timeout(PATIENCE), Ok(Shutdown::Plug(Exit::Killed(9))));
+}

@@ -1,0 +1,101 @@
+//! The example that looks after state directories, against the stand-in.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use hyperkit::HyperKit;
+use serde_json::{Value, json};
+
+use crate::common::{Files, LONG, example, started};
+
+fn ctl(words: &[&str], dir: &Path) -> Command {
+    let mut ctl = Command::new(example("ctl"));
+    ctl.args(words).arg(dir).stdin(Stdio::null());
+    ctl
+}
+
+/// What it says in JSON, and whether all went well.
+fn json(words: &[&str], dir: &Path) -> (Vec<Value>, bool) {
+    let output = ctl(&[&["--json"], words].concat(), dir).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    let lines = String::from_utf8(output.stdout).unwrap();
+    (lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect(), output.status.success())
+}
+
+#[test]
+fn a_machine_is_listed_shown_and_looked_after() {
+    let files = Files::new();
+    let (machine, vm, _end) = started(&files, "guest guest.say=hello");
+    let dir = files.path("vm");
+    vm.wait_for_console("hello", LONG).unwrap();
+    let (list, well) = json(&["list"], &files.dir());
+    let pid = vm.pid();
+    let entry = json!({ "dir": dir, "running": true, "pid": pid, "engine": "hyperkit", "cpus": 1, "memory": 1024 });
+    assert!(well);
+    assert_eq!(list, [entry]);
+    let (shown, _) = json(&["show"], &dir);
+    assert_eq!(shown[0]["cmdline"], "guest guest.say=hello");
+    assert_eq!(shown[0]["consoles"], json!(machine.ttys().unwrap()));
+    assert_eq!(serde_json::from_value::<HyperKit>(shown[0]["description"].clone()).unwrap(), machine);
+    let (log, _) = json(&["log"], &dir);
+    assert!(log.contains(&json!("hello")), "{log:?}");
+
+    for (command, said) in [("pause", "is paused"), ("resume", "goes on"), ("shutdown", "has powered off")] {
+        let (done, well) = json(&[command], &dir);
+        assert!(well);
+        assert_eq!(done, [json!({ "dir": dir, "done": command, "said": said })]);
+    }
+    assert!(!machine.is_running());
+    let (done, _) = json(&["start"], &dir);
+    let again = HyperKit::from_state(&dir).unwrap();
+    assert_eq!(json!(again.pid), done[0]["pid"]);
+    assert_eq!(again.arguments, machine.arguments, "as the last time");
+    for (command, well) in [("rm", false), ("stop", true), ("pause", false), ("rm", true)] {
+        let (done, went) = json(&[command], &dir);
+        assert_eq!((went, done.len(), done[0].get("error").is_none()), (well, 1, well), "{command}: {done:?}");
+    }
+    assert!(!dir.exists());
+}
+
+#[test]
+fn a_follower_hears_it_all_and_ends_with_the_machine() {
+    let files = Files::new();
+    let (_, vm, _end) = started(&files, "guest.say=first");
+    let mut follower = ctl(&["log", "-f"], &files.path("vm")).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line == "first"));
+    vm.stop().unwrap();
+    drop(lines);
+    assert!(follower.wait().unwrap().success());
+}
+
+#[test]
+fn people_read_it_too_and_what_makes_no_sense_is_refused() {
+    let files = Files::new();
+    let (_, vm, _end) = started(&files, "guest");
+    files.write("damaged.json", b"");
+    std::fs::create_dir(files.path("damaged")).unwrap();
+    files.write("damaged/hyperkit.json", b"{");
+    let output = ctl(&["list"], &files.dir()).output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<_> = said.lines().collect();
+    assert!(output.status.success() && lines.len() == 3, "{said}");
+    assert!(lines[1].starts_with("damaged ") && lines[1].contains("rm forgets it"), "{said}");
+    let words: Vec<_> = lines[2].split_ascii_whitespace().collect();
+    assert_eq!(words, ["vm", &vm.pid().to_string(), "runs", "1", "1024", "hyperkit"]);
+
+    assert!(ctl(&["rm"], &files.path("damaged")).status().unwrap().success());
+    assert!(!files.path("damaged").exists());
+    let stopped =
+        Command::new(example("ctl")).arg("stop").args([files.path("none"), files.path("vm")]).output().unwrap();
+    assert!(!stopped.status.success());
+    assert!(String::from_utf8(stopped.stderr).unwrap().contains("no machine is remembered here"));
+    assert!(vm.wait_timeout(LONG).unwrap().is_some(), "the other is stopped all the same");
+
+    for words in [&["start", "-f", "vm"][..], &["no-such", "vm"], &["console", "--json", "vm"], &["stop"], &[]] {
+        let output = Command::new(example("ctl")).args(words).current_dir(files.dir()).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{words:?}");
+        assert!(String::from_utf8(output.stderr).unwrap().contains("--help shows how"));
+    }
+}

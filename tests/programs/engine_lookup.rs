@@ -1,0 +1,108 @@
+//! Which program runs the machine, and which VPNKit it is given.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+use crate::common::{Files, example, standin};
+
+fn text(output: &[u8]) -> String {
+    String::from_utf8_lossy(output).into_owned()
+}
+
+/// With no program set, hyperkit's names come before QEMU's, and every place looked at is in the error.
+#[test]
+fn the_default_program() {
+    let files = Files::new();
+    let bin = files.path("bin");
+    fs::create_dir(&bin).unwrap();
+    let run = || -> Output {
+        let mut boot = Command::new(example("boot"));
+        boot.env("PATH", &bin).arg("--kernel").arg(files.path("vmlinuz")).args(["--cmdline", "guest.exit=0"]);
+        boot.arg("--state-dir").arg(files.path("vm")).stdin(Stdio::null()).output().unwrap()
+    };
+    let absolute = ["/usr/local/bin/hyperkit", "/Applications/Docker.app/Contents/Resources/bin/hyperkit"];
+    if absolute.iter().any(|program| Path::new(program).exists()) {
+        panic!("this test needs a machine without hyperkit");
+    }
+    let nothing = run();
+    let why = text(&nothing.stderr);
+    assert!(!nothing.status.success());
+    for name in ["hyperkit", "com.docker.hyperkit", "qemu-system-x86_64"] {
+        assert!(why.contains(bin.join(name).to_str().unwrap()), "{why}");
+    }
+    assert!(absolute.iter().all(|place| why.contains(place)), "{why}");
+
+    // A script that says that QEMU was called, and leaves it at that.
+    let qemu = files.write("bin/qemu-system-x86_64", b"#!/bin/sh\necho called as QEMU\nexit 9\n");
+    fs::set_permissions(&qemu, fs::Permissions::from_mode(0o755)).unwrap();
+    let called = run();
+    assert_eq!(text(&called.stdout), "called as QEMU\n");
+    assert!(text(&called.stderr).contains("failed with exit code 9"), "{called:?}");
+
+    for name in ["com.docker.hyperkit", "hyperkit"] {
+        symlink(standin(), bin.join(name)).unwrap();
+        let ran = run();
+        assert!(ran.status.success(), "{ran:?}");
+        let json: Value = serde_json::from_slice(&fs::read(files.path("vm/hyperkit.json")).unwrap()).unwrap();
+        assert_eq!(json["hyperkit"].as_str().map(PathBuf::from), Some(bin.join(name)));
+    }
+}
+
+/// Root reads everything, so this is tried as somebody else.
+#[test]
+fn a_kernel_that_may_not_be_read() {
+    let files = Files::new();
+    let open_to_all = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    let boot = files.path("boot");
+    fs::copy(example("boot"), &boot).unwrap();
+    let hyperkit = files.path("hyperkit");
+    fs::copy(standin(), &hyperkit).unwrap();
+    let locked = files.path("vmlinuz");
+    [(files.dir().as_path(), 0o755), (&boot, 0o755), (&hyperkit, 0o755), (&locked, 0o000)]
+        .into_iter()
+        .for_each(|(path, mode)| open_to_all(path, mode));
+    let mut command = Command::new(&boot);
+    command.arg("--hyperkit").arg(&hyperkit).arg("--kernel").arg(&locked).arg("--no-state").current_dir("/");
+    if rustix::process::geteuid().is_root() {
+        command.uid(65534);
+    }
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let why = text(&output.stderr);
+    assert!(
+        why.contains(&format!(
+            "`kernel` cannot be opened: look at its permissions, or set it to another: {}: Permission denied",
+            locked.display()
+        )),
+        "{why}"
+    );
+}
+
+/// VPNKit's socket is looked for in the home directory: the newer name first.
+#[test]
+fn vpnkit_auto() {
+    let files = Files::new();
+    let data = files.path("Library/Containers/com.docker.docker/Data");
+    fs::create_dir_all(&data).unwrap();
+    let run = || {
+        let mut boot = Command::new(example("boot"));
+        boot.env("HOME", files.dir()).arg("--hyperkit").arg(standin()).arg("--kernel").arg(files.path("vmlinuz"));
+        boot.arg("--state-dir").arg(files.path("vm")).args(["--vpnkit", "auto", "--cmdline", "guest.exit=0"]);
+        let output = boot.stdin(Stdio::null()).output().unwrap();
+        (output.status.success(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (ran, why) = run();
+    assert!(!ran && why.contains("vpnkit.eth.sock, ") && why.contains("Data/s50"), "{why}");
+    let mut listeners = Vec::new();
+    for name in ["s50", "vpnkit.eth.sock"] {
+        listeners.push(std::os::unix::net::UnixListener::bind(data.join(name)).unwrap());
+        let (ran, why) = run();
+        assert!(ran, "{why}");
+        let json: Value = serde_json::from_slice(&fs::read(files.path("vm/hyperkit.json")).unwrap()).unwrap();
+        assert_eq!(json["vpnkit_sock"].as_str().map(PathBuf::from), Some(data.join(name)));
+    }
+}

@@ -1,0 +1,126 @@
+//! The example that runs a program in a machine of its own: its output, its errors, its status.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Seek};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use rustix::process::{Signal, kill_process};
+use tempfile::TempDir;
+
+use crate::common::guest::compiled;
+use crate::common::{eventually, example, names, raw};
+
+struct Exec {
+    dir: TempDir,
+    program: PathBuf,
+}
+
+impl Exec {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        Self { program: compiled(dir.path()), dir }
+    }
+
+    /// Whatever it makes is in a directory of the test.
+    fn command(&self, program: &Path, arguments: &[&str]) -> Command {
+        let temporary = self.dir.path().join("tmp");
+        fs::create_dir_all(&temporary).unwrap();
+        let mut exec = Command::new(example("exec"));
+        exec.env("TMPDIR", temporary).args(["--hyperkit", "qemu-system-x86_64", "--memory", "256"]);
+        exec.arg(program).args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        exec
+    }
+
+    fn run(&self, program: &Path, arguments: &[&str]) -> Output {
+        let output = self.command(program, arguments).output().unwrap();
+        assert_eq!(names(&self.dir.path().join("tmp")), [] as [&str; 0], "it leaves nothing");
+        output
+    }
+}
+
+#[test]
+fn output_errors_and_status_are_those_of_the_program() {
+    let exec = Exec::new();
+    let output = exec.run(&exec.program, &["a", "b c", "", "it's", "--help", "$HOME\n*"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(said, "process 1\n[./program]\n[a]\n[b c]\n[]\n[it's]\n[--help]\n[$HOME\n*]\n");
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "an error\n");
+
+    let output = exec.run(&exec.program, &["exit", "42"]);
+    assert_eq!((output.status.code(), &output.stderr[..]), (Some(42), &b"half a line"[..]));
+
+    let output = exec.run(&exec.program, &["bytes"]);
+    assert_eq!(output.status.code(), Some(0));
+    let bytes: Vec<u8> = (0..256_000_u32).map(|i| ((i / 1000 + i) & 0xff) as u8).collect();
+    assert!(output.stdout == bytes, "{} bytes came", output.stdout.len());
+}
+
+#[test]
+fn a_program_that_fails_or_cannot_be_run_says_so() {
+    let exec = Exec::new();
+    let output = exec.run(&exec.program, &["fault"]);
+    assert_eq!(output.status.code(), Some(128 + 11), "{output:?}");
+
+    // Process 1 is protected from signals, also from its own, and its abort ends otherwise.
+    let output = exec.run(Path::new("--child"), &[exec.program.to_str().unwrap(), "abort"]);
+    assert_eq!(output.status.code(), Some(128 + 6), "{output:?}");
+    let dynamic = exec.run(&std::env::current_exe().unwrap(), &[]);
+    assert_eq!(dynamic.status.code(), Some(125));
+    assert!(String::from_utf8_lossy(&dynamic.stderr).contains("link it statically"), "{dynamic:?}");
+    let missing = exec.run(Path::new("/nowhere/program"), &[]);
+    assert_eq!(missing.status.code(), Some(125));
+    assert!(String::from_utf8_lossy(&missing.stderr).contains("/nowhere/program"), "{missing:?}");
+}
+
+/// Told to end, with its machine, when the test fails, too.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.0.try_wait().is_ok_and(|end| end.is_none()) {
+            let _ = kill_process(raw(self.0.id()), Signal::TERM).map(|()| self.0.wait());
+        }
+    }
+}
+
+#[test]
+fn who_ends_it_ends_the_machine() {
+    let exec = Exec::new();
+    let script = exec.dir.path().join("script");
+    fs::write(&script, "#!/bin/sh\necho here\nexec sleep 1000\n").unwrap();
+    let said = exec.dir.path().join("said");
+    let mut command = exec.command(&script, &[]);
+    let mut running = Running(command.stdout(fs::File::create(&said).unwrap()).spawn().unwrap());
+    eventually("it runs", || fs::read_to_string(&said).unwrap().contains("here"));
+    kill_process(raw(running.0.id()), Signal::TERM).unwrap();
+    assert_eq!(running.0.wait().unwrap().code(), Some(128 + 15));
+    assert_eq!(names(&exec.dir.path().join("tmp")), [] as [&str; 0]);
+}
+
+#[test]
+fn what_is_on_standard_input_is_left_to_the_next_who_reads() {
+    let exec = Exec::new();
+    let input = exec.dir.path().join("input");
+    fs::write(&input, "for the next\n").unwrap();
+    let mut input = fs::File::open(&input).unwrap();
+    let output = exec.command(&exec.program, &["exit", "0"]).stdin(input.try_clone().unwrap()).output().unwrap();
+    assert_eq!((output.status.code(), &output.stdout[..]), (Some(0), &b""[..]));
+    assert_eq!(input.stream_position().unwrap(), 0);
+}
+
+#[test]
+fn who_hears_no_errors_any_more_gets_no_machine_that_runs_on() {
+    let exec = Exec::new();
+    let script = exec.dir.path().join("script");
+    fs::write(&script, "#!/bin/sh\necho first >&2\nwhile sleep 0.1; do echo more >&2; done\n").unwrap();
+    let mut running = Running(exec.command(&script, &[]).spawn().unwrap());
+    let mut errors = BufReader::new(running.0.stderr.take().unwrap());
+    let mut line = String::new();
+    errors.read_line(&mut line).unwrap();
+    assert_eq!(line, "first\n");
+    drop(errors);
+    assert_eq!(running.0.wait().unwrap().code(), Some(125));
+    assert_eq!(names(&exec.dir.path().join("tmp")), [] as [&str; 0]);
+}

@@ -1,0 +1,11 @@
+//! Tests that run programs: the examples, the README's programs and an embedder's.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod ctl;
+mod embedder;
+mod engine_lookup;
+#[cfg(target_os = "linux")]
+mod exec; // needs the host's C compiler to build Linux programs
+mod terminal;

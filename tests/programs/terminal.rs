@@ -1,0 +1,125 @@
+//! The caller's terminal, lent to a machine with its console on stdio or put on its console, comes back as it was.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{OFlags, fcntl_getfl};
+use rustix::process::{Signal, kill_process};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{LocalModes, tcgetattr};
+
+use crate::common::{Files, LONG, eventually, example, raw, standin, started};
+
+/// A terminal with `boot` on it: the side where a person sits, and the side that `boot` has.
+struct Terminal {
+    person: File,
+    boot: File,
+    said: String,
+}
+
+impl Terminal {
+    fn new() -> Self {
+        let person = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&person).unwrap();
+        unlockpt(&person).unwrap();
+        let name = ptsname(&person, Vec::new()).unwrap();
+        let boot = OpenOptions::new().read(true).write(true).open(name.to_str().unwrap()).unwrap();
+        Self { person: person.into(), boot, said: String::new() }
+    }
+
+    fn run(&self, files: &Files, guest: &str) -> Child {
+        let mut boot = Command::new(example("boot"));
+        boot.arg("--hyperkit").arg(standin()).arg("--kernel").arg(files.path("vmlinuz"));
+        boot.arg("--state-dir").arg(files.path("vm")).args(["--cmdline", guest]);
+        self.lend(&mut boot)
+    }
+
+    /// Starts a program with this as its terminal.
+    fn lend(&self, program: &mut Command) -> Child {
+        let stdio = || self.boot.try_clone().unwrap();
+        program.stdin(stdio()).stdout(stdio()).stderr(stdio()).spawn().unwrap()
+    }
+
+    /// Reads until `text` is on the screen.
+    fn expect(&mut self, text: &str) {
+        let mut buffer = [0; 1024];
+        let deadline = Timespec { tv_sec: 60, tv_nsec: 0 };
+        while !self.said.contains(text) {
+            let ready = poll(&mut [PollFd::new(&self.person, PollFlags::IN)], Some(&deadline)).unwrap();
+            assert!(ready > 0, "{text:?} is not on the screen: {:?}", self.said);
+            let length = self.person.read(&mut buffer).unwrap();
+            self.said.push_str(&String::from_utf8_lossy(&buffer[..length]));
+        }
+    }
+
+    fn is_raw(&self) -> bool {
+        !tcgetattr(&self.boot).unwrap().local_modes.contains(LocalModes::ICANON | LocalModes::ISIG)
+    }
+
+    fn flags(&self) -> OFlags {
+        fcntl_getfl(&self.boot).unwrap()
+    }
+}
+
+#[test]
+fn what_is_typed_reaches_the_guest_even_interrupts_and_the_power_button_gives_the_terminal_back() {
+    let files = Files::new();
+    let _end = files.ended();
+    let mut terminal = Terminal::new();
+    let flags = terminal.flags();
+    let mut boot = terminal.run(&files, "guest.say=ready");
+    terminal.expect("ready");
+    assert!(terminal.is_raw());
+    terminal.person.write_all(b"typed\x03here").unwrap();
+    terminal.expect("typed\x03here");
+    let machine = hyperkit::HyperKit::from_state(files.path("vm")).unwrap();
+    kill_process(raw(machine.pid.unwrap()), Signal::TERM).unwrap();
+    assert!(boot.wait().unwrap().success());
+    assert!(!terminal.is_raw());
+    assert_eq!(terminal.flags(), flags);
+}
+
+#[test]
+fn a_killed_machine_gives_it_back_too() {
+    let files = Files::new();
+    let _end = files.ended();
+    let mut terminal = Terminal::new();
+    let flags = terminal.flags();
+    let mut boot = terminal.run(&files, "guest.say=ready");
+    terminal.expect("ready");
+    assert!(terminal.is_raw() && terminal.flags().contains(OFlags::NONBLOCK));
+    hyperkit::HyperKit::from_state(files.path("vm")).unwrap().stop().unwrap();
+    assert!(!boot.wait().unwrap().success());
+    terminal.expect("was killed by signal 9");
+    assert!(!terminal.is_raw());
+    assert_eq!(terminal.flags(), flags);
+}
+
+#[test]
+fn a_killed_attach_gives_it_back_and_leaves_the_machine() {
+    let files = Files::new();
+    let (_, vm, _end) = started(&files, "guest");
+    let terminal = Terminal::new();
+    let mut attach =
+        terminal.lend(Command::new(example("boot")).arg("--attach").arg("--state-dir").arg(files.path("vm")));
+    eventually("it is attached", || terminal.is_raw());
+    kill_process(raw(attach.id()), Signal::TERM).unwrap();
+    assert_eq!(attach.wait().unwrap().signal(), Some(15));
+    assert!(!terminal.is_raw());
+    assert_eq!(vm.try_wait().unwrap(), None);
+}
+
+/// Else the terminal would answer, and its answer be typed into the next program.
+#[test]
+fn what_a_log_would_tell_it_to_do_is_only_shown() {
+    let files = Files::new();
+    let (_, vm, _end) = started(&files, "guest.say=\x1b[6nhere");
+    vm.wait_for_console("here", LONG).unwrap();
+    let mut terminal = Terminal::new();
+    let mut log = terminal.lend(Command::new(example("ctl")).arg("log").arg(files.path("vm")));
+    terminal.expect("\\u{1b}[6nhere\r\n");
+    assert!(log.wait().unwrap().success());
+}

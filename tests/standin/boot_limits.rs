@@ -1,0 +1,231 @@
+//! Every limit of hyperkit on what it boots, from both sides: kernels, initrds and modules, their headers and their places
+//! in memory.
+
+use std::path::{Path, PathBuf};
+
+use hyperkit::{Error, HyperKit, Multiboot};
+
+use crate::common::rejection::{
+    assert_refused, bare, changed, file_of, refused_at_sight, refused_with, runs, runs_with,
+};
+use crate::common::{Files, bz_image};
+
+const MIB: u64 = 1024 * 1024;
+const PAGE: u64 = 4096;
+
+/// A kernel that takes memory from 2 MiB to `end` while it unpacks itself, and an initrd anywhere.
+fn kernel_to(end: u64) -> Vec<u8> {
+    let mut image = bz_image(2047);
+    let init_size = u32::try_from(end - 2 * MIB).unwrap();
+    image[0x260..0x264].copy_from_slice(&init_size.to_le_bytes());
+    image[0x22c..0x230].fill(0xff);
+    image
+}
+
+/// Of more than 3 GiB, the rest is above 4 GiB, where nothing is loaded.
+#[test]
+fn kernels_and_initrds_in_memory() {
+    let files = Files::new();
+    let kernel = files.path("vmlinuz");
+    for (memory, low_memory) in [(4, 4), (3072, 3072), (3073, 3072), (8192, 3072)] {
+        let no_initrd = |machine| changed(machine, |m| m.initrd = None).memory(memory);
+        files.write("vmlinuz", &kernel_to(low_memory * MIB));
+        runs(no_initrd(files.machine()));
+        files.write("vmlinuz", &kernel_to(low_memory * MIB + 1));
+        assert_refused!(
+            refused_with(&files, "", no_initrd),
+            Error::DoesNotFit { field: "kernel", path, needed } if path == kernel && needed == low_memory + 1
+        );
+
+        let end = 2 * MIB + PAGE;
+        files.write("vmlinuz", &kernel_to(end));
+        let most = low_memory * MIB - 1 - end;
+        let initrd = file_of(most, &files, "initrd.img");
+        runs(files.machine().memory(memory));
+        file_of(most + 1, &files, "initrd.img");
+        assert_refused!(
+            refused_with(&files, "", |m| m.memory(memory)),
+            Error::DoesNotFit { field: "initrd", path, needed } if path == initrd && needed == low_memory + 1
+        );
+    }
+}
+
+/// One that cannot be moved, and one that wants its initrd below 4 MiB.
+#[test]
+fn kernels_that_say_where() {
+    let files = Files::new();
+    let kernel = files.path("vmlinuz");
+    let mut fixed = bz_image(2047);
+    fixed[0x234] = 0; // not relocatable
+    fixed[0x258..0x260].copy_from_slice(&(64 * MIB).to_le_bytes());
+    files.write("vmlinuz", &fixed);
+    runs(files.machine().memory(66));
+    let error = refused_with(&files, "", |m| m.memory(64));
+    assert_refused!(error, Error::DoesNotFit { field: "kernel", path, needed: 65 } if path == kernel);
+    // Who follows the advice is not refused for the initrd then.
+    file_of(3 * MIB, &files, "initrd.img");
+    let error = refused_with(&files, "", |m| m.memory(64));
+    assert_refused!(error, Error::DoesNotFit { field: "kernel", path, needed: 68 } if path == kernel);
+    runs(files.machine().memory(68));
+
+    let end = 2 * MIB + PAGE;
+    let mut low = kernel_to(end);
+    let last = 4 * MIB - 1;
+    low[0x22c..0x230].copy_from_slice(&u32::try_from(last).unwrap().to_le_bytes());
+    files.write("vmlinuz", &low);
+    let initrd = file_of(last - end, &files, "initrd.img");
+    runs(files.machine().memory(64));
+    file_of(last - end + 1, &files, "initrd.img");
+    let error = refused_with(&files, "", |m| m.memory(64));
+    assert_refused!(error, Error::DoesNotFit { field: "initrd", path, .. } if path == initrd);
+}
+
+/// The header of a multiboot kernel.
+fn multiboot(flags: u32) -> Vec<u8> {
+    let magic = 0x1bad_b002_u32;
+    let checksum = 0_u32.wrapping_sub(magic).wrapping_sub(flags);
+    [magic, flags, checksum].into_iter().chain([0; 9]).flat_map(u32::to_le_bytes).collect()
+}
+
+#[test]
+fn multiboot_kernels() {
+    const HAS_ADDRESSES: u32 = 1 << 16;
+    let files = Files::new();
+    // One segment to load, of which the header is behind the file's: address, length.
+    let elf_with = |machine: u8, segment: [u32; 2]| {
+        let mut elf = [&b"\x7fELF\x01"[..], &[0; 13], &[machine, 0], &[0; 32], &[1, 0, 0, 0], &[0; 28]].concat();
+        (elf[28], elf[42], elf[44]) = (52, 32, 1);
+        elf[64..68].copy_from_slice(&segment[0].to_le_bytes());
+        elf[68..72].copy_from_slice(&segment[1].to_le_bytes());
+        elf
+    };
+    let elf = |machine: u8| elf_with(machine, [0x10_0000, 64]);
+    let after = |length: usize, flags| [vec![0; length], multiboot(flags), vec![0]].concat();
+    let in_elf = |machine, flags| [elf(machine), multiboot(flags), vec![0]].concat();
+    let with_kernel = |m| bare(m).multiboot(Multiboot::new(files.path("kernel")));
+
+    let last = 8192 - 48 - 4; // the last place within the first 8 KiB that has something behind it
+    for good in [after(0, HAS_ADDRESSES | 0b11), after(last, HAS_ADDRESSES), in_elf(3, 0b11), in_elf(62, HAS_ADDRESSES)]
+    {
+        files.write("kernel", &good);
+        runs_with(with_kernel(files.machine()), "any,length");
+    }
+
+    let mut wrong_sum = multiboot(HAS_ADDRESSES + 1);
+    wrong_sum[8] ^= 1;
+    let no_header = "it has no multiboot header";
+    let bad = [
+        (Vec::new(), no_header),
+        (multiboot(HAS_ADDRESSES), no_header), // nothing behind it
+        (after(last + 4, HAS_ADDRESSES), no_header),
+        (after(2, HAS_ADDRESSES), no_header),
+        ([wrong_sum, vec![0; 4]].concat(), no_header),
+        (after(0, HAS_ADDRESSES | 0b100), "it wants more than hyperkit can do"),
+        (after(0, HAS_ADDRESSES | 0x8000), "it wants more than hyperkit can do"),
+        (after(0, 0), "it is no ELF file and does not say where it goes"),
+        (in_elf(62, 0), "it is a 64-bit ELF file"),
+        ([elf_with(3, [0x10_0000, 1000]), multiboot(0), vec![0]].concat(), "its end is missing"),
+        ([&b"\x7fELF"[..], &[0; 48], &multiboot(0), &[0]].concat(), "it has nothing to load"),
+    ];
+    for (image, why) in bad {
+        let kernel = files.write("kernel", &image);
+        let error = refused_with(&files, "", with_kernel);
+        assert_refused!(error, Error::NotMultiboot { path, reason } if path == kernel && reason == why);
+    }
+}
+
+/// Kernel and modules go behind one another, each on a page, into 4 MiB here.
+#[test]
+fn multiboot_kernels_and_modules_in_memory() {
+    let files = Files::new();
+    let mut kernel = [multiboot(1 << 16), vec![0]].concat();
+    let mut load_at = |address: u32| {
+        for field in [12, 16] {
+            kernel[field..field + 4].copy_from_slice(&address.to_le_bytes()); // of the header, and of all
+        }
+        files.write("kernel", &kernel)
+    };
+    let with =
+        |m: HyperKit| bare(m).memory(4).multiboot(Multiboot::new(files.path("kernel")).module(files.path("m"), ""));
+    load_at(0x20_0000);
+    for (length, fits) in [(2 * MIB - PAGE, true), (2 * MIB - PAGE + 1, false)] {
+        let module = file_of(length, &files, "m");
+        match fits {
+            true => runs_with(with(files.machine()), ""),
+            false => {
+                let error = refused_with(&files, "", with);
+                assert_refused!(error, Error::DoesNotFit { field: "multiboot", path, needed: 5 } if path == module);
+            }
+        }
+    }
+    let kernel = load_at(0x4000_0000);
+    let error = refused_with(&files, "", with);
+    assert_refused!(error, Error::DoesNotFit { field: "multiboot", path, needed: 1025 } if path == kernel);
+}
+
+/// Into 4 MiB, from 2 MiB on: all of the file from its start in memory, or as much as its header says, or its segments.
+#[test]
+fn where_multiboot_kernels_end() {
+    let files = Files::new();
+    let mut addressed = [vec![0; PAGE as usize], multiboot(1 << 16), vec![0]].concat();
+    let mut put = |address: u32, at: usize| {
+        addressed[at..at + 4].copy_from_slice(&address.to_le_bytes());
+        addressed.clone()
+    };
+    put(0x20_1000, 0x100c); // of the header
+    let whole = put(0x20_0000, 0x1010);
+    let part = put(0x30_0000, 0x1014);
+    // Kind, offset, address, length of segments whose headers are longer than they have to be.
+    let elf = |segments: &[[u32; 4]]| {
+        let header = [&b"\x7fELF\x01"[..], &[0; 13], &[3, 0], &[0; 8], &[52, 0, 0, 0], &[0; 10], &[40, 0]].concat();
+        let count = [segments.len() as u8, 0, 0, 0, 0, 0, 0, 0];
+        let segment = |[kind, offset, address, length]: &[u32; 4]| {
+            [*kind, *offset, 0, *address, *length, 0, 0, 0, 0, 0].into_iter().flat_map(u32::to_le_bytes)
+        };
+        let segments = segments.iter().flat_map(segment);
+        header.into_iter().chain(count).chain(segments).chain(multiboot(0)).chain([0]).collect::<Vec<u8>>()
+    };
+    let (far, load) = ([4, 0x7000_0000, 0x7000_0000, 64], [1, 0, 0x20_0000, 64]);
+    for (kernel, room) in [
+        (whole, 2 * MIB - 2 * PAGE),
+        (part, MIB),
+        (elf(&[far, load]), 2 * MIB - PAGE),
+        (elf(&[load, [1, 0, 0x10_0000, 64]]), 2 * MIB - PAGE),
+    ] {
+        files.write("kernel", &kernel);
+        let with =
+            |m: HyperKit| bare(m).memory(4).multiboot(Multiboot::new(files.path("kernel")).module(files.path("m"), ""));
+        file_of(room, &files, "m");
+        with(files.machine()).check().unwrap();
+        file_of(room + 1, &files, "m");
+        assert_refused!(refused_with(&files, "", with), Error::DoesNotFit { field: "multiboot", .. });
+    }
+    let mut cut = elf(&[load]);
+    cut[28..32].copy_from_slice(&[0, 0, 1, 0]);
+    let kernel = files.write("kernel", &cut);
+    let error = refused_with(&files, "", |m| bare(m).multiboot(Multiboot::new(&kernel)));
+    assert_refused!(error, Error::NotMultiboot { reason: "its end is missing", .. });
+}
+
+#[test]
+fn multiboot_modules() {
+    let files = Files::new();
+    let kernel = files.write("k:e;rnel", &[multiboot(1 << 16), vec![0]].concat());
+    let module = files.write("mo dule", b"module");
+    let with = |m, path: &Path, cmdline: &str| bare(m).multiboot(Multiboot::new(&kernel).module(path, cmdline));
+    runs(with(files.machine(), &module, "a; b"));
+    for forbidden in [',', ':', ';', '\0'] {
+        let path = PathBuf::from(format!("/a{forbidden}b"));
+        let error = refused_at_sight(|m| with(m, &path, ""));
+        assert_refused!(error, Error::ForbiddenCharacter { field: "multiboot", character, .. } if character == forbidden);
+    }
+    for forbidden in [',', ':', '\0'] {
+        let error = refused_at_sight(|m| with(m, &module, &format!("a{forbidden}b")));
+        assert_refused!(error, Error::ForbiddenCharacter { field: "multiboot", character, .. } if character == forbidden);
+    }
+    let error = refused_with(&files, "", |m| with(m, &files.path("none"), ""));
+    assert_refused!(error, Error::NotFound { field: "multiboot", path } if path == files.path("none"));
+    let empty = files.write("empty", b"");
+    let error = refused_with(&files, "", |m| with(m, &empty, ""));
+    assert_refused!(error, Error::EmptyFile { field: "multiboot", path } if path == empty);
+}

@@ -1,0 +1,200 @@
+//! What the guest has said, against the stand-in: hyperkit's ring before, at and after it goes round.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::time::Duration;
+
+use hyperkit::{ConsoleStream, Error, Exit, HyperKit, Serial, Vm};
+
+use crate::common::{Ended, Files, LONG, Stopped, eventually, said, started};
+
+const RING: usize = 65536;
+const LINE: usize = 31;
+
+/// A guest that repeats what it hears, in which it is said so that the ring gets it.
+struct Echo {
+    _end: Ended, // before its files are gone
+    files: Files,
+    machine: HyperKit,
+    vm: Vm,
+    console: ConsoleStream,
+}
+
+impl Echo {
+    fn new() -> Self {
+        let files = Files::new();
+        let (machine, vm, end) = started(&files, "guest");
+        let mut console = vm.console().unwrap();
+        console.set_timeout(Some(LONG));
+        eventually("the guest has begun", || said(&files).ends_with("guest\r\n"));
+        Self { _end: end, files, machine, vm, console }
+    }
+
+    /// Has the guest say it, and returns when it has.
+    fn say(&mut self, text: &str) {
+        let mut back = vec![0; text.len().min(1024)];
+        for part in text.as_bytes().chunks(1024) {
+            self.console.write_all(part).unwrap();
+            self.console.read_exact(&mut back[..part.len()]).unwrap();
+        }
+        // It is on the console first, and in the ring a moment later.
+        // Its end may be at the ring's.
+        let end = &text.as_bytes()[text.len().saturating_sub(LINE)..];
+        let ring = || fs::read(self.files.path("vm/console-ring")).unwrap().repeat(2);
+        eventually("it is in the ring", || ring().windows(end.len()).any(|said| said == end));
+    }
+
+    fn log(&self) -> String {
+        String::from_utf8(self.machine.console_log().unwrap()).unwrap()
+    }
+}
+
+/// A line as Linux says it. Of this length no two stand at the same place of the ring round after round.
+fn line(number: usize) -> String {
+    let line = format!("[{number:5}.000000] line{number:>11}\n");
+    assert_eq!(line.len(), LINE);
+    line
+}
+
+fn lines(numbers: std::ops::Range<usize>) -> String {
+    numbers.map(line).collect()
+}
+
+#[test]
+fn before_at_and_after_it_goes_round_all_that_is_kept_comes_in_order() {
+    let mut echo = Echo::new();
+    let begin = echo.log();
+    assert!(begin.starts_with("Linux version 0") && begin.len() < 512, "{begin:?}");
+    let fits = (RING - 512) / LINE;
+    let fill = " ".repeat(RING - fits * LINE - begin.len() - 1) + "\n";
+    echo.say(&fill);
+    echo.say(&lines(0..fits - 1));
+    assert_eq!(echo.log(), begin.clone() + &fill + &lines(0..fits - 1), "not full");
+    echo.say(&line(fits - 1));
+    assert_eq!(echo.log(), begin + &fill + &lines(0..fits), "full to the last byte");
+    assert_eq!(echo.log().len(), RING);
+    let mut last = fits;
+    for more in [1, 16, 2000, 3000] {
+        // Round by so many lines more.
+        echo.say(&lines(last..last + more));
+        last += more;
+        let log = echo.log();
+        assert_eq!(log.len(), RING);
+        let all = lines(0..last);
+        let kept = &all[all.len().saturating_sub(RING - 1024)..];
+        // As long as there is something left of what came before the lines, nothing tells how old that is.
+        match last - fits {
+            ..=16 => assert!(log.contains(kept), "after {last} lines"),
+            _ => assert!(log.ends_with(kept), "after {last} lines"),
+        }
+    }
+    echo.vm.stop().unwrap();
+    // Also when it has ended, and in the last words.
+    assert!(echo.log().ends_with(&line(last - 1)));
+    assert!(echo.vm.last_words().console.ends_with(line(last - 1).trim_end()));
+    assert_eq!(HyperKit::from_state(echo.files.path("vm")).unwrap().console_log().unwrap(), echo.log().as_bytes());
+}
+
+#[test]
+fn a_follower_gets_each_line_once_around_the_ring_until_the_machine_ends() {
+    const LINES: usize = 6000; // three times round
+    let mut echo = Echo::new();
+    let followed = std::thread::scope(|scope| {
+        let vm = &echo.vm;
+        let (heard, hears) = std::sync::mpsc::channel();
+        let follower = scope.spawn(move || {
+            let lines = vm.console_lines().unwrap().map(Result::unwrap);
+            lines.inspect(|line| drop(heard.send(line.clone()))).collect::<Vec<_>>()
+        });
+        let stopped = Stopped(vm);
+        for begin in (0..LINES).step_by(500) {
+            let text = lines(begin..begin + 500);
+            for part in text.as_bytes().chunks(1024) {
+                echo.console.write_all(part).unwrap();
+                echo.console.read_exact(&mut vec![0; part.len()]).unwrap();
+            }
+            // No more than the ring holds before it was looked at.
+            let last = line(begin + 499);
+            let next = || hears.recv_timeout(LONG).unwrap();
+            while next() != last.trim_end() {}
+        }
+        echo.console.write_all(b"no end").unwrap();
+        vm.wait_for_console("no end", LONG).unwrap();
+        drop(stopped);
+        follower.join().unwrap()
+    });
+    let expected: Vec<_> =
+        (0..LINES).map(|number| line(number).trim_end().to_owned()).chain(["no end".to_owned()]).collect();
+    let first = followed.iter().position(|line| *line == expected[0]).unwrap();
+    assert_eq!(followed[first..], expected);
+    assert!(followed[..first].iter().any(|line| line.starts_with("Linux version 0")), "{:?}", &followed[..first]);
+}
+
+/// Where it is written next then shows only when it is.
+#[test]
+fn a_follower_that_begins_on_a_full_ring_without_times_gets_each_line_once() {
+    let mut echo = Echo::new();
+    let plain =
+        |numbers: std::ops::Range<usize>| numbers.map(|n| format!("line{n:>25}\n")).collect::<Vec<_>>().concat();
+    echo.say(&plain(0..3000));
+    let followed = std::thread::scope(|scope| {
+        let vm = &echo.vm;
+        let (heard, hears) = std::sync::mpsc::channel();
+        scope.spawn(move || vm.console_lines().unwrap().for_each(|line| drop(heard.send(line.unwrap()))));
+        let stopped = Stopped(vm);
+        hears.recv_timeout(LONG).unwrap(); // it has looked
+        let text = plain(3000..3100);
+        for part in text.as_bytes().chunks(1024) {
+            echo.console.write_all(part).unwrap();
+            echo.console.read_exact(&mut vec![0; part.len()]).unwrap();
+        }
+        vm.wait_for_console("3099", LONG).unwrap();
+        drop(stopped);
+        let number = |line: String| line.strip_prefix("line")?.trim().parse::<usize>().ok();
+        hears.iter().filter_map(number).collect::<Vec<_>>()
+    });
+    // The first of the new may have lost its beginning to what was there before.
+    assert!(followed.ends_with(&(3001..3100).collect::<Vec<_>>()), "{followed:?}");
+    let mut each = followed.clone();
+    each.sort_unstable();
+    each.dedup();
+    assert_eq!(each.len(), followed.len());
+}
+
+#[test]
+fn a_prompt_is_waited_for_said_before_or_after_and_without_an_end_of_line() {
+    let mut echo = Echo::new();
+    let said = echo.vm.wait_for_console("version 0", LONG).unwrap();
+    assert!(said.starts_with("Linux version 0"), "{said}");
+    std::thread::scope(|scope| {
+        let vm = &echo.vm;
+        let waits = scope.spawn(|| vm.wait_for_console("login: ", LONG).unwrap());
+        for part in ["\nlog", "in: "] {
+            echo.console.write_all(part.as_bytes()).unwrap();
+        }
+        assert_eq!(waits.join().unwrap(), "login: ");
+    });
+    match echo.vm.wait_for_console("never", Duration::from_millis(20)) {
+        Err(Error::NotSaid { text, exit: None, last_words }) => {
+            assert!(text == "never" && last_words.console.ends_with("login:"));
+        }
+        other => panic!("{other:?}"),
+    }
+    echo.vm.stop().unwrap();
+    match echo.vm.wait_for_console("never", LONG) {
+        Err(Error::NotSaid { exit: Some(Exit::Killed(9)), .. }) => {}
+        other => panic!("it ends with the machine: {other:?}"),
+    }
+}
+
+#[test]
+fn a_machine_that_keeps_none_has_none() {
+    let files = Files::new();
+    let machine = files.machine().serial(Serial::tty());
+    assert!(matches!(machine.console_log(), Err(Error::NoLog)));
+    assert!(matches!(files.machine().console_log(), Err(Error::Io { .. })), "it was never begun");
+    fs::create_dir(files.path("vm")).unwrap();
+    fs::write(files.path("vm/console-ring2"), b"of com2").unwrap();
+    let machine = files.machine().serial(Serial::tty()).serial(Serial::none().log());
+    assert_eq!(machine.console_log().unwrap(), b"of com2");
+}

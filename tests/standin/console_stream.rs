@@ -1,0 +1,116 @@
+//! The console as a stream, against the stand-in, whose guest says back what it hears.
+
+use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::symlink;
+use std::time::Duration;
+
+use hyperkit::{Console, ConsoleStream, Error, Exit, HyperKit, Serial, Vm};
+use rustix::event::{PollFd, PollFlags, poll};
+
+use crate::common::child_process::in_child_process;
+use crate::common::{Files, LONG, example, started};
+
+/// Reads until it has said this, and returns all that it said.
+fn read_until(console: &mut ConsoleStream, what: &str) -> String {
+    let mut said = String::new();
+    let mut buffer = [0; 256];
+    while !said.contains(what) {
+        let length = console.read(&mut buffer).unwrap_or_else(|error| panic!("{error} after {said:?}"));
+        assert!(length > 0, "it ended with {said:?}");
+        said.push_str(&String::from_utf8_lossy(&buffer[..length]));
+    }
+    said
+}
+
+fn console(vm: &Vm) -> ConsoleStream {
+    let mut console = vm.console().unwrap();
+    console.set_timeout(Some(LONG));
+    console
+}
+
+#[test]
+fn what_is_written_the_guest_reads_and_what_it_says_is_read() {
+    let files = Files::new();
+    let (_, vm, _end) = started(&files, "guest");
+    let mut first = console(&vm);
+    first.write_all(b"hello\r\x03").unwrap();
+    first.flush().unwrap();
+    // Who has other things to wait for waits for its descriptor.
+    poll(&mut [PollFd::new(&first, PollFlags::IN)], None).unwrap();
+    read_until(&mut first, "hello\r\x03"); // as it is: ^C is a byte like others
+    drop(first);
+    // The machine does not mind, and another comes after it, who takes the machine up, by either kind of file.
+    let tty = files.path("vm/tty");
+    let pty = fs::read_to_string(&tty).unwrap();
+    fs::remove_file(&tty).unwrap();
+    symlink(pty, &tty).unwrap();
+    let taken_up = HyperKit::from_state(files.path("vm")).unwrap().vm().unwrap().unwrap();
+    let mut second = console(&taken_up);
+    second.write_all(b"again").unwrap();
+    read_until(&mut second, "again");
+}
+
+#[test]
+fn a_guest_that_says_nothing_does_not_hold_one_up_for_ever() {
+    let files = Files::new();
+    let (_, vm, _end) = started(&files, "guest");
+    let mut console = console(&vm);
+    console.write_all(b"once").unwrap();
+    read_until(&mut console, "once");
+    console.set_timeout(Some(Duration::from_millis(50)));
+    assert_eq!(console.read(&mut [0; 8]).unwrap_err().kind(), ErrorKind::TimedOut);
+    console.set_timeout(Some(Duration::ZERO));
+    assert_eq!(console.read(&mut [0; 8]).unwrap_err().kind(), ErrorKind::TimedOut);
+}
+
+#[test]
+fn the_end_of_the_machine_is_the_end_of_the_stream_also_for_who_waits() {
+    let files = Files::new();
+    let (_, vm, _end) = started(&files, "guest");
+    let mut reader = console(&vm);
+    reader.set_timeout(None);
+    let rest = std::thread::spawn(move || {
+        let mut rest = Vec::new();
+        reader.read_to_end(&mut rest).map(|_| rest)
+    });
+    vm.stop().unwrap();
+    rest.join().unwrap().unwrap();
+    assert!(matches!(vm.console(), Err(Error::NotRunning)));
+}
+
+/// Else the end of the machine would hang up on whoever has no terminal of their own, as a service has none.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_console_does_not_become_the_controlling_terminal() {
+    let files = Files::new();
+    let (_, vm, _end) = started(&files, "guest");
+    use std::process::{Command, Stdio};
+    let mut attach = Command::new("setsid");
+    attach.arg("--wait").arg(example("boot")).arg("--attach").arg("--state-dir").arg(files.path("vm"));
+    let mut attach = attach.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    attach.stdin.take().unwrap().write_all(b"x").unwrap();
+    attach.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    vm.stop().unwrap();
+    let output = attach.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+fn a_console_that_leads_elsewhere_is_none() {
+    in_child_process("console_stream::a_console_that_leads_elsewhere_is_none", || {
+        let files = Files::new();
+        let _end = files.ended();
+        let mut machine = files.machine().serial(Serial::none().log());
+        let vm = machine.start("guest").unwrap();
+        assert!(matches!(vm.console(), Err(Error::NoConsole)));
+        vm.stop().unwrap();
+        let mut machine = files.machine().console(Console::Stdio);
+        machine.state_dir = None;
+        assert_eq!(machine.run("guest.exit=0").unwrap(), Exit::PowerOff);
+        // Of two ports the first that leads to a pty.
+        let mut machine = files.machine().serial(Serial::none()).serial(Serial::tty());
+        let vm = machine.start("guest").unwrap();
+        console(&vm).write_all(b"x").unwrap();
+    });
+}

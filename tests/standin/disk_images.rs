@@ -1,0 +1,321 @@
+//! Disk images: made, grown, never shrunk, and taken for what they are.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Barrier;
+
+use hyperkit::{Disk, Error, Format, HyperKit, Qcow, create_disk_image};
+
+use crate::common::{Files, names};
+
+const MIB: u64 = 1024 * 1024;
+
+#[test]
+fn is_exactly_as_long_as_asked_and_takes_no_room() {
+    let dir = tempfile::tempdir().unwrap();
+    for size in [1, 3, 64 * 1024] {
+        let path = dir.path().join(format!("{size}.img"));
+        create_disk_image(&path, size).unwrap();
+        let metadata = path.metadata().unwrap();
+        assert_eq!(metadata.len(), size * MIB);
+        assert_eq!(metadata.blocks(), 0, "zeros were written");
+        assert_eq!(metadata.mode() & 0o777, 0o600);
+    }
+    assert_eq!(names(dir.path()).len(), 3);
+}
+
+#[test]
+fn makes_the_directories_above() {
+    let dir = tempfile::tempdir().unwrap();
+    create_disk_image(dir.path().join("a/b/c.img"), 1).unwrap();
+    assert_eq!(names(&dir.path().join("a/b")), ["c.img"]);
+}
+
+#[test]
+fn never_touches_what_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("d.img");
+    fs::write(&path, "precious").unwrap();
+    symlink("nowhere", dir.path().join("link")).unwrap();
+    for taken in [path.clone(), dir.path().join("link"), dir.path().to_owned()] {
+        assert!(matches!(create_disk_image(&taken, 1), Err(Error::DiskExists { path }) if path == taken));
+    }
+    assert_eq!(fs::read(&path).unwrap(), b"precious");
+    assert_eq!(names(dir.path()), ["d.img", "link"]);
+}
+
+#[test]
+fn refuses_sizes_that_cannot_be_and_makes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    for size in [0, 1 << 43, u64::MAX] {
+        let made = create_disk_image(dir.path().join("sub/d.img"), size);
+        assert!(matches!(made, Err(Error::InvalidDiskSize { value, .. }) if value == size));
+    }
+    assert!(names(dir.path()).is_empty());
+}
+
+#[test]
+fn a_place_where_nothing_can_be_made_is_an_error_that_names_it() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("file"), "").unwrap();
+    let made = create_disk_image(dir.path().join("file/d.img"), 1);
+    assert!(matches!(made, Err(Error::Io { path, .. }) if path.starts_with(dir.path().join("file"))));
+}
+
+#[test]
+fn of_many_at_once_one_makes_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("d.img");
+    let all = Barrier::new(8);
+    let made: Vec<_> = std::thread::scope(|scope| {
+        let threads = (0..8).map(|_| scope.spawn(|| (all.wait(), create_disk_image(&path, 2)).1));
+        threads.collect::<Vec<_>>().into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(made.iter().filter(|made| made.is_ok()).count(), 1);
+    assert!(made.iter().all(|made| matches!(made, Ok(()) | Err(Error::DiskExists { .. }))), "{made:?}");
+    assert_eq!(path.metadata().unwrap().len(), 2 * MIB);
+    assert_eq!(names(dir.path()), ["d.img"]);
+}
+
+/// As if the program had been killed while it made the image.
+#[test]
+fn what_a_killed_maker_left_is_finished() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join(".d.img.new"), "half a disk").unwrap();
+    create_disk_image(dir.path().join("d.img"), 1).unwrap();
+    assert_eq!(fs::read(dir.path().join("d.img")).unwrap(), vec![0; MIB as usize]);
+    assert_eq!(names(dir.path()), ["d.img"]);
+}
+
+/// Where others may write, too, somebody may have put a link there.
+#[test]
+fn a_link_in_the_place_of_an_unfinished_image_is_not_followed() {
+    let files = Files::new();
+    let precious = files.write("precious", b"precious");
+    symlink(&precious, files.path(".d.img.new")).unwrap();
+    assert!(matches!(create_disk_image(files.path("d.img"), 1), Err(Error::Io { .. })));
+    assert_eq!(fs::read(&precious).unwrap(), b"precious");
+    assert!(!files.path("d.img").exists());
+}
+
+/// What `qemu-img` says of an image: its format, and the size of the disk in it.
+fn image_info(path: &Path) -> (String, u64) {
+    let output = Command::new("qemu-img").args(["info", "--output=json"]).arg(path).output();
+    let output = output.expect("qemu-img is missing: run examples/setup.sh --tests first");
+    let info: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    (info["format"].as_str().unwrap().to_owned(), info["virtual-size"].as_u64().unwrap())
+}
+
+fn qcow2(path: impl Into<PathBuf>) -> Disk {
+    Disk::qcow2(path, Qcow::default())
+}
+
+#[test]
+fn a_qcow2_image_is_made_and_grown_by_what_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a/d.qcow2");
+    for disk in [qcow2(&path), Disk::new(dir.path().join("by-name.qcow2"))] {
+        let disk = disk.size(3);
+        let path = disk.path.clone().unwrap();
+        disk.create().unwrap();
+        assert_eq!(image_info(&path), ("qcow2".to_owned(), 3 * MIB));
+        assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o600);
+        assert!(matches!(disk.create(), Err(Error::DiskExists { .. })));
+        disk.clone().size(70_000).grow().unwrap();
+        assert_eq!(image_info(&path), ("qcow2".to_owned(), 70_000 * MIB));
+    }
+    assert_eq!(names(&dir.path().join("a")), ["d.qcow2"]);
+}
+
+#[test]
+fn growing_never_shrinks() {
+    let dir = tempfile::tempdir().unwrap();
+    for disk in [Disk::raw(dir.path().join("raw")), qcow2(dir.path().join("qcow2"))] {
+        let disk = disk.size(4);
+        disk.create().unwrap();
+        let path = disk.path.clone().unwrap();
+        let before = fs::read(&path).unwrap();
+        match disk.clone().size(3).grow() {
+            Err(Error::DiskShrinks { path: named, from: 4, to: 3 }) => assert_eq!(named, path),
+            other => panic!("{other:?}"),
+        }
+        disk.grow().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), before, "it has this size already");
+        assert!(matches!(disk.clone().size(0).grow(), Err(Error::InvalidDiskSize { value: 0, .. })));
+    }
+    let raw = Disk::raw(dir.path().join("raw"));
+    fs::write(dir.path().join("raw"), vec![7; MIB as usize + 1]).unwrap();
+    raw.clone().size(5).grow().unwrap();
+    let grown = fs::read(dir.path().join("raw")).unwrap();
+    assert_eq!((grown.len() as u64, grown[MIB as usize], grown[MIB as usize + 1]), (5 * MIB, 7, 0));
+    assert!(matches!(raw.grow(), Err(Error::DiskSizeMissing { .. })));
+    assert!(matches!(Disk::in_state_dir(1).create(), Err(Error::DiskPlaceMissing)));
+}
+
+fn script(files: &Files, name: &str, script: &str) -> PathBuf {
+    let path = files.write(name, format!("#!/bin/sh\n{script}\n").as_bytes());
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+fn made_by(tool: &Path, path: impl Into<PathBuf>) -> Disk {
+    let mut qcow = Qcow::default();
+    qcow.tool = Some(tool.to_owned());
+    Disk::qcow2(path, qcow).size(7)
+}
+
+/// A stand-in for `qcow-tool` that writes down how it was called, and one that fails.
+#[test]
+fn qcow_tool_is_spoken_to_in_its_own_language_and_may_fail() {
+    let files = Files::new();
+    let script = |name: &str, text: &str| script(&files, name, text);
+    let with = |tool: &Path| made_by(tool, files.path("d.qcow2"));
+    let failing = script("qemu-img", "echo no room >&2; exit 1");
+    match with(&failing).create() {
+        Err(Error::ToolFailed { tool, said, .. }) => assert_eq!((tool, said.as_str()), (failing, "no room")),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(names(&files.dir()), ["initrd.img", "qemu-img", "vmlinuz"], "nothing is left of it");
+    match with(&files.path("none")).create() {
+        Err(Error::ToolNotFound { looked, .. }) => assert_eq!(looked, [files.path("none")]),
+        other => panic!("{other:?}"),
+    }
+    let tool = script("qcow-tool", "printf '%s\\n' \"$@\" >\"$2\"");
+    with(&tool).create().unwrap();
+    let said = fs::read_to_string(files.path("d.qcow2")).unwrap();
+    assert_eq!(said, format!("create\n{}\n--size\n7MiB\n", files.path(".d.qcow2.new").display()));
+}
+
+/// A name may start with a dash, or look like a protocol to the tool.
+#[test]
+fn a_tool_is_told_the_whole_path() {
+    let files = Files::new();
+    let tool = script(&files, "qemu-img", "echo \"$5\" >&2; exit 1");
+    match made_by(&tool, "nbd:no-such.qcow2").create() {
+        Err(Error::ToolFailed { said, .. }) => {
+            assert_eq!(Path::new(&said), std::path::absolute(".nbd:no-such.qcow2.new").unwrap());
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_appears_while_an_image_is_made_is_not_replaced() {
+    let files = Files::new();
+    let image = files.path("d.qcow2");
+    let tool = script(&files, "qemu-img", &format!("echo precious >'{}'", image.display()));
+    assert!(matches!(made_by(&tool, &image).create(), Err(Error::DiskExists { .. })));
+    assert_eq!(fs::read(&image).unwrap(), b"precious\n");
+    assert_eq!(names(&files.dir()), ["d.qcow2", "initrd.img", "qemu-img", "vmlinuz"]);
+}
+
+/// What is there later under its name is somebody else's.
+#[test]
+fn an_image_that_could_not_be_made_is_not_remembered_as_made() {
+    let files = Files::new();
+    let tool = script(&files, "qemu-img", "exit 1");
+    let started = files.machine().disk(made_by(&tool, files.path("vm/d.qcow2"))).start("guest");
+    assert!(matches!(started, Err(Error::ToolFailed { .. })), "{started:?}");
+    let precious = files.write("vm/d.qcow2", b"precious");
+    HyperKit::from_state(files.path("vm")).unwrap().remove(false).unwrap();
+    assert_eq!(fs::read(precious).unwrap(), b"precious");
+}
+
+#[test]
+fn a_tool_that_is_missing_is_missed_before_anything_is_made() {
+    let files = Files::new();
+    let machine = files.machine().disk(made_by(&files.path("none"), files.path("d.qcow2")));
+    assert!(matches!(machine.check(), Err(Error::ToolNotFound { field: "disks", .. })));
+    assert!(matches!(machine.clone().start("guest"), Err(Error::ToolNotFound { .. })));
+    assert!(!files.path("vm").exists());
+}
+
+#[test]
+fn a_device_has_the_size_it_has() {
+    let files = Files::new();
+    let device = Disk::raw("/dev/null").size(1);
+    device.grow().unwrap();
+    files.machine().disk(device).start("guest").unwrap().stop().unwrap();
+}
+
+#[test]
+fn a_start_makes_and_grows_and_does_not_shrink() {
+    let files = Files::new();
+    let _end = files.ended();
+    let length = || files.path("d.img").metadata().unwrap().len();
+    let machine = |size| files.machine().disk(Disk::raw(files.path("d.img")).size(size));
+    for size in [2, 3, 3] {
+        machine(size).start("guest").unwrap().stop().unwrap();
+        assert_eq!(length(), size * MIB);
+    }
+    assert!(matches!(machine(2).start("guest"), Err(Error::DiskShrinks { from: 3, to: 2, .. })));
+    assert!(matches!(machine(2).check(), Err(Error::DiskShrinks { .. })));
+    // The Go package of 2017 makes them 100 bytes too long per MiB, which is no reason to refuse them.
+    fs::File::options().write(true).open(files.path("d.img")).unwrap().set_len(3 * (MIB + 100)).unwrap();
+    machine(3).start("guest").unwrap().stop().unwrap();
+    assert_eq!(length(), 3 * (MIB + 100));
+    // Without a size an image is what it is.
+    files.machine().disk(Disk::raw(files.path("d.img"))).start("guest").unwrap().stop().unwrap();
+}
+
+/// The format that a start finds, which its description has from then on.
+fn found(files: &Files, disk: Disk) -> Result<Option<Format>, Error> {
+    let mut machine = files.machine().disk(disk);
+    machine.start("guest")?.stop()?;
+    assert_eq!(HyperKit::from_state(files.path("vm"))?.disks, machine.disks);
+    Ok(machine.disks[0].format.clone())
+}
+
+#[test]
+fn the_content_tells_the_format_and_then_the_name() {
+    let files = Files::new();
+    let _end = files.ended();
+    let qcow = Some(Format::Qcow2(Qcow::default()));
+    // Nothing there yet: the name.
+    assert_eq!(found(&files, Disk::new(files.path("new.qcow2")).size(1)).unwrap(), qcow);
+    assert_eq!(found(&files, Disk::new(files.path("new.img")).size(1)).unwrap(), Some(Format::Raw));
+    // The content, whatever the name says.
+    fs::rename(files.path("new.qcow2"), files.path("image")).unwrap();
+    fs::rename(files.path("new.img"), files.path("image.qcow2")).unwrap();
+    assert_eq!(found(&files, Disk::new(files.path("image"))).unwrap(), qcow);
+    assert_eq!(found(&files, Disk::new(files.path("image.qcow2"))).unwrap(), Some(Format::Raw));
+    // What was said counts, unless it cannot be.
+    assert_eq!(found(&files, Disk::raw(files.path("image"))).unwrap(), Some(Format::Raw));
+    match found(&files, qcow2(files.path("image.qcow2"))) {
+        Err(Error::NotAQcow2 { path }) => assert_eq!(path, files.path("image.qcow2")),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A guest may write whatever it likes to its raw disk, also the header of an image that has the host's files in it.
+#[test]
+fn an_image_that_rests_on_another_is_not_taken_by_its_content() {
+    let files = Files::new();
+    let _end = files.ended();
+    let secret = files.write("secret", &[b's'; 4096]);
+    let image = files.path("image");
+    let mut make = Command::new("qemu-img");
+    make.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]).arg(&secret).arg(&image);
+    assert!(make.status().unwrap().success());
+    match found(&files, Disk::new(&image)) {
+        Err(Error::DiskRestsOnOthers { path }) => assert_eq!(path, image),
+        other => panic!("{other:?}"),
+    }
+    assert!(found(&files, qcow2(&image)).is_ok(), "who says that it is qcow2 knows it");
+}
+
+#[test]
+fn a_disk_that_may_not_be_written_has_to_say_so() {
+    let files = Files::new();
+    let image = files.write("d.img", &[0; 4096]);
+    fs::set_permissions(&image, fs::Permissions::from_mode(0o444)).unwrap();
+    let writes_all = fs::OpenOptions::new().write(true).open(&image).is_ok(); // root does
+    match files.machine().disk(Disk::raw(&image)).check() {
+        Ok(()) => assert!(writes_all),
+        Err(Error::DiskNotWritable { path, .. }) => assert!(!writes_all && path == image),
+        other => panic!("{other:?}"),
+    }
+    files.machine().disk(Disk::raw(&image).read_only()).check().unwrap();
+}

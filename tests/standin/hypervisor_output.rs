@@ -1,0 +1,76 @@
+//! What the program prints: in `hyperkit.log`, and line by line at the embedding program's logger.
+
+use std::fs;
+use std::sync::{Mutex, OnceLock, mpsc};
+use std::time::Duration;
+
+use hyperkit::{Console, Error, Exit};
+
+use crate::common::Files;
+use crate::common::child_process::in_child_process;
+
+/// Hands on every line of target `hyperkit`, and panics on one that asks for it.
+struct Logger(Mutex<mpsc::Sender<String>>);
+
+impl log::Log for Logger {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.target() == "hyperkit"
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) && record.level() <= log::Level::Info {
+            let line = record.args().to_string();
+            assert!(!line.contains("logger-panics"), "a logger that panics");
+            let _ = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).send(line);
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// One logger a process: the tests here are one after the other.
+#[test]
+fn lines_arrive_while_the_machine_runs_and_when_it_ends() {
+    in_child_process("hypervisor_output::lines_arrive_while_the_machine_runs_and_when_it_ends", || {
+        static LOGGER: OnceLock<Logger> = OnceLock::new();
+        let (send, lines) = mpsc::channel();
+        let _ = LOGGER.set(Logger(Mutex::new(send)));
+        log::set_logger(LOGGER.get().unwrap()).unwrap();
+        log::set_max_level(log::LevelFilter::Trace);
+        let next = || lines.recv_timeout(Duration::from_secs(60)).expect("a line is missing");
+
+        let files = Files::new();
+        let _end = files.ended();
+        let mut machine = files.machine();
+        let vm = machine.start("vmm.say=first guest.say=on-the-console").unwrap();
+        assert_eq!(next(), "first");
+        assert!(next().starts_with("COM1 connected to"));
+        vm.stop().unwrap();
+        assert!(lines.try_recv().is_err(), "the console is not the program's output");
+        let log = fs::read_to_string(files.path("vm/hyperkit.log")).unwrap();
+        assert!(log.starts_with("first\nCOM1 connected to"), "{log}");
+
+        // With the console on stdio there is still what the program has to say about itself. Its last line is complete
+        // before the end is told. A state directory is not needed.
+        let mut machine = files.machine().console(Console::Stdio);
+        machine.state_dir = None;
+        match machine.run("vmm.die-early=5") {
+            Err(Error::ProgramFailed { exit: Exit::Failed(5), last_words }) => {
+                assert_eq!(last_words.program, "dying early")
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(next(), "dying early");
+
+        // A logger that panics does not keep a machine from being reaped, nor later lines from itself, nor its last words
+        // from the error.
+        let lines = ["logger-panics"; 20].join("|");
+        match files.machine().start(&format!("vmm.say={lines} vmm.die=6")) {
+            Err(Error::ProgramFailed { exit: Exit::Failed(6), last_words }) => {
+                assert!(last_words.program.ends_with("logger-panics\ndying"), "{last_words}");
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(next(), "dying", "the line after those that it panics on");
+    });
+}

@@ -1,0 +1,86 @@
+//! vsock against the stand-in, whose guest has no listeners: what goes over which socket.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+
+use hyperkit::{Error, HyperKit, Vm};
+
+use crate::common::{Ended, Files};
+
+fn started(files: &Files, change: impl Fn(HyperKit) -> HyperKit) -> (Vm, Ended) {
+    let end = files.ended();
+    (change(files.machine().vsock(true).vsock_guest_cid(0x2a)).start("guest").unwrap(), end)
+}
+
+fn read(mut stream: UnixStream) -> String {
+    let mut said = String::new();
+    stream.read_to_string(&mut said).unwrap();
+    said
+}
+
+/// Stands in for hyperkit itself on one of its sockets.
+fn listens(files: &Files, name: &str) -> UnixListener {
+    fs::remove_file(files.path("vm").join(name)).unwrap();
+    UnixListener::bind(files.path("vm").join(name)).unwrap()
+}
+
+#[test]
+fn a_connection_begins_with_cid_and_port_and_nothing_else() {
+    let files = Files::new();
+    let (vm, _end) = started(&files, |machine| machine);
+    assert_eq!(read(vm.vsock_connect(1234).unwrap()), "", "nobody listens: the stream ends");
+    let hyperkit = listens(&files, "connect");
+    let mut stream = vm.vsock_connect(0xABCD).unwrap();
+    stream.write_all(b"data").unwrap();
+    drop(stream);
+    assert_eq!(read(hyperkit.accept().unwrap().0), "0000002a.0000abcd\ndata");
+}
+
+#[test]
+fn a_forwarded_port_has_a_socket_of_its_own_and_no_handshake() {
+    let files = Files::new();
+    let (vm, _end) = started(&files, |machine| machine.vsock_port(0x946));
+    let hyperkit = listens(&files, "0000002a.00000946");
+    vm.vsock_connect(0x946).unwrap().write_all(b"data").unwrap();
+    assert_eq!(read(hyperkit.accept().unwrap().0), "data");
+}
+
+#[test]
+fn the_guest_connects_to_a_socket_named_after_the_host() {
+    let files = Files::new();
+    let (vm, _end) = started(&files, |machine| machine);
+    let socket = files.path("vm/00000002.000015b3");
+    // As a process that is dead has left it.
+    drop(UnixListener::bind(&socket).unwrap());
+    let listener = vm.vsock_listen(0x15b3).unwrap();
+    UnixStream::connect(&socket).unwrap().write_all(b"from the guest").unwrap();
+    assert_eq!(read(listener.accept().unwrap().0), "from the guest");
+    match vm.vsock_listen(0x15b3) {
+        Err(Error::SocketTaken { path }) => assert_eq!(path, socket),
+        other => panic!("{other:?}"),
+    }
+    vm.stop().unwrap();
+    assert!(!socket.exists());
+}
+
+#[test]
+fn sockets_are_where_the_description_says() {
+    let files = Files::new();
+    let elsewhere = files.path("sockets");
+    fs::create_dir(&elsewhere).unwrap();
+    let (vm, _end) = started(&files, |machine| machine.vsock_dir(&elsewhere));
+    vm.vsock_connect(1).unwrap();
+    let _listener = vm.vsock_listen(2).unwrap();
+    assert!(elsewhere.join("00000002.00000002").exists());
+}
+
+#[test]
+fn a_machine_without_vsock_or_that_has_ended_has_none() {
+    let files = Files::new();
+    let (vm, _end) = started(&files, |machine| machine.vsock(false));
+    assert!(matches!(vm.vsock_connect(1), Err(Error::Needs { needs: "vsock", .. })));
+    vm.stop().unwrap();
+    assert!(matches!(vm.vsock_connect(1), Err(Error::NotRunning)));
+    assert!(matches!(vm.vsock_listen(1), Err(Error::NotRunning)));
+}
