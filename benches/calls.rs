@@ -8,7 +8,7 @@ use std::hint::black_box;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use common::{Files, standin};
+use common::{TestDir, standin_path};
 use divan::Bencher;
 use hyperkit::{Disk, HyperKit, Vm, create_disk_image};
 
@@ -17,9 +17,9 @@ fn main() {
 }
 
 /// A machine that is stopped outside of what is measured.
-struct Stopped(Vm);
+struct KillOnDrop(Vm);
 
-impl Drop for Stopped {
+impl Drop for KillOnDrop {
     fn drop(&mut self) {
         self.0.stop().unwrap();
     }
@@ -27,31 +27,31 @@ impl Drop for Stopped {
 
 /// A machine that runs.
 struct Running {
-    _stopped: Stopped, // before its files are gone
-    machine: HyperKit,
-    files: Files,
+    _kill: KillOnDrop, // before its files are gone
+    description: HyperKit,
+    test_dir: TestDir,
 }
 
 impl Running {
     fn new() -> Self {
-        let files = Files::new();
-        let mut machine = files.machine();
-        Self { _stopped: Stopped(machine.start("guest").unwrap()), machine, files }
+        let test_dir = TestDir::new();
+        let mut description = test_dir.description();
+        Self { _kill: KillOnDrop(description.start("guest").unwrap()), description, test_dir }
     }
 
     fn dir(&self) -> PathBuf {
-        self.files.path("vm")
+        self.test_dir.path("vm")
     }
 }
 
 /// The same program by hand, and the pid file that it leaves.
-struct ByHand(Child, PathBuf);
+struct KillProcessOnDrop(Child, PathBuf);
 
-impl ByHand {
-    fn spawn(machine: &HyperKit) -> Self {
-        let mut command = Command::new(standin());
-        command.args(&machine.arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        Self(command.spawn().unwrap(), machine.state_dir.as_ref().unwrap().join("hyperkit.pid"))
+impl KillProcessOnDrop {
+    fn spawn(description: &HyperKit) -> Self {
+        let mut command = Command::new(standin_path());
+        command.args(&description.arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Self(command.spawn().unwrap(), description.state_dir.as_ref().unwrap().join("hyperkit.pid"))
     }
 
     /// Until its last file is there, which is the log of com1.
@@ -64,7 +64,7 @@ impl ByHand {
     }
 }
 
-impl Drop for ByHand {
+impl Drop for KillProcessOnDrop {
     fn drop(&mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
@@ -81,32 +81,32 @@ mod start {
     use super::*;
 
     /// A machine that was started once, so that its arguments are known.
-    fn machine(files: &Files) -> HyperKit {
-        let mut machine = files.machine();
-        machine.start("guest").unwrap().stop().unwrap();
-        fs::remove_file(files.path("vm/console-ring")).unwrap();
-        machine
+    fn description(test_dir: &TestDir) -> HyperKit {
+        let mut description = test_dir.description();
+        description.start("guest").unwrap().stop().unwrap();
+        fs::remove_file(test_dir.path("vm/console-ring")).unwrap();
+        description
     }
 
     #[divan::bench]
     fn bare_spawn(bencher: Bencher) {
-        let files = Files::new();
-        let machine = machine(&files);
-        bencher.bench_local(|| ByHand::spawn(&machine));
+        let test_dir = TestDir::new();
+        let description = description(&test_dir);
+        bencher.bench_local(|| KillProcessOnDrop::spawn(&description));
     }
 
     #[divan::bench]
     fn bare_spawn_until_set_up(bencher: Bencher) {
-        let files = Files::new();
-        let machine = machine(&files);
-        bencher.bench_local(|| ByHand::spawn(&machine).wait_until_set_up());
+        let test_dir = TestDir::new();
+        let description = description(&test_dir);
+        bencher.bench_local(|| KillProcessOnDrop::spawn(&description).wait_until_set_up());
     }
 
     #[divan::bench]
     fn start(bencher: Bencher) {
-        let files = Files::new();
-        let mut machine = machine(&files);
-        bencher.bench_local(|| Stopped(machine.start("guest").unwrap()));
+        let test_dir = TestDir::new();
+        let mut description = description(&test_dir);
+        bencher.bench_local(|| KillOnDrop(description.start("guest").unwrap()));
     }
 }
 
@@ -116,9 +116,9 @@ mod arguments {
     /// The random number generator is one of the devices.
     fn of(bencher: Bencher, program: &str, devices: usize) {
         let disks = (1..devices).map(|number| Disk::raw(format!("/images/{number}.img")).size(64));
-        let machine = HyperKit::new().hyperkit(program).kernel("/vmlinuz").state_dir("/vm");
-        let machine = disks.fold(machine, HyperKit::disk);
-        bencher.bench_local(|| black_box(&machine).arguments("console=ttyS0").unwrap());
+        let description = HyperKit::new().hyperkit(program).kernel("/vmlinuz").state_dir("/vm");
+        let description = disks.fold(description, HyperKit::disk);
+        bencher.bench_local(|| black_box(&description).arguments("console=ttyS0").unwrap());
     }
 
     #[divan::bench(args = [1, 30])]
@@ -139,8 +139,8 @@ mod image_of_64_gib {
 
     #[divan::bench]
     fn bare_file(bencher: Bencher) {
-        let files = Files::new();
-        let path = files.path("disk.img");
+        let test_dir = TestDir::new();
+        let path = test_dir.path("disk.img");
         let before = || drop(fs::remove_file(&path));
         bencher
             .with_inputs(before)
@@ -149,8 +149,8 @@ mod image_of_64_gib {
 
     #[divan::bench]
     fn create_disk_image(bencher: Bencher) {
-        let files = Files::new();
-        let path = files.path("disk.img");
+        let test_dir = TestDir::new();
+        let path = test_dir.path("disk.img");
         let before = || drop(fs::remove_file(&path));
         bencher.with_inputs(before).bench_local_values(|()| super::create_disk_image(&path, 64 << 10).unwrap());
     }
@@ -192,14 +192,14 @@ mod is_running {
     #[divan::bench]
     fn of_one_that_runs(bencher: Bencher) {
         let running = Running::new();
-        bencher.bench_local(|| assert!(black_box(&running.machine).is_running()));
+        bencher.bench_local(|| assert!(black_box(&running.description).is_running()));
     }
 
     #[divan::bench]
     fn of_one_that_does_not(bencher: Bencher) {
         let running = Running::new();
-        running.machine.stop().unwrap();
-        bencher.bench_local(|| assert!(!black_box(&running.machine).is_running()));
+        running.description.stop().unwrap();
+        bencher.bench_local(|| assert!(!black_box(&running.description).is_running()));
     }
 }
 
@@ -210,20 +210,20 @@ mod list {
 
     #[divan::bench(args = [10, 100, 1000])]
     fn of_state_directories(bencher: Bencher, count: usize) {
-        let files = Files::new();
-        let root = files.path("machines");
+        let test_dir = TestDir::new();
+        let root = test_dir.path("machines");
         let start = |number: usize| {
-            let mut machine = files.machine().state_dir(root.join(number.to_string()));
-            Stopped(machine.start("guest").unwrap())
+            let mut description = test_dir.description().state_dir(root.join(number.to_string()));
+            KillOnDrop(description.start("guest").unwrap())
         };
         let running: Vec<_> = (0..count / 10).map(start).collect();
         for number in count / 10..count {
             drop(start(number));
         }
         bencher.bench_local(|| {
-            let machines = HyperKit::list(&root).unwrap();
-            assert_eq!(machines.len(), count);
-            machines
+            let descriptions = HyperKit::list(&root).unwrap();
+            assert_eq!(descriptions.len(), count);
+            descriptions
         });
         drop(running);
     }

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{Files, guest};
+use common::{TestDir, guest};
 use hyperkit::{Console, HyperKit};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -42,13 +42,13 @@ fn idle_machines() {
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
     println!("idle machines  threads each  files each  KiB each  wake-ups in 1 s");
     for count in [1, 100, 1000] {
-        let files = Files::new();
+        let test_dir = TestDir::new();
         let before = usage();
         let start = |number: usize| {
-            let mut machine = files.machine().state_dir(files.path(&number.to_string()));
-            machine.start("guest").unwrap()
+            let mut description = test_dir.description().state_dir(test_dir.path(&number.to_string()));
+            description.start("guest").unwrap()
         };
-        let machines: Vec<_> = (0..count).map(start).collect();
+        let vms: Vec<_> = (0..count).map(start).collect();
         std::thread::sleep(Duration::from_secs(1)); // until the last has said that it is up
         let after = usage();
         std::thread::sleep(Duration::from_secs(1));
@@ -57,14 +57,14 @@ fn idle_machines() {
         // One wake-up is our own.
         let woken = later[3].saturating_sub(after[3] + 1);
         println!("{count:>13}  {:>12.2}  {:>10.2}  {:>8.1}  {woken:>15}", each(0), each(1), each(2));
-        machines.iter().for_each(|vm| vm.stop().unwrap());
+        vms.iter().for_each(|vm| vm.stop().unwrap());
     }
 }
 
 /// Ends a process by hand.
-struct ByHand(Child);
+struct KillProcessOnDrop(Child);
 
-impl Drop for ByHand {
+impl Drop for KillProcessOnDrop {
     fn drop(&mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
@@ -75,23 +75,23 @@ impl Drop for ByHand {
 fn first_word() {
     const ROUNDS: usize = 10;
     const CMDLINE: &str = "console=ttyS0 panic=1";
-    let files = Files::new();
-    let _end = files.ended();
-    let state = files.path("vm");
-    let mut machine: HyperKit = guest::machine().state_dir(&state).console(Console::File);
-    machine.start(CMDLINE).unwrap().stop().unwrap(); // so that its arguments are known and its files cached
+    let test_dir = TestDir::new();
+    let _stop = test_dir.stop_on_drop();
+    let state = test_dir.path("vm");
+    let mut description: HyperKit = guest::description().state_dir(&state).console(Console::File);
+    description.start(CMDLINE).unwrap().stop().unwrap(); // so that its arguments are known and its files cached
     let (mut ours, mut by_hand) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         let began = Instant::now();
-        let vm = machine.start(CMDLINE).unwrap();
+        let vm = description.start(CMDLINE).unwrap();
         ours.push(said_something(&state, began));
         vm.stop().unwrap();
         let _ = fs::remove_file(state.join("console-ring"));
 
-        let mut qemu = Command::new(machine.hyperkit.as_ref().unwrap());
-        qemu.args(&machine.arguments).stdin(Stdio::null()).stdout(Stdio::null());
+        let mut qemu = Command::new(description.hyperkit.as_ref().unwrap());
+        qemu.args(&description.arguments).stdin(Stdio::null()).stdout(Stdio::null());
         let began = Instant::now();
-        let qemu = ByHand(qemu.spawn().unwrap());
+        let qemu = KillProcessOnDrop(qemu.spawn().unwrap());
         by_hand.push(said_something(&state, began));
         drop(qemu);
         for file in

@@ -34,16 +34,16 @@ pub fn bz_image(cmdline_size: u32) -> Vec<u8> {
 }
 
 /// A directory with a kernel and an initrd, gone with everything in it when dropped.
-pub struct Files {
+pub struct TestDir {
     dir: TempDir,
 }
 
-impl Files {
+impl TestDir {
     pub fn new() -> Self {
-        let files = Self { dir: tempfile::tempdir().unwrap() };
-        files.write("vmlinuz", &bz_image(2047));
-        files.write("initrd.img", b"initrd");
-        files
+        let test_dir = Self { dir: tempfile::tempdir().unwrap() };
+        test_dir.write("vmlinuz", &bz_image(2047));
+        test_dir.write("initrd.img", b"initrd");
+        test_dir
     }
 
     /// The directory, by its one name without symlinks.
@@ -61,9 +61,9 @@ impl Files {
     }
 
     /// A machine on the stand-in that passes every check. Its state directory is `vm`.
-    pub fn machine(&self) -> HyperKit {
+    pub fn description(&self) -> HyperKit {
         HyperKit::new()
-            .hyperkit(standin())
+            .hyperkit(standin_path())
             .state_dir(self.path("vm"))
             .kernel(self.path("vmlinuz"))
             .initrd(self.path("initrd.img"))
@@ -71,18 +71,18 @@ impl Files {
     }
 
     /// Ends the machine in the state directory when it goes.
-    pub fn ended(&self) -> Ended {
-        Ended(self.path("vm"))
+    pub fn stop_on_drop(&self) -> StopOnDrop {
+        StopOnDrop(self.path("vm"))
     }
 
     /// Names of what is in the state directory.
     pub fn state_files(&self) -> Vec<String> {
-        names(&self.path("vm"))
+        file_names(&self.path("vm"))
     }
 }
 
 /// Names of what is in a directory, sorted; none if it is not there.
-pub fn names(dir: &Path) -> Vec<String> {
+pub fn file_names(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).into_iter().flatten();
     let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
@@ -90,11 +90,11 @@ pub fn names(dir: &Path) -> Vec<String> {
 }
 
 /// The stand-in for hyperkit, which `cargo test` builds among the examples.
-pub fn standin() -> PathBuf {
-    example("standin-hyperkit")
+pub fn standin_path() -> PathBuf {
+    example_path("standin-hyperkit")
 }
 
-pub fn example(name: &str) -> PathBuf {
+pub fn example_path(name: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let program = test.parent().unwrap().parent().unwrap().join("examples").join(name);
     assert!(program.exists(), "{} is missing: run `cargo test` or `cargo build --examples` first", program.display());
@@ -102,34 +102,34 @@ pub fn example(name: &str) -> PathBuf {
 }
 
 /// Pulls the plug when the test fails, too.
-pub struct Ended(pub PathBuf);
+pub struct StopOnDrop(pub PathBuf);
 
-impl Drop for Ended {
+impl Drop for StopOnDrop {
     fn drop(&mut self) {
-        if let Ok(machine) = HyperKit::from_state(&self.0) {
-            let _ = machine.stop();
+        if let Ok(description) = HyperKit::from_state(&self.0) {
+            let _ = description.stop();
         }
     }
 }
 
 /// Stops a machine when the test fails, too: who waits for its end in a scope is joined before anything else is dropped.
-pub struct Stopped<'a>(pub &'a Vm);
+pub struct KillOnDrop<'a>(pub &'a Vm);
 
-impl Drop for Stopped<'_> {
+impl Drop for KillOnDrop<'_> {
     fn drop(&mut self) {
         let _ = self.0.stop();
     }
 }
 
-pub const LONG: Duration = Duration::from_secs(60);
+pub const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-pub fn raw(pid: u32) -> Pid {
+pub fn to_pid(pid: u32) -> Pid {
     Pid::from_raw(pid.try_into().unwrap()).unwrap()
 }
 
 /// Waits until something is so; a test that waits in vain fails.
-pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + LONG;
+pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + TEST_TIMEOUT;
     while !is_so() {
         assert!(Instant::now() < deadline, "in vain: {what}");
         std::thread::sleep(Duration::from_millis(5));
@@ -137,30 +137,30 @@ pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
 }
 
 /// A machine on the stand-in, and what ends it when the test is over, passed or failed.
-pub fn started(files: &Files, guest: &str) -> (HyperKit, Vm, Ended) {
-    let end = files.ended();
-    let mut machine = files.machine();
-    let vm = machine.start(guest).unwrap();
-    (machine, vm, end)
+pub fn start_vm(test_dir: &TestDir, guest: &str) -> (HyperKit, Vm, StopOnDrop) {
+    let end = test_dir.stop_on_drop();
+    let mut description = test_dir.description();
+    let vm = description.start(guest).unwrap();
+    (description, vm, end)
 }
 
 /// `boot` with the stand-in on the machine in the state directory, in the background.
-pub fn boot(files: &Files, guest: &str) -> Command {
-    let mut boot = Command::new(example("boot"));
-    boot.arg("--background").arg("--hyperkit").arg(standin()).arg("--state-dir").arg(files.path("vm"));
-    boot.arg("--kernel").arg(files.path("vmlinuz")).args(["--cmdline", guest]);
+pub fn boot_command(test_dir: &TestDir, guest: &str) -> Command {
+    let mut boot = Command::new(example_path("boot"));
+    boot.arg("--background").arg("--hyperkit").arg(standin_path()).arg("--state-dir").arg(test_dir.path("vm"));
+    boot.arg("--kernel").arg(test_dir.path("vmlinuz")).args(["--cmdline", guest]);
     boot.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     boot
 }
 
 /// The processes that run a machine in the directory, whatever any state says: each has it on its command line.
-pub fn machines_in(dir: &Path) -> Vec<u32> {
+pub fn hypervisors_in(dir: &Path) -> Vec<u32> {
     let pid_file = dir.join("hyperkit.pid");
     processes(|command| command.windows(2).any(|pair| pair[0] == "-F" && *pair[1] == pid_file))
 }
 
 /// The processes, shells among them, that run vhost-device-vsock for a machine in the directory.
-pub fn vsock_programs_in(dir: &Path) -> Vec<u32> {
+pub fn vsock_daemons_in(dir: &Path) -> Vec<u32> {
     let socket = dir.join("vhost.sock");
     let is_one = |command: &[OsString]| {
         command.iter().any(|word| word.as_encoded_bytes().ends_with(b"vhost-device-vsock"))
@@ -179,7 +179,7 @@ fn processes(is_one: impl Fn(&[OsString]) -> bool) -> Vec<u32> {
 }
 
 /// What the guest has said on its console so far.
-pub fn said(files: &Files) -> String {
-    let ring = fs::read(files.path("vm/console-ring")).unwrap_or_default();
+pub fn console_output(test_dir: &TestDir) -> String {
+    let ring = fs::read(test_dir.path("vm/console-ring")).unwrap_or_default();
     String::from_utf8_lossy(&ring).trim_end_matches('\0').to_owned()
 }

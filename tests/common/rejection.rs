@@ -5,70 +5,70 @@ use std::path::PathBuf;
 
 use hyperkit::{Error, HyperKit};
 
-use super::{Ended, Files, eventually, names};
+use super::{StopOnDrop, TestDir, file_names, wait_until};
 
 /// Has `change` made to a good machine, and returns why it is refused: by `check` and `start` alike, or by `start` alone
 /// where the command line is at fault. Neither leaves anything behind, and `start` leaves the description as it was.
-pub fn refused_with(files: &Files, cmdline: &str, change: impl FnOnce(HyperKit) -> HyperKit) -> Error {
-    let machine = change(files.machine());
-    let before = names(&files.dir());
+pub fn rejection_with(test_dir: &TestDir, cmdline: &str, change: impl FnOnce(HyperKit) -> HyperKit) -> Error {
+    let description = change(test_dir.description());
+    let before = file_names(&test_dir.dir());
     if cmdline.is_empty() {
-        let checked = machine.check().expect_err("check passed").to_string();
-        assert_eq!(machine.clone().start(cmdline).expect_err("it started").to_string(), checked);
+        let checked = description.check().expect_err("check passed").to_string();
+        assert_eq!(description.clone().start(cmdline).expect_err("it started").to_string(), checked);
     }
-    let mut started = machine.clone();
+    let mut started = description.clone();
     let error = started.start(cmdline).expect_err("it started");
-    assert_eq!(started, machine);
-    assert_eq!(names(&files.dir()), before, "something was made");
+    assert_eq!(started, description);
+    assert_eq!(file_names(&test_dir.dir()), before, "something was made");
     error
 }
 
-pub fn refused(change: impl FnOnce(HyperKit) -> HyperKit) -> Error {
-    refused_with(&Files::new(), "", change)
+pub fn rejection(change: impl FnOnce(HyperKit) -> HyperKit) -> Error {
+    rejection_with(&TestDir::new(), "", change)
 }
 
-pub fn changed(mut machine: HyperKit, change: impl FnOnce(&mut HyperKit)) -> HyperKit {
-    change(&mut machine);
-    machine
+pub fn modify(mut description: HyperKit, change: impl FnOnce(&mut HyperKit)) -> HyperKit {
+    change(&mut description);
+    description
 }
 
 /// As [`refused`], also by `arguments`, which looks at no file.
-pub fn refused_at_sight(change: impl Fn(HyperKit) -> HyperKit) -> Error {
-    let error = refused(&change);
-    let pure = change(Files::new().machine()).arguments("").expect_err("arguments were made");
+pub fn rejection_by_arguments(change: impl Fn(HyperKit) -> HyperKit) -> Error {
+    let error = rejection(&change);
+    let pure = change(TestDir::new().description()).arguments("").expect_err("arguments were made");
     assert_eq!(std::mem::discriminant(&pure), std::mem::discriminant(&error));
     error
 }
 
 /// Has a machine started on the stand-in until its guest speaks, which it does when everything was taken, and stopped.
-pub fn runs_with(mut machine: HyperKit, cmdline: &str) {
-    let dir = machine.state_dir.clone().unwrap();
-    let _end = Ended(dir.clone());
-    let vm = machine.start(cmdline).unwrap();
-    eventually("the guest speaks", || {
+pub fn assert_boots_with(mut description: HyperKit, cmdline: &str) {
+    let dir = description.state_dir.clone().unwrap();
+    let _stop = StopOnDrop(dir.clone());
+    let vm = description.start(cmdline).unwrap();
+    wait_until("the guest speaks", || {
         assert_eq!(vm.try_wait().unwrap(), None, "{:?}", vm.last_words());
         fs::read(dir.join("console-ring")).unwrap().starts_with(b"Linux")
     });
     vm.stop().unwrap();
 }
 
-pub fn runs(machine: HyperKit) {
-    runs_with(machine, "");
+pub fn assert_boots(description: HyperKit) {
+    assert_boots_with(description, "");
 }
 
 /// Takes away what the machine boots from, to set something else.
-pub fn bare(machine: HyperKit) -> HyperKit {
-    changed(machine, |m| (m.kernel, m.initrd) = (None, None))
+pub fn without_boot_source(description: HyperKit) -> HyperKit {
+    modify(description, |d| (d.kernel, d.initrd) = (None, None))
 }
 
 /// A sparse file.
-pub fn file_of(length: u64, files: &Files, name: &str) -> PathBuf {
-    File::create(files.path(name)).unwrap().set_len(length).unwrap();
-    files.path(name)
+pub fn sparse_file(length: u64, test_dir: &TestDir, name: &str) -> PathBuf {
+    File::create(test_dir.path(name)).unwrap().set_len(length).unwrap();
+    test_dir.path(name)
 }
 
 /// `assert!(matches!(…))` that shows what came instead.
-macro_rules! assert_refused {
+macro_rules! assert_error {
     ($error:expr, $pattern:pat $(if $guard:expr)?) => {
         match $error {
             $pattern $(if $guard)? => {}
@@ -76,4 +76,4 @@ macro_rules! assert_refused {
         }
     };
 }
-pub(crate) use assert_refused;
+pub(crate) use assert_error;

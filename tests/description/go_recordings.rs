@@ -48,8 +48,8 @@ fn cases_of_2020() -> Vec<Case> {
 }
 
 /// The machine without what its start has added.
-fn described(machine: HyperKit) -> HyperKit {
-    let mut described = machine;
+fn described(description: HyperKit) -> HyperKit {
+    let mut described = description;
     described.arguments.clear();
     described.cmdline.clear();
     described

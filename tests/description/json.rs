@@ -8,7 +8,7 @@ fn load(json: Value) -> HyperKit {
 }
 
 fn everything() -> HyperKit {
-    let mut machine = HyperKit::new()
+    let mut description = HyperKit::new()
         .hyperkit("/bin/hyperkit")
         .state_dir("/vm")
         .vpnkit(VpnKit::Socket("/run/vpnkit.sock".into()))
@@ -25,10 +25,10 @@ fn everything() -> HyperKit {
         .cpus(3)
         .memory(512)
         .console(Console::File);
-    machine.pid = Some(17);
-    machine.arguments = vec!["-A".to_owned()];
-    machine.cmdline = "/bin/hyperkit -A".to_owned();
-    machine
+    description.pid = Some(17);
+    description.arguments = vec!["-A".to_owned()];
+    description.cmdline = "/bin/hyperkit -A".to_owned();
+    description
 }
 
 /// A new field has to be added here, and with it its form is pinned.
@@ -67,16 +67,16 @@ fn lists_of_later_generations_load_and_are_written_only_where_needed() {
         "disks": [{"path": "/a.img", "size": 1, "format": "raw", "driver": "virtio-blk"}, {"path": "/b.img", "size": 0}],
         "iso": ["/a.iso", "/b.iso"],
     });
-    let machine = load(late_2017.clone());
-    assert_eq!(machine.disks.len(), 2);
-    assert_eq!(machine.disks[0].path.as_deref(), Some("/a.img".as_ref()));
-    assert_eq!((machine.disks[0].size, machine.disks[1].size), (Some(1), None));
-    assert_eq!(machine.isos, ["/a.iso", "/b.iso"].map(std::path::PathBuf::from));
-    let written = serde_json::to_value(&machine).unwrap();
+    let description = load(late_2017.clone());
+    assert_eq!(description.disks.len(), 2);
+    assert_eq!(description.disks[0].path.as_deref(), Some("/a.img".as_ref()));
+    assert_eq!((description.disks[0].size, description.disks[1].size), (Some(1), None));
+    assert_eq!(description.isos, ["/a.iso", "/b.iso"].map(std::path::PathBuf::from));
+    let written = serde_json::to_value(&description).unwrap();
     // Of `driver` the default is not written.
     let disks = json!([{"path": "/a.img", "size": 1, "format": "raw"}, {"path": "/b.img", "size": 0}]);
     assert_eq!((&written["disks"], &written["iso"]), (&disks, &late_2017["iso"]));
-    assert_eq!(load(written), machine);
+    assert_eq!(load(written), description);
 
     let single = load(json!({ "disks": [{"path": "/a.img", "size": 4, "format": "raw"}], "iso": ["/a.iso"] }));
     let written = serde_json::to_value(&single).unwrap();
@@ -89,8 +89,8 @@ fn lists_of_later_generations_load_and_are_written_only_where_needed() {
 
 #[test]
 fn a_disk_without_a_path_keeps_its_size() {
-    let machine = HyperKit::new().disk(Disk::in_state_dir(64));
-    assert_eq!(load(serde_json::to_value(&machine).unwrap()), machine);
+    let description = HyperKit::new().disk(Disk::in_state_dir(64));
+    assert_eq!(load(serde_json::to_value(&description).unwrap()), description);
 }
 
 /// The Go package leaves an empty format to hyperkit, for which it is raw. A guest may have written the header of an image
@@ -107,8 +107,8 @@ fn a_disk_of_the_go_package_without_a_format_is_raw() {
 
 #[test]
 fn keys_of_other_versions_survive() {
-    let machine = load(json!({ "argv0": "vm", "serials": [], "vmnet": true, "cpus": 2 }));
-    let written = serde_json::to_value(&machine).unwrap();
+    let description = load(json!({ "argv0": "vm", "serials": [], "vmnet": true, "cpus": 2 }));
+    let written = serde_json::to_value(&description).unwrap();
     assert_eq!((&written["argv0"], &written["serials"], &written["vmnet"]), (&json!("vm"), &json!([]), &json!(true)));
     assert_eq!(written["cpus"], 2);
 }
@@ -119,19 +119,19 @@ fn odd_values_survive_or_are_unset() {
     assert_eq!(load(json!({"iso": [""]})), HyperKit::new());
     assert_eq!(load(json!({"pid_started": ""})), HyperKit::new());
     let state = r#"{"later":7.777777777777777e96,"disks":[{"path":"/a","format":2,"driver":["x"]}]}"#;
-    let machine: HyperKit = serde_json::from_str(state).unwrap();
-    let written = machine.to_string();
-    assert_eq!(serde_json::from_str::<HyperKit>(&written).unwrap(), machine);
+    let description: HyperKit = serde_json::from_str(state).unwrap();
+    let written = description.to_string();
+    assert_eq!(serde_json::from_str::<HyperKit>(&written).unwrap(), description);
     let written: Value = serde_json::from_str(&written).unwrap();
     assert_eq!((&written["disks"][0]["format"], &written["disks"][0]["driver"]), (&json!(2), &json!(["x"])));
-    assert!(matches!(machine.kernel("/k").arguments(""), Err(Error::UnknownSetting { .. })));
+    assert!(matches!(description.kernel("/k").arguments(""), Err(Error::UnknownSetting { .. })));
 }
 
 #[test]
 fn auto_and_each_console_survive() {
     for console in [Console::Stdio, Console::File, Console::Log] {
-        let machine = HyperKit::new().vpnkit(VpnKit::Auto).console(console);
-        assert_eq!(load(serde_json::to_value(&machine).unwrap()), machine);
+        let description = HyperKit::new().vpnkit(VpnKit::Auto).console(console);
+        assert_eq!(load(serde_json::to_value(&description).unwrap()), description);
     }
 }
 

@@ -5,19 +5,19 @@ use std::fs;
 use hyperkit::{Disk, Error, HyperKit};
 use proptest::prelude::*;
 
-use crate::common::Files;
+use crate::common::TestDir;
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_bytes_as_a_state_file_are_a_machine_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-        let files = Files::new();
-        fs::create_dir(files.path("vm")).unwrap();
-        files.write("vm/hyperkit.json", &bytes);
-        files.write("vm/hyperkit.pid", &bytes);
-        match HyperKit::from_state(files.path("vm")) {
-            Ok(machine) => prop_assert!(!machine.is_running()),
+        let test_dir = TestDir::new();
+        fs::create_dir(test_dir.path("vm")).unwrap();
+        test_dir.write("vm/hyperkit.json", &bytes);
+        test_dir.write("vm/hyperkit.pid", &bytes);
+        match HyperKit::from_state(test_dir.path("vm")) {
+            Ok(description) => prop_assert!(!description.is_running()),
             Err(error) => prop_assert!(matches!(error, Error::DamagedState { .. }), "{error:?}"),
         }
     }
@@ -28,14 +28,14 @@ proptest! {
         texts in proptest::collection::vec("\\PC{1,12}", 5), sizes in proptest::collection::vec(1..u64::MAX, 0..4),
         ports in proptest::collection::vec(any::<u32>(), 0..6), isos in proptest::collection::vec("/\\PC{0,12}", 0..4),
     ) {
-        let mut machine = HyperKit::new().cpus(cpus).memory(memory).vsock_guest_cid(cid).vsock(cid % 2 == 0);
-        machine.pid = pid;
-        machine = machine.kernel(&texts[0]).initrd(&texts[1]).uuid(&texts[2]).socket_9p(&texts[3], &texts[4]);
-        machine = sizes.iter().fold(machine, |machine, &size| machine.disk(Disk::raw(&texts[0]).size(size)));
-        machine = ports.into_iter().fold(machine, HyperKit::vsock_port);
-        machine = isos.into_iter().fold(machine, HyperKit::iso);
-        machine.arguments = texts;
-        let again: HyperKit = serde_json::from_str(&machine.to_string()).unwrap();
-        prop_assert_eq!(again, machine);
+        let mut description = HyperKit::new().cpus(cpus).memory(memory).vsock_guest_cid(cid).vsock(cid % 2 == 0);
+        description.pid = pid;
+        description = description.kernel(&texts[0]).initrd(&texts[1]).uuid(&texts[2]).socket_9p(&texts[3], &texts[4]);
+        description = sizes.iter().fold(description, |description, &size| description.disk(Disk::raw(&texts[0]).size(size)));
+        description = ports.into_iter().fold(description, HyperKit::vsock_port);
+        description = isos.into_iter().fold(description, HyperKit::iso);
+        description.arguments = texts;
+        let again: HyperKit = serde_json::from_str(&description.to_string()).unwrap();
+        prop_assert_eq!(again, description);
     }
 }

@@ -30,18 +30,18 @@ fn every_recorded_command_line_comes_back() {
     assert_eq!(cases.len(), 35);
     for case in cases {
         let mut arguments: Vec<String> = serde_json::from_value(case["arguments"].clone()).unwrap();
-        let (machine, cmdline) = parse_arguments(&arguments).unwrap();
+        let (description, cmdline) = parse_arguments(&arguments).unwrap();
         // hyperkit refuses it.
         arguments.iter_mut().for_each(|argument| *argument = argument.replace(",format=raw", ""));
-        assert_eq!(machine.arguments(&cmdline).unwrap(), arguments, "case {}", case["name"]);
+        assert_eq!(description.arguments(&cmdline).unwrap(), arguments, "case {}", case["name"]);
         assert_eq!(cmdline, case["kernel_cmdline"].as_str().unwrap(), "case {}", case["name"]);
-        assert_eq!(machine.extra_arguments, [""; 0], "case {}", case["name"]);
+        assert_eq!(description.extra_arguments, [""; 0], "case {}", case["name"]);
     }
 }
 
 #[test]
 fn docker_desktop() {
-    let (machine, cmdline) = parsed(
+    let (description, cmdline) = parsed(
         "com.docker.hyperkit -A -u -F vms/0/hyperkit.pid -c 2 -m 2048M -s 0:0,hostbridge -s 31,lpc -s 1:0,virtio-vpnkit,\
          path=vpnkit.eth.sock,uuid=61b9ed19-44f8-4b92-bdd6-81bfa8f2e4c0 -U b9f6cfc1-9d43-4b2b-8a9c-6b9f04f4e6d2 -s 2:0,\
          virtio-blk,/Users/x/Library/Containers/com.docker.docker/Data/vms/0/data/Docker.raw -s 3,virtio-sock,guest_cid=3,\
@@ -63,13 +63,13 @@ fn docker_desktop() {
         .serial(Serial::none().log().asl())
         .kernel("/app/kernel")
         .initrd("/app/initrd.img");
-    assert_eq!(machine, expected);
+    assert_eq!(description, expected);
     assert_eq!(cmdline, "page_poison=1 vsyscall=emulate panic=1 console=ttyS0 console=ttyS1");
 }
 
 #[test]
 fn docker_desktop_with_qcow2() {
-    let (machine, _) = parsed(
+    let (description, _) = parsed(
         "com.docker.hyperkit -A -u -F vms/0/hyperkit.pid -c 4 -m 2048M -s 0:0,hostbridge -s 31,lpc -s 1:0,virtio-vpnkit,\
          path=s50 -s 2:0,ahci-hd,file:///Users/x/Library/Group%20Containers/Docker.qcow2?sync=os&buffered=1,format=qcow,\
          qcow-config=discard=true;compact_after_unmaps=262144;keep_erased=262144;runtime_asserts=false -s 3,virtio-sock,\
@@ -91,12 +91,12 @@ fn docker_desktop_with_qcow2() {
         .socket_9p("s51", "port")
         .console(Console::Log)
         .bootrom("/app/UEFI.fd");
-    assert_eq!(machine, expected);
+    assert_eq!(description, expected);
 }
 
 #[test]
 fn minikube() {
-    let (machine, cmdline) = parsed(
+    let (description, cmdline) = parsed(
         "/usr/local/bin/hyperkit -A -u -F /Users/x/.minikube/machines/minikube/hyperkit.pid -c 2 -m 4000M -s 0:0,hostbridge \
          -s 31,lpc -s 1:0,virtio-net -U b97ad302-0a93-11ec-9e3f-acde48001122 -s 2:0,virtio-blk,/Users/x/.minikube/machines/\
          minikube/minikube.rawdisk -s 3,ahci-cd,/Users/x/.minikube/machines/minikube/boot2docker.iso -s 4,virtio-rnd -l com1,\
@@ -117,13 +117,13 @@ fn minikube() {
         .console(Console::File)
         .kernel(dir("bzimage"))
         .initrd(dir("initrd"));
-    assert_eq!(machine, expected);
+    assert_eq!(description, expected);
     assert!(cmdline.starts_with("loglevel=3 ") && cmdline.ends_with(" host=minikube"));
 }
 
 #[test]
 fn linuxkit() {
-    let (machine, cmdline) = parsed(
+    let (description, cmdline) = parsed(
         "hyperkit -A -u -F linuxkit-state/hyperkit.pid -c 1 -m 1024M -s 0:0,hostbridge -s 31,lpc -s 1:0,virtio-vpnkit,path=/Users/\
          x/vpnkit.eth.sock -U 1f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55 -s 2,virtio-sock,guest_cid=3,path=linuxkit-state -s 3,ahci-cd,\
          linuxkit-state/metadata.iso -s 4,virtio-rnd -l com1,stdio -f kexec,linuxkit-kernel,linuxkit-initrd.img,\
@@ -138,7 +138,7 @@ fn linuxkit() {
         .iso("linuxkit-state/metadata.iso")
         .kernel("linuxkit-kernel")
         .initrd("linuxkit-initrd.img");
-    assert_eq!(machine, expected);
+    assert_eq!(description, expected);
     assert_eq!(cmdline, "console=ttyS0 page_poison=1");
 }
 
@@ -224,15 +224,15 @@ fn what_is_not_ours_is_an_extra_argument() {
         ("-F /a,b/hyperkit.pid", "-F /a,b/hyperkit.pid"),
         ("-e -s 1,uart -b", "-e -b -s 1,uart"),
     ] {
-        let (machine, cmdline) = parsed(&format!("{BARE} -U {uuid} {options} -f kexec,/k,,quiet"));
-        assert_eq!(machine.extra_arguments.join(" "), extra, "{options}");
+        let (description, cmdline) = parsed(&format!("{BARE} -U {uuid} {options} -f kexec,/k,,quiet"));
+        assert_eq!(description.extra_arguments.join(" "), extra, "{options}");
         // The same machine: every option of before is there again.
-        let again = machine.arguments(&cmdline).unwrap();
+        let again = description.arguments(&cmdline).unwrap();
         let spoken = format!(" {} ", again.join(" ").replace(":0,", ","));
         for option in options.replace(":0,", ",").split(" -").map(|option| option.trim_start_matches('-')) {
             assert!(spoken.contains(&format!(" -{option} ")), "{option} is not in {spoken}");
         }
-        assert_eq!(parse_arguments(&again).unwrap(), (machine, cmdline), "{options}");
+        assert_eq!(parse_arguments(&again).unwrap(), (description, cmdline), "{options}");
     }
 }
 
@@ -297,20 +297,20 @@ fn what_hyperkit_refuses_is_foreign() {
 fn the_kernel_command_line_of_the_last_start_is_told_on_each_engine() {
     let linux = HyperKit::new().kernel("/k").initrd("/i");
     let multiboot = HyperKit::new().multiboot(Multiboot::new("/k").module("/m", "words"));
-    for mut machine in [linux, multiboot] {
-        assert_eq!(machine.kernel_cmdline(), None, "it was never started");
+    for mut description in [linux, multiboot] {
+        assert_eq!(description.kernel_cmdline(), None, "it was never started");
         for program in ["hyperkit", "qemu-system-x86_64"] {
-            machine.hyperkit = Some(program.into());
+            description.hyperkit = Some(program.into());
             for line in ["console=ttyS0 a=1,2", "earlyprintk=serial again"] {
-                machine.arguments = machine.arguments(line).unwrap();
-                assert_eq!(machine.kernel_cmdline().as_deref(), Some(line), "{program}");
+                description.arguments = description.arguments(line).unwrap();
+                assert_eq!(description.kernel_cmdline().as_deref(), Some(line), "{program}");
             }
         }
     }
     for program in ["hyperkit", "qemu-system-x86_64"] {
-        let mut machine = HyperKit::new().hyperkit(program).bootrom("/rom");
-        assert_eq!(machine.kernel_cmdline(), None);
-        machine.arguments = machine.arguments("").unwrap();
-        assert_eq!(machine.kernel_cmdline().as_deref(), Some(""));
+        let mut description = HyperKit::new().hyperkit(program).bootrom("/rom");
+        assert_eq!(description.kernel_cmdline(), None);
+        description.arguments = description.arguments("").unwrap();
+        assert_eq!(description.kernel_cmdline().as_deref(), Some(""));
     }
 }

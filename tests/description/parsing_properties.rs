@@ -50,8 +50,8 @@ fn firmware() -> impl Strategy<Value = (HyperKit, String)> {
     let modules = vec(("[a-z0-9 /#=]{1,9}", "[a-z0-9 /#=;]{0,9}"), 0..4);
     prop_oneof![
         (path("k"), of(path("i")), cmdline.clone()).prop_map(|(kernel, initrd, cmdline)| {
-            let machine = HyperKit::new().kernel(kernel);
-            (initrd.into_iter().fold(machine, HyperKit::initrd), cmdline)
+            let description = HyperKit::new().kernel(kernel);
+            (initrd.into_iter().fold(description, HyperKit::initrd), cmdline)
         }),
         path("rom").prop_map(|rom| (HyperKit::new().bootrom(rom), String::new())),
         (path("k"), modules, cmdline).prop_map(|(kernel, modules, cmdline)| {
@@ -62,8 +62,8 @@ fn firmware() -> impl Strategy<Value = (HyperKit, String)> {
 }
 
 /// Consoles and serial ports. What can be said as `console` is not said as `serials`.
-fn serial(machine: HyperKit, console: Console, serials: Option<Vec<Serial>>) -> HyperKit {
-    let has_dir = machine.state_dir.is_some();
+fn serial(description: HyperKit, console: Console, serials: Option<Vec<Serial>>) -> HyperKit {
+    let has_dir = description.state_dir.is_some();
     let mut on_stdio = 0;
     let mut usable = |serial: &Serial| {
         on_stdio += u8::from(serial.line == SerialLine::Stdio);
@@ -71,10 +71,10 @@ fn serial(machine: HyperKit, console: Console, serials: Option<Vec<Serial>>) -> 
             && (serial.line != SerialLine::Stdio || on_stdio < 2)
     };
     match serials.map(|serials| serials.into_iter().filter(&mut usable).collect::<Vec<_>>()) {
-        Some(serials) if serials == [Serial::stdio()] => machine,
-        Some(serials) => serials.into_iter().fold(machine.no_serials(), HyperKit::serial),
-        None if has_dir => machine.console(console),
-        None => machine,
+        Some(serials) if serials == [Serial::stdio()] => description,
+        Some(serials) => serials.into_iter().fold(description.no_serials(), HyperKit::serial),
+        None if has_dir => description.console(console),
+        None => description,
     }
 }
 
@@ -82,24 +82,24 @@ fn networks() -> impl Strategy<Value = HyperKit> {
     let vpnkit = of((path("/net"), of((UUID, of("10\\.0\\.[1-9]\\.[1-9]")))));
     let tap = of(("[a-z]{1,9}[ #=:]?", of("02(:[0-9a-f]{2}){5}")));
     (vpnkit, any::<bool>(), tap).prop_map(|(vpnkit, vmnet, tap)| {
-        let mut machine = HyperKit::new().vmnet(vmnet);
+        let mut description = HyperKit::new().vmnet(vmnet);
         if let Some((socket, key)) = vpnkit {
-            machine = machine.vpnkit(VpnKit::Socket(socket.into()));
+            description = description.vpnkit(VpnKit::Socket(socket.into()));
             if let Some((key, address)) = key {
-                (machine.vpnkit_key, machine.vpnkit_preferred_ipv4) = (Some(key), address);
+                (description.vpnkit_key, description.vpnkit_preferred_ipv4) = (Some(key), address);
             }
         }
         if let Some((tap, mac)) = tap {
             // Only the first card's can be said.
-            machine.mac = mac.filter(|_| !vmnet && machine.vpnkit == VpnKit::None);
-            machine.tap = Some(tap);
+            description.mac = mac.filter(|_| !vmnet && description.vpnkit == VpnKit::None);
+            description.tap = Some(tap);
         }
-        machine
+        description
     })
 }
 
 /// Any machine that passes the checks, as far as arguments can say it, and its kernel command line.
-fn machine() -> impl Strategy<Value = (HyperKit, String)> {
+fn description() -> impl Strategy<Value = (HyperKit, String)> {
     let disks = vec(disk(), 0..5).prop_map(|mut disks| {
         disks.sort_by(|a, b| a.path.cmp(&b.path));
         disks.dedup_by(|a, b| a.path == b.path);
@@ -117,37 +117,37 @@ fn machine() -> impl Strategy<Value = (HyperKit, String)> {
     let rest = (vsock, shares, console, serials, extra, any::<[bool; 8]>());
     let numbers = (of(UUID), 1..=64_u32, 2..1_u64 << 42, of(1_u16..));
     (host, rest, numbers, firmware()).prop_map(|(host, rest, numbers, (firmware, cmdline))| {
-        let mut machine = host.2;
-        (machine.hyperkit, machine.state_dir) = (host.0.map(Into::into), host.1.map(Into::into));
-        (machine.kernel, machine.initrd) = (firmware.kernel, firmware.initrd);
-        (machine.bootrom, machine.multiboot) = (firmware.bootrom, firmware.multiboot);
-        machine.disks = host.3;
-        machine = host.4.into_iter().fold(machine, HyperKit::iso);
+        let mut description = host.2;
+        (description.hyperkit, description.state_dir) = (host.0.map(Into::into), host.1.map(Into::into));
+        (description.kernel, description.initrd) = (firmware.kernel, firmware.initrd);
+        (description.bootrom, description.multiboot) = (firmware.bootrom, firmware.multiboot);
+        description.disks = host.3;
+        description = host.4.into_iter().fold(description, HyperKit::iso);
         let (vsock, shares, console, serials, extra, switches) = rest;
-        if let Some((cid, dir, ports)) = vsock.filter(|(_, dir, _)| dir.is_some() || machine.state_dir.is_some()) {
-            machine = machine.vsock(true).vsock_guest_cid(cid);
-            (machine.vsock_dir, machine.vsock_ports) = (dir.map(Into::into), ports);
+        if let Some((cid, dir, ports)) = vsock.filter(|(_, dir, _)| dir.is_some() || description.state_dir.is_some()) {
+            description = description.vsock(true).vsock_guest_cid(cid);
+            (description.vsock_dir, description.vsock_ports) = (dir.map(Into::into), ports);
         }
         for (index, (name, port, tag)) in shares.into_iter().enumerate() {
             let tag = format!("{index}{tag}"); // each has its own
-            machine = match port {
-                Some(port) => machine.port_9p(port, tag),
-                None => machine.socket_9p(name, tag),
+            description = match port {
+                Some(port) => description.port_9p(port, tag),
+                None => description.socket_9p(name, tag),
             };
         }
-        machine = serial(machine, console, serials);
-        machine.extra_arguments = extra.iter().flat_map(|extra| extra.splitn(2, ' ')).map(str::to_owned).collect();
-        [machine.random, machine.utc, machine.exit_on_hlt, machine.exit_on_pause, ..] = switches;
-        [.., machine.x2apic, machine.msix, machine.mptable, machine.core_dumps] = switches;
-        (machine.uuid, machine.cpus, machine.memory, machine.gdb_port) = numbers;
-        (machine, cmdline)
+        description = serial(description, console, serials);
+        description.extra_arguments = extra.iter().flat_map(|extra| extra.splitn(2, ' ')).map(str::to_owned).collect();
+        [description.random, description.utc, description.exit_on_hlt, description.exit_on_pause, ..] = switches;
+        [.., description.x2apic, description.msix, description.mptable, description.core_dumps] = switches;
+        (description.uuid, description.cpus, description.memory, description.gdb_port) = numbers;
+        (description, cmdline)
     })
 }
 
 /// The whole command line.
-fn command_line(machine: &HyperKit, cmdline: &str) -> Vec<String> {
-    let program = machine.hyperkit.iter().map(|program| program.to_str().unwrap().to_owned());
-    program.chain(machine.arguments(cmdline).unwrap()).collect()
+fn command_line(description: &HyperKit, cmdline: &str) -> Vec<String> {
+    let program = description.hyperkit.iter().map(|program| program.to_str().unwrap().to_owned());
+    program.chain(description.arguments(cmdline).unwrap()).collect()
 }
 
 /// The same options in another order, spelled in other ways that getopt knows: `chance` decides.
@@ -178,15 +178,15 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_machine_comes_back_from_its_arguments((machine, cmdline) in machine(), chance in vec(any::<u8>(), 64)) {
-        let arguments = command_line(&machine, &cmdline);
+    fn any_machine_comes_back_from_its_arguments((description, cmdline) in description(), chance in vec(any::<u8>(), 64)) {
+        let arguments = command_line(&description, &cmdline);
         let (parsed, parsed_cmdline) = parse_arguments(&arguments).unwrap();
-        prop_assert_eq!(&parsed, &machine, "{:?}", arguments);
+        prop_assert_eq!(&parsed, &description, "{:?}", arguments);
         prop_assert_eq!(&parsed_cmdline, &cmdline);
 
         let respelled = respelled(&arguments, &chance);
         let (parsed, parsed_cmdline) = parse_arguments(&respelled).unwrap();
-        prop_assert_eq!(parsed, machine, "{:?}", respelled);
+        prop_assert_eq!(parsed, description, "{:?}", respelled);
         prop_assert_eq!(parsed_cmdline, cmdline);
     }
 }
@@ -195,8 +195,8 @@ proptest! {
 #[test]
 fn the_machines_differ_and_the_options_move() {
     let chance: Vec<u8> = (0..64_u8).map(|i| i.wrapping_mul(151)).collect();
-    let machine = HyperKit::new().kernel("k").cpus(2).memory(64).uuid("01234567-89ab-cdef-0123-456789abcdef");
-    let arguments = command_line(&machine, "x");
+    let description = HyperKit::new().kernel("k").cpus(2).memory(64).uuid("01234567-89ab-cdef-0123-456789abcdef");
+    let arguments = command_line(&description, "x");
     let respelled = respelled(&arguments, &chance);
     let sorted = |words: &[String]| {
         let mut letters: Vec<char> = words.concat().chars().filter(|letter| *letter != '-').collect();

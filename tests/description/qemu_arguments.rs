@@ -4,26 +4,27 @@ use hyperkit::{Console, Disk, HyperKit, Multiboot, PortForward, Qcow, Serial, Vp
 
 const UUID: &str = "1f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55";
 
-fn machine() -> HyperKit {
+fn description() -> HyperKit {
     HyperKit::new().hyperkit("/usr/bin/qemu-system-x86_64").kernel("/k").initrd("/i")
 }
 
 /// The values of an option, in order.
-fn values(machine: &HyperKit, option: &str) -> Vec<String> {
-    let arguments = machine.arguments("a, b").unwrap();
+fn values(description: &HyperKit, option: &str) -> Vec<String> {
+    let arguments = description.arguments("a, b").unwrap();
     arguments.windows(2).filter(|pair| pair[0] == option).map(|pair| pair[1].clone()).collect()
 }
 
 #[test]
 fn the_program_decides_the_language() {
-    assert_eq!(values(&machine(), "-append"), ["earlyprintk=serial a, b"]);
-    assert_eq!(values(&machine().hyperkit("/opt/hyperkit"), "-f"), ["kexec,/k,/i,earlyprintk=serial a, b"]);
+    assert_eq!(values(&description(), "-append"), ["earlyprintk=serial a, b"]);
+    assert_eq!(values(&description().hyperkit("/opt/hyperkit"), "-f"), ["kexec,/k,/i,earlyprintk=serial a, b"]);
 }
 
 #[test]
 fn slots_are_hyperkits_and_addressed_in_hexadecimal() {
-    let full = (0..27)
-        .fold(machine().vpnkit(VpnKit::Auto), |machine, index| machine.disk(Disk::raw(format!("/disk{index}.img"))));
+    let full = (0..27).fold(description().vpnkit(VpnKit::Auto), |description, index| {
+        description.disk(Disk::raw(format!("/disk{index}.img")))
+    });
     let full = full.iso("/i.iso");
     let qemu: Vec<_> = values(&full, "-device")
         .iter()
@@ -39,31 +40,31 @@ fn slots_are_hyperkits_and_addressed_in_hexadecimal() {
 
 #[test]
 fn vsock_console_and_control() {
-    let machine = machine().state_dir("/vm").console(Console::File).vsock(true).vsock_guest_cid(7).uuid(UUID);
-    assert!(values(&machine, "-device").contains(&"vhost-vsock-pci,guest-cid=7,bus=pcie.0,addr=1.0".to_owned()));
+    let description = description().state_dir("/vm").console(Console::File).vsock(true).vsock_guest_cid(7).uuid(UUID);
+    assert!(values(&description, "-device").contains(&"vhost-vsock-pci,guest-cid=7,bus=pcie.0,addr=1.0".to_owned()));
     assert_eq!(
-        values(&machine, "-chardev"),
+        values(&description, "-chardev"),
         [
             "socket,id=qmp,path=/vm/qmp.sock,server=on,wait=off",
             "socket,id=events,path=/vm/events.sock,server=on,wait=off",
             "pty,id=com1,logfile=/vm/console-ring,logappend=off"
         ]
     );
-    assert_eq!(values(&machine, "-pidfile"), ["/vm/hyperkit.pid"]);
-    assert_eq!(values(&machine, "-uuid"), [UUID]);
-    assert_eq!(values(&machine, "-accel"), [] as [&str; 0], "it depends on the host");
+    assert_eq!(values(&description, "-pidfile"), ["/vm/hyperkit.pid"]);
+    assert_eq!(values(&description, "-uuid"), [UUID]);
+    assert_eq!(values(&description, "-accel"), [] as [&str; 0], "it depends on the host");
 }
 
 #[test]
 fn without_a_state_directory_there_is_no_file() {
-    assert_eq!(values(&machine(), "-chardev"), ["stdio,id=com1,signal=off"]);
-    assert_eq!(values(&machine(), "-pidfile"), [] as [&str; 0]);
-    assert_eq!(values(&machine().hyperkit("qemu-system-x86_64"), "-initrd"), ["/i"]);
+    assert_eq!(values(&description(), "-chardev"), ["stdio,id=com1,signal=off"]);
+    assert_eq!(values(&description(), "-pidfile"), [] as [&str; 0]);
+    assert_eq!(values(&description().hyperkit("qemu-system-x86_64"), "-initrd"), ["/i"]);
 }
 
 #[test]
 fn each_card_has_its_network_and_the_first_the_address_and_the_ports() {
-    let mut all = machine().vpnkit(VpnKit::Auto).vmnet(true).tap("tap7").mac("02:00:00:00:00:09");
+    let mut all = description().vpnkit(VpnKit::Auto).vmnet(true).tap("tap7").mac("02:00:00:00:00:09");
     all = all.port_forward(PortForward::tcp(8080, 80)).port_forward(PortForward::udp(0, 53));
     assert_eq!(
         values(&all, "-netdev"),
@@ -81,13 +82,13 @@ fn each_card_has_its_network_and_the_first_the_address_and_the_ports() {
             "virtio-net-pci,netdev=net3,bus=pcie.0,addr=3.0,romfile="
         ]
     );
-    let preferred = machine().vpnkit(VpnKit::Auto).vpnkit_key(UUID).vpnkit_preferred_ipv4("192.168.65.10");
+    let preferred = description().vpnkit(VpnKit::Auto).vpnkit_key(UUID).vpnkit_preferred_ipv4("192.168.65.10");
     assert_eq!(values(&preferred, "-netdev"), ["user,id=net1,net=192.168.65.0/24,dhcpstart=192.168.65.10"]);
 }
 
 #[test]
 fn each_disk_has_its_format_and_options() {
-    let disks = machine()
+    let disks = description()
         .disk(Disk::new("/a.qcow2").trim())
         .disk(Disk::raw("/b.qcow2").read_only().sync().sector_size(512, 4096))
         .disk(Disk::qcow2("/c", Qcow::default()).ahci());
@@ -109,21 +110,26 @@ fn each_disk_has_its_format_and_options() {
 
 #[test]
 fn images_and_shares_are_given_as_they_are() {
-    let machine = machine().iso("/i.iso").random(false).socket_9p("/share", "tag").vhost_device_vsock("/program");
-    assert_eq!(values(&machine, "-drive"), ["if=none,id=cd1,format=raw,readonly=on,media=cdrom,file=/i.iso"]);
-    assert_eq!(values(&machine, "-fsdev"), ["local,id=share2,path=/share,security_model=none"]);
-    assert_eq!(values(&machine, "-machine"), values(&self::machine(), "-machine"), "without vsock no memory is shared");
+    let description =
+        description().iso("/i.iso").random(false).socket_9p("/share", "tag").vhost_device_vsock("/program");
+    assert_eq!(values(&description, "-drive"), ["if=none,id=cd1,format=raw,readonly=on,media=cdrom,file=/i.iso"]);
+    assert_eq!(values(&description, "-fsdev"), ["local,id=share2,path=/share,security_model=none"]);
+    assert_eq!(
+        values(&description, "-machine"),
+        values(&self::description(), "-machine"),
+        "without vsock no memory is shared"
+    );
 }
 
 #[test]
 fn each_serial_port_has_its_line_and_its_log() {
-    let machine = machine().state_dir("/vm").serial(Serial::none().log()).serial(Serial::tty().log());
+    let description = description().state_dir("/vm").serial(Serial::none().log()).serial(Serial::tty().log());
     assert_eq!(
-        values(&machine, "-chardev")[2..],
+        values(&description, "-chardev")[2..],
         ["null,id=com1,logfile=/vm/console-ring,logappend=off", "pty,id=com2,logfile=/vm/console-ring2,logappend=off"]
     );
-    assert_eq!(values(&machine, "-serial"), ["chardev:com1", "chardev:com2"]);
-    assert_eq!(values(&machine.no_serials().state_dir("/vm"), "-serial"), [] as [&str; 0]);
+    assert_eq!(values(&description, "-serial"), ["chardev:com1", "chardev:com2"]);
+    assert_eq!(values(&description.no_serials().state_dir("/vm"), "-serial"), [] as [&str; 0]);
 }
 
 #[test]
@@ -141,7 +147,7 @@ fn firmware_clock_debugger_core_dumps_and_what_else_there_is() {
     assert_eq!(value("-machine"), "q35,sata=off,smbus=off,max-fw-size=16777216,dump-guest-core=on");
     assert!(!arguments.contains(&"-append".to_owned()) && !arguments.contains(&"-device".to_owned()));
     assert_eq!(arguments[arguments.len() - 2..], ["-cpu", "max"]);
-    assert_eq!(values(&machine(), "-machine"), ["q35,sata=off,smbus=off,max-fw-size=16777216,dump-guest-core=off"]);
+    assert_eq!(values(&description(), "-machine"), ["q35,sata=off,smbus=off,max-fw-size=16777216,dump-guest-core=off"]);
 
     let multiboot = HyperKit::new().hyperkit("qemu-system-x86_64");
     let multiboot = multiboot.multiboot(Multiboot::new("/k").module("/m", "a b").module("/n", ""));

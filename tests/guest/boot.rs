@@ -9,8 +9,8 @@ use std::time::SystemTime;
 
 use hyperkit::{Card, Console, Disk, Error, Exit, HyperKit, VpnKit};
 
-use crate::common::guest::{self, PATIENCE, Report, file, machine};
-use crate::common::{Ended, example, names};
+use crate::common::guest::{self, BOOT_TIMEOUT, Report, description, guest_file};
+use crate::common::{StopOnDrop, example_path, file_names};
 
 const UUID: &str = "1f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55";
 
@@ -22,12 +22,12 @@ fn seconds() -> u64 {
 fn the_guest_finds_what_was_described() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().canonicalize().unwrap();
-    let share = guest::share(&dir, "share", "from the share");
-    let iso = guest::iso(&dir, "hello", "from the image");
+    let share = guest::create_share(&dir, "share", "from the share");
+    let iso = guest::create_iso(&dir, "hello", "from the image");
 
     let state = dir.join("vm");
-    let _end = Ended(state.clone());
-    let mut machine = machine()
+    let _stop = StopOnDrop(state.clone());
+    let mut description = description()
         .state_dir(&state)
         .cpus(2)
         .memory(768)
@@ -41,20 +41,20 @@ fn the_guest_finds_what_was_described() {
     let marker = format!("marker-{}", std::process::id());
     let cmdline = format!("console=ttyS0 panic=1 quiet hyperkit.report hyperkit.marker={marker}");
     let began = seconds();
-    let vm = machine.start(&cmdline).unwrap();
+    let vm = description.start(&cmdline).unwrap();
     let addresses = vm.addresses().unwrap();
     let pty = fs::read_to_string(state.join("tty")).unwrap();
     assert!(fs::metadata(&pty).unwrap().file_type().is_char_device(), "{pty}");
-    assert_eq!(vm.wait_timeout(PATIENCE).unwrap(), Some(Exit::PowerOff));
-    assert!(!machine.is_running());
+    assert_eq!(vm.wait_timeout(BOOT_TIMEOUT).unwrap(), Some(Exit::PowerOff));
+    assert!(!description.is_running());
     assert!(!state.join("hyperkit.pid").exists());
 
-    let report = Report::of(&fs::read(state.join("console-ring")).unwrap());
-    let one = |key: &str| report.one(key);
-    assert_eq!(one("cmdline"), format!("earlyprintk=serial {cmdline}"));
-    assert_eq!(one("vcpus"), "2");
-    assert_eq!(one("memory-mib"), "768");
-    assert_eq!(one("uuid"), UUID);
+    let report = Report::parse(&fs::read(state.join("console-ring")).unwrap());
+    let single = |key: &str| report.single(key);
+    assert_eq!(single("cmdline"), format!("earlyprintk=serial {cmdline}"));
+    assert_eq!(single("vcpus"), "2");
+    assert_eq!(single("memory-mib"), "768");
+    assert_eq!(single("uuid"), UUID);
     // Address, vendor, device, subsystem device (virtio's own number of the kind), class.
     let pci = [
         "0000:00:00.0 0x8086 0x29c0 0x1100 0x060000", // host bridge
@@ -73,29 +73,29 @@ fn the_guest_finds_what_was_described() {
         report["disk"],
         [format!("0000:00:02.0 vda {first} {disk}"), format!("0000:00:03.0 vdb {second} {disk}")]
     );
-    assert_eq!(one("marker"), marker);
+    assert_eq!(single("marker"), marker);
     let mut written = vec![0; marker.len()];
     fs::File::open(state.join("disk.img")).unwrap().read_exact_at(&mut written, 1024 * 1024).unwrap();
     assert_eq!(written, marker.as_bytes());
-    assert_eq!(one("iso"), "0000:00:04.0 sr0 hello.txt from the image");
-    assert_eq!(one("9p"), "0000:00:06.0 share hello.txt from the share");
-    let (source, bytes) = one("random").split_once(' ').unwrap();
+    assert_eq!(single("iso"), "0000:00:04.0 sr0 hello.txt from the image");
+    assert_eq!(single("9p"), "0000:00:06.0 share hello.txt from the share");
+    let (source, bytes) = single("random").split_once(' ').unwrap();
     assert_eq!(source, "virtio_rng.0");
     assert!(bytes.len() == 32 && bytes.bytes().any(|digit| digit != b'0'), "{bytes}");
-    let (_, address) = one("net").rsplit_once(' ').unwrap();
-    assert!(one("net").starts_with("0000:00:01.0 "), "{}", one("net"));
+    let (_, address) = single("net").rsplit_once(' ').unwrap();
+    assert!(single("net").starts_with("0000:00:01.0 "), "{}", single("net"));
     assert_eq!(addresses, [(Card::VpnKit, address.trim_end_matches("/24").parse().unwrap())]);
     assert!(matches!(vm.addresses(), Err(Error::NotRunning)));
-    let clock: u64 = one("clock").parse().unwrap();
+    let clock: u64 = single("clock").parse().unwrap();
     assert!((began - 60..seconds() + 60).contains(&clock), "the guest's clock says {clock}");
 
-    machine.remove(true).unwrap();
-    assert_eq!(names(&state), ["disk.img"]);
+    description.remove(true).unwrap();
+    assert_eq!(file_names(&state), ["disk.img"]);
 }
 
 #[test]
 fn run_has_the_console_on_standard_output() {
-    let mut boot = Command::new(example("boot"));
+    let mut boot = Command::new(example_path("boot"));
     boot.args([
         "--no-state",
         "--hyperkit",
@@ -103,11 +103,11 @@ fn run_has_the_console_on_standard_output() {
         "--cmdline",
         "console=ttyS0 panic=1 quiet hyperkit.report",
     ]);
-    boot.arg("--kernel").arg(file("vmlinuz")).arg("--initrd").arg(file("initrd.img"));
+    boot.arg("--kernel").arg(guest_file("vmlinuz")).arg("--initrd").arg(guest_file("initrd.img"));
     let output = boot.stdin(Stdio::null()).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     assert!(String::from_utf8_lossy(&output.stderr).contains("the machine powered off"));
-    let report = Report::of(&output.stdout);
+    let report = Report::parse(&output.stdout);
     assert_eq!(report["vcpus"], ["1"]);
     assert_eq!(report["memory-mib"], ["1024"]);
     assert_eq!(report["pci"].len(), 3, "nothing but the bridges and the random number generator");
@@ -117,24 +117,24 @@ fn run_has_the_console_on_standard_output() {
 fn another_process_takes_it_up_and_stops_it() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().canonicalize().unwrap().join("vm");
-    let _end = Ended(state.clone());
+    let _stop = StopOnDrop(state.clone());
     let boot = |args: &[&str]| {
-        let mut boot = Command::new(example("boot"));
+        let mut boot = Command::new(example_path("boot"));
         boot.args(args).arg("--state-dir").arg(&state).arg("--hyperkit").arg("qemu-system-x86_64");
-        boot.arg("--kernel").arg(file("vmlinuz")).arg("--initrd").arg(file("initrd.img"));
+        boot.arg("--kernel").arg(guest_file("vmlinuz")).arg("--initrd").arg(guest_file("initrd.img"));
         let output = boot.output().unwrap();
         assert!(output.status.success(), "{output:?}");
         String::from_utf8(output.stdout).unwrap()
     };
     let told = boot(&["--background", "--disk-size", "4"]);
-    let machine = HyperKit::from_state(&state).unwrap();
-    let vm = machine.vm().unwrap().expect("it runs");
+    let description = HyperKit::from_state(&state).unwrap();
+    let vm = description.vm().unwrap().expect("it runs");
     assert!(told.contains(&format!("process {}", vm.pid())), "{told}");
     assert!(told.contains(&fs::read_to_string(state.join("tty")).unwrap()), "{told}");
-    assert!(matches!(machine.remove(false), Err(Error::StillRunning { .. })));
+    assert!(matches!(description.remove(false), Err(Error::StillRunning { .. })));
     boot(&["--stop"]);
     assert_eq!(vm.wait().unwrap(), Exit::Unknown);
-    assert!(!machine.is_running());
+    assert!(!description.is_running());
     boot(&["--remove"]);
     assert!(!state.exists());
 }
@@ -143,9 +143,9 @@ fn another_process_takes_it_up_and_stops_it() {
 fn what_qemu_refuses_at_its_start_is_in_the_error() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().canonicalize().unwrap().join("vm");
-    let _end = Ended(state.clone());
-    let mut machine = machine().state_dir(&state).console(Console::File).extra_argument("-no-such-option");
-    match machine.start("console=ttyS0") {
+    let _stop = StopOnDrop(state.clone());
+    let mut description = description().state_dir(&state).console(Console::File).extra_argument("-no-such-option");
+    match description.start("console=ttyS0") {
         Err(Error::ProgramFailed { exit: Exit::Failed(1), last_words }) => {
             assert!(last_words.program.contains("no-such-option"), "{last_words}");
         }

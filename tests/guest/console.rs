@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 
 use hyperkit::{Console, ConsoleStream};
 
-use crate::common::guest::{PATIENCE, machine};
-use crate::common::{Ended, eventually, example};
+use crate::common::guest::{BOOT_TIMEOUT, description};
+use crate::common::{StopOnDrop, example_path, wait_until};
 
 /// Reads until it has said this, byte by byte so that what comes behind it is there for the next; returns what was said.
 fn read_until(mut console: &ConsoleStream, text: &str) -> String {
@@ -23,24 +23,24 @@ fn read_until(mut console: &ConsoleStream, text: &str) -> String {
 fn a_command_is_typed_and_answered_and_another_program_comes_after() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().canonicalize().unwrap().join("vm");
-    let _end = Ended(state.clone());
-    let mut machine = machine().state_dir(&state).console(Console::File);
-    let vm = machine.start("console=ttyS0 quiet").unwrap();
+    let _stop = StopOnDrop(state.clone());
+    let mut description = description().state_dir(&state).console(Console::File);
+    let vm = description.start("console=ttyS0 quiet").unwrap();
     fs::remove_file(state.join("tty")).unwrap(); // as if the starter had been killed before it knew
-    vm.wait_for_console("is up", PATIENCE).unwrap();
+    vm.wait_for_console("is up", BOOT_TIMEOUT).unwrap();
 
     // Whoever writes reads, too, or the guest would have to wait.
     let mut console = vm.console().unwrap();
-    console.set_timeout(Some(PATIENCE));
+    console.set_timeout(Some(BOOT_TIMEOUT));
     let count = "i=0; while [ $i -lt 10000 ]; do i=$((i + 1)); echo line $i; done; echo all $((6 * 7))\r";
     console.write_all(count.as_bytes()).unwrap();
     let said = std::thread::scope(|scope| {
         let reads = scope.spawn(|| read_until(&console, "all 42"));
-        vm.wait_for_console("all 42", PATIENCE).unwrap();
+        vm.wait_for_console("all 42", BOOT_TIMEOUT).unwrap();
         reads.join().unwrap()
     });
     assert!(said.contains("line 10000"));
-    let log = String::from_utf8(machine.console_log().unwrap()).unwrap();
+    let log = String::from_utf8(description.console_log().unwrap()).unwrap();
     let lines: Vec<_> = log.lines().filter_map(|line| line.strip_prefix("line ")).collect();
     assert_eq!(lines, (1..=10_000).map(|number| number.to_string()).collect::<Vec<_>>());
 
@@ -60,7 +60,7 @@ fn a_command_is_typed_and_answered_and_another_program_comes_after() {
     drop(console);
 
     // Its input ends, and it stays until the machine does.
-    let mut attach = Command::new(example("boot"));
+    let mut attach = Command::new(example_path("boot"));
     attach.arg("--attach").arg("--state-dir").arg(&state).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut attach = attach.stderr(Stdio::null()).spawn().unwrap();
     attach.stdin.take().unwrap().write_all(b"echo $((6 * 7)) is it\rpoweroff\r").unwrap();
@@ -68,6 +68,6 @@ fn a_command_is_typed_and_answered_and_another_program_comes_after() {
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success() && said.contains("The machine has ended."), "{output:?}");
     let log = || fs::read_to_string(state.join("console-ring")).unwrap();
-    eventually("it is in the log", || log().contains("42 is it"));
-    assert!(vm.wait_timeout(PATIENCE).unwrap().is_some());
+    wait_until("it is in the log", || log().contains("42 is it"));
+    assert!(vm.wait_timeout(BOOT_TIMEOUT).unwrap().is_some());
 }

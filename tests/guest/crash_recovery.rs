@@ -6,22 +6,22 @@ use std::time::Duration;
 use hyperkit::{Error, Exit, HyperKit, Shutdown};
 use rustix::process::{Signal, kill_process};
 
-use crate::common::guest::{QUIET, new_guest};
-use crate::common::{example, guest, raw};
+use crate::common::guest::{QUIET_CMDLINE, new_guest};
+use crate::common::{example_path, guest, to_pid};
 
 #[test]
 fn a_killed_machine_starts_again_and_the_plug_is_told_from_the_button() {
     let mut guest = new_guest();
     for _ in 0..5 {
-        let vm = guest.machine.start(QUIET).unwrap();
-        kill_process(raw(vm.pid()), Signal::KILL).unwrap();
+        let vm = guest.description.start(QUIET_CMDLINE).unwrap();
+        kill_process(to_pid(vm.pid()), Signal::KILL).unwrap();
         assert_eq!(vm.wait().unwrap(), Exit::Killed(9));
-        assert!(guest.state.join("hyperkit.pid").exists() && !guest.machine.is_running());
+        assert!(guest.state.join("hyperkit.pid").exists() && !guest.description.is_running());
     }
-    let vm = guest.machine.start(QUIET).unwrap();
-    kill_process(raw(vm.pid()), Signal::TERM).unwrap(); // a power cut for QEMU, which then exits as if all were well
+    let vm = guest.description.start(QUIET_CMDLINE).unwrap();
+    kill_process(to_pid(vm.pid()), Signal::TERM).unwrap(); // a power cut for QEMU, which then exits as if all were well
     assert_eq!(vm.wait().unwrap(), Exit::Killed(15));
-    let vm = guest.machine.start(QUIET).unwrap();
+    let vm = guest.description.start(QUIET_CMDLINE).unwrap();
     assert_eq!(vm.shutdown(Duration::ZERO).unwrap(), Shutdown::Plug(Exit::Killed(9)));
 }
 
@@ -30,14 +30,14 @@ fn a_killed_machine_starts_again_and_the_plug_is_told_from_the_button() {
 fn a_killed_starter_leaves_a_machine_that_is_found_or_none() {
     let mut guest = new_guest();
     for delay in [2, 5, 10, 20, 40, 60, 80, 120] {
-        let mut boot = Command::new(example("boot"));
+        let mut boot = Command::new(example_path("boot"));
         boot.args(["--background", "--hyperkit", "qemu-system-x86_64"]).arg("--state-dir").arg(&guest.state);
-        boot.arg("--kernel").arg(guest::file("vmlinuz")).arg("--initrd").arg(guest::file("initrd.img"));
+        boot.arg("--kernel").arg(guest::guest_file("vmlinuz")).arg("--initrd").arg(guest::guest_file("initrd.img"));
         let mut starter = boot.spawn().unwrap();
         std::thread::sleep(Duration::from_millis(delay));
         starter.kill().unwrap();
         starter.wait().unwrap();
-        match guest.machine.start(QUIET) {
+        match guest.description.start(QUIET_CMDLINE) {
             Ok(vm) => vm.stop().unwrap(),
             Err(Error::AlreadyRunning { pid }) => {
                 let found = HyperKit::from_state(&guest.state).unwrap();

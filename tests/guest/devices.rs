@@ -5,8 +5,8 @@ use std::os::unix::fs::FileExt;
 
 use hyperkit::{Disk, Driver, Exit, HyperKit, PortForward, Qcow, Serial, VpnKit};
 
-use crate::common::Ended;
-use crate::common::guest::{PATIENCE, REPORT, Report, iso, machine, made_by_setup, share};
+use crate::common::StopOnDrop;
+use crate::common::guest::{BOOT_TIMEOUT, REPORT_CMDLINE, Report, create_iso, create_share, description, setup_file};
 
 /// The kinds of device as their PCI configuration says it: vendor, device, subsystem, class.
 const NETWORK: &str = "0x1af4 0x1000 0x0001 0x020000";
@@ -33,12 +33,12 @@ fn disk(slot: usize, name: &str, mebibytes: u64, rest: &str) -> String {
     at(slot, &format!("{name} {} {rest}", mebibytes * 2048))
 }
 
-fn run(mut machine: HyperKit, cmdline: &str) -> Report {
-    let state = machine.state_dir.clone().unwrap();
-    let _end = Ended(state.clone());
-    let vm = machine.start(cmdline).unwrap();
-    assert_eq!(vm.wait_timeout(PATIENCE).unwrap(), Some(Exit::PowerOff));
-    Report::of(&fs::read(state.join("console-ring")).unwrap())
+fn run(mut description: HyperKit, cmdline: &str) -> Report {
+    let state = description.state_dir.clone().unwrap();
+    let _stop = StopOnDrop(state.clone());
+    let vm = description.start(cmdline).unwrap();
+    assert_eq!(vm.wait_timeout(BOOT_TIMEOUT).unwrap(), Some(Exit::PowerOff));
+    Report::parse(&fs::read(state.join("console-ring")).unwrap())
 }
 
 #[test]
@@ -48,7 +48,7 @@ fn one_of_every_kind() {
     let read_only = dir.join("read-only.img");
     fs::write(&read_only, "written-by-the-host".repeat(60_000)).unwrap();
     fs::File::options().write(true).open(&read_only).unwrap().set_len(2 * 1024 * 1024).unwrap();
-    let machine = machine()
+    let description = description()
         .state_dir(dir.join("vm"))
         .memory(512)
         .vpnkit(VpnKit::Auto)
@@ -62,13 +62,13 @@ fn one_of_every_kind() {
         .disk(Disk::qcow2(dir.join("a.qcow2"), Qcow::default()).size(8).trim().sync().sector_size(4096, 4096))
         .disk(Disk::new(&read_only).read_only().sector_size(512, 4096))
         .vsock(true)
-        .vhost_device_vsock(made_by_setup("target/tools/bin", "vhost-device-vsock"))
-        .iso(iso(&dir, "one", "from the image"))
-        .socket_9p(share(&dir, "shared", "from the share"), "tag")
+        .vhost_device_vsock(setup_file("target/tools/bin", "vhost-device-vsock"))
+        .iso(create_iso(&dir, "one", "from the image"))
+        .socket_9p(create_share(&dir, "shared", "from the share"), "tag")
         .serial(Serial::tty().log())
         .serial(Serial::none().log());
 
-    let report = run(machine, &format!("{REPORT} hyperkit.marker=here"));
+    let report = run(description, &format!("{REPORT_CMDLINE} hyperkit.marker=here"));
     let kinds = [NETWORK, NETWORK, BLOCK, AHCI, BLOCK, BLOCK, VSOCK, AHCI, RANDOM, SHARE];
     assert_eq!(report["pci"], bus(&kinds));
     assert_eq!(
@@ -92,11 +92,11 @@ fn one_of_every_kind() {
     );
     assert_eq!(report["vsock"], [at(7, "").trim_end()]);
     assert_eq!(report["iso"], [at(8, "sr0 hello.txt from the image")]);
-    assert!(report.one("random").starts_with("virtio_rng.0 "));
+    assert!(report.single("random").starts_with("virtio_rng.0 "));
     assert_eq!(report["9p"], [at(10, "tag hello.txt from the share")]);
     assert_eq!(report["serial"], ["ttyS0", "ttyS1"]);
     assert_eq!(fs::read_to_string(dir.join("vm/console-ring2")).unwrap(), "this is ttyS1\r\n");
-    assert_eq!(report.one("firmware"), "bios");
+    assert_eq!(report.single("firmware"), "bios");
 
     let mut written = [0; 4];
     fs::File::open(dir.join("vm/disk.img")).unwrap().read_exact_at(&mut written, 1024 * 1024).unwrap();
@@ -111,23 +111,23 @@ fn thirty_devices() {
     const SHARES: usize = 6;
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().canonicalize().unwrap();
-    let mut machine = machine().state_dir(dir.join("vm")).serial(Serial::none().log());
-    machine = machine.vpnkit(VpnKit::Auto).vmnet(true).vsock(true);
-    machine = machine.vhost_device_vsock(made_by_setup("target/tools/bin", "vhost-device-vsock"));
+    let mut description = description().state_dir(dir.join("vm")).serial(Serial::none().log());
+    description = description.vpnkit(VpnKit::Auto).vmnet(true).vsock(true);
+    description = description.vhost_device_vsock(setup_file("target/tools/bin", "vhost-device-vsock"));
     for index in 0..DISKS {
         let image = Disk::raw(dir.join(format!("{index}.img"))).size(index as u64 + 1);
-        machine = machine.disk(if index % 3 == 2 { image.ahci() } else { image });
+        description = description.disk(if index % 3 == 2 { image.ahci() } else { image });
     }
     for index in 0..ISOS {
-        machine = machine.iso(iso(&dir, &format!("iso{index}"), &format!("image {index}")));
+        description = description.iso(create_iso(&dir, &format!("iso{index}"), &format!("image {index}")));
     }
     for index in 0..SHARES {
-        machine =
-            machine.socket_9p(share(&dir, &format!("share{index}"), &format!("share {index}")), format!("tag{index}"));
+        description = description
+            .socket_9p(create_share(&dir, &format!("share{index}"), &format!("share {index}")), format!("tag{index}"));
     }
     let kinds: Vec<_> = [NETWORK; 2]
         .into_iter()
-        .chain(machine.disks.iter().map(|image| if image.driver == Driver::Ahci { AHCI } else { BLOCK }))
+        .chain(description.disks.iter().map(|image| if image.driver == Driver::Ahci { AHCI } else { BLOCK }))
         .chain([VSOCK])
         .chain([AHCI; ISOS])
         .chain([RANDOM])
@@ -135,7 +135,7 @@ fn thirty_devices() {
         .collect();
     assert_eq!(kinds.len(), 30);
 
-    let report = run(machine.clone(), REPORT);
+    let report = run(description.clone(), REPORT_CMDLINE);
     assert_eq!(report["pci"], bus(&kinds));
     assert_eq!(report["net"].len(), 2);
     // Each disk is told by its size, each image and share by what is in it. Linux looks at SATA ports all at once, and names
@@ -152,7 +152,7 @@ fn thirty_devices() {
     let mut letters = 'a'..;
     let disks = (0..DISKS).map(|index| {
         let virtio =
-            (machine.disks[index].driver == Driver::VirtioBlk).then(|| format!("vd{} ", letters.next().unwrap()));
+            (description.disks[index].driver == Driver::VirtioBlk).then(|| format!("vd{} ", letters.next().unwrap()));
         let size = (index + 1) * 2048;
         let rest = "ro=0 sectors=512/512 cache=write-back discard=1 begin=";
         at(index + 3, &format!("{}{size} {rest}", virtio.unwrap_or_default()))

@@ -2,15 +2,18 @@
 
 use hyperkit::Exit;
 
-use crate::common::guest::{PATIENCE, QUIET, new_guest};
+use crate::common::guest::{BOOT_TIMEOUT, QUIET_CMDLINE, new_guest};
 
 #[test]
 fn a_guest_that_reboots_ends_with_a_reset() {
     let mut guest = new_guest();
     // A kernel without an init panics, and with panic=1 reboots.
-    let vm = guest.machine.start(&format!("{QUIET} rdinit=/nothing root=/dev/nothing")).unwrap();
-    assert_eq!(vm.wait_timeout(PATIENCE).unwrap(), Some(Exit::Reset));
+    let vm = guest.description.start(&format!("{QUIET_CMDLINE} rdinit=/nothing root=/dev/nothing")).unwrap();
+    assert_eq!(vm.wait_timeout(BOOT_TIMEOUT).unwrap(), Some(Exit::Reset));
     let last_words = vm.last_words();
     assert!(last_words.console.contains("Kernel panic") || last_words.console.contains("Rebooting"), "{last_words}");
-    assert_eq!(guest.machine.run(&format!("{QUIET} rdinit=/nothing root=/dev/nothing")).unwrap(), Exit::Reset);
+    assert_eq!(
+        guest.description.run(&format!("{QUIET_CMDLINE} rdinit=/nothing root=/dev/nothing")).unwrap(),
+        Exit::Reset
+    );
 }

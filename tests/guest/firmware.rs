@@ -5,19 +5,20 @@ use std::path::Path;
 
 use hyperkit::{Console, Exit, HyperKit, Multiboot};
 
-use crate::common::Ended;
-use crate::common::guest::{PATIENCE, Report, file, image_of};
+use crate::common::StopOnDrop;
+use crate::common::guest::{BOOT_TIMEOUT, Report, create_iso_from, guest_file};
 
 /// Debian's package `ovmf`.
 const UEFI: &str = "/usr/share/ovmf/OVMF.fd";
 
 /// Boots it, and returns what it said.
-fn said(dir: &Path, machine: HyperKit, cmdline: &str) -> String {
+fn said(dir: &Path, description: HyperKit, cmdline: &str) -> String {
     let state = dir.join("vm");
-    let _end = Ended(state.clone());
-    let mut machine = machine.hyperkit("qemu-system-x86_64").state_dir(&state).memory(256).console(Console::File);
-    let vm = machine.start(cmdline).unwrap();
-    assert_eq!(vm.wait_timeout(PATIENCE).unwrap(), Some(Exit::PowerOff));
+    let _stop = StopOnDrop(state.clone());
+    let mut description =
+        description.hyperkit("qemu-system-x86_64").state_dir(&state).memory(256).console(Console::File);
+    let vm = description.start(cmdline).unwrap();
+    assert_eq!(vm.wait_timeout(BOOT_TIMEOUT).unwrap(), Some(Exit::PowerOff));
     String::from_utf8_lossy(&fs::read(state.join("console-ring")).unwrap()).into_owned()
 }
 
@@ -28,15 +29,15 @@ fn uefi_boots_a_kernel_from_a_cd() {
     let dir = tempfile::tempdir().unwrap();
     let cd = dir.path().join("cd");
     fs::create_dir(&cd).unwrap();
-    fs::copy(file("vmlinuz"), cd.join("vmlinuz.efi")).unwrap();
-    fs::copy(file("initrd.img"), cd.join("initrd.img")).unwrap();
+    fs::copy(guest_file("vmlinuz"), cd.join("vmlinuz.efi")).unwrap();
+    fs::copy(guest_file("initrd.img"), cd.join("initrd.img")).unwrap();
     let script = "vmlinuz.efi console=ttyS0 initrd=\\initrd.img panic=1 quiet hyperkit.report\r\n";
     fs::write(cd.join("startup.nsh"), script).unwrap();
-    let cd = image_of(&cd, &dir.path().join("cd.iso"));
+    let cd = create_iso_from(&cd, &dir.path().join("cd.iso"));
 
-    let report = Report::of(said(dir.path(), HyperKit::new().bootrom(UEFI).iso(cd), "").as_bytes());
-    assert_eq!(report.one("firmware"), "uefi");
-    assert_eq!(report.one("cmdline"), script.trim_end());
+    let report = Report::parse(said(dir.path(), HyperKit::new().bootrom(UEFI).iso(cd), "").as_bytes());
+    assert_eq!(report.single("firmware"), "uefi");
+    assert_eq!(report.single("cmdline"), script.trim_end());
     assert_eq!(report["pci"][1], "0000:00:01.0 0x8086 0x2922 0x1100 0x010601");
 }
 
@@ -45,11 +46,12 @@ fn uefi_boots_a_kernel_from_a_cd() {
 fn the_largest_boot_rom_is_taken() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("vm");
-    let _end = Ended(state.clone());
+    let _stop = StopOnDrop(state.clone());
     let rom = dir.path().join("rom");
     fs::File::create(&rom).unwrap().set_len(16 * 1024 * 1024).unwrap();
-    let machine = HyperKit::new().bootrom(rom).hyperkit("qemu-system-x86_64").state_dir(state).console(Console::File);
-    machine.clone().start("").unwrap().stop().unwrap();
+    let description =
+        HyperKit::new().bootrom(rom).hyperkit("qemu-system-x86_64").state_dir(state).console(Console::File);
+    description.clone().start("").unwrap().stop().unwrap();
 }
 
 /// A kernel that says its command line, then of each module the command line and the content, and powers off.
@@ -107,7 +109,7 @@ fn a_multiboot_kernel_gets_its_modules() {
     fs::write(&kernel, self::kernel()).unwrap();
     fs::write(&first, "content of the first").unwrap();
     fs::write(&second, "content of the second").unwrap();
-    let machine =
+    let description =
         HyperKit::new().multiboot(Multiboot::new(&kernel).module(&first, "an argument; another").module(&second, ""));
     let lines = [
         format!("{kernel} some=words, more"),
@@ -116,5 +118,5 @@ fn a_multiboot_kernel_gets_its_modules() {
         second,
         "content of the second".to_owned(),
     ];
-    assert_eq!(said(dir.path(), machine, "some=words, more"), lines.join("\n") + "\n");
+    assert_eq!(said(dir.path(), description, "some=words, more"), lines.join("\n") + "\n");
 }

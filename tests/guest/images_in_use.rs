@@ -2,8 +2,8 @@
 
 use hyperkit::{Console, Disk, Error, HyperKit};
 
-use crate::common::Ended;
-use crate::common::guest::machine;
+use crate::common::StopOnDrop;
+use crate::common::guest::description;
 
 /// QEMU's locks are seen, and those of who writes told from those of who reads.
 #[test]
@@ -11,11 +11,11 @@ fn an_image_that_a_qemu_uses_is_refused_before_the_start() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().canonicalize().unwrap();
     let (first, second) = (dir.join("first"), dir.join("second"));
-    let _ends = (Ended(first.clone()), Ended(second.clone()));
+    let _stops = (StopOnDrop(first.clone()), StopOnDrop(second.clone()));
     for shared in [Disk::raw(dir.join("shared.img")).size(1), Disk::new(dir.join("shared.qcow2")).size(1)] {
         let start = |state: &std::path::Path, disk: Disk| {
-            let mut machine = machine().state_dir(state).disk(disk).console(Console::File);
-            machine.start("console=ttyS0")
+            let mut description = description().state_dir(state).disk(disk).console(Console::File);
+            description.start("console=ttyS0")
         };
         let vm = start(&first, shared.clone()).unwrap();
         for disk in [shared.clone(), shared.clone().read_only()] {

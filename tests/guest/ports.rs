@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use hyperkit::{Console, Error, HyperKit, PortForward, Protocol, VpnKit};
 
-use crate::common::guest::machine;
-use crate::common::{Ended, eventually};
+use crate::common::guest::description;
+use crate::common::{StopOnDrop, wait_until};
 
 /// What comes back from a port for what is sent; empty if nobody answers yet.
 fn answer(port: u16, request: &[u8], length: usize) -> Vec<u8> {
@@ -26,23 +26,23 @@ fn answer(port: u16, request: &[u8], length: usize) -> Vec<u8> {
 fn a_free_port_leads_to_the_guest_and_can_be_asked_for() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().canonicalize().unwrap().join("vm");
-    let _end = Ended(state.clone());
+    let _stop = StopOnDrop(state.clone());
     // The second card's network has no forwards; the first is the one.
-    let mut machine = machine().state_dir(&state).console(Console::File).vpnkit(VpnKit::Auto).vmnet(true);
-    machine.port_forwards = vec![PortForward::tcp(0, 7), PortForward::udp(0, 53), PortForward::tcp(0, 8)];
-    let vm = machine.start("console=ttyS0 hyperkit.echo=7").unwrap();
+    let mut description = description().state_dir(&state).console(Console::File).vpnkit(VpnKit::Auto).vmnet(true);
+    description.port_forwards = vec![PortForward::tcp(0, 7), PortForward::udp(0, 53), PortForward::tcp(0, 8)];
+    let vm = description.start("console=ttyS0 hyperkit.echo=7").unwrap();
     let mut forwards = vm.port_forwards().unwrap();
     forwards.sort_by_key(|forward| (forward.protocol == Protocol::Udp, forward.guest));
     let wanted: Vec<_> = forwards.iter().map(|forward| (forward.protocol, forward.guest)).collect();
     assert_eq!(wanted, [(Protocol::Tcp, 7), (Protocol::Tcp, 8), (Protocol::Udp, 53)]);
     assert!(forwards.iter().all(|forward| forward.host != 0));
-    eventually("the guest echoes", || answer(forwards[0].host, b"echo\n", 5) == b"echo\n");
+    wait_until("the guest echoes", || answer(forwards[0].host, b"echo\n", 5) == b"echo\n");
 
     // Also for who takes it up; and the port is taken for others.
-    let taken_up = HyperKit::from_state(&state).unwrap().vm().unwrap().unwrap();
-    assert_eq!(taken_up.port_forwards().unwrap().len(), 3);
-    let mut other = crate::common::guest::machine().state_dir(state.with_file_name("other")).console(Console::File);
-    let _other_end = Ended(state.with_file_name("other"));
+    let attached = HyperKit::from_state(&state).unwrap().vm().unwrap().unwrap();
+    assert_eq!(attached.port_forwards().unwrap().len(), 3);
+    let mut other = crate::common::guest::description().state_dir(state.with_file_name("other")).console(Console::File);
+    let _stop_other = StopOnDrop(state.with_file_name("other"));
     other = other.vpnkit(VpnKit::Auto).port_forward(PortForward::tcp(forwards[0].host, 7));
     match other.start("console=ttyS0") {
         Err(Error::PortTaken { field: "port_forwards", port, .. }) => assert_eq!(port, forwards[0].host),
@@ -61,12 +61,12 @@ fn a_free_port_leads_to_the_guest_and_can_be_asked_for() {
 fn a_debugger_reaches_the_machine() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().canonicalize().unwrap().join("vm");
-    let _end = Ended(state.clone());
+    let _stop = StopOnDrop(state.clone());
     // One that was free a moment ago, which may be somebody's now; QEMU itself takes no 0.
     let (port, vm) = loop {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let machine = machine().state_dir(&state).console(Console::File).gdb_port(port);
-        match machine.core_dumps(true).argv0("a name").start("console=ttyS0") {
+        let description = description().state_dir(&state).console(Console::File).gdb_port(port);
+        match description.core_dumps(true).argv0("a name").start("console=ttyS0") {
             Err(Error::PortTaken { .. }) => {}
             started => break (port, started.unwrap()),
         }

@@ -11,26 +11,26 @@ use std::time::Duration;
 use hyperkit::{Error, Exit, Shutdown};
 use rustix::process::{Signal, kill_process};
 
-use crate::common::guest::{PATIENCE, QUIET, new_guest};
-use crate::common::{Stopped, eventually, example, raw};
+use crate::common::guest::{BOOT_TIMEOUT, QUIET_CMDLINE, new_guest};
+use crate::common::{KillOnDrop, example_path, to_pid, wait_until};
 
 #[test]
 fn the_power_button_is_pressed_until_the_guest_listens() {
     let mut guest = new_guest();
-    let vm = guest.machine.start(QUIET).unwrap();
+    let vm = guest.description.start(QUIET_CMDLINE).unwrap();
     // The kernel is not even unpacked: the first presses are lost.
-    assert_eq!(vm.shutdown(PATIENCE).unwrap(), Shutdown::PowerButton(Exit::PowerOff));
-    assert!(!guest.machine.is_running() && !guest.state.join("hyperkit.pid").exists());
+    assert_eq!(vm.shutdown(BOOT_TIMEOUT).unwrap(), Shutdown::PowerButton(Exit::PowerOff));
+    assert!(!guest.description.is_running() && !guest.state.join("hyperkit.pid").exists());
 }
 
 #[test]
 fn the_power_button_from_another_program() {
     let mut guest = new_guest();
-    let vm = guest.machine.start(QUIET).unwrap();
-    vm.wait_for_console("is up", PATIENCE).unwrap(); // whose grace is shorter than a boot can be
-    let mut boot = Command::new(example("boot"));
+    let vm = guest.description.start(QUIET_CMDLINE).unwrap();
+    vm.wait_for_console("is up", BOOT_TIMEOUT).unwrap(); // whose grace is shorter than a boot can be
+    let mut boot = Command::new(example_path("boot"));
     assert!(boot.arg("--shutdown").arg("--state-dir").arg(&guest.state).status().unwrap().success());
-    assert_eq!(vm.try_wait().unwrap().or_else(|| vm.wait_timeout(PATIENCE).unwrap()), Some(Exit::PowerOff));
+    assert_eq!(vm.try_wait().unwrap().or_else(|| vm.wait_timeout(BOOT_TIMEOUT).unwrap()), Some(Exit::PowerOff));
     assert!(!guest.state.join("hyperkit.pid").exists());
 }
 
@@ -50,25 +50,25 @@ fn status(socket: PathBuf) -> String {
 #[test]
 fn a_paused_machine_is_running_and_is_shut_down_all_the_same() {
     let mut guest = new_guest();
-    let vm = guest.machine.start(QUIET).unwrap();
+    let vm = guest.description.start(QUIET_CMDLINE).unwrap();
     let other = |flag: &str| {
-        let mut boot = Command::new(example("boot"));
+        let mut boot = Command::new(example_path("boot"));
         assert!(boot.arg(flag).arg("--state-dir").arg(&guest.state).status().unwrap().success());
     };
     for (flag, expected) in [("--pause", "paused"), ("--resume", "running"), ("--pause", "paused")] {
         other(flag);
-        eventually(expected, || status(guest.state.join("qmp.sock")) == expected);
-        assert!(guest.machine.is_running());
+        wait_until(expected, || status(guest.state.join("qmp.sock")) == expected);
+        assert!(guest.description.is_running());
     }
-    assert_eq!(vm.shutdown(PATIENCE).unwrap(), Shutdown::PowerButton(Exit::PowerOff));
+    assert_eq!(vm.shutdown(BOOT_TIMEOUT).unwrap(), Shutdown::PowerButton(Exit::PowerOff));
 }
 
 #[test]
 fn without_a_state_directory_it_can_only_be_unplugged() {
-    let mut machine = new_guest().machine.no_serials();
-    machine.state_dir = None;
-    let vm = machine.start(QUIET).unwrap();
-    let _stop = Stopped(&vm);
+    let mut description = new_guest().description.no_serials();
+    description.state_dir = None;
+    let vm = description.start(QUIET_CMDLINE).unwrap();
+    let _stop = KillOnDrop(&vm);
     let needs_one = |result: hyperkit::Result<()>, call: &str| match result {
         Err(Error::StateDirRequired { field }) => assert_eq!(field, call),
         other => panic!("{call}: {other:?}"),
@@ -84,11 +84,11 @@ fn without_a_state_directory_it_can_only_be_unplugged() {
 #[test]
 fn a_qemu_that_hangs_is_unplugged_after_the_grace() {
     let mut guest = new_guest();
-    let vm = guest.machine.start(QUIET).unwrap();
-    kill_process(raw(vm.pid()), Signal::STOP).unwrap();
+    let vm = guest.description.start(QUIET_CMDLINE).unwrap();
+    kill_process(to_pid(vm.pid()), Signal::STOP).unwrap();
     let connect = || UnixStream::connect(guest.state.join("qmp.sock")).ok();
     let _queue = [connect(), connect()];
     let (send, ended) = std::sync::mpsc::channel();
     std::thread::spawn(move || send.send(vm.shutdown(Duration::from_secs(1)).unwrap()));
-    assert_eq!(ended.recv_timeout(PATIENCE), Ok(Shutdown::Plug(Exit::Killed(9))));
+    assert_eq!(ended.recv_timeout(BOOT_TIMEOUT), Ok(Shutdown::Plug(Exit::Killed(9))));
 }

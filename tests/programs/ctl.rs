@@ -7,10 +7,10 @@ use std::process::{Command, Stdio};
 use hyperkit::HyperKit;
 use serde_json::{Value, json};
 
-use crate::common::{Files, LONG, example, started};
+use crate::common::{TEST_TIMEOUT, TestDir, example_path, start_vm};
 
 fn ctl(words: &[&str], dir: &Path) -> Command {
-    let mut ctl = Command::new(example("ctl"));
+    let mut ctl = Command::new(example_path("ctl"));
     ctl.args(words).arg(dir).stdin(Stdio::null());
     ctl
 }
@@ -25,19 +25,19 @@ fn json(words: &[&str], dir: &Path) -> (Vec<Value>, bool) {
 
 #[test]
 fn a_machine_is_listed_shown_and_looked_after() {
-    let files = Files::new();
-    let (machine, vm, _end) = started(&files, "guest guest.say=hello");
-    let dir = files.path("vm");
-    vm.wait_for_console("hello", LONG).unwrap();
-    let (list, well) = json(&["list"], &files.dir());
+    let test_dir = TestDir::new();
+    let (description, vm, _stop) = start_vm(&test_dir, "guest guest.say=hello");
+    let dir = test_dir.path("vm");
+    vm.wait_for_console("hello", TEST_TIMEOUT).unwrap();
+    let (list, well) = json(&["list"], &test_dir.dir());
     let pid = vm.pid();
     let entry = json!({ "dir": dir, "running": true, "pid": pid, "engine": "hyperkit", "cpus": 1, "memory": 1024 });
     assert!(well);
     assert_eq!(list, [entry]);
     let (shown, _) = json(&["show"], &dir);
     assert_eq!(shown[0]["cmdline"], "guest guest.say=hello");
-    assert_eq!(shown[0]["consoles"], json!(machine.ttys().unwrap()));
-    assert_eq!(serde_json::from_value::<HyperKit>(shown[0]["description"].clone()).unwrap(), machine);
+    assert_eq!(shown[0]["consoles"], json!(description.ttys().unwrap()));
+    assert_eq!(serde_json::from_value::<HyperKit>(shown[0]["description"].clone()).unwrap(), description);
     let (log, _) = json(&["log"], &dir);
     assert!(log.contains(&json!("hello")), "{log:?}");
 
@@ -46,11 +46,11 @@ fn a_machine_is_listed_shown_and_looked_after() {
         assert!(well);
         assert_eq!(done, [json!({ "dir": dir, "done": command, "said": said })]);
     }
-    assert!(!machine.is_running());
+    assert!(!description.is_running());
     let (done, _) = json(&["start"], &dir);
     let again = HyperKit::from_state(&dir).unwrap();
     assert_eq!(json!(again.pid), done[0]["pid"]);
-    assert_eq!(again.arguments, machine.arguments, "as the last time");
+    assert_eq!(again.arguments, description.arguments, "as the last time");
     for (command, well) in [("rm", false), ("stop", true), ("pause", false), ("rm", true)] {
         let (done, went) = json(&[command], &dir);
         assert_eq!((went, done.len(), done[0].get("error").is_none()), (well, 1, well), "{command}: {done:?}");
@@ -60,9 +60,9 @@ fn a_machine_is_listed_shown_and_looked_after() {
 
 #[test]
 fn a_follower_hears_it_all_and_ends_with_the_machine() {
-    let files = Files::new();
-    let (_, vm, _end) = started(&files, "guest.say=first");
-    let mut follower = ctl(&["log", "-f"], &files.path("vm")).stdout(Stdio::piped()).spawn().unwrap();
+    let test_dir = TestDir::new();
+    let (_, vm, _stop) = start_vm(&test_dir, "guest.say=first");
+    let mut follower = ctl(&["log", "-f"], &test_dir.path("vm")).stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines().map(Result::unwrap);
     assert!(lines.any(|line| line == "first"));
     vm.stop().unwrap();
@@ -72,12 +72,12 @@ fn a_follower_hears_it_all_and_ends_with_the_machine() {
 
 #[test]
 fn people_read_it_too_and_what_makes_no_sense_is_refused() {
-    let files = Files::new();
-    let (_, vm, _end) = started(&files, "guest");
-    files.write("damaged.json", b"");
-    std::fs::create_dir(files.path("damaged")).unwrap();
-    files.write("damaged/hyperkit.json", b"{");
-    let output = ctl(&["list"], &files.dir()).output().unwrap();
+    let test_dir = TestDir::new();
+    let (_, vm, _stop) = start_vm(&test_dir, "guest");
+    test_dir.write("damaged.json", b"");
+    std::fs::create_dir(test_dir.path("damaged")).unwrap();
+    test_dir.write("damaged/hyperkit.json", b"{");
+    let output = ctl(&["list"], &test_dir.dir()).output().unwrap();
     let said = String::from_utf8(output.stdout).unwrap();
     let lines: Vec<_> = said.lines().collect();
     assert!(output.status.success() && lines.len() == 3, "{said}");
@@ -85,16 +85,19 @@ fn people_read_it_too_and_what_makes_no_sense_is_refused() {
     let words: Vec<_> = lines[2].split_ascii_whitespace().collect();
     assert_eq!(words, ["vm", &vm.pid().to_string(), "runs", "1", "1024", "hyperkit"]);
 
-    assert!(ctl(&["rm"], &files.path("damaged")).status().unwrap().success());
-    assert!(!files.path("damaged").exists());
-    let stopped =
-        Command::new(example("ctl")).arg("stop").args([files.path("none"), files.path("vm")]).output().unwrap();
+    assert!(ctl(&["rm"], &test_dir.path("damaged")).status().unwrap().success());
+    assert!(!test_dir.path("damaged").exists());
+    let stopped = Command::new(example_path("ctl"))
+        .arg("stop")
+        .args([test_dir.path("none"), test_dir.path("vm")])
+        .output()
+        .unwrap();
     assert!(!stopped.status.success());
     assert!(String::from_utf8(stopped.stderr).unwrap().contains("no machine is remembered here"));
-    assert!(vm.wait_timeout(LONG).unwrap().is_some(), "the other is stopped all the same");
+    assert!(vm.wait_timeout(TEST_TIMEOUT).unwrap().is_some(), "the other is stopped all the same");
 
     for words in [&["start", "-f", "vm"][..], &["no-such", "vm"], &["console", "--json", "vm"], &["stop"], &[]] {
-        let output = Command::new(example("ctl")).args(words).current_dir(files.dir()).output().unwrap();
+        let output = Command::new(example_path("ctl")).args(words).current_dir(test_dir.dir()).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{words:?}");
         assert!(String::from_utf8(output.stderr).unwrap().contains("--help shows how"));
     }

@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 
 use rustix::process::{Signal, kill_process};
 
-use crate::common::{Ended, eventually, guest, names, raw};
+use crate::common::{StopOnDrop, file_names, guest, to_pid, wait_until};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -55,8 +55,8 @@ fn the_programs_in_the_readme_start_a_machine_talk_to_it_and_end_it() {
     let dir = tempfile::tempdir().unwrap();
     let here = dir.path().join("here");
     fs::create_dir(&here).unwrap();
-    symlink(guest::file("vmlinuz").ancestors().nth(2).unwrap(), here.join("target")).unwrap();
-    let _end = Ended(here.join("vm"));
+    symlink(guest::guest_file("vmlinuz").ancestors().nth(2).unwrap(), here.join("target")).unwrap();
+    let _stop = StopOnDrop(here.join("vm"));
     let program = |name| {
         let mut program = Command::new(programs().join(name));
         program.current_dir(&here).stdout(Stdio::piped());
@@ -72,7 +72,7 @@ fn the_programs_in_the_readme_start_a_machine_talk_to_it_and_end_it() {
     assert!(end.status.success(), "{end:?}");
     lines.for_each(drop);
     assert!(talk.wait().unwrap().success());
-    assert_eq!(names(&here), ["root.img", "target"]);
+    assert_eq!(file_names(&here), ["root.img", "target"]);
     assert_eq!(here.join("root.img").metadata().unwrap().len(), 4096 << 20);
 }
 
@@ -86,7 +86,7 @@ struct Pool {
 impl Pool {
     fn run(root: &Path) -> Self {
         let mut pool = Command::new(programs().join("pool"));
-        pool.arg(root).args([guest::file("vmlinuz"), guest::file("initrd.img")]);
+        pool.arg(root).args([guest::guest_file("vmlinuz"), guest::guest_file("initrd.img")]);
         let mut process = pool.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (words, answers) = (process.stdin.take().unwrap(), process.stdout.take().unwrap());
         let mut pool = Self { process, words, answers: BufReader::new(answers).lines() };
@@ -120,11 +120,11 @@ impl Pool {
 }
 
 /// Ends all that is in a directory of state directories.
-struct AllEnded(PathBuf);
+struct StopAllOnDrop(PathBuf);
 
-impl Drop for AllEnded {
+impl Drop for StopAllOnDrop {
     fn drop(&mut self) {
-        names(&self.0).iter().for_each(|name| drop(Ended(self.0.join(name))));
+        file_names(&self.0).iter().for_each(|name| drop(StopOnDrop(self.0.join(name))));
     }
 }
 
@@ -132,14 +132,14 @@ impl Drop for AllEnded {
 fn a_pool_hands_out_replaces_the_dead_is_taken_up_after_a_kill_and_drained() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("pool");
-    let _end = AllEnded(root.clone());
+    let _stop = StopAllOnDrop(root.clone());
     let mut pool = Pool::run(&root);
     let first = pool.list();
     assert_eq!(first.len(), 3);
     let taken = pool.ask("take").remove(0);
     let [dead, _] = first.keys().filter(|name| **name != taken).collect::<Vec<_>>()[..] else { panic!("{first:?}") };
-    kill_process(raw(first[dead].0), Signal::KILL).unwrap();
-    eventually("the dead is replaced, and the taken", || {
+    kill_process(to_pid(first[dead].0), Signal::KILL).unwrap();
+    wait_until("the dead is replaced, and the taken", || {
         let now = pool.list();
         now.len() == 4 && now[dead].0 != first[dead].0
     });
@@ -154,12 +154,12 @@ fn a_pool_hands_out_replaces_the_dead_is_taken_up_after_a_kill_and_drained() {
     let other = pool.ask("take").remove(0);
     assert!(other != taken && !before[&other].1);
     // Its name is its taker's until he is done with it, also if it ends.
-    kill_process(raw(before[&taken].0), Signal::KILL).unwrap();
+    kill_process(to_pid(before[&taken].0), Signal::KILL).unwrap();
     assert!(pool.list().contains_key(&taken));
     assert_eq!(pool.ask(&format!("done {taken}")), [""; 0]);
     assert_eq!(pool.list().len(), 4, "one is taken, three are ready");
 
     drop(pool.words);
     assert!(pool.process.wait().unwrap().success());
-    assert_eq!(names(&root), [""; 0]);
+    assert_eq!(file_names(&root), [""; 0]);
 }

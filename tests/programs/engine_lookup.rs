@@ -8,7 +8,7 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
-use crate::common::{Files, example, standin};
+use crate::common::{TestDir, example_path, standin_path};
 
 fn text(output: &[u8]) -> String {
     String::from_utf8_lossy(output).into_owned()
@@ -17,13 +17,13 @@ fn text(output: &[u8]) -> String {
 /// With no program set, hyperkit's names come before QEMU's, and every place looked at is in the error.
 #[test]
 fn the_default_program() {
-    let files = Files::new();
-    let bin = files.path("bin");
+    let test_dir = TestDir::new();
+    let bin = test_dir.path("bin");
     fs::create_dir(&bin).unwrap();
     let run = || -> Output {
-        let mut boot = Command::new(example("boot"));
-        boot.env("PATH", &bin).arg("--kernel").arg(files.path("vmlinuz")).args(["--cmdline", "guest.exit=0"]);
-        boot.arg("--state-dir").arg(files.path("vm")).stdin(Stdio::null()).output().unwrap()
+        let mut boot = Command::new(example_path("boot"));
+        boot.env("PATH", &bin).arg("--kernel").arg(test_dir.path("vmlinuz")).args(["--cmdline", "guest.exit=0"]);
+        boot.arg("--state-dir").arg(test_dir.path("vm")).stdin(Stdio::null()).output().unwrap()
     };
     let absolute = ["/usr/local/bin/hyperkit", "/Applications/Docker.app/Contents/Resources/bin/hyperkit"];
     if absolute.iter().any(|program| Path::new(program).exists()) {
@@ -38,17 +38,17 @@ fn the_default_program() {
     assert!(absolute.iter().all(|place| why.contains(place)), "{why}");
 
     // A script that says that QEMU was called, and leaves it at that.
-    let qemu = files.write("bin/qemu-system-x86_64", b"#!/bin/sh\necho called as QEMU\nexit 9\n");
+    let qemu = test_dir.write("bin/qemu-system-x86_64", b"#!/bin/sh\necho called as QEMU\nexit 9\n");
     fs::set_permissions(&qemu, fs::Permissions::from_mode(0o755)).unwrap();
     let called = run();
     assert_eq!(text(&called.stdout), "called as QEMU\n");
     assert!(text(&called.stderr).contains("failed with exit code 9"), "{called:?}");
 
     for name in ["com.docker.hyperkit", "hyperkit"] {
-        symlink(standin(), bin.join(name)).unwrap();
+        symlink(standin_path(), bin.join(name)).unwrap();
         let ran = run();
         assert!(ran.status.success(), "{ran:?}");
-        let json: Value = serde_json::from_slice(&fs::read(files.path("vm/hyperkit.json")).unwrap()).unwrap();
+        let json: Value = serde_json::from_slice(&fs::read(test_dir.path("vm/hyperkit.json")).unwrap()).unwrap();
         assert_eq!(json["hyperkit"].as_str().map(PathBuf::from), Some(bin.join(name)));
     }
 }
@@ -56,14 +56,14 @@ fn the_default_program() {
 /// Root reads everything, so this is tried as somebody else.
 #[test]
 fn a_kernel_that_may_not_be_read() {
-    let files = Files::new();
+    let test_dir = TestDir::new();
     let open_to_all = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-    let boot = files.path("boot");
-    fs::copy(example("boot"), &boot).unwrap();
-    let hyperkit = files.path("hyperkit");
-    fs::copy(standin(), &hyperkit).unwrap();
-    let locked = files.path("vmlinuz");
-    [(files.dir().as_path(), 0o755), (&boot, 0o755), (&hyperkit, 0o755), (&locked, 0o000)]
+    let boot = test_dir.path("boot");
+    fs::copy(example_path("boot"), &boot).unwrap();
+    let hyperkit = test_dir.path("hyperkit");
+    fs::copy(standin_path(), &hyperkit).unwrap();
+    let locked = test_dir.path("vmlinuz");
+    [(test_dir.dir().as_path(), 0o755), (&boot, 0o755), (&hyperkit, 0o755), (&locked, 0o000)]
         .into_iter()
         .for_each(|(path, mode)| open_to_all(path, mode));
     let mut command = Command::new(&boot);
@@ -85,13 +85,17 @@ fn a_kernel_that_may_not_be_read() {
 /// VPNKit's socket is looked for in the home directory: the newer name first.
 #[test]
 fn vpnkit_auto() {
-    let files = Files::new();
-    let data = files.path("Library/Containers/com.docker.docker/Data");
+    let test_dir = TestDir::new();
+    let data = test_dir.path("Library/Containers/com.docker.docker/Data");
     fs::create_dir_all(&data).unwrap();
     let run = || {
-        let mut boot = Command::new(example("boot"));
-        boot.env("HOME", files.dir()).arg("--hyperkit").arg(standin()).arg("--kernel").arg(files.path("vmlinuz"));
-        boot.arg("--state-dir").arg(files.path("vm")).args(["--vpnkit", "auto", "--cmdline", "guest.exit=0"]);
+        let mut boot = Command::new(example_path("boot"));
+        boot.env("HOME", test_dir.dir())
+            .arg("--hyperkit")
+            .arg(standin_path())
+            .arg("--kernel")
+            .arg(test_dir.path("vmlinuz"));
+        boot.arg("--state-dir").arg(test_dir.path("vm")).args(["--vpnkit", "auto", "--cmdline", "guest.exit=0"]);
         let output = boot.stdin(Stdio::null()).output().unwrap();
         (output.status.success(), String::from_utf8(output.stderr).unwrap())
     };
@@ -102,7 +106,7 @@ fn vpnkit_auto() {
         listeners.push(std::os::unix::net::UnixListener::bind(data.join(name)).unwrap());
         let (ran, why) = run();
         assert!(ran, "{why}");
-        let json: Value = serde_json::from_slice(&fs::read(files.path("vm/hyperkit.json")).unwrap()).unwrap();
+        let json: Value = serde_json::from_slice(&fs::read(test_dir.path("vm/hyperkit.json")).unwrap()).unwrap();
         assert_eq!(json["vpnkit_sock"].as_str().map(PathBuf::from), Some(data.join(name)));
     }
 }

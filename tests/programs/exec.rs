@@ -8,8 +8,8 @@ use std::process::{Child, Command, Output, Stdio};
 use rustix::process::{Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::common::guest::compiled;
-use crate::common::{eventually, example, names, raw};
+use crate::common::guest::compile_program;
+use crate::common::{example_path, file_names, to_pid, wait_until};
 
 struct Exec {
     dir: TempDir,
@@ -19,14 +19,14 @@ struct Exec {
 impl Exec {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        Self { program: compiled(dir.path()), dir }
+        Self { program: compile_program(dir.path()), dir }
     }
 
     /// Whatever it makes is in a directory of the test.
     fn command(&self, program: &Path, arguments: &[&str]) -> Command {
         let temporary = self.dir.path().join("tmp");
         fs::create_dir_all(&temporary).unwrap();
-        let mut exec = Command::new(example("exec"));
+        let mut exec = Command::new(example_path("exec"));
         exec.env("TMPDIR", temporary).args(["--hyperkit", "qemu-system-x86_64", "--memory", "256"]);
         exec.arg(program).args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         exec
@@ -34,7 +34,7 @@ impl Exec {
 
     fn run(&self, program: &Path, arguments: &[&str]) -> Output {
         let output = self.command(program, arguments).output().unwrap();
-        assert_eq!(names(&self.dir.path().join("tmp")), [] as [&str; 0], "it leaves nothing");
+        assert_eq!(file_names(&self.dir.path().join("tmp")), [] as [&str; 0], "it leaves nothing");
         output
     }
 }
@@ -80,7 +80,7 @@ struct Running(Child);
 impl Drop for Running {
     fn drop(&mut self) {
         if self.0.try_wait().is_ok_and(|end| end.is_none()) {
-            let _ = kill_process(raw(self.0.id()), Signal::TERM).map(|()| self.0.wait());
+            let _ = kill_process(to_pid(self.0.id()), Signal::TERM).map(|()| self.0.wait());
         }
     }
 }
@@ -93,10 +93,10 @@ fn who_ends_it_ends_the_machine() {
     let said = exec.dir.path().join("said");
     let mut command = exec.command(&script, &[]);
     let mut running = Running(command.stdout(fs::File::create(&said).unwrap()).spawn().unwrap());
-    eventually("it runs", || fs::read_to_string(&said).unwrap().contains("here"));
-    kill_process(raw(running.0.id()), Signal::TERM).unwrap();
+    wait_until("it runs", || fs::read_to_string(&said).unwrap().contains("here"));
+    kill_process(to_pid(running.0.id()), Signal::TERM).unwrap();
     assert_eq!(running.0.wait().unwrap().code(), Some(128 + 15));
-    assert_eq!(names(&exec.dir.path().join("tmp")), [] as [&str; 0]);
+    assert_eq!(file_names(&exec.dir.path().join("tmp")), [] as [&str; 0]);
 }
 
 #[test]
@@ -122,5 +122,5 @@ fn who_hears_no_errors_any_more_gets_no_machine_that_runs_on() {
     assert_eq!(line, "first\n");
     drop(errors);
     assert_eq!(running.0.wait().unwrap().code(), Some(125));
-    assert_eq!(names(&exec.dir.path().join("tmp")), [] as [&str; 0]);
+    assert_eq!(file_names(&exec.dir.path().join("tmp")), [] as [&str; 0]);
 }

@@ -11,7 +11,7 @@ use rustix::process::{Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, tcgetattr};
 
-use crate::common::{Files, LONG, eventually, example, raw, standin, started};
+use crate::common::{TEST_TIMEOUT, TestDir, example_path, standin_path, start_vm, to_pid, wait_until};
 
 /// A terminal with `boot` on it: the side where a person sits, and the side that `boot` has.
 struct Terminal {
@@ -30,10 +30,10 @@ impl Terminal {
         Self { person: person.into(), boot, said: String::new() }
     }
 
-    fn run(&self, files: &Files, guest: &str) -> Child {
-        let mut boot = Command::new(example("boot"));
-        boot.arg("--hyperkit").arg(standin()).arg("--kernel").arg(files.path("vmlinuz"));
-        boot.arg("--state-dir").arg(files.path("vm")).args(["--cmdline", guest]);
+    fn run(&self, test_dir: &TestDir, guest: &str) -> Child {
+        let mut boot = Command::new(example_path("boot"));
+        boot.arg("--hyperkit").arg(standin_path()).arg("--kernel").arg(test_dir.path("vmlinuz"));
+        boot.arg("--state-dir").arg(test_dir.path("vm")).args(["--cmdline", guest]);
         self.lend(&mut boot)
     }
 
@@ -66,17 +66,17 @@ impl Terminal {
 
 #[test]
 fn what_is_typed_reaches_the_guest_even_interrupts_and_the_power_button_gives_the_terminal_back() {
-    let files = Files::new();
-    let _end = files.ended();
+    let test_dir = TestDir::new();
+    let _stop = test_dir.stop_on_drop();
     let mut terminal = Terminal::new();
     let flags = terminal.flags();
-    let mut boot = terminal.run(&files, "guest.say=ready");
+    let mut boot = terminal.run(&test_dir, "guest.say=ready");
     terminal.expect("ready");
     assert!(terminal.is_raw());
     terminal.person.write_all(b"typed\x03here").unwrap();
     terminal.expect("typed\x03here");
-    let machine = hyperkit::HyperKit::from_state(files.path("vm")).unwrap();
-    kill_process(raw(machine.pid.unwrap()), Signal::TERM).unwrap();
+    let description = hyperkit::HyperKit::from_state(test_dir.path("vm")).unwrap();
+    kill_process(to_pid(description.pid.unwrap()), Signal::TERM).unwrap();
     assert!(boot.wait().unwrap().success());
     assert!(!terminal.is_raw());
     assert_eq!(terminal.flags(), flags);
@@ -84,14 +84,14 @@ fn what_is_typed_reaches_the_guest_even_interrupts_and_the_power_button_gives_th
 
 #[test]
 fn a_killed_machine_gives_it_back_too() {
-    let files = Files::new();
-    let _end = files.ended();
+    let test_dir = TestDir::new();
+    let _stop = test_dir.stop_on_drop();
     let mut terminal = Terminal::new();
     let flags = terminal.flags();
-    let mut boot = terminal.run(&files, "guest.say=ready");
+    let mut boot = terminal.run(&test_dir, "guest.say=ready");
     terminal.expect("ready");
     assert!(terminal.is_raw() && terminal.flags().contains(OFlags::NONBLOCK));
-    hyperkit::HyperKit::from_state(files.path("vm")).unwrap().stop().unwrap();
+    hyperkit::HyperKit::from_state(test_dir.path("vm")).unwrap().stop().unwrap();
     assert!(!boot.wait().unwrap().success());
     terminal.expect("was killed by signal 9");
     assert!(!terminal.is_raw());
@@ -100,13 +100,13 @@ fn a_killed_machine_gives_it_back_too() {
 
 #[test]
 fn a_killed_attach_gives_it_back_and_leaves_the_machine() {
-    let files = Files::new();
-    let (_, vm, _end) = started(&files, "guest");
+    let test_dir = TestDir::new();
+    let (_, vm, _stop) = start_vm(&test_dir, "guest");
     let terminal = Terminal::new();
     let mut attach =
-        terminal.lend(Command::new(example("boot")).arg("--attach").arg("--state-dir").arg(files.path("vm")));
-    eventually("it is attached", || terminal.is_raw());
-    kill_process(raw(attach.id()), Signal::TERM).unwrap();
+        terminal.lend(Command::new(example_path("boot")).arg("--attach").arg("--state-dir").arg(test_dir.path("vm")));
+    wait_until("it is attached", || terminal.is_raw());
+    kill_process(to_pid(attach.id()), Signal::TERM).unwrap();
     assert_eq!(attach.wait().unwrap().signal(), Some(15));
     assert!(!terminal.is_raw());
     assert_eq!(vm.try_wait().unwrap(), None);
@@ -115,11 +115,11 @@ fn a_killed_attach_gives_it_back_and_leaves_the_machine() {
 /// Else the terminal would answer, and its answer be typed into the next program.
 #[test]
 fn what_a_log_would_tell_it_to_do_is_only_shown() {
-    let files = Files::new();
-    let (_, vm, _end) = started(&files, "guest.say=\x1b[6nhere");
-    vm.wait_for_console("here", LONG).unwrap();
+    let test_dir = TestDir::new();
+    let (_, vm, _stop) = start_vm(&test_dir, "guest.say=\x1b[6nhere");
+    vm.wait_for_console("here", TEST_TIMEOUT).unwrap();
     let mut terminal = Terminal::new();
-    let mut log = terminal.lend(Command::new(example("ctl")).arg("log").arg(files.path("vm")));
+    let mut log = terminal.lend(Command::new(example_path("ctl")).arg("log").arg(test_dir.path("vm")));
     terminal.expect("\\u{1b}[6nhere\r\n");
     assert!(log.wait().unwrap().success());
 }

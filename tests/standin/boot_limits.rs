@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use hyperkit::{Error, HyperKit, Multiboot};
 
 use crate::common::rejection::{
-    assert_refused, bare, changed, file_of, refused_at_sight, refused_with, runs, runs_with,
+    assert_boots, assert_boots_with, assert_error, modify, rejection_by_arguments, rejection_with, sparse_file,
+    without_boot_source,
 };
-use crate::common::{Files, bz_image};
+use crate::common::{TestDir, bz_image};
 
 const MIB: u64 = 1024 * 1024;
 const PAGE: u64 = 4096;
@@ -25,26 +26,26 @@ fn kernel_to(end: u64) -> Vec<u8> {
 /// Of more than 3 GiB, the rest is above 4 GiB, where nothing is loaded.
 #[test]
 fn kernels_and_initrds_in_memory() {
-    let files = Files::new();
-    let kernel = files.path("vmlinuz");
+    let test_dir = TestDir::new();
+    let kernel = test_dir.path("vmlinuz");
     for (memory, low_memory) in [(4, 4), (3072, 3072), (3073, 3072), (8192, 3072)] {
-        let no_initrd = |machine| changed(machine, |m| m.initrd = None).memory(memory);
-        files.write("vmlinuz", &kernel_to(low_memory * MIB));
-        runs(no_initrd(files.machine()));
-        files.write("vmlinuz", &kernel_to(low_memory * MIB + 1));
-        assert_refused!(
-            refused_with(&files, "", no_initrd),
+        let no_initrd = |description| modify(description, |d| d.initrd = None).memory(memory);
+        test_dir.write("vmlinuz", &kernel_to(low_memory * MIB));
+        assert_boots(no_initrd(test_dir.description()));
+        test_dir.write("vmlinuz", &kernel_to(low_memory * MIB + 1));
+        assert_error!(
+            rejection_with(&test_dir, "", no_initrd),
             Error::DoesNotFit { field: "kernel", path, needed } if path == kernel && needed == low_memory + 1
         );
 
         let end = 2 * MIB + PAGE;
-        files.write("vmlinuz", &kernel_to(end));
+        test_dir.write("vmlinuz", &kernel_to(end));
         let most = low_memory * MIB - 1 - end;
-        let initrd = file_of(most, &files, "initrd.img");
-        runs(files.machine().memory(memory));
-        file_of(most + 1, &files, "initrd.img");
-        assert_refused!(
-            refused_with(&files, "", |m| m.memory(memory)),
+        let initrd = sparse_file(most, &test_dir, "initrd.img");
+        assert_boots(test_dir.description().memory(memory));
+        sparse_file(most + 1, &test_dir, "initrd.img");
+        assert_error!(
+            rejection_with(&test_dir, "", |d| d.memory(memory)),
             Error::DoesNotFit { field: "initrd", path, needed } if path == initrd && needed == low_memory + 1
         );
     }
@@ -53,31 +54,31 @@ fn kernels_and_initrds_in_memory() {
 /// One that cannot be moved, and one that wants its initrd below 4 MiB.
 #[test]
 fn kernels_that_say_where() {
-    let files = Files::new();
-    let kernel = files.path("vmlinuz");
+    let test_dir = TestDir::new();
+    let kernel = test_dir.path("vmlinuz");
     let mut fixed = bz_image(2047);
     fixed[0x234] = 0; // not relocatable
     fixed[0x258..0x260].copy_from_slice(&(64 * MIB).to_le_bytes());
-    files.write("vmlinuz", &fixed);
-    runs(files.machine().memory(66));
-    let error = refused_with(&files, "", |m| m.memory(64));
-    assert_refused!(error, Error::DoesNotFit { field: "kernel", path, needed: 65 } if path == kernel);
+    test_dir.write("vmlinuz", &fixed);
+    assert_boots(test_dir.description().memory(66));
+    let error = rejection_with(&test_dir, "", |d| d.memory(64));
+    assert_error!(error, Error::DoesNotFit { field: "kernel", path, needed: 65 } if path == kernel);
     // Who follows the advice is not refused for the initrd then.
-    file_of(3 * MIB, &files, "initrd.img");
-    let error = refused_with(&files, "", |m| m.memory(64));
-    assert_refused!(error, Error::DoesNotFit { field: "kernel", path, needed: 68 } if path == kernel);
-    runs(files.machine().memory(68));
+    sparse_file(3 * MIB, &test_dir, "initrd.img");
+    let error = rejection_with(&test_dir, "", |d| d.memory(64));
+    assert_error!(error, Error::DoesNotFit { field: "kernel", path, needed: 68 } if path == kernel);
+    assert_boots(test_dir.description().memory(68));
 
     let end = 2 * MIB + PAGE;
     let mut low = kernel_to(end);
     let last = 4 * MIB - 1;
     low[0x22c..0x230].copy_from_slice(&u32::try_from(last).unwrap().to_le_bytes());
-    files.write("vmlinuz", &low);
-    let initrd = file_of(last - end, &files, "initrd.img");
-    runs(files.machine().memory(64));
-    file_of(last - end + 1, &files, "initrd.img");
-    let error = refused_with(&files, "", |m| m.memory(64));
-    assert_refused!(error, Error::DoesNotFit { field: "initrd", path, .. } if path == initrd);
+    test_dir.write("vmlinuz", &low);
+    let initrd = sparse_file(last - end, &test_dir, "initrd.img");
+    assert_boots(test_dir.description().memory(64));
+    sparse_file(last - end + 1, &test_dir, "initrd.img");
+    let error = rejection_with(&test_dir, "", |d| d.memory(64));
+    assert_error!(error, Error::DoesNotFit { field: "initrd", path, .. } if path == initrd);
 }
 
 /// The header of a multiboot kernel.
@@ -90,25 +91,25 @@ fn multiboot(flags: u32) -> Vec<u8> {
 #[test]
 fn multiboot_kernels() {
     const HAS_ADDRESSES: u32 = 1 << 16;
-    let files = Files::new();
+    let test_dir = TestDir::new();
     // One segment to load, of which the header is behind the file's: address, length.
-    let elf_with = |machine: u8, segment: [u32; 2]| {
-        let mut elf = [&b"\x7fELF\x01"[..], &[0; 13], &[machine, 0], &[0; 32], &[1, 0, 0, 0], &[0; 28]].concat();
+    let elf_with = |elf_machine: u8, segment: [u32; 2]| {
+        let mut elf = [&b"\x7fELF\x01"[..], &[0; 13], &[elf_machine, 0], &[0; 32], &[1, 0, 0, 0], &[0; 28]].concat();
         (elf[28], elf[42], elf[44]) = (52, 32, 1);
         elf[64..68].copy_from_slice(&segment[0].to_le_bytes());
         elf[68..72].copy_from_slice(&segment[1].to_le_bytes());
         elf
     };
-    let elf = |machine: u8| elf_with(machine, [0x10_0000, 64]);
+    let elf = |elf_machine: u8| elf_with(elf_machine, [0x10_0000, 64]);
     let after = |length: usize, flags| [vec![0; length], multiboot(flags), vec![0]].concat();
-    let in_elf = |machine, flags| [elf(machine), multiboot(flags), vec![0]].concat();
-    let with_kernel = |m| bare(m).multiboot(Multiboot::new(files.path("kernel")));
+    let in_elf = |elf_machine, flags| [elf(elf_machine), multiboot(flags), vec![0]].concat();
+    let with_kernel = |d| without_boot_source(d).multiboot(Multiboot::new(test_dir.path("kernel")));
 
     let last = 8192 - 48 - 4; // the last place within the first 8 KiB that has something behind it
     for good in [after(0, HAS_ADDRESSES | 0b11), after(last, HAS_ADDRESSES), in_elf(3, 0b11), in_elf(62, HAS_ADDRESSES)]
     {
-        files.write("kernel", &good);
-        runs_with(with_kernel(files.machine()), "any,length");
+        test_dir.write("kernel", &good);
+        assert_boots_with(with_kernel(test_dir.description()), "any,length");
     }
 
     let mut wrong_sum = multiboot(HAS_ADDRESSES + 1);
@@ -128,45 +129,48 @@ fn multiboot_kernels() {
         ([&b"\x7fELF"[..], &[0; 48], &multiboot(0), &[0]].concat(), "it has nothing to load"),
     ];
     for (image, why) in bad {
-        let kernel = files.write("kernel", &image);
-        let error = refused_with(&files, "", with_kernel);
-        assert_refused!(error, Error::NotMultiboot { path, reason } if path == kernel && reason == why);
+        let kernel = test_dir.write("kernel", &image);
+        let error = rejection_with(&test_dir, "", with_kernel);
+        assert_error!(error, Error::NotMultiboot { path, reason } if path == kernel && reason == why);
     }
 }
 
 /// Kernel and modules go behind one another, each on a page, into 4 MiB here.
 #[test]
 fn multiboot_kernels_and_modules_in_memory() {
-    let files = Files::new();
+    let test_dir = TestDir::new();
     let mut kernel = [multiboot(1 << 16), vec![0]].concat();
     let mut load_at = |address: u32| {
         for field in [12, 16] {
             kernel[field..field + 4].copy_from_slice(&address.to_le_bytes()); // of the header, and of all
         }
-        files.write("kernel", &kernel)
+        test_dir.write("kernel", &kernel)
     };
-    let with =
-        |m: HyperKit| bare(m).memory(4).multiboot(Multiboot::new(files.path("kernel")).module(files.path("m"), ""));
+    let with = |d: HyperKit| {
+        without_boot_source(d)
+            .memory(4)
+            .multiboot(Multiboot::new(test_dir.path("kernel")).module(test_dir.path("m"), ""))
+    };
     load_at(0x20_0000);
     for (length, fits) in [(2 * MIB - PAGE, true), (2 * MIB - PAGE + 1, false)] {
-        let module = file_of(length, &files, "m");
+        let module = sparse_file(length, &test_dir, "m");
         match fits {
-            true => runs_with(with(files.machine()), ""),
+            true => assert_boots_with(with(test_dir.description()), ""),
             false => {
-                let error = refused_with(&files, "", with);
-                assert_refused!(error, Error::DoesNotFit { field: "multiboot", path, needed: 5 } if path == module);
+                let error = rejection_with(&test_dir, "", with);
+                assert_error!(error, Error::DoesNotFit { field: "multiboot", path, needed: 5 } if path == module);
             }
         }
     }
     let kernel = load_at(0x4000_0000);
-    let error = refused_with(&files, "", with);
-    assert_refused!(error, Error::DoesNotFit { field: "multiboot", path, needed: 1025 } if path == kernel);
+    let error = rejection_with(&test_dir, "", with);
+    assert_error!(error, Error::DoesNotFit { field: "multiboot", path, needed: 1025 } if path == kernel);
 }
 
 /// Into 4 MiB, from 2 MiB on: all of the file from its start in memory, or as much as its header says, or its segments.
 #[test]
 fn where_multiboot_kernels_end() {
-    let files = Files::new();
+    let test_dir = TestDir::new();
     let mut addressed = [vec![0; PAGE as usize], multiboot(1 << 16), vec![0]].concat();
     let mut put = |address: u32, at: usize| {
         addressed[at..at + 4].copy_from_slice(&address.to_le_bytes());
@@ -192,40 +196,44 @@ fn where_multiboot_kernels_end() {
         (elf(&[far, load]), 2 * MIB - PAGE),
         (elf(&[load, [1, 0, 0x10_0000, 64]]), 2 * MIB - PAGE),
     ] {
-        files.write("kernel", &kernel);
-        let with =
-            |m: HyperKit| bare(m).memory(4).multiboot(Multiboot::new(files.path("kernel")).module(files.path("m"), ""));
-        file_of(room, &files, "m");
-        with(files.machine()).check().unwrap();
-        file_of(room + 1, &files, "m");
-        assert_refused!(refused_with(&files, "", with), Error::DoesNotFit { field: "multiboot", .. });
+        test_dir.write("kernel", &kernel);
+        let with = |d: HyperKit| {
+            without_boot_source(d)
+                .memory(4)
+                .multiboot(Multiboot::new(test_dir.path("kernel")).module(test_dir.path("m"), ""))
+        };
+        sparse_file(room, &test_dir, "m");
+        with(test_dir.description()).check().unwrap();
+        sparse_file(room + 1, &test_dir, "m");
+        assert_error!(rejection_with(&test_dir, "", with), Error::DoesNotFit { field: "multiboot", .. });
     }
     let mut cut = elf(&[load]);
     cut[28..32].copy_from_slice(&[0, 0, 1, 0]);
-    let kernel = files.write("kernel", &cut);
-    let error = refused_with(&files, "", |m| bare(m).multiboot(Multiboot::new(&kernel)));
-    assert_refused!(error, Error::NotMultiboot { reason: "its end is missing", .. });
+    let kernel = test_dir.write("kernel", &cut);
+    let error = rejection_with(&test_dir, "", |d| without_boot_source(d).multiboot(Multiboot::new(&kernel)));
+    assert_error!(error, Error::NotMultiboot { reason: "its end is missing", .. });
 }
 
 #[test]
 fn multiboot_modules() {
-    let files = Files::new();
-    let kernel = files.write("k:e;rnel", &[multiboot(1 << 16), vec![0]].concat());
-    let module = files.write("mo dule", b"module");
-    let with = |m, path: &Path, cmdline: &str| bare(m).multiboot(Multiboot::new(&kernel).module(path, cmdline));
-    runs(with(files.machine(), &module, "a; b"));
+    let test_dir = TestDir::new();
+    let kernel = test_dir.write("k:e;rnel", &[multiboot(1 << 16), vec![0]].concat());
+    let module = test_dir.write("mo dule", b"module");
+    let with =
+        |d, path: &Path, cmdline: &str| without_boot_source(d).multiboot(Multiboot::new(&kernel).module(path, cmdline));
+    assert_boots(with(test_dir.description(), &module, "a; b"));
     for forbidden in [',', ':', ';', '\0'] {
         let path = PathBuf::from(format!("/a{forbidden}b"));
-        let error = refused_at_sight(|m| with(m, &path, ""));
-        assert_refused!(error, Error::ForbiddenCharacter { field: "multiboot", character, .. } if character == forbidden);
+        let error = rejection_by_arguments(|d| with(d, &path, ""));
+        assert_error!(error, Error::ForbiddenCharacter { field: "multiboot", character, .. } if character == forbidden);
     }
     for forbidden in [',', ':', '\0'] {
-        let error = refused_at_sight(|m| with(m, &module, &format!("a{forbidden}b")));
-        assert_refused!(error, Error::ForbiddenCharacter { field: "multiboot", character, .. } if character == forbidden);
+        let error = rejection_by_arguments(|d| with(d, &module, &format!("a{forbidden}b")));
+        assert_error!(error, Error::ForbiddenCharacter { field: "multiboot", character, .. } if character == forbidden);
     }
-    let error = refused_with(&files, "", |m| with(m, &files.path("none"), ""));
-    assert_refused!(error, Error::NotFound { field: "multiboot", path } if path == files.path("none"));
-    let empty = files.write("empty", b"");
-    let error = refused_with(&files, "", |m| with(m, &empty, ""));
-    assert_refused!(error, Error::EmptyFile { field: "multiboot", path } if path == empty);
+    let error = rejection_with(&test_dir, "", |d| with(d, &test_dir.path("none"), ""));
+    assert_error!(error, Error::NotFound { field: "multiboot", path } if path == test_dir.path("none"));
+    let empty = test_dir.write("empty", b"");
+    let error = rejection_with(&test_dir, "", |d| with(d, &empty, ""));
+    assert_error!(error, Error::EmptyFile { field: "multiboot", path } if path == empty);
 }

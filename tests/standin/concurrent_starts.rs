@@ -8,16 +8,16 @@ use hyperkit::{Error, HyperKit};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Signal, kill_process};
 
-use crate::common::{Files, boot, machines_in, raw, started};
+use crate::common::{TestDir, boot_command, hypervisors_in, start_vm, to_pid};
 
 #[test]
 fn of_fifty_starting_processes_one_wins() {
-    let files = Files::new();
-    let _end = files.ended();
-    let starters: Vec<_> = (0..50).map(|_| boot(&files, "guest").spawn().unwrap()).collect();
+    let test_dir = TestDir::new();
+    let _stop = test_dir.stop_on_drop();
+    let starters: Vec<_> = (0..50).map(|_| boot_command(&test_dir, "guest").spawn().unwrap()).collect();
     let ended: Vec<_> = starters.into_iter().map(|starter| starter.wait_with_output().unwrap()).collect();
-    let pid = HyperKit::from_state(files.path("vm")).unwrap().pid.unwrap();
-    assert_eq!(machines_in(&files.path("vm")), [pid]);
+    let pid = HyperKit::from_state(test_dir.path("vm")).unwrap().pid.unwrap();
+    assert_eq!(hypervisors_in(&test_dir.path("vm")), [pid]);
     assert_eq!(ended.iter().filter(|starter| starter.status.success()).count(), 1);
     for starter in ended.iter().filter(|starter| !starter.status.success()) {
         let why = String::from_utf8_lossy(&starter.stderr);
@@ -28,9 +28,9 @@ fn of_fifty_starting_processes_one_wins() {
 /// Whoever waits for the lock may get that of a directory that is somewhere else by then.
 #[test]
 fn a_start_locks_the_directory_that_is_there() {
-    let files = Files::new();
-    let dir = files.path("vm");
-    let _end = files.ended();
+    let test_dir = TestDir::new();
+    let dir = test_dir.path("vm");
+    let _stop = test_dir.stop_on_drop();
     let locked = || {
         fs::create_dir(&dir).unwrap();
         let lock = fs::File::open(&dir).unwrap();
@@ -38,32 +38,32 @@ fn a_start_locks_the_directory_that_is_there() {
         lock
     };
     let first = locked();
-    let mut machine = files.machine();
-    let starting = std::thread::spawn(move || machine.start("guest"));
+    let mut description = test_dir.description();
+    let starting = std::thread::spawn(move || description.start("guest"));
     std::thread::sleep(Duration::from_millis(300)); // it waits by now; if not, nothing is shown and nothing fails
-    fs::rename(&dir, files.path("elsewhere")).unwrap();
+    fs::rename(&dir, test_dir.path("elsewhere")).unwrap();
     let second = locked();
     drop(first);
     std::thread::sleep(Duration::from_millis(300));
-    assert!(files.state_files().is_empty(), "it goes on without the lock");
+    assert!(test_dir.state_files().is_empty(), "it goes on without the lock");
     drop(second);
     let vm = starting.join().unwrap().unwrap();
-    assert_eq!(machines_in(&dir), [vm.pid()]);
+    assert_eq!(hypervisors_in(&dir), [vm.pid()]);
 }
 
 /// Whoever waits for the lock beside a removal finds nothing left to do.
 #[test]
 fn ending_and_removing_beside_a_removal_is_no_error() {
     for remove in [true, false] {
-        let files = Files::new();
-        let (machine, vm, _end) = started(&files, "guest");
-        kill_process(raw(vm.pid()), Signal::KILL).unwrap();
+        let test_dir = TestDir::new();
+        let (description, vm, _stop) = start_vm(&test_dir, "guest");
+        kill_process(to_pid(vm.pid()), Signal::KILL).unwrap();
         vm.wait().unwrap();
-        let lock = fs::File::open(files.path("vm")).unwrap();
+        let lock = fs::File::open(test_dir.path("vm")).unwrap();
         flock(&lock, FlockOperation::LockExclusive).unwrap();
-        let second = std::thread::spawn(move || if remove { machine.remove(false) } else { vm.stop() });
+        let second = std::thread::spawn(move || if remove { description.remove(false) } else { vm.stop() });
         std::thread::sleep(Duration::from_millis(200)); // as above
-        fs::remove_dir_all(files.path("vm")).unwrap();
+        fs::remove_dir_all(test_dir.path("vm")).unwrap();
         drop(lock);
         second.join().unwrap().unwrap();
     }
@@ -71,14 +71,14 @@ fn ending_and_removing_beside_a_removal_is_no_error() {
 
 #[test]
 fn of_many_starters_at_once_one_wins() {
-    let files = Files::new();
-    let _end = files.ended();
+    let test_dir = TestDir::new();
+    let _stop = test_dir.stop_on_drop();
     let all = Barrier::new(12);
     let started: Vec<_> = std::thread::scope(|scope| {
         let start = || {
-            let mut machine = files.machine();
+            let mut description = test_dir.description();
             all.wait();
-            machine.start("guest")
+            description.start("guest")
         };
         let threads: Vec<_> = (0..12).map(|_| scope.spawn(start)).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()

@@ -6,28 +6,28 @@ use std::time::Duration;
 
 use hyperkit::{ConsoleStream, Error, Exit, HyperKit, Serial, Vm};
 
-use crate::common::{Ended, Files, LONG, Stopped, eventually, said, started};
+use crate::common::{KillOnDrop, StopOnDrop, TEST_TIMEOUT, TestDir, console_output, start_vm, wait_until};
 
 const RING: usize = 65536;
 const LINE: usize = 31;
 
 /// A guest that repeats what it hears, in which it is said so that the ring gets it.
 struct Echo {
-    _end: Ended, // before its files are gone
-    files: Files,
-    machine: HyperKit,
+    _stop: StopOnDrop, // before its files are gone
+    test_dir: TestDir,
+    description: HyperKit,
     vm: Vm,
     console: ConsoleStream,
 }
 
 impl Echo {
     fn new() -> Self {
-        let files = Files::new();
-        let (machine, vm, end) = started(&files, "guest");
+        let test_dir = TestDir::new();
+        let (description, vm, end) = start_vm(&test_dir, "guest");
         let mut console = vm.console().unwrap();
-        console.set_timeout(Some(LONG));
-        eventually("the guest has begun", || said(&files).ends_with("guest\r\n"));
-        Self { _end: end, files, machine, vm, console }
+        console.set_timeout(Some(TEST_TIMEOUT));
+        wait_until("the guest has begun", || console_output(&test_dir).ends_with("guest\r\n"));
+        Self { _stop: end, test_dir, description, vm, console }
     }
 
     /// Has the guest say it, and returns when it has.
@@ -40,12 +40,12 @@ impl Echo {
         // It is on the console first, and in the ring a moment later.
         // Its end may be at the ring's.
         let end = &text.as_bytes()[text.len().saturating_sub(LINE)..];
-        let ring = || fs::read(self.files.path("vm/console-ring")).unwrap().repeat(2);
-        eventually("it is in the ring", || ring().windows(end.len()).any(|said| said == end));
+        let ring = || fs::read(self.test_dir.path("vm/console-ring")).unwrap().repeat(2);
+        wait_until("it is in the ring", || ring().windows(end.len()).any(|said| said == end));
     }
 
     fn log(&self) -> String {
-        String::from_utf8(self.machine.console_log().unwrap()).unwrap()
+        String::from_utf8(self.description.console_log().unwrap()).unwrap()
     }
 }
 
@@ -92,7 +92,7 @@ fn before_at_and_after_it_goes_round_all_that_is_kept_comes_in_order() {
     // Also when it has ended, and in the last words.
     assert!(echo.log().ends_with(&line(last - 1)));
     assert!(echo.vm.last_words().console.ends_with(line(last - 1).trim_end()));
-    assert_eq!(HyperKit::from_state(echo.files.path("vm")).unwrap().console_log().unwrap(), echo.log().as_bytes());
+    assert_eq!(HyperKit::from_state(echo.test_dir.path("vm")).unwrap().console_log().unwrap(), echo.log().as_bytes());
 }
 
 #[test]
@@ -106,7 +106,7 @@ fn a_follower_gets_each_line_once_around_the_ring_until_the_machine_ends() {
             let lines = vm.console_lines().unwrap().map(Result::unwrap);
             lines.inspect(|line| drop(heard.send(line.clone()))).collect::<Vec<_>>()
         });
-        let stopped = Stopped(vm);
+        let stopped = KillOnDrop(vm);
         for begin in (0..LINES).step_by(500) {
             let text = lines(begin..begin + 500);
             for part in text.as_bytes().chunks(1024) {
@@ -115,11 +115,11 @@ fn a_follower_gets_each_line_once_around_the_ring_until_the_machine_ends() {
             }
             // No more than the ring holds before it was looked at.
             let last = line(begin + 499);
-            let next = || hears.recv_timeout(LONG).unwrap();
+            let next = || hears.recv_timeout(TEST_TIMEOUT).unwrap();
             while next() != last.trim_end() {}
         }
         echo.console.write_all(b"no end").unwrap();
-        vm.wait_for_console("no end", LONG).unwrap();
+        vm.wait_for_console("no end", TEST_TIMEOUT).unwrap();
         drop(stopped);
         follower.join().unwrap()
     });
@@ -141,14 +141,14 @@ fn a_follower_that_begins_on_a_full_ring_without_times_gets_each_line_once() {
         let vm = &echo.vm;
         let (heard, hears) = std::sync::mpsc::channel();
         scope.spawn(move || vm.console_lines().unwrap().for_each(|line| drop(heard.send(line.unwrap()))));
-        let stopped = Stopped(vm);
-        hears.recv_timeout(LONG).unwrap(); // it has looked
+        let stopped = KillOnDrop(vm);
+        hears.recv_timeout(TEST_TIMEOUT).unwrap(); // it has looked
         let text = plain(3000..3100);
         for part in text.as_bytes().chunks(1024) {
             echo.console.write_all(part).unwrap();
             echo.console.read_exact(&mut vec![0; part.len()]).unwrap();
         }
-        vm.wait_for_console("3099", LONG).unwrap();
+        vm.wait_for_console("3099", TEST_TIMEOUT).unwrap();
         drop(stopped);
         let number = |line: String| line.strip_prefix("line")?.trim().parse::<usize>().ok();
         hears.iter().filter_map(number).collect::<Vec<_>>()
@@ -164,11 +164,11 @@ fn a_follower_that_begins_on_a_full_ring_without_times_gets_each_line_once() {
 #[test]
 fn a_prompt_is_waited_for_said_before_or_after_and_without_an_end_of_line() {
     let mut echo = Echo::new();
-    let said = echo.vm.wait_for_console("version 0", LONG).unwrap();
+    let said = echo.vm.wait_for_console("version 0", TEST_TIMEOUT).unwrap();
     assert!(said.starts_with("Linux version 0"), "{said}");
     std::thread::scope(|scope| {
         let vm = &echo.vm;
-        let waits = scope.spawn(|| vm.wait_for_console("login: ", LONG).unwrap());
+        let waits = scope.spawn(|| vm.wait_for_console("login: ", TEST_TIMEOUT).unwrap());
         for part in ["\nlog", "in: "] {
             echo.console.write_all(part.as_bytes()).unwrap();
         }
@@ -181,7 +181,7 @@ fn a_prompt_is_waited_for_said_before_or_after_and_without_an_end_of_line() {
         other => panic!("{other:?}"),
     }
     echo.vm.stop().unwrap();
-    match echo.vm.wait_for_console("never", LONG) {
+    match echo.vm.wait_for_console("never", TEST_TIMEOUT) {
         Err(Error::NotSaid { exit: Some(Exit::Killed(9)), .. }) => {}
         other => panic!("it ends with the machine: {other:?}"),
     }
@@ -189,12 +189,12 @@ fn a_prompt_is_waited_for_said_before_or_after_and_without_an_end_of_line() {
 
 #[test]
 fn a_machine_that_keeps_none_has_none() {
-    let files = Files::new();
-    let machine = files.machine().serial(Serial::tty());
-    assert!(matches!(machine.console_log(), Err(Error::NoLog)));
-    assert!(matches!(files.machine().console_log(), Err(Error::Io { .. })), "it was never begun");
-    fs::create_dir(files.path("vm")).unwrap();
-    fs::write(files.path("vm/console-ring2"), b"of com2").unwrap();
-    let machine = files.machine().serial(Serial::tty()).serial(Serial::none().log());
-    assert_eq!(machine.console_log().unwrap(), b"of com2");
+    let test_dir = TestDir::new();
+    let description = test_dir.description().serial(Serial::tty());
+    assert!(matches!(description.console_log(), Err(Error::NoLog)));
+    assert!(matches!(test_dir.description().console_log(), Err(Error::Io { .. })), "it was never begun");
+    fs::create_dir(test_dir.path("vm")).unwrap();
+    fs::write(test_dir.path("vm/console-ring2"), b"of com2").unwrap();
+    let description = test_dir.description().serial(Serial::tty()).serial(Serial::none().log());
+    assert_eq!(description.console_log().unwrap(), b"of com2");
 }

@@ -9,7 +9,7 @@ use hyperkit::{Console, ConsoleStream, Error, Exit, HyperKit, Serial, Vm};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::common::child_process::in_child_process;
-use crate::common::{Files, LONG, example, started};
+use crate::common::{TEST_TIMEOUT, TestDir, example_path, start_vm};
 
 /// Reads until it has said this, and returns all that it said.
 fn read_until(console: &mut ConsoleStream, what: &str) -> String {
@@ -25,14 +25,14 @@ fn read_until(console: &mut ConsoleStream, what: &str) -> String {
 
 fn console(vm: &Vm) -> ConsoleStream {
     let mut console = vm.console().unwrap();
-    console.set_timeout(Some(LONG));
+    console.set_timeout(Some(TEST_TIMEOUT));
     console
 }
 
 #[test]
 fn what_is_written_the_guest_reads_and_what_it_says_is_read() {
-    let files = Files::new();
-    let (_, vm, _end) = started(&files, "guest");
+    let test_dir = TestDir::new();
+    let (_, vm, _stop) = start_vm(&test_dir, "guest");
     let mut first = console(&vm);
     first.write_all(b"hello\r\x03").unwrap();
     first.flush().unwrap();
@@ -41,20 +41,20 @@ fn what_is_written_the_guest_reads_and_what_it_says_is_read() {
     read_until(&mut first, "hello\r\x03"); // as it is: ^C is a byte like others
     drop(first);
     // The machine does not mind, and another comes after it, who takes the machine up, by either kind of file.
-    let tty = files.path("vm/tty");
+    let tty = test_dir.path("vm/tty");
     let pty = fs::read_to_string(&tty).unwrap();
     fs::remove_file(&tty).unwrap();
     symlink(pty, &tty).unwrap();
-    let taken_up = HyperKit::from_state(files.path("vm")).unwrap().vm().unwrap().unwrap();
-    let mut second = console(&taken_up);
+    let attached = HyperKit::from_state(test_dir.path("vm")).unwrap().vm().unwrap().unwrap();
+    let mut second = console(&attached);
     second.write_all(b"again").unwrap();
     read_until(&mut second, "again");
 }
 
 #[test]
 fn a_guest_that_says_nothing_does_not_hold_one_up_for_ever() {
-    let files = Files::new();
-    let (_, vm, _end) = started(&files, "guest");
+    let test_dir = TestDir::new();
+    let (_, vm, _stop) = start_vm(&test_dir, "guest");
     let mut console = console(&vm);
     console.write_all(b"once").unwrap();
     read_until(&mut console, "once");
@@ -66,8 +66,8 @@ fn a_guest_that_says_nothing_does_not_hold_one_up_for_ever() {
 
 #[test]
 fn the_end_of_the_machine_is_the_end_of_the_stream_also_for_who_waits() {
-    let files = Files::new();
-    let (_, vm, _end) = started(&files, "guest");
+    let test_dir = TestDir::new();
+    let (_, vm, _stop) = start_vm(&test_dir, "guest");
     let mut reader = console(&vm);
     reader.set_timeout(None);
     let rest = std::thread::spawn(move || {
@@ -83,11 +83,11 @@ fn the_end_of_the_machine_is_the_end_of_the_stream_also_for_who_waits() {
 #[cfg(target_os = "linux")]
 #[test]
 fn the_console_does_not_become_the_controlling_terminal() {
-    let files = Files::new();
-    let (_, vm, _end) = started(&files, "guest");
+    let test_dir = TestDir::new();
+    let (_, vm, _stop) = start_vm(&test_dir, "guest");
     use std::process::{Command, Stdio};
     let mut attach = Command::new("setsid");
-    attach.arg("--wait").arg(example("boot")).arg("--attach").arg("--state-dir").arg(files.path("vm"));
+    attach.arg("--wait").arg(example_path("boot")).arg("--attach").arg("--state-dir").arg(test_dir.path("vm"));
     let mut attach = attach.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     attach.stdin.take().unwrap().write_all(b"x").unwrap();
     attach.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
@@ -99,18 +99,18 @@ fn the_console_does_not_become_the_controlling_terminal() {
 #[test]
 fn a_console_that_leads_elsewhere_is_none() {
     in_child_process("console_stream::a_console_that_leads_elsewhere_is_none", || {
-        let files = Files::new();
-        let _end = files.ended();
-        let mut machine = files.machine().serial(Serial::none().log());
-        let vm = machine.start("guest").unwrap();
+        let test_dir = TestDir::new();
+        let _stop = test_dir.stop_on_drop();
+        let mut description = test_dir.description().serial(Serial::none().log());
+        let vm = description.start("guest").unwrap();
         assert!(matches!(vm.console(), Err(Error::NoConsole)));
         vm.stop().unwrap();
-        let mut machine = files.machine().console(Console::Stdio);
-        machine.state_dir = None;
-        assert_eq!(machine.run("guest.exit=0").unwrap(), Exit::PowerOff);
+        let mut description = test_dir.description().console(Console::Stdio);
+        description.state_dir = None;
+        assert_eq!(description.run("guest.exit=0").unwrap(), Exit::PowerOff);
         // Of two ports the first that leads to a pty.
-        let mut machine = files.machine().serial(Serial::none()).serial(Serial::tty());
-        let vm = machine.start("guest").unwrap();
+        let mut description = test_dir.description().serial(Serial::none()).serial(Serial::tty());
+        let vm = description.start("guest").unwrap();
         console(&vm).write_all(b"x").unwrap();
     });
 }

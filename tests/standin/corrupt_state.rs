@@ -4,7 +4,7 @@ use std::fs;
 
 use hyperkit::{Error, HyperKit};
 
-use crate::common::{Files, machines_in, started};
+use crate::common::{TestDir, hypervisors_in, start_vm};
 
 /// What `hyperkit.json` can be besides what was written: none of it panics or is taken for a machine.
 fn damaged(whole: &[u8]) -> Vec<Vec<u8>> {
@@ -17,78 +17,78 @@ fn damaged(whole: &[u8]) -> Vec<Vec<u8>> {
 
 #[test]
 fn a_damaged_state_file_is_an_error_and_no_obstacle() {
-    let files = Files::new();
-    let (machine, vm, _end) = started(&files, "guest");
+    let test_dir = TestDir::new();
+    let (description, vm, _stop) = start_vm(&test_dir, "guest");
     vm.stop().unwrap();
-    let whole = fs::read(files.path("vm/hyperkit.json")).unwrap();
+    let whole = fs::read(test_dir.path("vm/hyperkit.json")).unwrap();
     for (count, content) in damaged(&whole).into_iter().enumerate() {
-        files.write("vm/hyperkit.json", &content);
-        match HyperKit::from_state(files.path("vm")) {
-            Err(Error::DamagedState { path, .. }) => assert_eq!(path, files.path("vm/hyperkit.json")),
+        test_dir.write("vm/hyperkit.json", &content);
+        match HyperKit::from_state(test_dir.path("vm")) {
+            Err(Error::DamagedState { path, .. }) => assert_eq!(path, test_dir.path("vm/hyperkit.json")),
             other => panic!("{count}: {other:?}"),
         }
         if count % 97 == 0 || content.is_empty() {
-            machine.clone().start("guest").unwrap().stop().unwrap();
+            description.clone().start("guest").unwrap().stop().unwrap();
         }
     }
     // It may be gone, too, or more than one cares to read.
-    fs::File::create(files.path("vm/hyperkit.json")).unwrap().set_len(1 << 40).unwrap();
-    assert!(matches!(HyperKit::from_state(files.path("vm")), Err(Error::Io { .. })));
-    machine.clone().start("guest").unwrap().stop().unwrap();
-    fs::remove_file(files.path("vm/hyperkit.json")).unwrap();
-    fs::create_dir(files.path("vm/hyperkit.json")).unwrap();
-    assert!(matches!(HyperKit::from_state(files.path("vm")), Err(Error::Io { .. })));
-    match machine.clone().start("guest") {
-        Err(Error::Io { path, .. }) => assert_eq!(path, files.path("vm/hyperkit.json")),
+    fs::File::create(test_dir.path("vm/hyperkit.json")).unwrap().set_len(1 << 40).unwrap();
+    assert!(matches!(HyperKit::from_state(test_dir.path("vm")), Err(Error::Io { .. })));
+    description.clone().start("guest").unwrap().stop().unwrap();
+    fs::remove_file(test_dir.path("vm/hyperkit.json")).unwrap();
+    fs::create_dir(test_dir.path("vm/hyperkit.json")).unwrap();
+    assert!(matches!(HyperKit::from_state(test_dir.path("vm")), Err(Error::Io { .. })));
+    match description.clone().start("guest") {
+        Err(Error::Io { path, .. }) => assert_eq!(path, test_dir.path("vm/hyperkit.json")),
         other => panic!("{other:?}"),
     }
-    assert_eq!(machines_in(&files.path("vm")), [] as [u32; 0]);
+    assert_eq!(hypervisors_in(&test_dir.path("vm")), [] as [u32; 0]);
 }
 
 #[test]
 fn beside_a_live_machine_a_damaged_state_file_lets_no_second_one_in() {
-    let files = Files::new();
-    let (machine, vm, _end) = started(&files, "guest");
-    let whole = fs::read(files.path("vm/hyperkit.json")).unwrap();
+    let test_dir = TestDir::new();
+    let (description, vm, _stop) = start_vm(&test_dir, "guest");
+    let whole = fs::read(test_dir.path("vm/hyperkit.json")).unwrap();
     for content in damaged(&whole).into_iter().step_by(61) {
-        files.write("vm/hyperkit.json", &content);
-        assert!(matches!(machine.clone().start("guest"), Err(Error::AlreadyRunning { pid }) if pid == vm.pid()));
+        test_dir.write("vm/hyperkit.json", &content);
+        assert!(matches!(description.clone().start("guest"), Err(Error::AlreadyRunning { pid }) if pid == vm.pid()));
     }
-    fs::remove_file(files.path("vm/hyperkit.json")).unwrap();
-    assert!(matches!(machine.clone().start("guest"), Err(Error::AlreadyRunning { pid }) if pid == vm.pid()));
-    fs::remove_file(files.path("vm/hyperkit.pid")).unwrap();
-    let without_memory = files.machine().start("guest");
+    fs::remove_file(test_dir.path("vm/hyperkit.json")).unwrap();
+    assert!(matches!(description.clone().start("guest"), Err(Error::AlreadyRunning { pid }) if pid == vm.pid()));
+    fs::remove_file(test_dir.path("vm/hyperkit.pid")).unwrap();
+    let without_memory = test_dir.description().start("guest");
     assert!(matches!(without_memory, Err(Error::AlreadyRunning { pid }) if pid == vm.pid()), "{without_memory:?}");
-    assert!(machine.is_running());
-    machine.stop().unwrap();
+    assert!(description.is_running());
+    description.stop().unwrap();
 }
 
 #[test]
 fn a_damaged_pid_file_is_no_obstacle_and_loses_no_machine() {
     let contents: [&[u8]; 10] =
         [b"", b"\n", b"garbage", b"-1", b"0", b"1", b"99999999999999999999", b"\xff\xfe", b"12 34", &[b'1'; 10_000]];
-    let files = Files::new();
-    let (mut machine, vm, _end) = started(&files, "guest");
+    let test_dir = TestDir::new();
+    let (mut description, vm, _stop) = start_vm(&test_dir, "guest");
     for content in contents {
-        files.write("vm/hyperkit.pid", content);
-        assert!(machine.is_running(), "{content:?}");
-        assert!(matches!(files.machine().start("guest"), Err(Error::AlreadyRunning { pid }) if pid == vm.pid()));
+        test_dir.write("vm/hyperkit.pid", content);
+        assert!(description.is_running(), "{content:?}");
+        assert!(matches!(test_dir.description().start("guest"), Err(Error::AlreadyRunning { pid }) if pid == vm.pid()));
     }
     vm.stop().unwrap();
     for content in contents {
-        files.write("vm/hyperkit.pid", content);
-        assert!(!machine.is_running(), "{content:?}");
-        machine.start("guest").unwrap().stop().unwrap();
+        test_dir.write("vm/hyperkit.pid", content);
+        assert!(!description.is_running(), "{content:?}");
+        description.start("guest").unwrap().stop().unwrap();
     }
     // With and without a newline.
-    let vm = machine.start("guest").unwrap();
-    let mut forgotten = machine.clone();
-    forgotten.pid = None;
-    forgotten.arguments.clear();
-    files.write("vm/hyperkit.json", forgotten.to_string().as_bytes());
+    let vm = description.start("guest").unwrap();
+    let mut unrecorded = description.clone();
+    unrecorded.pid = None;
+    unrecorded.arguments.clear();
+    test_dir.write("vm/hyperkit.json", unrecorded.to_string().as_bytes());
     for newline in ["", "\n"] {
-        files.write("vm/hyperkit.pid", format!("{}{newline}", vm.pid()).as_bytes());
-        assert_eq!(HyperKit::from_state(files.path("vm")).unwrap().pid, Some(vm.pid()));
+        test_dir.write("vm/hyperkit.pid", format!("{}{newline}", vm.pid()).as_bytes());
+        assert_eq!(HyperKit::from_state(test_dir.path("vm")).unwrap().pid, Some(vm.pid()));
     }
     vm.stop().unwrap();
 }
@@ -96,15 +96,15 @@ fn a_damaged_pid_file_is_no_obstacle_and_loses_no_machine() {
 /// Names that lead out of the directory are none of disks that were made in it.
 #[test]
 fn what_a_state_file_claims_to_have_made_elsewhere_is_not_deleted() {
-    let files = Files::new();
-    let (_, vm, _end) = started(&files, "guest");
+    let test_dir = TestDir::new();
+    let (_, vm, _stop) = start_vm(&test_dir, "guest");
     vm.stop().unwrap();
-    let precious = files.write("precious", b"precious");
-    let path = files.path("vm/hyperkit.json");
+    let precious = test_dir.write("precious", b"precious");
+    let path = test_dir.path("vm/hyperkit.json");
     let mut state: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     state["made_disks"] = serde_json::json!(["../precious", precious.to_str().unwrap()]);
     fs::write(&path, state.to_string()).unwrap();
-    HyperKit::from_state(files.path("vm")).unwrap().remove(false).unwrap();
+    HyperKit::from_state(test_dir.path("vm")).unwrap().remove(false).unwrap();
     assert_eq!(fs::read(&precious).unwrap(), b"precious");
-    assert!(!files.path("vm").exists());
+    assert!(!test_dir.path("vm").exists());
 }

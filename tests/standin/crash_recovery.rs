@@ -6,69 +6,69 @@ use std::time::Instant;
 use hyperkit::{Error, Exit, HyperKit};
 use rustix::process::{Signal, kill_process};
 
-use crate::common::{Files, boot, eventually, machines_in, raw, said, started};
+use crate::common::{TestDir, boot_command, console_output, hypervisors_in, start_vm, to_pid, wait_until};
 
 #[test]
 fn it_starts_over_a_pid_file_that_a_killed_machine_left() {
-    let files = Files::new();
-    let (mut machine, vm, _end) = started(&files, "guest");
-    kill_process(raw(vm.pid()), Signal::KILL).unwrap();
+    let test_dir = TestDir::new();
+    let (mut description, vm, _stop) = start_vm(&test_dir, "guest");
+    kill_process(to_pid(vm.pid()), Signal::KILL).unwrap();
     assert_eq!(vm.wait().unwrap(), Exit::Killed(9));
-    assert!(files.path("vm/hyperkit.pid").exists(), "the stand-in is to leave it");
-    assert!(!machine.is_running());
-    let again = machine.start("guest").unwrap();
+    assert!(test_dir.path("vm/hyperkit.pid").exists(), "the stand-in is to leave it");
+    assert!(!description.is_running());
+    let again = description.start("guest").unwrap();
     assert_ne!(again.pid(), vm.pid());
 }
 
 #[test]
 fn a_hundred_killed_machines_never_keep_the_next_from_starting() {
-    let files = Files::new();
-    let (mut machine, mut vm, _end) = started(&files, "guest");
+    let test_dir = TestDir::new();
+    let (mut description, mut vm, _stop) = start_vm(&test_dir, "guest");
     for _ in 0..100 {
-        kill_process(raw(vm.pid()), Signal::KILL).unwrap();
+        kill_process(to_pid(vm.pid()), Signal::KILL).unwrap();
         assert_eq!(vm.wait().unwrap(), Exit::Killed(9));
-        assert!(files.path("vm/hyperkit.pid").exists() && !machine.is_running());
-        vm = machine.start("guest").unwrap();
+        assert!(test_dir.path("vm/hyperkit.pid").exists() && !description.is_running());
+        vm = description.start("guest").unwrap();
     }
-    assert_eq!(machines_in(&files.path("vm")), [vm.pid()]);
+    assert_eq!(hypervisors_in(&test_dir.path("vm")), [vm.pid()]);
 }
 
 /// As after a power cut: the pid file names a process that was never there, and sockets and the tty lead nowhere.
 #[test]
 fn a_start_after_a_reboot_of_the_host() {
-    let files = Files::new();
-    let (machine, _vm, _end) = started(&files, "guest");
-    machine.stop().unwrap();
-    files.write("vm/hyperkit.pid", b"4194300");
-    files.write("vm/tty", b"/dev/pts/4000");
-    drop(std::os::unix::net::UnixListener::bind(files.path("vm/connect")).unwrap());
-    files.write("vm/disk.img", b"precious");
-    let again = files.machine().start("guest").unwrap();
-    assert_ne!(fs::read(files.path("vm/tty")).unwrap(), b"/dev/pts/4000");
-    assert!(!files.path("vm/connect").exists());
-    assert_eq!(fs::read(files.path("vm/disk.img")).unwrap(), b"precious");
+    let test_dir = TestDir::new();
+    let (description, _vm, _stop) = start_vm(&test_dir, "guest");
+    description.stop().unwrap();
+    test_dir.write("vm/hyperkit.pid", b"4194300");
+    test_dir.write("vm/tty", b"/dev/pts/4000");
+    drop(std::os::unix::net::UnixListener::bind(test_dir.path("vm/connect")).unwrap());
+    test_dir.write("vm/disk.img", b"precious");
+    let again = test_dir.description().start("guest").unwrap();
+    assert_ne!(fs::read(test_dir.path("vm/tty")).unwrap(), b"/dev/pts/4000");
+    assert!(!test_dir.path("vm/connect").exists());
+    assert_eq!(fs::read(test_dir.path("vm/disk.img")).unwrap(), b"precious");
     again.stop().unwrap();
 }
 
 /// Killed at a random moment, a starter leaves nothing running, or a machine that is found.
 #[test]
 fn two_hundred_killed_starters_leave_nothing_or_a_machine_that_is_found() {
-    let files = Files::new();
-    let dir = files.path("vm");
-    let _end = files.ended();
+    let test_dir = TestDir::new();
+    let dir = test_dir.path("vm");
+    let _stop = test_dir.stop_on_drop();
     let began = Instant::now();
-    assert!(boot(&files, "guest").output().unwrap().status.success());
+    assert!(boot_command(&test_dir, "guest").output().unwrap().status.success());
     let whole = began.elapsed();
     HyperKit::from_state(&dir).unwrap().remove(false).unwrap_err();
     let (mut found, mut nothing) = (0, 0);
     let mut random = u64::from(std::process::id());
     println!("seed {random}"); // shown when the test fails
     for round in 0..200 {
-        files.machine().state_dir(&dir).stop().unwrap();
+        test_dir.description().state_dir(&dir).stop().unwrap();
         if round % 4 == 0 {
-            HyperKit::from_state(&dir).map_or(Ok(()), |machine| machine.remove(false)).unwrap();
+            HyperKit::from_state(&dir).map_or(Ok(()), |description| description.remove(false)).unwrap();
         }
-        let mut starter = boot(&files, "guest").spawn().unwrap();
+        let mut starter = boot_command(&test_dir, "guest").spawn().unwrap();
         random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         std::thread::sleep(whole.mul_f64((random >> 33) as f64 / f64::from(u32::MAX / 2) * 1.2));
         starter.kill().unwrap();
@@ -76,22 +76,22 @@ fn two_hundred_killed_starters_leave_nothing_or_a_machine_that_is_found() {
 
         // A state file is whole or absent.
         let recorded = match HyperKit::from_state(&dir) {
-            Ok(machine) => Some(machine),
+            Ok(description) => Some(description),
             Err(Error::NoState { .. }) => None,
             Err(error) => panic!("round {round}: {error}"),
         };
         // A child that has not yet come as far as its `exec` holds the lock, so the state can be asked after a start.
-        match files.machine().start("guest") {
+        match test_dir.description().start("guest") {
             Ok(vm) => {
                 nothing += 1;
-                assert_eq!(machines_in(&dir), [vm.pid()], "round {round}");
+                assert_eq!(hypervisors_in(&dir), [vm.pid()], "round {round}");
             }
             Err(Error::AlreadyRunning { pid }) => {
                 found += 1;
-                assert_eq!(machines_in(&dir), [pid], "round {round}");
+                assert_eq!(hypervisors_in(&dir), [pid], "round {round}");
                 assert!(recorded.is_some());
-                let taken_up = HyperKit::from_state(&dir).unwrap();
-                assert!(taken_up.is_running() && taken_up.pid == Some(pid), "round {round}");
+                let attached = HyperKit::from_state(&dir).unwrap();
+                assert!(attached.is_running() && attached.pid == Some(pid), "round {round}");
             }
             Err(error) => panic!("round {round}: {error}"),
         }
@@ -101,23 +101,23 @@ fn two_hundred_killed_starters_leave_nothing_or_a_machine_that_is_found() {
 
 #[test]
 fn nothing_of_a_killed_machine_passes_for_the_next_ones() {
-    let files = Files::new();
-    let _end = files.ended();
-    let mut machine = files.machine().vsock(true).vsock_port(2374);
-    let vm = machine.start("guest.say=long-ago").unwrap();
-    eventually("the guest has spoken", || said(&files).contains("long-ago"));
-    kill_process(raw(vm.pid()), Signal::KILL).unwrap();
+    let test_dir = TestDir::new();
+    let _stop = test_dir.stop_on_drop();
+    let mut description = test_dir.description().vsock(true).vsock_port(2374);
+    let vm = description.start("guest.say=long-ago").unwrap();
+    wait_until("the guest has spoken", || console_output(&test_dir).contains("long-ago"));
+    kill_process(to_pid(vm.pid()), Signal::KILL).unwrap();
     vm.wait().unwrap();
     // A program that dies before it has made any of it anew.
-    match machine.start("vmm.die-early=7") {
+    match description.start("vmm.die-early=7") {
         Err(Error::ProgramFailed { last_words, .. }) => assert_eq!(last_words.console, ""),
         other => panic!("{other:?}"),
     }
-    assert_eq!(files.state_files(), ["hyperkit.json", "hyperkit.log"]);
+    assert_eq!(test_dir.state_files(), ["hyperkit.json", "hyperkit.log"]);
 
     // And what is stopped leaves only what it said.
-    let vm = machine.start("guest").unwrap();
-    files.write("vm/hyperkit.new", b"unfinished");
+    let vm = description.start("guest").unwrap();
+    test_dir.write("vm/hyperkit.new", b"unfinished");
     vm.stop().unwrap();
-    assert_eq!(files.state_files(), ["console-ring", "hyperkit.json", "hyperkit.log"]);
+    assert_eq!(test_dir.state_files(), ["console-ring", "hyperkit.json", "hyperkit.log"]);
 }

@@ -8,7 +8,7 @@ use std::sync::Barrier;
 
 use hyperkit::{Disk, Error, Format, HyperKit, Qcow, create_disk_image};
 
-use crate::common::{Files, names};
+use crate::common::{TestDir, file_names};
 
 const MIB: u64 = 1024 * 1024;
 
@@ -23,14 +23,14 @@ fn is_exactly_as_long_as_asked_and_takes_no_room() {
         assert_eq!(metadata.blocks(), 0, "zeros were written");
         assert_eq!(metadata.mode() & 0o777, 0o600);
     }
-    assert_eq!(names(dir.path()).len(), 3);
+    assert_eq!(file_names(dir.path()).len(), 3);
 }
 
 #[test]
 fn makes_the_directories_above() {
     let dir = tempfile::tempdir().unwrap();
     create_disk_image(dir.path().join("a/b/c.img"), 1).unwrap();
-    assert_eq!(names(&dir.path().join("a/b")), ["c.img"]);
+    assert_eq!(file_names(&dir.path().join("a/b")), ["c.img"]);
 }
 
 #[test]
@@ -43,7 +43,7 @@ fn never_touches_what_is_there() {
         assert!(matches!(create_disk_image(&taken, 1), Err(Error::DiskExists { path }) if path == taken));
     }
     assert_eq!(fs::read(&path).unwrap(), b"precious");
-    assert_eq!(names(dir.path()), ["d.img", "link"]);
+    assert_eq!(file_names(dir.path()), ["d.img", "link"]);
 }
 
 #[test]
@@ -53,7 +53,7 @@ fn refuses_sizes_that_cannot_be_and_makes_nothing() {
         let made = create_disk_image(dir.path().join("sub/d.img"), size);
         assert!(matches!(made, Err(Error::InvalidDiskSize { value, .. }) if value == size));
     }
-    assert!(names(dir.path()).is_empty());
+    assert!(file_names(dir.path()).is_empty());
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn of_many_at_once_one_makes_it() {
     assert_eq!(made.iter().filter(|made| made.is_ok()).count(), 1);
     assert!(made.iter().all(|made| matches!(made, Ok(()) | Err(Error::DiskExists { .. }))), "{made:?}");
     assert_eq!(path.metadata().unwrap().len(), 2 * MIB);
-    assert_eq!(names(dir.path()), ["d.img"]);
+    assert_eq!(file_names(dir.path()), ["d.img"]);
 }
 
 /// As if the program had been killed while it made the image.
@@ -86,18 +86,18 @@ fn what_a_killed_maker_left_is_finished() {
     fs::write(dir.path().join(".d.img.new"), "half a disk").unwrap();
     create_disk_image(dir.path().join("d.img"), 1).unwrap();
     assert_eq!(fs::read(dir.path().join("d.img")).unwrap(), vec![0; MIB as usize]);
-    assert_eq!(names(dir.path()), ["d.img"]);
+    assert_eq!(file_names(dir.path()), ["d.img"]);
 }
 
 /// Where others may write, too, somebody may have put a link there.
 #[test]
 fn a_link_in_the_place_of_an_unfinished_image_is_not_followed() {
-    let files = Files::new();
-    let precious = files.write("precious", b"precious");
-    symlink(&precious, files.path(".d.img.new")).unwrap();
-    assert!(matches!(create_disk_image(files.path("d.img"), 1), Err(Error::Io { .. })));
+    let test_dir = TestDir::new();
+    let precious = test_dir.write("precious", b"precious");
+    symlink(&precious, test_dir.path(".d.img.new")).unwrap();
+    assert!(matches!(create_disk_image(test_dir.path("d.img"), 1), Err(Error::Io { .. })));
     assert_eq!(fs::read(&precious).unwrap(), b"precious");
-    assert!(!files.path("d.img").exists());
+    assert!(!test_dir.path("d.img").exists());
 }
 
 /// What `qemu-img` says of an image: its format, and the size of the disk in it.
@@ -126,7 +126,7 @@ fn a_qcow2_image_is_made_and_grown_by_what_is_there() {
         disk.clone().size(70_000).grow().unwrap();
         assert_eq!(image_info(&path), ("qcow2".to_owned(), 70_000 * MIB));
     }
-    assert_eq!(names(&dir.path().join("a")), ["d.qcow2"]);
+    assert_eq!(file_names(&dir.path().join("a")), ["d.qcow2"]);
 }
 
 #[test]
@@ -154,8 +154,8 @@ fn growing_never_shrinks() {
     assert!(matches!(Disk::in_state_dir(1).create(), Err(Error::DiskPlaceMissing)));
 }
 
-fn script(files: &Files, name: &str, script: &str) -> PathBuf {
-    let path = files.write(name, format!("#!/bin/sh\n{script}\n").as_bytes());
+fn script(test_dir: &TestDir, name: &str, script: &str) -> PathBuf {
+    let path = test_dir.write(name, format!("#!/bin/sh\n{script}\n").as_bytes());
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     path
 }
@@ -169,30 +169,30 @@ fn made_by(tool: &Path, path: impl Into<PathBuf>) -> Disk {
 /// A stand-in for `qcow-tool` that writes down how it was called, and one that fails.
 #[test]
 fn qcow_tool_is_spoken_to_in_its_own_language_and_may_fail() {
-    let files = Files::new();
-    let script = |name: &str, text: &str| script(&files, name, text);
-    let with = |tool: &Path| made_by(tool, files.path("d.qcow2"));
+    let test_dir = TestDir::new();
+    let script = |name: &str, text: &str| script(&test_dir, name, text);
+    let with = |tool: &Path| made_by(tool, test_dir.path("d.qcow2"));
     let failing = script("qemu-img", "echo no room >&2; exit 1");
     match with(&failing).create() {
         Err(Error::ToolFailed { tool, said, .. }) => assert_eq!((tool, said.as_str()), (failing, "no room")),
         other => panic!("{other:?}"),
     }
-    assert_eq!(names(&files.dir()), ["initrd.img", "qemu-img", "vmlinuz"], "nothing is left of it");
-    match with(&files.path("none")).create() {
-        Err(Error::ToolNotFound { looked, .. }) => assert_eq!(looked, [files.path("none")]),
+    assert_eq!(file_names(&test_dir.dir()), ["initrd.img", "qemu-img", "vmlinuz"], "nothing is left of it");
+    match with(&test_dir.path("none")).create() {
+        Err(Error::ToolNotFound { looked, .. }) => assert_eq!(looked, [test_dir.path("none")]),
         other => panic!("{other:?}"),
     }
     let tool = script("qcow-tool", "printf '%s\\n' \"$@\" >\"$2\"");
     with(&tool).create().unwrap();
-    let said = fs::read_to_string(files.path("d.qcow2")).unwrap();
-    assert_eq!(said, format!("create\n{}\n--size\n7MiB\n", files.path(".d.qcow2.new").display()));
+    let said = fs::read_to_string(test_dir.path("d.qcow2")).unwrap();
+    assert_eq!(said, format!("create\n{}\n--size\n7MiB\n", test_dir.path(".d.qcow2.new").display()));
 }
 
 /// A name may start with a dash, or look like a protocol to the tool.
 #[test]
 fn a_tool_is_told_the_whole_path() {
-    let files = Files::new();
-    let tool = script(&files, "qemu-img", "echo \"$5\" >&2; exit 1");
+    let test_dir = TestDir::new();
+    let tool = script(&test_dir, "qemu-img", "echo \"$5\" >&2; exit 1");
     match made_by(&tool, "nbd:no-such.qcow2").create() {
         Err(Error::ToolFailed { said, .. }) => {
             assert_eq!(Path::new(&said), std::path::absolute(".nbd:no-such.qcow2.new").unwrap());
@@ -203,88 +203,88 @@ fn a_tool_is_told_the_whole_path() {
 
 #[test]
 fn what_appears_while_an_image_is_made_is_not_replaced() {
-    let files = Files::new();
-    let image = files.path("d.qcow2");
-    let tool = script(&files, "qemu-img", &format!("echo precious >'{}'", image.display()));
+    let test_dir = TestDir::new();
+    let image = test_dir.path("d.qcow2");
+    let tool = script(&test_dir, "qemu-img", &format!("echo precious >'{}'", image.display()));
     assert!(matches!(made_by(&tool, &image).create(), Err(Error::DiskExists { .. })));
     assert_eq!(fs::read(&image).unwrap(), b"precious\n");
-    assert_eq!(names(&files.dir()), ["d.qcow2", "initrd.img", "qemu-img", "vmlinuz"]);
+    assert_eq!(file_names(&test_dir.dir()), ["d.qcow2", "initrd.img", "qemu-img", "vmlinuz"]);
 }
 
 /// What is there later under its name is somebody else's.
 #[test]
 fn an_image_that_could_not_be_made_is_not_remembered_as_made() {
-    let files = Files::new();
-    let tool = script(&files, "qemu-img", "exit 1");
-    let started = files.machine().disk(made_by(&tool, files.path("vm/d.qcow2"))).start("guest");
+    let test_dir = TestDir::new();
+    let tool = script(&test_dir, "qemu-img", "exit 1");
+    let started = test_dir.description().disk(made_by(&tool, test_dir.path("vm/d.qcow2"))).start("guest");
     assert!(matches!(started, Err(Error::ToolFailed { .. })), "{started:?}");
-    let precious = files.write("vm/d.qcow2", b"precious");
-    HyperKit::from_state(files.path("vm")).unwrap().remove(false).unwrap();
+    let precious = test_dir.write("vm/d.qcow2", b"precious");
+    HyperKit::from_state(test_dir.path("vm")).unwrap().remove(false).unwrap();
     assert_eq!(fs::read(precious).unwrap(), b"precious");
 }
 
 #[test]
 fn a_tool_that_is_missing_is_missed_before_anything_is_made() {
-    let files = Files::new();
-    let machine = files.machine().disk(made_by(&files.path("none"), files.path("d.qcow2")));
-    assert!(matches!(machine.check(), Err(Error::ToolNotFound { field: "disks", .. })));
-    assert!(matches!(machine.clone().start("guest"), Err(Error::ToolNotFound { .. })));
-    assert!(!files.path("vm").exists());
+    let test_dir = TestDir::new();
+    let description = test_dir.description().disk(made_by(&test_dir.path("none"), test_dir.path("d.qcow2")));
+    assert!(matches!(description.check(), Err(Error::ToolNotFound { field: "disks", .. })));
+    assert!(matches!(description.clone().start("guest"), Err(Error::ToolNotFound { .. })));
+    assert!(!test_dir.path("vm").exists());
 }
 
 #[test]
 fn a_device_has_the_size_it_has() {
-    let files = Files::new();
+    let test_dir = TestDir::new();
     let device = Disk::raw("/dev/null").size(1);
     device.grow().unwrap();
-    files.machine().disk(device).start("guest").unwrap().stop().unwrap();
+    test_dir.description().disk(device).start("guest").unwrap().stop().unwrap();
 }
 
 #[test]
 fn a_start_makes_and_grows_and_does_not_shrink() {
-    let files = Files::new();
-    let _end = files.ended();
-    let length = || files.path("d.img").metadata().unwrap().len();
-    let machine = |size| files.machine().disk(Disk::raw(files.path("d.img")).size(size));
+    let test_dir = TestDir::new();
+    let _stop = test_dir.stop_on_drop();
+    let length = || test_dir.path("d.img").metadata().unwrap().len();
+    let description = |size| test_dir.description().disk(Disk::raw(test_dir.path("d.img")).size(size));
     for size in [2, 3, 3] {
-        machine(size).start("guest").unwrap().stop().unwrap();
+        description(size).start("guest").unwrap().stop().unwrap();
         assert_eq!(length(), size * MIB);
     }
-    assert!(matches!(machine(2).start("guest"), Err(Error::DiskShrinks { from: 3, to: 2, .. })));
-    assert!(matches!(machine(2).check(), Err(Error::DiskShrinks { .. })));
+    assert!(matches!(description(2).start("guest"), Err(Error::DiskShrinks { from: 3, to: 2, .. })));
+    assert!(matches!(description(2).check(), Err(Error::DiskShrinks { .. })));
     // The Go package of 2017 makes them 100 bytes too long per MiB, which is no reason to refuse them.
-    fs::File::options().write(true).open(files.path("d.img")).unwrap().set_len(3 * (MIB + 100)).unwrap();
-    machine(3).start("guest").unwrap().stop().unwrap();
+    fs::File::options().write(true).open(test_dir.path("d.img")).unwrap().set_len(3 * (MIB + 100)).unwrap();
+    description(3).start("guest").unwrap().stop().unwrap();
     assert_eq!(length(), 3 * (MIB + 100));
     // Without a size an image is what it is.
-    files.machine().disk(Disk::raw(files.path("d.img"))).start("guest").unwrap().stop().unwrap();
+    test_dir.description().disk(Disk::raw(test_dir.path("d.img"))).start("guest").unwrap().stop().unwrap();
 }
 
 /// The format that a start finds, which its description has from then on.
-fn found(files: &Files, disk: Disk) -> Result<Option<Format>, Error> {
-    let mut machine = files.machine().disk(disk);
-    machine.start("guest")?.stop()?;
-    assert_eq!(HyperKit::from_state(files.path("vm"))?.disks, machine.disks);
-    Ok(machine.disks[0].format.clone())
+fn found(test_dir: &TestDir, disk: Disk) -> Result<Option<Format>, Error> {
+    let mut description = test_dir.description().disk(disk);
+    description.start("guest")?.stop()?;
+    assert_eq!(HyperKit::from_state(test_dir.path("vm"))?.disks, description.disks);
+    Ok(description.disks[0].format.clone())
 }
 
 #[test]
 fn the_content_tells_the_format_and_then_the_name() {
-    let files = Files::new();
-    let _end = files.ended();
+    let test_dir = TestDir::new();
+    let _stop = test_dir.stop_on_drop();
     let qcow = Some(Format::Qcow2(Qcow::default()));
     // Nothing there yet: the name.
-    assert_eq!(found(&files, Disk::new(files.path("new.qcow2")).size(1)).unwrap(), qcow);
-    assert_eq!(found(&files, Disk::new(files.path("new.img")).size(1)).unwrap(), Some(Format::Raw));
+    assert_eq!(found(&test_dir, Disk::new(test_dir.path("new.qcow2")).size(1)).unwrap(), qcow);
+    assert_eq!(found(&test_dir, Disk::new(test_dir.path("new.img")).size(1)).unwrap(), Some(Format::Raw));
     // The content, whatever the name says.
-    fs::rename(files.path("new.qcow2"), files.path("image")).unwrap();
-    fs::rename(files.path("new.img"), files.path("image.qcow2")).unwrap();
-    assert_eq!(found(&files, Disk::new(files.path("image"))).unwrap(), qcow);
-    assert_eq!(found(&files, Disk::new(files.path("image.qcow2"))).unwrap(), Some(Format::Raw));
+    fs::rename(test_dir.path("new.qcow2"), test_dir.path("image")).unwrap();
+    fs::rename(test_dir.path("new.img"), test_dir.path("image.qcow2")).unwrap();
+    assert_eq!(found(&test_dir, Disk::new(test_dir.path("image"))).unwrap(), qcow);
+    assert_eq!(found(&test_dir, Disk::new(test_dir.path("image.qcow2"))).unwrap(), Some(Format::Raw));
     // What was said counts, unless it cannot be.
-    assert_eq!(found(&files, Disk::raw(files.path("image"))).unwrap(), Some(Format::Raw));
-    match found(&files, qcow2(files.path("image.qcow2"))) {
-        Err(Error::NotAQcow2 { path }) => assert_eq!(path, files.path("image.qcow2")),
+    assert_eq!(found(&test_dir, Disk::raw(test_dir.path("image"))).unwrap(), Some(Format::Raw));
+    match found(&test_dir, qcow2(test_dir.path("image.qcow2"))) {
+        Err(Error::NotAQcow2 { path }) => assert_eq!(path, test_dir.path("image.qcow2")),
         other => panic!("{other:?}"),
     }
 }
@@ -292,30 +292,30 @@ fn the_content_tells_the_format_and_then_the_name() {
 /// A guest may write whatever it likes to its raw disk, also the header of an image that has the host's files in it.
 #[test]
 fn an_image_that_rests_on_another_is_not_taken_by_its_content() {
-    let files = Files::new();
-    let _end = files.ended();
-    let secret = files.write("secret", &[b's'; 4096]);
-    let image = files.path("image");
+    let test_dir = TestDir::new();
+    let _stop = test_dir.stop_on_drop();
+    let secret = test_dir.write("secret", &[b's'; 4096]);
+    let image = test_dir.path("image");
     let mut make = Command::new("qemu-img");
     make.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]).arg(&secret).arg(&image);
     assert!(make.status().unwrap().success());
-    match found(&files, Disk::new(&image)) {
+    match found(&test_dir, Disk::new(&image)) {
         Err(Error::DiskRestsOnOthers { path }) => assert_eq!(path, image),
         other => panic!("{other:?}"),
     }
-    assert!(found(&files, qcow2(&image)).is_ok(), "who says that it is qcow2 knows it");
+    assert!(found(&test_dir, qcow2(&image)).is_ok(), "who says that it is qcow2 knows it");
 }
 
 #[test]
 fn a_disk_that_may_not_be_written_has_to_say_so() {
-    let files = Files::new();
-    let image = files.write("d.img", &[0; 4096]);
+    let test_dir = TestDir::new();
+    let image = test_dir.write("d.img", &[0; 4096]);
     fs::set_permissions(&image, fs::Permissions::from_mode(0o444)).unwrap();
     let writes_all = fs::OpenOptions::new().write(true).open(&image).is_ok(); // root does
-    match files.machine().disk(Disk::raw(&image)).check() {
+    match test_dir.description().disk(Disk::raw(&image)).check() {
         Ok(()) => assert!(writes_all),
         Err(Error::DiskNotWritable { path, .. }) => assert!(!writes_all && path == image),
         other => panic!("{other:?}"),
     }
-    files.machine().disk(Disk::raw(&image).read_only()).check().unwrap();
+    test_dir.description().disk(Disk::raw(&image).read_only()).check().unwrap();
 }

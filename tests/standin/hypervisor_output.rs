@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hyperkit::{Console, Error, Exit};
 
-use crate::common::Files;
+use crate::common::TestDir;
 use crate::common::child_process::in_child_process;
 
 /// Hands on every line of target `hyperkit`, and panics on one that asks for it.
@@ -39,22 +39,22 @@ fn lines_arrive_while_the_machine_runs_and_when_it_ends() {
         log::set_max_level(log::LevelFilter::Trace);
         let next = || lines.recv_timeout(Duration::from_secs(60)).expect("a line is missing");
 
-        let files = Files::new();
-        let _end = files.ended();
-        let mut machine = files.machine();
-        let vm = machine.start("vmm.say=first guest.say=on-the-console").unwrap();
+        let test_dir = TestDir::new();
+        let _stop = test_dir.stop_on_drop();
+        let mut description = test_dir.description();
+        let vm = description.start("vmm.say=first guest.say=on-the-console").unwrap();
         assert_eq!(next(), "first");
         assert!(next().starts_with("COM1 connected to"));
         vm.stop().unwrap();
         assert!(lines.try_recv().is_err(), "the console is not the program's output");
-        let log = fs::read_to_string(files.path("vm/hyperkit.log")).unwrap();
+        let log = fs::read_to_string(test_dir.path("vm/hyperkit.log")).unwrap();
         assert!(log.starts_with("first\nCOM1 connected to"), "{log}");
 
         // With the console on stdio there is still what the program has to say about itself. Its last line is complete
         // before the end is told. A state directory is not needed.
-        let mut machine = files.machine().console(Console::Stdio);
-        machine.state_dir = None;
-        match machine.run("vmm.die-early=5") {
+        let mut description = test_dir.description().console(Console::Stdio);
+        description.state_dir = None;
+        match description.run("vmm.die-early=5") {
             Err(Error::ProgramFailed { exit: Exit::Failed(5), last_words }) => {
                 assert_eq!(last_words.program, "dying early")
             }
@@ -65,7 +65,7 @@ fn lines_arrive_while_the_machine_runs_and_when_it_ends() {
         // A logger that panics does not keep a machine from being reaped, nor later lines from itself, nor its last words
         // from the error.
         let lines = ["logger-panics"; 20].join("|");
-        match files.machine().start(&format!("vmm.say={lines} vmm.die=6")) {
+        match test_dir.description().start(&format!("vmm.say={lines} vmm.die=6")) {
             Err(Error::ProgramFailed { exit: Exit::Failed(6), last_words }) => {
                 assert!(last_words.program.ends_with("logger-panics\ndying"), "{last_words}");
             }

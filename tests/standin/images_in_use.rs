@@ -8,28 +8,28 @@ use std::sync::Barrier;
 
 use hyperkit::{Disk, Error, HyperKit, Qcow};
 
-use crate::common::{Ended, Files, said};
+use crate::common::{StopOnDrop, TestDir, console_output};
 
 #[test]
 fn one_image_under_two_names_is_refused() {
-    let files = Files::new();
-    let image = files.write("d.img", &[0; 4096]);
-    let (link, hard_link) = (files.path("link.img"), files.path("hard-link.img"));
+    let test_dir = TestDir::new();
+    let image = test_dir.write("d.img", &[0; 4096]);
+    let (link, hard_link) = (test_dir.path("link.img"), test_dir.path("hard-link.img"));
     symlink(&image, &link).unwrap();
     fs::hard_link(&image, &hard_link).unwrap();
     for other in [&image, &link, &hard_link] {
         for (first, second) in
             [(Disk::raw(&image), Disk::raw(other)), (Disk::raw(&image).read_only(), Disk::new(other))]
         {
-            match files.machine().disk(first).disk(second).check() {
+            match test_dir.description().disk(first).disk(second).check() {
                 Err(Error::DiskTwice { path }) => assert_eq!(path, *other),
                 other => panic!("{other:?}"),
             }
         }
-        let twice = files.machine().disk(Disk::raw(other)).iso(&image);
+        let twice = test_dir.description().disk(Disk::raw(other)).iso(&image);
         assert!(matches!(twice.check(), Err(Error::DiskTwice { .. })));
-        files
-            .machine()
+        test_dir
+            .description()
             .disk(Disk::raw(&image).read_only())
             .disk(Disk::raw(other).read_only())
             .iso(other)
@@ -41,22 +41,22 @@ fn one_image_under_two_names_is_refused() {
 /// Neither is there yet, and where they would be is one place.
 #[test]
 fn one_image_to_be_made_under_two_names_is_refused() {
-    let files = Files::new();
-    symlink(files.dir(), files.path("here")).unwrap();
-    let disks = files.machine().disk(Disk::raw(files.path("d.img")).size(1));
-    let twice = disks.disk(Disk::raw(files.path("here/d.img")).size(1));
-    assert!(matches!(twice.check(), Err(Error::DiskTwice { path }) if path == files.path("here/d.img")));
+    let test_dir = TestDir::new();
+    symlink(test_dir.dir(), test_dir.path("here")).unwrap();
+    let disks = test_dir.description().disk(Disk::raw(test_dir.path("d.img")).size(1));
+    let twice = disks.disk(Disk::raw(test_dir.path("here/d.img")).size(1));
+    assert!(matches!(twice.check(), Err(Error::DiskTwice { path }) if path == test_dir.path("here/d.img")));
 }
 
 #[test]
 fn an_image_that_another_machine_uses_is_refused_before_the_start() {
-    let files = Files::new();
-    let _end = files.ended();
-    let image = files.path("shared.img");
-    let link = files.path("link.img");
-    let shared = |disk: Disk| files.machine().state_dir(files.path("vm2")).disk(disk);
-    let qcow2 = Disk::qcow2(files.path("shared #1.qcow2"), Qcow::default()).size(1);
-    let mut first = files.machine().disk(Disk::raw(&image).size(1)).disk(qcow2.clone());
+    let test_dir = TestDir::new();
+    let _stop = test_dir.stop_on_drop();
+    let image = test_dir.path("shared.img");
+    let link = test_dir.path("link.img");
+    let shared = |disk: Disk| test_dir.description().state_dir(test_dir.path("vm2")).disk(disk);
+    let qcow2 = Disk::qcow2(test_dir.path("shared #1.qcow2"), Qcow::default()).size(1);
+    let mut first = test_dir.description().disk(Disk::raw(&image).size(1)).disk(qcow2.clone());
     first.start("guest").unwrap();
     std::os::unix::fs::symlink(&image, &link).unwrap();
     let raw = Disk::raw(&image);
@@ -68,9 +68,9 @@ fn an_image_that_another_machine_uses_is_refused_before_the_start() {
             Err(Error::DiskInUse { path }) => assert_eq!(Some(path), disk.path),
             other => panic!("{other:?}"),
         }
-        assert!(!files.path("vm2").exists(), "a refusal leaves nothing");
+        assert!(!test_dir.path("vm2").exists(), "a refusal leaves nothing");
     }
-    match files.machine().state_dir(files.path("vm2")).iso(&link).start("guest") {
+    match test_dir.description().state_dir(test_dir.path("vm2")).iso(&link).start("guest") {
         Err(Error::DiskInUse { path }) => assert_eq!(path, link),
         other => panic!("{other:?}"),
     }
@@ -82,9 +82,9 @@ fn an_image_that_another_machine_uses_is_refused_before_the_start() {
     );
     first.stop().unwrap();
     // Who only reads does not disturb others who only read.
-    let _ends = [files.path("vm"), files.path("vm2")].map(Ended);
+    let _stops = [test_dir.path("vm"), test_dir.path("vm2")].map(StopOnDrop);
     for disk in [Disk::raw(&image).read_only(), qcow2.read_only()] {
-        let first = files.machine().disk(disk.clone()).iso(&image).start("guest").unwrap();
+        let first = test_dir.description().disk(disk.clone()).iso(&image).start("guest").unwrap();
         shared(disk).iso(&image).start("guest").unwrap().stop().unwrap();
         first.stop().unwrap();
     }
@@ -93,24 +93,24 @@ fn an_image_that_another_machine_uses_is_refused_before_the_start() {
 /// hyperkit does not lock qcow2 images.
 #[test]
 fn of_many_starters_with_one_image_one_wins() {
-    let files = Files::new();
-    let image = Disk::new(files.path("image.qcow2")).size(1);
+    let test_dir = TestDir::new();
+    let image = Disk::new(test_dir.path("image.qcow2")).size(1);
     image.create().unwrap();
-    symlink(files.path("image.qcow2"), files.path("link.qcow2")).unwrap();
-    let raw = Disk::raw(files.path("raw.img")).size(1);
+    symlink(test_dir.path("image.qcow2"), test_dir.path("link.qcow2")).unwrap();
+    let raw = Disk::raw(test_dir.path("raw.img")).size(1);
     raw.create().unwrap();
-    for disks in [[image, Disk::new(files.path("link.qcow2"))], [raw.clone(), raw]] {
+    for disks in [[image, Disk::new(test_dir.path("link.qcow2"))], [raw.clone(), raw]] {
         for _ in 0..5 {
-            let _ends = ["a", "b", "c", "d"].map(|name| Ended(files.path(name)));
+            let _stops = ["a", "b", "c", "d"].map(|name| StopOnDrop(test_dir.path(name)));
             let all = Barrier::new(4);
             let started: Vec<_> = std::thread::scope(|scope| {
                 let threads: Vec<_> = ["a", "b", "c", "d"]
                     .into_iter()
                     .zip(disks.iter().cycle())
                     .map(|(name, disk)| {
-                        let mut machine = files.machine().state_dir(files.path(name)).disk(disk.clone());
+                        let mut description = test_dir.description().state_dir(test_dir.path(name)).disk(disk.clone());
                         let all = &all;
-                        scope.spawn(move || (all.wait(), machine.start("guest")).1)
+                        scope.spawn(move || (all.wait(), description.start("guest")).1)
                     })
                     .collect();
                 threads.into_iter().map(|thread| thread.join().unwrap()).collect()
@@ -124,20 +124,22 @@ fn of_many_starters_with_one_image_one_wins() {
 /// tool that waits for us.
 #[test]
 fn an_image_is_kept_from_others_from_the_check_to_the_start() {
-    let files = Files::new();
-    let image = Disk::new(files.path("image.qcow2")).size(1);
+    let test_dir = TestDir::new();
+    let image = Disk::new(test_dir.path("image.qcow2")).size(1);
     image.create().unwrap();
-    let line = files.path("line");
+    let line = test_dir.path("line");
     assert!(Command::new("mkfifo").arg(&line).status().unwrap().success());
-    let tool = files.write("qemu-img", format!("#!/bin/sh\nread -r word <'{}'\nexit 1\n", line.display()).as_bytes());
+    let tool =
+        test_dir.write("qemu-img", format!("#!/bin/sh\nread -r word <'{}'\nexit 1\n", line.display()).as_bytes());
     fs::set_permissions(&tool, fs::Permissions::from_mode(0o755)).unwrap();
     let mut qcow = Qcow::default();
     qcow.tool = Some(tool);
-    let mut first = files.machine().disk(image.clone()).disk(Disk::qcow2(files.path("second.qcow2"), qcow).size(1));
+    let mut first =
+        test_dir.description().disk(image.clone()).disk(Disk::qcow2(test_dir.path("second.qcow2"), qcow).size(1));
     let first = std::thread::spawn(move || first.start("guest").map(drop));
     let held = fs::File::options().write(true).open(&line).unwrap(); // waits until the tool reads
-    let _end = Ended(files.path("vm2"));
-    let second = files.machine().state_dir(files.path("vm2")).disk(image).start("guest").map(drop);
+    let _stop = StopOnDrop(test_dir.path("vm2"));
+    let second = test_dir.description().state_dir(test_dir.path("vm2")).disk(image).start("guest").map(drop);
     drop(held);
     assert!(matches!(first.join().unwrap(), Err(Error::ToolFailed { .. })));
     assert!(matches!(second, Err(Error::DiskInUse { .. })), "{second:?}");
@@ -146,16 +148,16 @@ fn an_image_is_kept_from_others_from_the_check_to_the_start() {
 /// The Go package escapes nothing.
 #[test]
 fn a_qcow2_image_on_a_command_line_of_the_go_package_is_in_use() {
-    let files = Files::new();
-    let image = Disk::new(files.path("100%25.qcow2")).size(1);
+    let test_dir = TestDir::new();
+    let image = Disk::new(test_dir.path("100%25.qcow2")).size(1);
     image.create().unwrap();
     let argument =
-        format!("2:0,virtio-blk,file://{}?sync=os&buffered=1,format=qcow", files.path("100%25.qcow2").display());
+        format!("2:0,virtio-blk,file://{}?sync=os&buffered=1,format=qcow", test_dir.path("100%25.qcow2").display());
     let mut other = Command::new("sh");
     other.args(["-c", "echo runs; read -r word", "hyperkit", "-s", &argument]);
     let mut other = other.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     other.stdout.take().unwrap().read_exact(&mut [0; 5]).unwrap();
-    let started = files.machine().disk(image).start("guest").map(drop);
+    let started = test_dir.description().disk(image).start("guest").map(drop);
     drop(other.stdin.take());
     other.wait().unwrap();
     assert!(matches!(started, Err(Error::DiskInUse { .. })), "{started:?}");
@@ -163,46 +165,47 @@ fn a_qcow2_image_on_a_command_line_of_the_go_package_is_in_use() {
 
 #[test]
 fn a_refusal_leaves_what_the_last_run_has_said() {
-    let files = Files::new();
-    let _ends = [files.path("vm"), files.path("vm2")].map(Ended);
-    let image = Disk::raw(files.path("d.img")).size(1);
-    let mut machine = files.machine().disk(image.clone());
-    machine.run("guest.say=hello guest.exit=0").unwrap();
-    assert!(said(&files).contains("hello"));
-    let mut other = files.machine().state_dir(files.path("vm2")).disk(image);
+    let test_dir = TestDir::new();
+    let _stops = [test_dir.path("vm"), test_dir.path("vm2")].map(StopOnDrop);
+    let image = Disk::raw(test_dir.path("d.img")).size(1);
+    let mut description = test_dir.description().disk(image.clone());
+    description.run("guest.say=hello guest.exit=0").unwrap();
+    assert!(console_output(&test_dir).contains("hello"));
+    let mut other = test_dir.description().state_dir(test_dir.path("vm2")).disk(image);
     other.start("guest").unwrap();
-    assert!(matches!(machine.start("guest"), Err(Error::DiskInUse { .. })));
-    assert!(said(&files).contains("hello"));
+    assert!(matches!(description.start("guest"), Err(Error::DiskInUse { .. })));
+    assert!(console_output(&test_dir).contains("hello"));
 }
 
 /// Another machine may run on a disk that was made for this one.
 #[test]
 fn remove_does_not_delete_a_disk_that_is_used() {
-    let files = Files::new();
-    let _end = Ended(files.path("vm2"));
-    let mut machine = files.machine().disk(Disk::in_state_dir(1));
-    machine.start("guest").unwrap().stop().unwrap();
-    let disk = files.path("vm/disk.img");
-    let vm = files.machine().state_dir(files.path("vm2")).disk(Disk::raw(&disk)).start("guest").unwrap();
-    assert!(matches!(machine.remove(false), Err(Error::DiskInUse { path }) if path == disk));
+    let test_dir = TestDir::new();
+    let _stop = StopOnDrop(test_dir.path("vm2"));
+    let mut description = test_dir.description().disk(Disk::in_state_dir(1));
+    description.start("guest").unwrap().stop().unwrap();
+    let disk = test_dir.path("vm/disk.img");
+    let vm = test_dir.description().state_dir(test_dir.path("vm2")).disk(Disk::raw(&disk)).start("guest").unwrap();
+    assert!(matches!(description.remove(false), Err(Error::DiskInUse { path }) if path == disk));
     assert!(disk.exists());
     vm.stop().unwrap();
-    machine.remove(false).unwrap();
-    assert!(!files.path("vm").exists());
+    description.remove(false).unwrap();
+    assert!(!test_dir.path("vm").exists());
 }
 
 /// A child that is being started has the files of all threads for a moment, and their locks with them.
 #[test]
 fn machines_that_start_at_once_on_disks_of_their_own_are_not_in_each_others_way() {
-    let files = Files::new();
+    let test_dir = TestDir::new();
     let names = ["a", "b", "c", "d"];
-    let _ends = names.map(|name| Ended(files.path(name)));
+    let _stops = names.map(|name| StopOnDrop(test_dir.path(name)));
     std::thread::scope(|scope| {
         for name in names {
-            let image = |extension: &str| files.path(&format!("{name}.{extension}"));
+            let image = |extension: &str| test_dir.path(&format!("{name}.{extension}"));
             let disks = [Disk::raw(image("img")).size(1), Disk::new(image("qcow2")).size(1)];
-            let mut machine = disks.into_iter().fold(files.machine().state_dir(files.path(name)), HyperKit::disk);
-            scope.spawn(move || (0..25).for_each(|_| machine.start("guest").unwrap().stop().unwrap()));
+            let mut description =
+                disks.into_iter().fold(test_dir.description().state_dir(test_dir.path(name)), HyperKit::disk);
+            scope.spawn(move || (0..25).for_each(|_| description.start("guest").unwrap().stop().unwrap()));
         }
     });
 }

@@ -8,7 +8,7 @@ use hyperkit::Exit;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::common::child_process::in_child_process;
-use crate::common::{Files, eventually, said};
+use crate::common::{TestDir, console_output, wait_until};
 
 /// Threads, open files and resident memory (KiB) of this process.
 fn usage() -> (usize, usize, usize) {
@@ -46,7 +46,7 @@ impl log::Log for Slow {
 
     fn log(&self, record: &log::Record<'_>) {
         if record.args().to_string().starts_with("xxx") {
-            eventually("the flood is over", || self.0.metadata().is_ok_and(|log| log.len() >> 30 == 1));
+            wait_until("the flood is over", || self.0.metadata().is_ok_and(|log| log.len() >> 30 == 1));
         }
     }
 
@@ -66,17 +66,17 @@ fn a_thousand_machines_leave_nothing_an_idle_one_costs_nothing_and_a_gigabyte_of
     in_child_process(
         "leaks::a_thousand_machines_leave_nothing_an_idle_one_costs_nothing_and_a_gigabyte_of_output_costs_no_memory",
         || {
-            let files = Files::new();
-            let mut machine = files.machine();
+            let test_dir = TestDir::new();
+            let mut description = test_dir.description();
             // Below what it may be raised to: sysinfo would, if it were let.
             let limit = Rlimit { current: Some(256), ..getrlimit(Resource::Nofile) };
             setrlimit(Resource::Nofile, limit).unwrap();
             let threads = usage().0;
-            let quiet = || eventually("the watching threads are gone", || usage().0 == threads);
+            let quiet = || wait_until("the watching threads are gone", || usage().0 == threads);
             let mut cycle = || {
-                let vm = machine.start("guest").unwrap();
-                assert!(machine.is_running());
-                drop(machine.vm().unwrap());
+                let vm = description.start("guest").unwrap();
+                assert!(description.is_running());
+                drop(description.vm().unwrap());
                 vm.stop().unwrap();
             };
             (0..50).for_each(|_| cycle()); // what is set up once is set up now
@@ -91,18 +91,18 @@ fn a_thousand_machines_leave_nothing_an_idle_one_costs_nothing_and_a_gigabyte_of
             assert_eq!(getrlimit(Resource::Nofile), limit, "the limit of open files is not ours");
 
             // An idle handle: the thread that watches is not woken once.
-            let vm = machine.start("guest").unwrap();
-            eventually("the guest is up", || said(&files).contains("Command line"));
+            let vm = description.start("guest").unwrap();
+            wait_until("the guest is up", || console_output(&test_dir).contains("Command line"));
             let woken = switches_of("hyperkit");
             assert!(vm.wait_timeout(Duration::from_millis(500)).unwrap().is_none());
             assert_eq!(switches_of("hyperkit"), woken);
             vm.stop().unwrap();
 
-            log::set_logger(Box::leak(Box::new(Slow(files.path("vm/hyperkit.log"))))).unwrap();
+            log::set_logger(Box::leak(Box::new(Slow(test_dir.path("vm/hyperkit.log"))))).unwrap();
             log::set_max_level(log::LevelFilter::Info);
             let before = peak();
-            assert_eq!(machine.run("vmm.flood=1024 guest.exit=0").unwrap(), Exit::PowerOff);
-            assert_eq!(files.path("vm/hyperkit.log").metadata().unwrap().len() >> 30, 1);
+            assert_eq!(description.run("vmm.flood=1024 guest.exit=0").unwrap(), Exit::PowerOff);
+            assert_eq!(test_dir.path("vm/hyperkit.log").metadata().unwrap().len() >> 30, 1);
             assert!(peak() < before + 4096, "{before} KiB before, {} KiB in a gigabyte of output", peak());
         },
     );

@@ -11,34 +11,36 @@ use hyperkit::{Disk, Error, Exit, HyperKit, VpnKit};
 use rustix::process::{Signal, getpgid, kill_process, test_kill_process};
 use serde_json::Value;
 
-use crate::common::{Ended, Files, eventually, example, names, raw, said, standin, started};
+use crate::common::{
+    StopOnDrop, TestDir, console_output, example_path, file_names, standin_path, start_vm, to_pid, wait_until,
+};
 
 #[test]
 fn start_returns_with_everything_recorded() {
-    let files = Files::new();
-    let mut machine = files.machine().disk(Disk::in_state_dir(3));
-    let _end = files.ended();
-    let vm = machine.start("guest").unwrap();
+    let test_dir = TestDir::new();
+    let mut description = test_dir.description().disk(Disk::in_state_dir(3));
+    let _stop = test_dir.stop_on_drop();
+    let vm = description.start("guest").unwrap();
 
-    let json: Value = serde_json::from_slice(&fs::read(files.path("vm/hyperkit.json")).unwrap()).unwrap();
+    let json: Value = serde_json::from_slice(&fs::read(test_dir.path("vm/hyperkit.json")).unwrap()).unwrap();
     assert_eq!(json["pid"], vm.pid());
-    assert_eq!(fs::read_to_string(files.path("vm/hyperkit.pid")).unwrap(), vm.pid().to_string());
-    assert_eq!(json["hyperkit"], standin().to_str().unwrap());
+    assert_eq!(fs::read_to_string(test_dir.path("vm/hyperkit.pid")).unwrap(), vm.pid().to_string());
+    assert_eq!(json["hyperkit"], standin_path().to_str().unwrap());
     let arguments: Vec<String> = serde_json::from_value(json["arguments"].clone()).unwrap();
-    assert_eq!(arguments, machine.arguments("guest").unwrap());
-    assert_eq!(json["cmdline"], format!("{} {}", standin().display(), arguments.join(" ")));
-    assert_eq!(json["disk"], files.path("vm/disk.img").to_str().unwrap());
-    assert_eq!(json["state_dir"], files.path("vm").to_str().unwrap());
-    assert_eq!(HyperKit::from_state(files.path("vm")).unwrap(), machine);
-    assert_eq!(files.path("vm/disk.img").metadata().unwrap().len(), 3 * 1024 * 1024);
-    assert!(fs::read_to_string(files.path("vm/hyperkit.log")).unwrap().contains("COM1 connected to"));
+    assert_eq!(arguments, description.arguments("guest").unwrap());
+    assert_eq!(json["cmdline"], format!("{} {}", standin_path().display(), arguments.join(" ")));
+    assert_eq!(json["disk"], test_dir.path("vm/disk.img").to_str().unwrap());
+    assert_eq!(json["state_dir"], test_dir.path("vm").to_str().unwrap());
+    assert_eq!(HyperKit::from_state(test_dir.path("vm")).unwrap(), description);
+    assert_eq!(test_dir.path("vm/disk.img").metadata().unwrap().len(), 3 * 1024 * 1024);
+    assert!(fs::read_to_string(test_dir.path("vm/hyperkit.log")).unwrap().contains("COM1 connected to"));
     let ran = fs::read(format!("/proc/{}/cmdline", vm.pid()));
     if let Ok(ran) = ran {
         let ran: Vec<_> = ran.split(|&byte| byte == 0).skip(1).filter(|argument| !argument.is_empty()).collect();
         assert_eq!(ran, arguments.iter().map(String::as_bytes).collect::<Vec<_>>());
     }
 
-    let mode = |path: &str| files.path(path).metadata().unwrap().mode() & 0o777;
+    let mode = |path: &str| test_dir.path(path).metadata().unwrap().mode() & 0o777;
     assert_eq!(mode("vm"), 0o700);
     for ours in ["hyperkit.json", "hyperkit.log", "disk.img"] {
         assert_eq!(mode(&format!("vm/{ours}")), 0o600, "{ours}");
@@ -47,11 +49,11 @@ fn start_returns_with_everything_recorded() {
 
 #[test]
 fn another_process_finds_stops_and_removes_it() {
-    let files = Files::new();
-    let (machine, vm, _end) = started(&files, "guest");
+    let test_dir = TestDir::new();
+    let (description, vm, _stop) = start_vm(&test_dir, "guest");
     let other = |action: &str| {
-        let dir = files.path("vm");
-        Command::new(example("boot")).args([action, "--state-dir", dir.to_str().unwrap()]).output().unwrap()
+        let dir = test_dir.path("vm");
+        Command::new(example_path("boot")).args([action, "--state-dir", dir.to_str().unwrap()]).output().unwrap()
     };
     let refused = other("--remove");
     assert!(!refused.status.success());
@@ -60,11 +62,11 @@ fn another_process_finds_stops_and_removes_it() {
 
     let stopped = other("--stop");
     assert!(stopped.status.success(), "{stopped:?}");
-    assert!(!machine.is_running());
-    assert!(!files.path("vm/hyperkit.pid").exists());
+    assert!(!description.is_running());
+    assert!(!test_dir.path("vm/hyperkit.pid").exists());
     assert_eq!(vm.wait().unwrap(), Exit::Killed(9));
     assert!(other("--remove").status.success());
-    assert!(!files.path("vm").exists());
+    assert!(!test_dir.path("vm").exists());
     let nothing = other("--stop");
     assert!(!nothing.status.success());
     assert!(String::from_utf8_lossy(&nothing.stderr).contains("no machine is remembered here"));
@@ -72,52 +74,54 @@ fn another_process_finds_stops_and_removes_it() {
 
 #[test]
 fn stop_returns_when_process_and_pid_file_are_gone_and_start_works_again() {
-    let files = Files::new();
-    let mut machine = files.machine();
+    let test_dir = TestDir::new();
+    let mut description = test_dir.description();
     for _ in 0..3 {
-        let vm = machine.start("guest").unwrap();
-        assert!(machine.is_running());
-        machine.stop().unwrap();
-        assert!(test_kill_process(raw(vm.pid())).is_err(), "a zombie at best");
-        assert!(!files.path("vm/hyperkit.pid").exists());
-        assert!(!machine.is_running());
+        let vm = description.start("guest").unwrap();
+        assert!(description.is_running());
+        description.stop().unwrap();
+        assert!(test_kill_process(to_pid(vm.pid())).is_err(), "a zombie at best");
+        assert!(!test_dir.path("vm/hyperkit.pid").exists());
+        assert!(!description.is_running());
         assert_eq!(vm.wait().unwrap(), Exit::Killed(9));
         vm.stop().unwrap(); // once more is no error
-        machine.stop().unwrap();
+        description.stop().unwrap();
     }
 }
 
 #[test]
 fn a_second_start_is_told_of_the_first_and_changes_nothing() {
-    let files = Files::new();
-    let (machine, vm, _end) = started(&files, "guest");
-    let recorded = fs::read(files.path("vm/hyperkit.json")).unwrap();
-    for mut second in [files.machine(), machine.clone(), files.machine().cpus(2).disk(Disk::in_state_dir(1))] {
+    let test_dir = TestDir::new();
+    let (description, vm, _stop) = start_vm(&test_dir, "guest");
+    let recorded = fs::read(test_dir.path("vm/hyperkit.json")).unwrap();
+    for mut second in
+        [test_dir.description(), description.clone(), test_dir.description().cpus(2).disk(Disk::in_state_dir(1))]
+    {
         let before = second.clone();
         assert!(matches!(second.start("other"), Err(Error::AlreadyRunning { pid }) if pid == vm.pid()));
         assert!(matches!(second.run("other"), Err(Error::AlreadyRunning { pid }) if pid == vm.pid()));
         assert_eq!(second, before);
     }
     assert!(vm.try_wait().unwrap().is_none());
-    assert_eq!(fs::read(files.path("vm/hyperkit.json")).unwrap(), recorded);
-    assert!(!files.path("vm/disk.img").exists());
+    assert_eq!(fs::read(test_dir.path("vm/hyperkit.json")).unwrap(), recorded);
+    assert!(!test_dir.path("vm/disk.img").exists());
     // The directory has one machine under each of its names.
-    symlink(files.path("vm"), files.path("alias")).unwrap();
-    let second = files.machine().state_dir(files.path("alias")).start("other");
+    symlink(test_dir.path("vm"), test_dir.path("alias")).unwrap();
+    let second = test_dir.description().state_dir(test_dir.path("alias")).start("other");
     assert!(matches!(second, Err(Error::AlreadyRunning { pid }) if pid == vm.pid()));
-    assert!(HyperKit::from_state(files.path("alias")).unwrap().is_running());
+    assert!(HyperKit::from_state(test_dir.path("alias")).unwrap().is_running());
 }
 
 #[test]
 fn a_machine_is_found_when_the_link_that_led_its_starter_there_is_gone() {
-    let files = Files::new();
-    let _end = files.ended();
-    fs::create_dir(files.path("vm")).unwrap();
-    symlink(files.path("vm"), files.path("alias")).unwrap();
-    let vm = files.machine().state_dir(files.path("alias")).start("guest").unwrap();
-    fs::remove_file(files.path("alias")).unwrap();
-    assert_eq!(HyperKit::from_state(files.path("vm")).unwrap().pid, Some(vm.pid()));
-    let second = files.machine().start("guest");
+    let test_dir = TestDir::new();
+    let _stop = test_dir.stop_on_drop();
+    fs::create_dir(test_dir.path("vm")).unwrap();
+    symlink(test_dir.path("vm"), test_dir.path("alias")).unwrap();
+    let vm = test_dir.description().state_dir(test_dir.path("alias")).start("guest").unwrap();
+    fs::remove_file(test_dir.path("alias")).unwrap();
+    assert_eq!(HyperKit::from_state(test_dir.path("vm")).unwrap().pid, Some(vm.pid()));
+    let second = test_dir.description().start("guest");
     assert!(matches!(second, Err(Error::AlreadyRunning { pid }) if pid == vm.pid()), "{second:?}");
     vm.stop().unwrap();
 }
@@ -125,65 +129,65 @@ fn a_machine_is_found_when_the_link_that_led_its_starter_there_is_gone() {
 /// Whoever takes it up may be somewhere else.
 #[test]
 fn a_started_machine_has_absolute_paths() {
-    let files = Files::new();
-    let _end = files.ended();
-    let _vpnkit = UnixListener::bind(files.path("vpnkit")).unwrap();
+    let test_dir = TestDir::new();
+    let _stop = test_dir.stop_on_drop();
+    let _vpnkit = UnixListener::bind(test_dir.path("vpnkit")).unwrap();
     let up = std::env::current_dir().unwrap().components().skip(1).map(|_| "..").collect::<PathBuf>();
-    let relative = |name: &str| up.join(files.path(name).strip_prefix("/").unwrap());
-    let mut machine = files.machine().kernel(relative("vmlinuz")).vpnkit(VpnKit::Socket(relative("vpnkit")));
-    machine.start("guest").unwrap();
-    assert!(machine.kernel.unwrap().is_absolute());
-    assert!(matches!(machine.vpnkit, VpnKit::Socket(path) if path.is_absolute()));
+    let relative = |name: &str| up.join(test_dir.path(name).strip_prefix("/").unwrap());
+    let mut description = test_dir.description().kernel(relative("vmlinuz")).vpnkit(VpnKit::Socket(relative("vpnkit")));
+    description.start("guest").unwrap();
+    assert!(description.kernel.unwrap().is_absolute());
+    assert!(matches!(description.vpnkit, VpnKit::Socket(path) if path.is_absolute()));
 }
 
 #[test]
 fn the_disks_in_a_state_directory_go_with_it_where_it_is_moved_or_copied() {
-    let files = Files::new();
-    let _ends = ["vm", "moved", "copy"].map(|name| Ended(files.path(name)));
-    let elsewhere = Disk::raw(files.path("elsewhere.img")).size(1);
-    let mut machine = files.machine().disk(Disk::in_state_dir(1)).disk(elsewhere.clone());
-    machine.start("guest").unwrap().stop().unwrap();
-    fs::write(files.path("vm/disk.img"), vec![7; 1024 * 1024]).unwrap();
-    fs::rename(files.path("vm"), files.path("moved")).unwrap();
+    let test_dir = TestDir::new();
+    let _stops = ["vm", "moved", "copy"].map(|name| StopOnDrop(test_dir.path(name)));
+    let elsewhere = Disk::raw(test_dir.path("elsewhere.img")).size(1);
+    let mut description = test_dir.description().disk(Disk::in_state_dir(1)).disk(elsewhere.clone());
+    description.start("guest").unwrap().stop().unwrap();
+    fs::write(test_dir.path("vm/disk.img"), vec![7; 1024 * 1024]).unwrap();
+    fs::rename(test_dir.path("vm"), test_dir.path("moved")).unwrap();
 
-    let mut moved = HyperKit::from_state(files.path("moved")).unwrap();
-    assert_eq!(moved.disks[0].path, Some(files.path("moved/disk.img")));
+    let mut moved = HyperKit::from_state(test_dir.path("moved")).unwrap();
+    assert_eq!(moved.disks[0].path, Some(test_dir.path("moved/disk.img")));
     assert_eq!(moved.disks[1].path, elsewhere.path);
     moved.start("guest").unwrap().stop().unwrap();
-    assert!(!files.path("vm").exists(), "nothing is made anew in the old place");
-    fs::create_dir(files.path("copy")).unwrap();
+    assert!(!test_dir.path("vm").exists(), "nothing is made anew in the old place");
+    fs::create_dir(test_dir.path("copy")).unwrap();
     for name in ["hyperkit.json", "disk.img"] {
-        fs::copy(files.path("moved").join(name), files.path("copy").join(name)).unwrap();
+        fs::copy(test_dir.path("moved").join(name), test_dir.path("copy").join(name)).unwrap();
     }
-    let copy = HyperKit::from_state(files.path("copy")).unwrap();
-    assert_eq!(copy.disks[0].path, Some(files.path("copy/disk.img")));
+    let copy = HyperKit::from_state(test_dir.path("copy")).unwrap();
+    assert_eq!(copy.disks[0].path, Some(test_dir.path("copy/disk.img")));
     copy.remove(false).unwrap();
-    assert_eq!(fs::read(files.path("moved/disk.img")).unwrap(), vec![7; 1024 * 1024]);
+    assert_eq!(fs::read(test_dir.path("moved/disk.img")).unwrap(), vec![7; 1024 * 1024]);
 }
 
 #[test]
 fn a_program_that_cannot_be_executed_leaves_no_machine() {
-    let files = Files::new();
-    let program = files.write("hyperkit", b"not a program");
+    let test_dir = TestDir::new();
+    let program = test_dir.write("hyperkit", b"not a program");
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-    match files.machine().hyperkit(&program).start("guest") {
+    match test_dir.description().hyperkit(&program).start("guest") {
         Err(Error::Io { action: "start", path, .. }) => assert_eq!(path, program),
         other => panic!("{other:?}"),
     }
-    assert!(!HyperKit::from_state(files.path("vm")).unwrap().is_running());
-    files.machine().start("guest").unwrap().stop().unwrap();
+    assert!(!HyperKit::from_state(test_dir.path("vm")).unwrap().is_running());
+    test_dir.description().start("guest").unwrap().stop().unwrap();
 }
 
 #[test]
 fn waiting_works_from_many_threads_and_after_the_end() {
-    let files = Files::new();
-    let (_, vm, _end) = started(&files, "guest");
+    let test_dir = TestDir::new();
+    let (_, vm, _stop) = start_vm(&test_dir, "guest");
     assert_eq!(vm.try_wait().unwrap(), None);
     assert_eq!(vm.wait_timeout(Duration::from_millis(1)).unwrap(), None);
-    eventually("the guest is up", || said(&files).contains("Command line"));
+    wait_until("the guest is up", || console_output(&test_dir).contains("Command line"));
     std::thread::scope(|scope| {
         let waiting: Vec<_> = (0..10).map(|_| scope.spawn(|| vm.wait().unwrap())).collect();
-        kill_process(raw(vm.pid()), Signal::TERM).unwrap();
+        kill_process(to_pid(vm.pid()), Signal::TERM).unwrap();
         waiting.into_iter().for_each(|thread| assert_eq!(thread.join().unwrap(), Exit::PowerOff));
     });
     assert_eq!(vm.try_wait().unwrap(), Some(Exit::PowerOff));
@@ -192,32 +196,32 @@ fn waiting_works_from_many_threads_and_after_the_end() {
 
 #[test]
 fn a_dropped_handle_leaves_it_running_and_it_is_reaped_all_the_same() {
-    let files = Files::new();
-    let (machine, vm, _end) = started(&files, "guest");
-    let pid = raw(vm.pid());
+    let test_dir = TestDir::new();
+    let (description, vm, _stop) = start_vm(&test_dir, "guest");
+    let pid = to_pid(vm.pid());
     drop(vm);
-    assert!(machine.is_running());
+    assert!(description.is_running());
     kill_process(pid, Signal::KILL).unwrap();
     // A zombie could still be sent a signal.
-    eventually("it is reaped", || test_kill_process(pid).is_err());
+    wait_until("it is reaped", || test_kill_process(pid).is_err());
 }
 
 #[test]
 fn it_has_a_process_group_of_its_own() {
-    let files = Files::new();
-    let (_, vm, _end) = started(&files, "guest");
-    assert_eq!(getpgid(Some(raw(vm.pid()))).unwrap(), raw(vm.pid()));
+    let test_dir = TestDir::new();
+    let (_, vm, _stop) = start_vm(&test_dir, "guest");
+    assert_eq!(getpgid(Some(to_pid(vm.pid()))).unwrap(), to_pid(vm.pid()));
 }
 
 #[test]
 fn without_a_state_directory_nothing_is_kept() {
-    let files = Files::new();
+    let test_dir = TestDir::new();
     // In a process of its own: the console is its standard output.
-    let mut boot = Command::new(example("boot"));
-    boot.arg("--hyperkit").arg(standin()).arg("--kernel").arg(files.path("vmlinuz"));
+    let mut boot = Command::new(example_path("boot"));
+    boot.arg("--hyperkit").arg(standin_path()).arg("--kernel").arg(test_dir.path("vmlinuz"));
     let output =
         boot.args(["--no-state", "--cmdline", "guest.say=hello guest.exit=0"]).stdin(Stdio::null()).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     assert!(String::from_utf8_lossy(&output.stdout).contains("\nhello\r\n"), "{output:?}");
-    assert_eq!(names(&files.dir()), ["initrd.img", "vmlinuz"]);
+    assert_eq!(file_names(&test_dir.dir()), ["initrd.img", "vmlinuz"]);
 }

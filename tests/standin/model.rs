@@ -7,7 +7,7 @@ use hyperkit::{Disk, Error, HyperKit};
 use proptest::prelude::*;
 use rustix::process::{Signal, kill_process};
 
-use crate::common::{Files, boot, eventually, example, machines_in, raw};
+use crate::common::{TestDir, boot_command, example_path, hypervisors_in, to_pid, wait_until};
 
 /// What can be done to a machine, by its program, by another, or from outside.
 #[derive(Clone, Copy, Debug)]
@@ -54,9 +54,9 @@ impl Model {
     }
 }
 
-fn act(files: &Files, machine: &mut HyperKit, model: &mut Model, step: Step) {
+fn act(test_dir: &TestDir, description: &mut HyperKit, model: &mut Model, step: Step) {
     match step {
-        Step::Start => match machine.start("guest") {
+        Step::Start => match description.start("guest") {
             Ok(_) if !model.running => {
                 model.started(model.made_by_memory);
                 model.made_by_memory = model.made_by_state;
@@ -65,39 +65,39 @@ fn act(files: &Files, machine: &mut HyperKit, model: &mut Model, step: Step) {
             other => panic!("{other:?}"),
         },
         Step::StartElsewhere => {
-            let started = boot(files, "guest").args(["--disk-size", "1"]).output().unwrap().status.success();
+            let started = boot_command(test_dir, "guest").args(["--disk-size", "1"]).output().unwrap().status.success();
             assert_eq!(started, !model.running);
             if started {
                 model.started(false);
             }
         }
         Step::StopElsewhere => {
-            let mut boot = Command::new(example("boot"));
+            let mut boot = Command::new(example_path("boot"));
             let stopped =
-                boot.arg("--stop").arg("--state-dir").arg(files.path("vm")).output().unwrap().status.success();
+                boot.arg("--stop").arg("--state-dir").arg(test_dir.path("vm")).output().unwrap().status.success();
             assert_eq!(stopped, model.remembered);
             model.running = false;
         }
         Step::Stop => {
-            machine.stop().unwrap();
+            description.stop().unwrap();
             model.running = false;
         }
         Step::Kill => {
-            for pid in machines_in(&files.path("vm")) {
-                kill_process(raw(pid), Signal::KILL).unwrap();
-                eventually("it is gone", || machines_in(&files.path("vm")).is_empty());
+            for pid in hypervisors_in(&test_dir.path("vm")) {
+                kill_process(to_pid(pid), Signal::KILL).unwrap();
+                wait_until("it is gone", || hypervisors_in(&test_dir.path("vm")).is_empty());
             }
             model.running = false;
         }
-        Step::Reload => match HyperKit::from_state(files.path("vm")) {
+        Step::Reload => match HyperKit::from_state(test_dir.path("vm")) {
             Ok(loaded) if model.remembered => {
-                *machine = loaded;
+                *description = loaded;
                 model.made_by_memory = model.made_by_state;
             }
             Err(Error::NoState { .. }) if !model.remembered => {}
             other => panic!("{other:?}"),
         },
-        Step::Remove { keep_disk } => match machine.remove(keep_disk) {
+        Step::Remove { keep_disk } => match description.remove(keep_disk) {
             Ok(()) if !model.running => {
                 // A disk that was kept once is somebody's own, but to who has made it.
                 model.disk = model.disk && (keep_disk || !model.made_by_state);
@@ -106,7 +106,7 @@ fn act(files: &Files, machine: &mut HyperKit, model: &mut Model, step: Step) {
             Err(Error::StillRunning { .. }) if model.running => {}
             other => panic!("{other:?}"),
         },
-        Step::LosePidFile => drop(fs::remove_file(files.path("vm/hyperkit.pid"))),
+        Step::LosePidFile => drop(fs::remove_file(test_dir.path("vm/hyperkit.pid"))),
     }
 }
 
@@ -115,18 +115,18 @@ proptest! {
 
     #[test]
     fn any_sequence_does_what_the_model_does(steps in steps()) {
-        let files = Files::new();
-        let _end = files.ended();
-        let mut machine = files.machine().disk(Disk::in_state_dir(1));
+        let test_dir = TestDir::new();
+        let _stop = test_dir.stop_on_drop();
+        let mut description = test_dir.description().disk(Disk::in_state_dir(1));
         let mut model = Model::default();
         for step in steps {
-            act(&files, &mut machine, &mut model, step);
-            let alive = machines_in(&files.path("vm"));
+            act(&test_dir, &mut description, &mut model, step);
+            let alive = hypervisors_in(&test_dir.path("vm"));
             prop_assert_eq!(alive.len(), usize::from(model.running), "{:?} after {:?}", &alive, step);
-            prop_assert_eq!(machine.is_running(), model.running, "after {:?}", step);
-            prop_assert_eq!(files.path("vm/hyperkit.json").exists(), model.remembered, "after {:?}", step);
-            prop_assert_eq!(files.path("vm/disk.img").exists(), model.disk, "after {:?}", step);
-            prop_assert_eq!(files.path("vm").exists(), model.remembered || model.disk, "after {:?}", step);
+            prop_assert_eq!(description.is_running(), model.running, "after {:?}", step);
+            prop_assert_eq!(test_dir.path("vm/hyperkit.json").exists(), model.remembered, "after {:?}", step);
+            prop_assert_eq!(test_dir.path("vm/disk.img").exists(), model.disk, "after {:?}", step);
+            prop_assert_eq!(test_dir.path("vm").exists(), model.remembered || model.disk, "after {:?}", step);
         }
     }
 }

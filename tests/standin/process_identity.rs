@@ -8,25 +8,27 @@ use std::process::Command;
 use hyperkit::HyperKit;
 use rustix::process::{Signal, kill_process};
 
-use crate::common::{Files, eventually, machines_in, raw, standin, started};
+use crate::common::{TestDir, hypervisors_in, standin_path, start_vm, to_pid, wait_until};
 
 /// Its parent has not reaped it: the pid is still taken, by nobody.
 #[test]
 fn a_zombie_is_not_running() {
-    let files = Files::new();
-    fs::create_dir(files.path("vm")).unwrap();
-    let mut machine = files.machine();
-    machine.arguments = machine.arguments("guest").unwrap();
-    let mut zombie = Command::new(standin()).args(&machine.arguments).spawn().unwrap();
-    machine.pid = Some(zombie.id());
-    files.write("vm/hyperkit.json", machine.to_string().as_bytes());
-    eventually("it runs", || HyperKit::from_state(files.path("vm")).is_ok_and(|machine| machine.is_running()));
-    kill_process(raw(zombie.id()), Signal::KILL).unwrap();
-    eventually("it is a zombie", || !machine.is_running());
-    rustix::process::test_kill_process(raw(zombie.id())).expect("still there");
-    machine.stop().unwrap();
-    let vm = machine.start("guest").unwrap();
-    assert_eq!(machines_in(&files.path("vm")), [vm.pid()]);
+    let test_dir = TestDir::new();
+    fs::create_dir(test_dir.path("vm")).unwrap();
+    let mut description = test_dir.description();
+    description.arguments = description.arguments("guest").unwrap();
+    let mut zombie = Command::new(standin_path()).args(&description.arguments).spawn().unwrap();
+    description.pid = Some(zombie.id());
+    test_dir.write("vm/hyperkit.json", description.to_string().as_bytes());
+    wait_until("it runs", || {
+        HyperKit::from_state(test_dir.path("vm")).is_ok_and(|description| description.is_running())
+    });
+    kill_process(to_pid(zombie.id()), Signal::KILL).unwrap();
+    wait_until("it is a zombie", || !description.is_running());
+    rustix::process::test_kill_process(to_pid(zombie.id())).expect("still there");
+    description.stop().unwrap();
+    let vm = description.start("guest").unwrap();
+    assert_eq!(hypervisors_in(&test_dir.path("vm")), [vm.pid()]);
     vm.stop().unwrap();
     zombie.wait().unwrap();
 }
@@ -34,42 +36,42 @@ fn a_zombie_is_not_running() {
 /// A stranger that has the recorded pid now.
 #[test]
 fn a_stranger_is_not_the_machine_and_is_left_alone() {
-    let files = Files::new();
-    let mut stranger = Command::new("sleep").arg("1000").spawn().unwrap();
-    fs::create_dir(files.path("vm")).unwrap();
-    let mut machine = files.machine();
-    machine.pid = Some(stranger.id());
-    files.write("vm/hyperkit.json", machine.to_string().as_bytes());
-    files.write("vm/hyperkit.pid", stranger.id().to_string().as_bytes());
-    let mut machine = HyperKit::from_state(files.path("vm")).unwrap();
-    assert!(!machine.is_running());
-    machine.stop().unwrap();
-    machine.start("guest").unwrap().stop().unwrap();
-    machine.remove(false).unwrap();
-    assert!(stranger.try_wait().unwrap().is_none(), "the stranger was killed");
-    stranger.kill().unwrap();
-    stranger.wait().unwrap();
+    let test_dir = TestDir::new();
+    let mut other_process = Command::new("sleep").arg("1000").spawn().unwrap();
+    fs::create_dir(test_dir.path("vm")).unwrap();
+    let mut description = test_dir.description();
+    description.pid = Some(other_process.id());
+    test_dir.write("vm/hyperkit.json", description.to_string().as_bytes());
+    test_dir.write("vm/hyperkit.pid", other_process.id().to_string().as_bytes());
+    let mut description = HyperKit::from_state(test_dir.path("vm")).unwrap();
+    assert!(!description.is_running());
+    description.stop().unwrap();
+    description.start("guest").unwrap().stop().unwrap();
+    description.remove(false).unwrap();
+    assert!(other_process.try_wait().unwrap().is_none(), "the stranger was killed");
+    other_process.kill().unwrap();
+    other_process.wait().unwrap();
 }
 
 /// It even has our pid file on its command line, but was not started with what was recorded.
 #[test]
 fn a_stranger_that_names_the_pid_file_is_not_the_machine() {
-    let files = Files::new();
-    fs::create_dir(files.path("vm")).unwrap();
-    let pid_file = files.path("vm/hyperkit.pid");
-    let mut stranger =
+    let test_dir = TestDir::new();
+    fs::create_dir(test_dir.path("vm")).unwrap();
+    let pid_file = test_dir.path("vm/hyperkit.pid");
+    let mut other_process =
         Command::new("sh").args(["-c", "sleep 1000; :", "sh", "-F"]).arg(&pid_file).process_group(0).spawn().unwrap();
-    let mut machine = files.machine();
-    machine.pid = Some(stranger.id());
-    machine.arguments = machine.arguments("guest").unwrap();
-    files.write("vm/hyperkit.json", machine.to_string().as_bytes());
-    files.write("vm/hyperkit.pid", stranger.id().to_string().as_bytes());
-    let found = HyperKit::from_state(files.path("vm")).unwrap();
+    let mut description = test_dir.description();
+    description.pid = Some(other_process.id());
+    description.arguments = description.arguments("guest").unwrap();
+    test_dir.write("vm/hyperkit.json", description.to_string().as_bytes());
+    test_dir.write("vm/hyperkit.pid", other_process.id().to_string().as_bytes());
+    let found = HyperKit::from_state(test_dir.path("vm")).unwrap();
     let was_running = found.is_running();
     found.stop().unwrap();
-    let alive = stranger.try_wait().unwrap().is_none();
-    rustix::process::kill_process_group(raw(stranger.id()), rustix::process::Signal::KILL).unwrap();
-    stranger.wait().unwrap();
+    let alive = other_process.try_wait().unwrap().is_none();
+    rustix::process::kill_process_group(to_pid(other_process.id()), rustix::process::Signal::KILL).unwrap();
+    other_process.wait().unwrap();
     assert!(!was_running && alive);
 }
 
@@ -77,17 +79,17 @@ fn a_stranger_that_names_the_pid_file_is_not_the_machine() {
 /// says more than the clock, which may have been set.
 #[test]
 fn without_a_pid_file_the_time_of_its_start_decides() {
-    let files = Files::new();
-    let (_, vm, _end) = started(&files, "guest");
-    let json = fs::read_to_string(files.path("vm/hyperkit.json")).unwrap();
+    let test_dir = TestDir::new();
+    let (_, vm, _stop) = start_vm(&test_dir, "guest");
+    let json = fs::read_to_string(test_dir.path("vm/hyperkit.json")).unwrap();
     let mut state: serde_json::Value = serde_json::from_str(&json).unwrap();
     state["pid_started"] = (state["pid_started"].as_u64().expect("it is recorded") - 1000).into();
-    files.write("vm/hyperkit.json", state.to_string().as_bytes());
-    let is_running = || HyperKit::from_state(files.path("vm")).unwrap().is_running();
+    test_dir.write("vm/hyperkit.json", state.to_string().as_bytes());
+    let is_running = || HyperKit::from_state(test_dir.path("vm")).unwrap().is_running();
     assert!(is_running());
-    fs::remove_file(files.path("vm/hyperkit.pid")).unwrap();
+    fs::remove_file(test_dir.path("vm/hyperkit.pid")).unwrap();
     assert!(!is_running());
-    files.write("vm/hyperkit.json", json.as_bytes());
+    test_dir.write("vm/hyperkit.json", json.as_bytes());
     assert!(is_running());
     vm.stop().unwrap();
 }
@@ -95,19 +97,19 @@ fn without_a_pid_file_the_time_of_its_start_decides() {
 /// On Linux its threads have pids too, and its command line.
 #[test]
 fn a_thread_of_the_machine_is_not_the_machine() {
-    let files = Files::new();
-    let (machine, vm, _end) = started(&files, "guest");
+    let test_dir = TestDir::new();
+    let (description, vm, _stop) = start_vm(&test_dir, "guest");
     let threads = format!("/proc/{}/task", vm.pid());
     if Path::new("/proc/self/task").exists() {
-        eventually("it has threads", || fs::read_dir(&threads).unwrap().count() > 1);
+        wait_until("it has threads", || fs::read_dir(&threads).unwrap().count() > 1);
     }
-    let mut forgotten = machine.clone();
-    forgotten.pid = None;
-    files.write("vm/hyperkit.json", forgotten.to_string().as_bytes());
-    fs::remove_file(files.path("vm/hyperkit.pid")).unwrap();
+    let mut unrecorded = description.clone();
+    unrecorded.pid = None;
+    test_dir.write("vm/hyperkit.json", unrecorded.to_string().as_bytes());
+    fs::remove_file(test_dir.path("vm/hyperkit.pid")).unwrap();
     // Each look has an order of its own.
     for _ in 0..20 {
-        assert_eq!(HyperKit::from_state(files.path("vm")).unwrap().pid, Some(vm.pid()));
+        assert_eq!(HyperKit::from_state(test_dir.path("vm")).unwrap().pid, Some(vm.pid()));
     }
     vm.stop().unwrap();
 }

@@ -5,24 +5,24 @@ use std::os::unix::fs::symlink;
 
 use hyperkit::{Disk, Error, HyperKit};
 
-use crate::common::{Files, names};
+use crate::common::{TestDir, file_names};
 
 #[test]
 fn remove_deletes_what_was_made_and_nothing_else() {
-    let files = Files::new();
-    fs::create_dir(files.path("vm")).unwrap();
-    let own = files.write("vm/own.img", &[0; 4096]);
-    let outside = files.path("outside.img");
-    let mut machine = files
-        .machine()
+    let test_dir = TestDir::new();
+    fs::create_dir(test_dir.path("vm")).unwrap();
+    let own = test_dir.write("vm/own.img", &[0; 4096]);
+    let outside = test_dir.path("outside.img");
+    let mut description = test_dir
+        .description()
         .disk(Disk::in_state_dir(1))
         .disk(Disk::raw(&own))
-        .disk(Disk::raw(files.path("vm/made.img")).size(1))
+        .disk(Disk::raw(test_dir.path("vm/made.img")).size(1))
         .disk(Disk::raw(&outside).size(1))
         .vsock(true)
         .vsock_port(2374);
-    machine.start("guest").unwrap();
-    assert!(matches!(machine.remove(false), Err(Error::StillRunning { pid }) if Some(pid) == machine.pid));
+    description.start("guest").unwrap();
+    assert!(matches!(description.remove(false), Err(Error::StillRunning { pid }) if Some(pid) == description.pid));
     let all = [
         "00000003.00000946",
         "connect",
@@ -36,16 +36,16 @@ fn remove_deletes_what_was_made_and_nothing_else() {
         "own.img",
         "tty",
     ];
-    assert_eq!(files.state_files(), all);
-    machine.stop().unwrap();
-    files.write("vm/notes.txt", b"mine");
+    assert_eq!(test_dir.state_files(), all);
+    description.stop().unwrap();
+    test_dir.write("vm/notes.txt", b"mine");
 
-    machine.remove(true).unwrap();
-    assert_eq!(files.state_files(), ["disk.img", "made.img", "notes.txt", "own.img"]);
+    description.remove(true).unwrap();
+    assert_eq!(test_dir.state_files(), ["disk.img", "made.img", "notes.txt", "own.img"]);
     // A start over what was left does not make it the crate's own.
-    machine.start("guest").unwrap().stop().unwrap();
-    HyperKit::from_state(files.path("vm")).unwrap().remove(false).unwrap();
-    assert_eq!(files.state_files(), ["notes.txt", "own.img"]);
+    description.start("guest").unwrap().stop().unwrap();
+    HyperKit::from_state(test_dir.path("vm")).unwrap().remove(false).unwrap();
+    assert_eq!(test_dir.state_files(), ["notes.txt", "own.img"]);
     assert_eq!(fs::read(&own).unwrap(), [0; 4096]);
     assert!(outside.exists());
 }
@@ -53,54 +53,54 @@ fn remove_deletes_what_was_made_and_nothing_else() {
 /// Of those that were made only the names are remembered.
 #[test]
 fn remove_deletes_no_namesake_of_a_disk_that_was_made_elsewhere() {
-    let files = Files::new();
-    fs::create_dir(files.path("vm")).unwrap();
-    let own = files.write("vm/d.img", b"precious");
-    let mut machine = files.machine().disk(Disk::raw(files.path("d.img")).size(1));
-    machine.start("guest").unwrap().stop().unwrap();
-    machine.remove(false).unwrap();
+    let test_dir = TestDir::new();
+    fs::create_dir(test_dir.path("vm")).unwrap();
+    let own = test_dir.write("vm/d.img", b"precious");
+    let mut description = test_dir.description().disk(Disk::raw(test_dir.path("d.img")).size(1));
+    description.start("guest").unwrap().stop().unwrap();
+    description.remove(false).unwrap();
     assert_eq!(fs::read(own).unwrap(), b"precious");
 }
 
 #[test]
 fn a_disk_that_was_made_is_remembered_by_whatever_way_and_by_whomever_it_is_used_next() {
-    let files = Files::new();
-    fs::create_dir(files.path("vm")).unwrap();
-    symlink(files.path("vm"), files.path("alias")).unwrap();
+    let test_dir = TestDir::new();
+    fs::create_dir(test_dir.path("vm")).unwrap();
+    symlink(test_dir.path("vm"), test_dir.path("alias")).unwrap();
     for _ in 0..2 {
-        let mut machine = files.machine().disk(Disk::raw(files.path("alias/d.img")).size(1));
-        machine.start("guest").unwrap().stop().unwrap();
+        let mut description = test_dir.description().disk(Disk::raw(test_dir.path("alias/d.img")).size(1));
+        description.start("guest").unwrap().stop().unwrap();
     }
-    files.machine().remove(false).unwrap();
-    assert!(!files.path("vm").exists());
+    test_dir.description().remove(false).unwrap();
+    assert!(!test_dir.path("vm").exists());
 }
 
 #[test]
 fn remove_without_a_state_file_touches_nothing() {
-    let files = Files::new();
-    fs::create_dir(files.path("vm")).unwrap();
+    let test_dir = TestDir::new();
+    fs::create_dir(test_dir.path("vm")).unwrap();
     for own in ["tty", "console-ring", "hyperkit.log", "disk.img"] {
-        files.write(&format!("vm/{own}"), b"mine");
+        test_dir.write(&format!("vm/{own}"), b"mine");
     }
-    files.machine().remove(false).unwrap();
-    assert_eq!(files.state_files(), ["console-ring", "disk.img", "hyperkit.log", "tty"]);
+    test_dir.description().remove(false).unwrap();
+    assert_eq!(test_dir.state_files(), ["console-ring", "disk.img", "hyperkit.log", "tty"]);
 }
 
 #[test]
 fn remove_takes_what_a_crash_has_left_of_the_making_of_a_disk() {
-    let files = Files::new();
-    let mut machine = files.machine().disk(Disk::in_state_dir(1));
-    machine.start("guest").unwrap().stop().unwrap();
-    files.write("vm/.disk.img.new", b"");
-    machine.remove(false).unwrap();
-    assert!(!files.path("vm").exists());
+    let test_dir = TestDir::new();
+    let mut description = test_dir.description().disk(Disk::in_state_dir(1));
+    description.start("guest").unwrap().stop().unwrap();
+    test_dir.write("vm/.disk.img.new", b"");
+    description.remove(false).unwrap();
+    assert!(!test_dir.path("vm").exists());
 }
 
 #[test]
 fn remove_says_when_it_cannot_tell_what_is_there() {
-    let files = Files::new();
-    let below_a_file = files.path("initrd.img/vm");
-    match files.machine().state_dir(&below_a_file).remove(false) {
+    let test_dir = TestDir::new();
+    let below_a_file = test_dir.path("initrd.img/vm");
+    match test_dir.description().state_dir(&below_a_file).remove(false) {
         Err(Error::Io { path, .. }) => assert_eq!(path, below_a_file),
         other => panic!("{other:?}"),
     }
@@ -108,10 +108,10 @@ fn remove_says_when_it_cannot_tell_what_is_there() {
 
 #[test]
 fn remove_takes_the_directory_if_that_leaves_it_empty() {
-    let files = Files::new();
-    let mut machine = files.machine().disk(Disk::in_state_dir(1));
-    machine.start("guest").unwrap().stop().unwrap();
-    machine.remove(false).unwrap();
-    assert_eq!(names(&files.dir()), ["initrd.img", "vmlinuz"]);
-    machine.remove(false).unwrap(); // there is nothing left to do
+    let test_dir = TestDir::new();
+    let mut description = test_dir.description().disk(Disk::in_state_dir(1));
+    description.start("guest").unwrap().stop().unwrap();
+    description.remove(false).unwrap();
+    assert_eq!(file_names(&test_dir.dir()), ["initrd.img", "vmlinuz"]);
+    description.remove(false).unwrap(); // there is nothing left to do
 }

@@ -6,81 +6,87 @@ use std::time::Duration;
 use hyperkit::{Error, Exit, HyperKit, Shutdown};
 use rustix::process::{Signal, kill_process};
 
-use crate::common::{Files, LONG, boot, eventually, example, machines_in, raw, said, started};
+use crate::common::{
+    TEST_TIMEOUT, TestDir, boot_command, console_output, example_path, hypervisors_in, start_vm, to_pid, wait_until,
+};
 
 #[test]
 fn the_power_button_ends_a_guest_that_listens() {
-    let files = Files::new();
-    let (machine, vm, _end) = started(&files, "guest");
-    eventually("the guest is up", || said(&files).contains("Command line"));
-    assert_eq!(vm.shutdown(LONG).unwrap(), Shutdown::PowerButton(Exit::PowerOff));
-    assert!(!machine.is_running() && !files.path("vm/hyperkit.pid").exists());
-    assert_eq!(vm.shutdown(LONG).unwrap(), Shutdown::Ended(Exit::PowerOff));
+    let test_dir = TestDir::new();
+    let (description, vm, _stop) = start_vm(&test_dir, "guest");
+    wait_until("the guest is up", || console_output(&test_dir).contains("Command line"));
+    assert_eq!(vm.shutdown(TEST_TIMEOUT).unwrap(), Shutdown::PowerButton(Exit::PowerOff));
+    assert!(!description.is_running() && !test_dir.path("vm/hyperkit.pid").exists());
+    assert_eq!(vm.shutdown(TEST_TIMEOUT).unwrap(), Shutdown::Ended(Exit::PowerOff));
 }
 
 /// hyperkit dies of the button when the guest is not that far, and leaves its pid file.
 #[test]
 fn the_power_button_kills_a_guest_without_acpi() {
-    let files = Files::new();
-    let (_, vm, _end) = started(&files, "guest.no-acpi");
-    eventually("the guest is up", || said(&files).contains("Command line"));
-    assert_eq!(vm.shutdown(LONG).unwrap(), Shutdown::PowerButton(Exit::Killed(15)));
-    assert!(!files.path("vm/hyperkit.pid").exists());
+    let test_dir = TestDir::new();
+    let (_, vm, _stop) = start_vm(&test_dir, "guest.no-acpi");
+    wait_until("the guest is up", || console_output(&test_dir).contains("Command line"));
+    assert_eq!(vm.shutdown(TEST_TIMEOUT).unwrap(), Shutdown::PowerButton(Exit::Killed(15)));
+    assert!(!test_dir.path("vm/hyperkit.pid").exists());
 }
 
 #[test]
 fn the_plug_ends_a_guest_that_ignores_the_power_button() {
-    let files = Files::new();
-    let (_, vm, _end) = started(&files, "guest.deaf");
-    eventually("the guest is up", || said(&files).contains("Command line"));
+    let test_dir = TestDir::new();
+    let (_, vm, _stop) = start_vm(&test_dir, "guest.deaf");
+    wait_until("the guest is up", || console_output(&test_dir).contains("Command line"));
     assert_eq!(vm.shutdown(Duration::from_millis(700)).unwrap(), Shutdown::Plug(Exit::Killed(9)));
-    assert!(said(&files).matches("power button, ignored").count() >= 2, "pressed again: {}", said(&files));
-    assert!(!files.path("vm/hyperkit.pid").exists());
+    assert!(
+        console_output(&test_dir).matches("power button, ignored").count() >= 2,
+        "pressed again: {}",
+        console_output(&test_dir)
+    );
+    assert!(!test_dir.path("vm/hyperkit.pid").exists());
 }
 
 #[test]
 fn a_machine_that_another_program_started_is_shut_down() {
-    let files = Files::new();
-    let _end = files.ended();
-    assert!(boot(&files, "guest").output().unwrap().status.success());
-    eventually("the guest is up", || said(&files).contains("Command line"));
-    let vm = HyperKit::from_state(files.path("vm")).unwrap().vm().unwrap().unwrap();
-    assert_eq!(vm.shutdown(LONG).unwrap(), Shutdown::PowerButton(Exit::Unknown));
-    assert!(said(&files).contains("power button"));
-    assert_eq!(machines_in(&files.path("vm")), [] as [u32; 0]);
-    assert!(!files.path("vm/hyperkit.pid").exists());
+    let test_dir = TestDir::new();
+    let _stop = test_dir.stop_on_drop();
+    assert!(boot_command(&test_dir, "guest").output().unwrap().status.success());
+    wait_until("the guest is up", || console_output(&test_dir).contains("Command line"));
+    let vm = HyperKit::from_state(test_dir.path("vm")).unwrap().vm().unwrap().unwrap();
+    assert_eq!(vm.shutdown(TEST_TIMEOUT).unwrap(), Shutdown::PowerButton(Exit::Unknown));
+    assert!(console_output(&test_dir).contains("power button"));
+    assert_eq!(hypervisors_in(&test_dir.path("vm")), [] as [u32; 0]);
+    assert!(!test_dir.path("vm/hyperkit.pid").exists());
 }
 
 #[test]
 fn stop_and_shutdown_at_once_from_two_processes() {
     for _ in 0..10 {
-        let files = Files::new();
-        let (machine, vm, _end) = started(&files, "guest.deaf");
+        let test_dir = TestDir::new();
+        let (description, vm, _stop) = start_vm(&test_dir, "guest.deaf");
         let end = |how: &str| {
-            let mut boot = Command::new(example("boot"));
-            boot.arg(how).arg("--state-dir").arg(files.path("vm")).spawn().unwrap()
+            let mut boot = Command::new(example_path("boot"));
+            boot.arg(how).arg("--state-dir").arg(test_dir.path("vm")).spawn().unwrap()
         };
         let ending = [end("--shutdown"), end("--stop"), end("--stop")];
         for mut program in ending {
             assert!(program.wait().unwrap().success());
         }
-        assert!(!machine.is_running());
-        assert!(vm.wait_timeout(LONG).unwrap().is_some(), "our own child");
-        assert!(!files.path("vm/hyperkit.pid").exists());
+        assert!(!description.is_running());
+        assert!(vm.wait_timeout(TEST_TIMEOUT).unwrap().is_some(), "our own child");
+        assert!(!test_dir.path("vm/hyperkit.pid").exists());
     }
 }
 
 #[test]
 fn a_paused_machine_runs_and_can_be_resumed_from_elsewhere() {
-    let files = Files::new();
-    let (machine, vm, _end) = started(&files, "guest");
-    eventually("the guest is up", || said(&files).contains("Command line"));
+    let test_dir = TestDir::new();
+    let (description, vm, _stop) = start_vm(&test_dir, "guest");
+    wait_until("the guest is up", || console_output(&test_dir).contains("Command line"));
     vm.pause().unwrap();
-    eventually("it is paused", || said(&files).contains("paused"));
-    assert!(machine.is_running());
-    let taken_up = HyperKit::from_state(files.path("vm")).unwrap().vm().unwrap().unwrap();
-    taken_up.resume().unwrap();
-    eventually("it is resumed", || said(&files).contains("resumed"));
+    wait_until("it is paused", || console_output(&test_dir).contains("paused"));
+    assert!(description.is_running());
+    let attached = HyperKit::from_state(test_dir.path("vm")).unwrap().vm().unwrap().unwrap();
+    attached.resume().unwrap();
+    wait_until("it is resumed", || console_output(&test_dir).contains("resumed"));
     vm.stop().unwrap();
     assert!(matches!(vm.pause(), Err(Error::NotRunning)));
     assert!(matches!(vm.resume(), Err(Error::NotRunning)));
@@ -89,16 +95,16 @@ fn a_paused_machine_runs_and_can_be_resumed_from_elsewhere() {
 /// Whoever still has the machine before it clears nothing away of the one that runs.
 #[test]
 fn ending_a_machine_that_has_ended_leaves_the_next_one_alone() {
-    let files = Files::new();
-    let (mut machine, first, _end) = started(&files, "guest");
-    kill_process(raw(first.pid()), Signal::KILL).unwrap();
+    let test_dir = TestDir::new();
+    let (mut description, first, _stop) = start_vm(&test_dir, "guest");
+    kill_process(to_pid(first.pid()), Signal::KILL).unwrap();
     assert_eq!(first.wait().unwrap(), Exit::Killed(9));
-    assert_eq!(first.shutdown(LONG).unwrap(), Shutdown::Ended(Exit::Killed(9)));
-    assert!(!files.path("vm/hyperkit.pid").exists());
-    let second = machine.start("guest").unwrap();
-    let all = files.state_files();
+    assert_eq!(first.shutdown(TEST_TIMEOUT).unwrap(), Shutdown::Ended(Exit::Killed(9)));
+    assert!(!test_dir.path("vm/hyperkit.pid").exists());
+    let second = description.start("guest").unwrap();
+    let all = test_dir.state_files();
     first.stop().unwrap();
-    assert_eq!(first.shutdown(LONG).unwrap(), Shutdown::Ended(Exit::Killed(9)));
-    assert_eq!(files.state_files(), all);
-    assert_eq!(machines_in(&files.path("vm")), [second.pid()]);
+    assert_eq!(first.shutdown(TEST_TIMEOUT).unwrap(), Shutdown::Ended(Exit::Killed(9)));
+    assert_eq!(test_dir.state_files(), all);
+    assert_eq!(hypervisors_in(&test_dir.path("vm")), [second.pid()]);
 }

@@ -11,31 +11,31 @@ use std::process::Command;
 
 use hyperkit::{Console, Disk, Error, HyperKit, Multiboot, PortForward, Serial, VpnKit};
 
-use crate::common::rejection::{assert_refused, changed, refused, refused_at_sight, refused_with};
-use crate::common::{Files, bz_image, names, standin};
+use crate::common::rejection::{assert_error, modify, rejection, rejection_by_arguments, rejection_with};
+use crate::common::{TestDir, bz_image, file_names, standin_path};
 
 #[test]
 fn the_machine_that_the_others_are_made_of_passes() {
-    let files = Files::new();
-    files.machine().check().unwrap();
-    assert_eq!(names(&files.dir()), ["initrd.img", "vmlinuz"]);
+    let test_dir = TestDir::new();
+    test_dir.description().check().unwrap();
+    assert_eq!(file_names(&test_dir.dir()), ["initrd.img", "vmlinuz"]);
 }
 
 #[test]
 fn what_lives_in_the_state_directory_needs_one() {
-    let without = |machine| changed(machine, |m| m.state_dir = None);
+    let without = |description| modify(description, |d| d.state_dir = None);
     for console in [Console::File, Console::Log] {
-        let error = refused_at_sight(|m| without(m.console(console)));
-        assert_refused!(error, Error::StateDirRequired { field: "console" });
+        let error = rejection_by_arguments(|d| without(d.console(console)));
+        assert_error!(error, Error::StateDirRequired { field: "console" });
     }
-    let error = refused_at_sight(|m| without(m.console(Console::Stdio).vsock(true)));
-    assert_refused!(error, Error::StateDirRequired { field: "vsock" });
+    let error = rejection_by_arguments(|d| without(d.console(Console::Stdio).vsock(true)));
+    assert_error!(error, Error::StateDirRequired { field: "vsock" });
     let serials = [Serial::tty(), Serial::none().log(), Serial::stdio().log()];
     for serial in serials {
-        let error = refused_at_sight(|m| without(m.serial(serial)));
-        assert_refused!(error, Error::StateDirRequired { field: "serials" });
+        let error = rejection_by_arguments(|d| without(d.serial(serial)));
+        assert_error!(error, Error::StateDirRequired { field: "serials" });
     }
-    without(Files::new().machine().serial(Serial::stdio()).serial(Serial::none())).arguments("").unwrap();
+    without(TestDir::new().description().serial(Serial::stdio()).serial(Serial::none())).arguments("").unwrap();
 }
 
 #[test]
@@ -43,119 +43,120 @@ fn what_needs_something_else() {
     const KEY: &str = "0f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55";
     type Change = fn(HyperKit) -> HyperKit;
     let all: [(&str, &str, Change); 6] = [
-        ("vsock_ports", "vsock", |m| m.vsock_port(1)),
-        ("vsock_dir", "vsock", |m| m.vsock_dir("/tmp")),
-        ("vpnkit_preferred_ipv4", "vpnkit_key", |m| m.vpnkit(VpnKit::Auto).vpnkit_preferred_ipv4("10.0.2.4")),
-        ("vpnkit_preferred_ipv4", "vpnkit", |m| m.vmnet(true).vpnkit_key(KEY).vpnkit_preferred_ipv4("10.0.2.4")),
-        ("mac", "vpnkit", |m| m.mac("02:00:00:00:00:01")),
-        ("port_forwards", "vpnkit", |m| m.tap("tap0").port_forward(PortForward::tcp(0, 80))),
+        ("vsock_ports", "vsock", |d| d.vsock_port(1)),
+        ("vsock_dir", "vsock", |d| d.vsock_dir("/tmp")),
+        ("vpnkit_preferred_ipv4", "vpnkit_key", |d| d.vpnkit(VpnKit::Auto).vpnkit_preferred_ipv4("10.0.2.4")),
+        ("vpnkit_preferred_ipv4", "vpnkit", |d| d.vmnet(true).vpnkit_key(KEY).vpnkit_preferred_ipv4("10.0.2.4")),
+        ("mac", "vpnkit", |d| d.mac("02:00:00:00:00:01")),
+        ("port_forwards", "vpnkit", |d| d.tap("tap0").port_forward(PortForward::tcp(0, 80))),
     ];
     for (name, other, change) in all {
-        assert_refused!(refused_at_sight(change), Error::Needs { field, needs } if (field, needs) == (name, other));
+        assert_error!(rejection_by_arguments(change), Error::Needs { field, needs } if (field, needs) == (name, other));
     }
 }
 
 #[test]
 fn one_firmware_at_a_time() {
-    let rom = |m: HyperKit| m.bootrom("/rom");
-    let error = refused_at_sight(rom);
-    assert_refused!(error, Error::TwoFirmwares { first: "kernel", second: "bootrom" });
-    let error = refused_at_sight(|m| changed(rom(m), |m| m.kernel = None));
-    assert_refused!(error, Error::TwoFirmwares { first: "bootrom", second: "initrd" });
-    let error = refused_at_sight(|m| changed(rom(m), |m| m.kernel = None).multiboot(Multiboot::new("/k")));
-    assert_refused!(error, Error::TwoFirmwares { first: "bootrom", second: "multiboot" });
+    let rom = |d: HyperKit| d.bootrom("/rom");
+    let error = rejection_by_arguments(rom);
+    assert_error!(error, Error::TwoFirmwares { first: "kernel", second: "bootrom" });
+    let error = rejection_by_arguments(|d| modify(rom(d), |d| d.kernel = None));
+    assert_error!(error, Error::TwoFirmwares { first: "bootrom", second: "initrd" });
+    let error = rejection_by_arguments(|d| modify(rom(d), |d| d.kernel = None).multiboot(Multiboot::new("/k")));
+    assert_error!(error, Error::TwoFirmwares { first: "bootrom", second: "multiboot" });
 }
 
 /// The description is at fault wherever it is run.
 #[test]
 fn what_is_wrong_with_the_description_matters_more_than_a_missing_program() {
-    assert_refused!(refused(|m| m.hyperkit("/no/such").cpus(0)), Error::InvalidCpus { value: 0 });
+    assert_error!(rejection(|d| d.hyperkit("/no/such").cpus(0)), Error::InvalidCpus { value: 0 });
 }
 
 #[test]
 fn ports_that_somebody_has() {
-    let files = Files::new();
-    let qemu = files.path("qemu-system-x86_64");
-    symlink(standin(), &qemu).unwrap(); // never started: its name decides
+    let test_dir = TestDir::new();
+    let qemu = test_dir.path("qemu-system-x86_64");
+    symlink(standin_path(), &qemu).unwrap(); // never started: its name decides
     let (tcp, udp) = (TcpListener::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
     let (tcp, udp) =
         (tcp.local_addr().map(|a| (tcp, a.port())).unwrap(), udp.local_addr().map(|a| (udp, a.port())).unwrap());
-    let machine = || files.machine().hyperkit(&qemu).vmnet(true);
-    for (mut machine, name, taken) in [
-        (machine().port_forward(PortForward::tcp(tcp.1, 1)), "port_forwards", tcp.1),
-        (machine().port_forward(PortForward::udp(udp.1, 1)), "port_forwards", udp.1),
-        (files.machine().gdb_port(tcp.1), "gdb_port", tcp.1),
+    let description = || test_dir.description().hyperkit(&qemu).vmnet(true);
+    for (mut description, name, taken) in [
+        (description().port_forward(PortForward::tcp(tcp.1, 1)), "port_forwards", tcp.1),
+        (description().port_forward(PortForward::udp(udp.1, 1)), "port_forwards", udp.1),
+        (test_dir.description().gdb_port(tcp.1), "gdb_port", tcp.1),
     ] {
-        let error = machine.start("").expect_err("it started");
-        assert_refused!(error, Error::PortTaken { field, port, .. } if (field, port) == (name, taken));
-        assert!(!files.path("vm").exists());
+        let error = description.start("").expect_err("it started");
+        assert_error!(error, Error::PortTaken { field, port, .. } if (field, port) == (name, taken));
+        assert!(!test_dir.path("vm").exists());
     }
 }
 
 /// Where a dangling link stands no image can be made, and none is.
 #[test]
 fn a_disk_at_a_link_that_leads_nowhere() {
-    let files = Files::new();
-    let link = files.path("d.img");
+    let test_dir = TestDir::new();
+    let link = test_dir.path("d.img");
     symlink("nowhere", &link).unwrap();
-    let error = refused_with(&files, "", |m| m.disk(Disk::raw(&link).size(1)));
-    assert_refused!(error, Error::Inaccessible { field: "disks", path, .. } if path == link);
+    let error = rejection_with(&test_dir, "", |d| d.disk(Disk::raw(&link).size(1)));
+    assert_error!(error, Error::Inaccessible { field: "disks", path, .. } if path == link);
 }
 
 #[test]
 fn directories_for_vsock_that_are_none() {
-    let files = Files::new();
-    let file = files.write("file", b"");
-    let error = refused_with(&files, "", |m| m.vsock(true).vsock_dir(&file));
-    assert_refused!(error, Error::NotADirectory { field: "vsock_dir", path } if path == file);
-    let error = refused_with(&files, "", |m| m.vsock(true).vsock_dir("/no/such"));
-    assert_refused!(error, Error::NotFound { field: "vsock_dir", .. });
+    let test_dir = TestDir::new();
+    let file = test_dir.write("file", b"");
+    let error = rejection_with(&test_dir, "", |d| d.vsock(true).vsock_dir(&file));
+    assert_error!(error, Error::NotADirectory { field: "vsock_dir", path } if path == file);
+    let error = rejection_with(&test_dir, "", |d| d.vsock(true).vsock_dir("/no/such"));
+    assert_error!(error, Error::NotFound { field: "vsock_dir", .. });
 }
 
 #[test]
 fn empty_paths_and_tags() {
-    assert_refused!(refused_at_sight(|m| changed(m, |m| m.kernel = None)), Error::Missing { field: "kernel" });
-    assert_refused!(refused_at_sight(|m| m.kernel("")), Error::Missing { field: "kernel" });
-    assert_refused!(refused_at_sight(|m| m.iso("")), Error::Missing { field: "isos" });
-    assert_refused!(refused_at_sight(|m| m.socket_9p("/s", "")), Error::Missing { field: "sockets_9p" });
+    assert_error!(rejection_by_arguments(|d| modify(d, |d| d.kernel = None)), Error::Missing { field: "kernel" });
+    assert_error!(rejection_by_arguments(|d| d.kernel("")), Error::Missing { field: "kernel" });
+    assert_error!(rejection_by_arguments(|d| d.iso("")), Error::Missing { field: "isos" });
+    assert_error!(rejection_by_arguments(|d| d.socket_9p("/s", "")), Error::Missing { field: "sockets_9p" });
 }
 
 #[test]
 fn paths_that_are_not_utf8() {
     let path = PathBuf::from(OsStr::from_bytes(b"/\xff"));
-    let error = refused_at_sight(|m| m.kernel(&path));
-    assert_refused!(error, Error::NotUtf8 { field: "kernel", path: p } if p == path);
-    let error = refused_at_sight(|m| m.hyperkit(&path));
-    assert_refused!(error, Error::NotUtf8 { field: "hyperkit", path: p } if p == path);
+    let error = rejection_by_arguments(|d| d.kernel(&path));
+    assert_error!(error, Error::NotUtf8 { field: "kernel", path: p } if p == path);
+    let error = rejection_by_arguments(|d| d.hyperkit(&path));
+    assert_error!(error, Error::NotUtf8 { field: "hyperkit", path: p } if p == path);
     assert!(!HyperKit::new().kernel(&path).iso(&path).to_string().is_empty(), "showing it does not panic");
 }
 
 #[test]
 fn disks() {
-    let error =
-        refused_at_sight(|m| changed(m.console(Console::Stdio), |m| m.state_dir = None).disk(Disk::in_state_dir(1)));
-    assert_refused!(error, Error::DiskPlaceMissing);
-    assert_refused!(refused_at_sight(|m| m.disk(Disk::default())), Error::DiskPlaceMissing);
-    let error = refused(|m| m.disk(Disk::raw("/no/such.img")));
-    assert_refused!(error, Error::DiskSizeMissing { path } if path == Path::new("/no/such.img"));
+    let error = rejection_by_arguments(|d| {
+        modify(d.console(Console::Stdio), |d| d.state_dir = None).disk(Disk::in_state_dir(1))
+    });
+    assert_error!(error, Error::DiskPlaceMissing);
+    assert_error!(rejection_by_arguments(|d| d.disk(Disk::default())), Error::DiskPlaceMissing);
+    let error = rejection(|d| d.disk(Disk::raw("/no/such.img")));
+    assert_error!(error, Error::DiskSizeMissing { path } if path == Path::new("/no/such.img"));
     for value in [0, u64::MAX] {
-        let error = refused_at_sight(|m| m.disk(Disk::raw("/no/such.img").size(value)));
-        assert_refused!(error, Error::InvalidDiskSize { value: v, .. } if v == value);
+        let error = rejection_by_arguments(|d| d.disk(Disk::raw("/no/such.img").size(value)));
+        assert_error!(error, Error::InvalidDiskSize { value: v, .. } if v == value);
     }
 }
 
 #[test]
 fn one_image_twice() {
-    let error = refused_at_sight(|m| m.disk(Disk::raw("/d.img").size(1)).disk(Disk::raw("/d.img").size(1)));
-    assert_refused!(error, Error::DiskTwice { path } if path == Path::new("/d.img"));
+    let error = rejection_by_arguments(|d| d.disk(Disk::raw("/d.img").size(1)).disk(Disk::raw("/d.img").size(1)));
+    assert_error!(error, Error::DiskTwice { path } if path == Path::new("/d.img"));
 }
 
 #[test]
 fn a_disk_where_none_can_be_made() {
-    let files = Files::new();
-    let file = files.write("file", b"");
-    let error = refused_with(&files, "", |m| m.disk(Disk::raw(file.join("d.img")).size(1)));
-    assert_refused!(error, Error::NotADirectory { field: "disks", .. } | Error::Inaccessible { field: "disks", .. });
+    let test_dir = TestDir::new();
+    let file = test_dir.write("file", b"");
+    let error = rejection_with(&test_dir, "", |d| d.disk(Disk::raw(file.join("d.img")).size(1)));
+    assert_error!(error, Error::NotADirectory { field: "disks", .. } | Error::Inaccessible { field: "disks", .. });
 }
 
 /// A machine that it would not be without what this version cannot say.
@@ -164,10 +165,10 @@ fn settings_of_later_generations() {
     for (key, value) in [("format", "vmdk"), ("driver", "virtio-scsi"), ("OnFlush", "sometimes")] {
         let mut disk = serde_json::json!({ "path": "/d.qcow2", "format": "qcow" });
         disk[key] = value.into();
-        let machine: HyperKit = serde_json::from_value(serde_json::json!({ "disks": [disk] })).unwrap();
-        let error = refused_at_sight(|m| m.disk(machine.disks[0].clone()));
-        assert_refused!(error, Error::UnknownSetting { key: k } if k.contains(key) && k.contains(value));
-        assert_eq!(serde_json::to_value(&machine).unwrap()["disks"][0][key], value, "it survives");
+        let description: HyperKit = serde_json::from_value(serde_json::json!({ "disks": [disk] })).unwrap();
+        let error = rejection_by_arguments(|d| d.disk(description.disks[0].clone()));
+        assert_error!(error, Error::UnknownSetting { key: k } if k.contains(key) && k.contains(value));
+        assert_eq!(serde_json::to_value(&description).unwrap()["disks"][0][key], value, "it survives");
     }
 }
 
@@ -175,14 +176,14 @@ fn settings_of_later_generations() {
 fn files_that_do_not_exist() {
     type Change = fn(HyperKit, &Path) -> HyperKit;
     let fields: [(&str, Change); 4] = [
-        ("kernel", |m, path| m.kernel(path)),
-        ("initrd", |m, path| m.initrd(path)),
-        ("isos", |m, path| m.iso(path)),
-        ("vpnkit", |m, path| m.vpnkit(VpnKit::Socket(path.into()))),
+        ("kernel", |d, path| d.kernel(path)),
+        ("initrd", |d, path| d.initrd(path)),
+        ("isos", |d, path| d.iso(path)),
+        ("vpnkit", |d, path| d.vpnkit(VpnKit::Socket(path.into()))),
     ];
     for (name, change) in fields {
-        let error = refused(|m| change(m, Path::new("/no/such")));
-        assert_refused!(error, Error::NotFound { field, path } if field == name && path == Path::new("/no/such"));
+        let error = rejection(|d| change(d, Path::new("/no/such")));
+        assert_error!(error, Error::NotFound { field, path } if field == name && path == Path::new("/no/such"));
     }
 }
 
@@ -190,33 +191,33 @@ fn files_that_do_not_exist() {
 fn files_that_are_something_else_or_cannot_be_read() {
     type Change = fn(HyperKit, &Path) -> HyperKit;
     let fields: [(&str, Change); 4] = [
-        ("kernel", |m, path| m.kernel(path)),
-        ("initrd", |m, path| m.initrd(path)),
-        ("disks", |m, path| m.disk(Disk::raw(path).size(1))),
-        ("isos", |m, path| m.iso(path)),
+        ("kernel", |d, path| d.kernel(path)),
+        ("initrd", |d, path| d.initrd(path)),
+        ("disks", |d, path| d.disk(Disk::raw(path).size(1))),
+        ("isos", |d, path| d.iso(path)),
     ];
-    let files = Files::new();
-    let socket = files.path("socket");
+    let test_dir = TestDir::new();
+    let socket = test_dir.path("socket");
     let _listener = UnixListener::bind(&socket).unwrap();
-    let pipe = files.path("pipe"); // to open it would wait for a writer
+    let pipe = test_dir.path("pipe"); // to open it would wait for a writer
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     // Opening it fails for everyone, root too.
-    let circle = files.path("circle");
+    let circle = test_dir.path("circle");
     symlink(&circle, &circle).unwrap();
-    let locked = files.write("locked", &bz_image(2047));
+    let locked = test_dir.write("locked", &bz_image(2047));
     fs::set_permissions(&locked, Permissions::from_mode(0o000)).unwrap();
     let root_reads_all = fs::File::open(&locked).is_ok();
     for (name, change) in fields {
-        for other in [&files.dir(), &socket, &pipe] {
-            let error = refused_with(&files, "", |m| change(m, other));
-            assert_refused!(error, Error::NotAFile { field, path } if field == name && path == *other);
+        for other in [&test_dir.dir(), &socket, &pipe] {
+            let error = rejection_with(&test_dir, "", |d| change(d, other));
+            assert_error!(error, Error::NotAFile { field, path } if field == name && path == *other);
         }
-        let error = refused_with(&files, "", |m| change(m, &circle));
-        assert_refused!(error, Error::Inaccessible { field, ref path, .. } if field == name && *path == circle);
+        let error = rejection_with(&test_dir, "", |d| change(d, &circle));
+        assert_error!(error, Error::Inaccessible { field, ref path, .. } if field == name && *path == circle);
         assert!(std::error::Error::source(&error).is_some());
-        match change(files.machine(), &locked).check() {
+        match change(test_dir.description(), &locked).check() {
             Ok(()) => assert!(root_reads_all),
-            Err(error) => assert_refused!(error, Error::Inaccessible { field, .. } if field == name && !root_reads_all),
+            Err(error) => assert_error!(error, Error::Inaccessible { field, .. } if field == name && !root_reads_all),
         }
     }
 }
@@ -242,72 +243,72 @@ fn kernels_that_are_no_bz_image() {
         (zero(0x260..0x264), "its header is not true of it"),
     ];
     for (image, why) in kernels {
-        let files = Files::new();
-        let kernel = files.write("kernel", &image);
-        let error = refused_with(&files, "", |m| m.kernel(&kernel));
-        assert_refused!(error, Error::NotABzImage { path, reason } if path == kernel && reason == why);
+        let test_dir = TestDir::new();
+        let kernel = test_dir.write("kernel", &image);
+        let error = rejection_with(&test_dir, "", |d| d.kernel(&kernel));
+        assert_error!(error, Error::NotABzImage { path, reason } if path == kernel && reason == why);
     }
 }
 
 #[test]
 fn an_empty_initrd() {
-    let files = Files::new();
-    let initrd = files.write("empty", b"");
-    let error = refused_with(&files, "", |m| m.initrd(&initrd));
-    assert_refused!(error, Error::EmptyFile { field: "initrd", path } if path == initrd);
+    let test_dir = TestDir::new();
+    let initrd = test_dir.write("empty", b"");
+    let error = rejection_with(&test_dir, "", |d| d.initrd(&initrd));
+    assert_error!(error, Error::EmptyFile { field: "initrd", path } if path == initrd);
 }
 
 #[test]
 fn state_directories_that_cannot_be() {
-    let files = Files::new();
-    let file = files.write("file", b"");
-    let error = refused_with(&files, "", |m| m.state_dir(&file));
-    assert_refused!(error, Error::NotADirectory { field: "state_dir", path } if path == file);
+    let test_dir = TestDir::new();
+    let file = test_dir.write("file", b"");
+    let error = rejection_with(&test_dir, "", |d| d.state_dir(&file));
+    assert_error!(error, Error::NotADirectory { field: "state_dir", path } if path == file);
     let below = file.join("vm");
-    let error = refused_with(&files, "", |m| m.state_dir(&below));
-    assert_refused!(error, Error::Inaccessible { field: "state_dir", path, .. } if path == below);
-    let nowhere = files.path("nowhere");
+    let error = rejection_with(&test_dir, "", |d| d.state_dir(&below));
+    assert_error!(error, Error::Inaccessible { field: "state_dir", path, .. } if path == below);
+    let nowhere = test_dir.path("nowhere");
     symlink("/no/such", &nowhere).unwrap();
-    let error = refused_with(&files, "", |m| m.state_dir(&nowhere));
-    assert_refused!(error, Error::Inaccessible { field: "state_dir", path, .. } if path == nowhere);
+    let error = rejection_with(&test_dir, "", |d| d.state_dir(&nowhere));
+    assert_error!(error, Error::Inaccessible { field: "state_dir", path, .. } if path == nowhere);
 }
 
 #[test]
 fn programs_that_are_not_there() {
-    let error = refused(|m| m.hyperkit("/no/such/hyperkit"));
-    assert_refused!(error, Error::ProgramNotFound { looked } if looked == [Path::new("/no/such/hyperkit")]);
-    let files = Files::new();
-    let not_executable = files.write("hyperkit", b"");
-    let error = refused_with(&files, "", |m| m.hyperkit(&not_executable));
-    assert_refused!(error, Error::ProgramNotFound { looked } if looked == [not_executable]);
-    let error = refused(|m| m.hyperkit("no-such-hyperkit-anywhere"));
-    assert_refused!(error, Error::ProgramNotFound { looked } if looked.iter().all(|place| place.ends_with("no-such-hyperkit-anywhere")) && !looked.is_empty());
+    let error = rejection(|d| d.hyperkit("/no/such/hyperkit"));
+    assert_error!(error, Error::ProgramNotFound { looked } if looked == [Path::new("/no/such/hyperkit")]);
+    let test_dir = TestDir::new();
+    let not_executable = test_dir.write("hyperkit", b"");
+    let error = rejection_with(&test_dir, "", |d| d.hyperkit(&not_executable));
+    assert_error!(error, Error::ProgramNotFound { looked } if looked == [not_executable]);
+    let error = rejection(|d| d.hyperkit("no-such-hyperkit-anywhere"));
+    assert_error!(error, Error::ProgramNotFound { looked } if looked.iter().all(|place| place.ends_with("no-such-hyperkit-anywhere")) && !looked.is_empty());
 }
 
 #[test]
 fn what_cannot_be_told_apart_is_refused() {
     for blank in ["", " ", "\t\n"] {
-        assert_refused!(refused_at_sight(|m| m.argv0(blank)), Error::Missing { field: "argv0" });
+        assert_error!(rejection_by_arguments(|d| d.argv0(blank)), Error::Missing { field: "argv0" });
     }
-    let error = refused_at_sight(|m| m.socket_9p("/a", "tag").socket_9p("/b", "tag"));
-    assert_refused!(error, Error::TagTwice { tag } if tag == "tag");
-    let ports = |m: HyperKit, forwards: &[PortForward]| changed(m.vmnet(true), |m| m.port_forwards = forwards.to_vec());
+    let error = rejection_by_arguments(|d| d.socket_9p("/a", "tag").socket_9p("/b", "tag"));
+    assert_error!(error, Error::TagTwice { tag } if tag == "tag");
+    let ports = |d: HyperKit, forwards: &[PortForward]| modify(d.vmnet(true), |d| d.port_forwards = forwards.to_vec());
     let (tcp, udp, any) = (PortForward::tcp(80, 1), PortForward::udp(80, 2), PortForward::tcp(0, 3));
-    assert_refused!(refused_at_sight(|m| ports(m, &[tcp, any, tcp])), Error::PortTwice { port: 80 });
-    assert_refused!(refused_at_sight(|m| ports(m, &[tcp]).gdb_port(80)), Error::PortTwice { port: 80 });
-    let qemu = |m: HyperKit| ports(m, &[tcp, udp, any, any]).hyperkit("/bin/qemu-system-x86_64");
-    qemu(Files::new().machine()).arguments("").unwrap();
+    assert_error!(rejection_by_arguments(|d| ports(d, &[tcp, any, tcp])), Error::PortTwice { port: 80 });
+    assert_error!(rejection_by_arguments(|d| ports(d, &[tcp]).gdb_port(80)), Error::PortTwice { port: 80 });
+    let qemu = |d: HyperKit| ports(d, &[tcp, udp, any, any]).hyperkit("/bin/qemu-system-x86_64");
+    qemu(TestDir::new().description()).arguments("").unwrap();
 }
 
 /// hyperkit would try for ever, and not say so.
 #[test]
 fn a_vpnkit_socket_where_nobody_listens() {
-    let files = Files::new();
-    let (plain, left_behind) = (files.write("file", b""), files.path("socket"));
+    let test_dir = TestDir::new();
+    let (plain, left_behind) = (test_dir.write("file", b""), test_dir.path("socket"));
     drop(UnixListener::bind(&left_behind).unwrap());
     for socket in [plain, left_behind] {
-        let error = refused_with(&files, "", |m| m.vpnkit(VpnKit::Socket(socket.clone())));
-        assert_refused!(error, Error::Inaccessible { field: "vpnkit", path, .. } if path == socket);
+        let error = rejection_with(&test_dir, "", |d| d.vpnkit(VpnKit::Socket(socket.clone())));
+        assert_error!(error, Error::Inaccessible { field: "vpnkit", path, .. } if path == socket);
     }
 }
 
@@ -315,19 +316,19 @@ fn a_vpnkit_socket_where_nobody_listens() {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_vpnkit_that_is_busy_is_no_reason() {
-    let files = Files::new();
-    let listener = UnixListener::bind(files.path("vpnkit")).unwrap();
+    let test_dir = TestDir::new();
+    let listener = UnixListener::bind(test_dir.path("vpnkit")).unwrap();
     rustix::net::listen(&listener, 0).unwrap();
-    let _first = std::os::unix::net::UnixStream::connect(files.path("vpnkit")).unwrap(); // fills its queue
-    files.machine().vpnkit(VpnKit::Socket(files.path("vpnkit"))).check().unwrap();
+    let _first = std::os::unix::net::UnixStream::connect(test_dir.path("vpnkit")).unwrap(); // fills its queue
+    test_dir.description().vpnkit(VpnKit::Socket(test_dir.path("vpnkit"))).check().unwrap();
 }
 
 #[test]
 fn a_message_names_what_is_wrong_on_one_line_and_leaves_the_cause_to_source() {
-    let files = Files::new();
-    let circle = files.path("circle");
+    let test_dir = TestDir::new();
+    let circle = test_dir.path("circle");
     symlink(&circle, &circle).unwrap();
-    let error = refused_with(&files, "", |m| m.kernel(&circle));
+    let error = rejection_with(&test_dir, "", |d| d.kernel(&circle));
     let cause = std::error::Error::source(&error).unwrap().to_string();
     let message = error.to_string();
     assert!(message.contains("`kernel`") && message.contains(circle.to_str().unwrap()), "{message}");

@@ -6,11 +6,11 @@ use std::os::unix::net::{UnixListener, UnixStream};
 
 use hyperkit::{Error, HyperKit, Vm};
 
-use crate::common::{Ended, Files};
+use crate::common::{StopOnDrop, TestDir};
 
-fn started(files: &Files, change: impl Fn(HyperKit) -> HyperKit) -> (Vm, Ended) {
-    let end = files.ended();
-    (change(files.machine().vsock(true).vsock_guest_cid(0x2a)).start("guest").unwrap(), end)
+fn start_vm(test_dir: &TestDir, change: impl Fn(HyperKit) -> HyperKit) -> (Vm, StopOnDrop) {
+    let end = test_dir.stop_on_drop();
+    (change(test_dir.description().vsock(true).vsock_guest_cid(0x2a)).start("guest").unwrap(), end)
 }
 
 fn read(mut stream: UnixStream) -> String {
@@ -20,17 +20,17 @@ fn read(mut stream: UnixStream) -> String {
 }
 
 /// Stands in for hyperkit itself on one of its sockets.
-fn listens(files: &Files, name: &str) -> UnixListener {
-    fs::remove_file(files.path("vm").join(name)).unwrap();
-    UnixListener::bind(files.path("vm").join(name)).unwrap()
+fn listens(test_dir: &TestDir, name: &str) -> UnixListener {
+    fs::remove_file(test_dir.path("vm").join(name)).unwrap();
+    UnixListener::bind(test_dir.path("vm").join(name)).unwrap()
 }
 
 #[test]
 fn a_connection_begins_with_cid_and_port_and_nothing_else() {
-    let files = Files::new();
-    let (vm, _end) = started(&files, |machine| machine);
+    let test_dir = TestDir::new();
+    let (vm, _stop) = start_vm(&test_dir, |description| description);
     assert_eq!(read(vm.vsock_connect(1234).unwrap()), "", "nobody listens: the stream ends");
-    let hyperkit = listens(&files, "connect");
+    let hyperkit = listens(&test_dir, "connect");
     let mut stream = vm.vsock_connect(0xABCD).unwrap();
     stream.write_all(b"data").unwrap();
     drop(stream);
@@ -39,18 +39,18 @@ fn a_connection_begins_with_cid_and_port_and_nothing_else() {
 
 #[test]
 fn a_forwarded_port_has_a_socket_of_its_own_and_no_handshake() {
-    let files = Files::new();
-    let (vm, _end) = started(&files, |machine| machine.vsock_port(0x946));
-    let hyperkit = listens(&files, "0000002a.00000946");
+    let test_dir = TestDir::new();
+    let (vm, _stop) = start_vm(&test_dir, |description| description.vsock_port(0x946));
+    let hyperkit = listens(&test_dir, "0000002a.00000946");
     vm.vsock_connect(0x946).unwrap().write_all(b"data").unwrap();
     assert_eq!(read(hyperkit.accept().unwrap().0), "data");
 }
 
 #[test]
 fn the_guest_connects_to_a_socket_named_after_the_host() {
-    let files = Files::new();
-    let (vm, _end) = started(&files, |machine| machine);
-    let socket = files.path("vm/00000002.000015b3");
+    let test_dir = TestDir::new();
+    let (vm, _stop) = start_vm(&test_dir, |description| description);
+    let socket = test_dir.path("vm/00000002.000015b3");
     // As a process that is dead has left it.
     drop(UnixListener::bind(&socket).unwrap());
     let listener = vm.vsock_listen(0x15b3).unwrap();
@@ -66,10 +66,10 @@ fn the_guest_connects_to_a_socket_named_after_the_host() {
 
 #[test]
 fn sockets_are_where_the_description_says() {
-    let files = Files::new();
-    let elsewhere = files.path("sockets");
+    let test_dir = TestDir::new();
+    let elsewhere = test_dir.path("sockets");
     fs::create_dir(&elsewhere).unwrap();
-    let (vm, _end) = started(&files, |machine| machine.vsock_dir(&elsewhere));
+    let (vm, _stop) = start_vm(&test_dir, |description| description.vsock_dir(&elsewhere));
     vm.vsock_connect(1).unwrap();
     let _listener = vm.vsock_listen(2).unwrap();
     assert!(elsewhere.join("00000002.00000002").exists());
@@ -77,8 +77,8 @@ fn sockets_are_where_the_description_says() {
 
 #[test]
 fn a_machine_without_vsock_or_that_has_ended_has_none() {
-    let files = Files::new();
-    let (vm, _end) = started(&files, |machine| machine.vsock(false));
+    let test_dir = TestDir::new();
+    let (vm, _stop) = start_vm(&test_dir, |description| description.vsock(false));
     assert!(matches!(vm.vsock_connect(1), Err(Error::Needs { needs: "vsock", .. })));
     vm.stop().unwrap();
     assert!(matches!(vm.vsock_connect(1), Err(Error::NotRunning)));
