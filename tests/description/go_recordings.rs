@@ -109,7 +109,7 @@ fn meaning(state: &Value) -> BTreeMap<String, Value> {
 }
 
 #[test]
-fn arguments_are_those_that_go_made() {
+fn arguments_equal_those_of_go() {
     for case in cases_of_2017().iter().chain(&cases_of_2020()) {
         let arguments = case.config.arguments(&case.cmdline).unwrap();
         assert_eq!(cleaned(&arguments), cleaned(&expected(case)), "case {}", case.name);
@@ -117,7 +117,7 @@ fn arguments_are_those_that_go_made() {
 }
 
 #[test]
-fn state_means_what_go_wrote() {
+fn state_means_the_same_as_that_of_go() {
     for Case { name, mut config, cmdline, state, .. } in cases_of_2017() {
         config.arguments = config.arguments(&cmdline).unwrap();
         let program = config.hyperkit.clone().unwrap();
@@ -128,7 +128,7 @@ fn state_means_what_go_wrote() {
 }
 
 #[test]
-fn state_of_2017_loads_and_survives() {
+fn state_of_2017_round_trips() {
     for Case { name, config, state, .. } in cases_of_2017() {
         let loaded: HyperKit = serde_json::from_value(state.clone()).unwrap();
         assert_eq!(loaded.arguments, serde_json::from_value::<Vec<String>>(state["arguments"].clone()).unwrap());
@@ -141,7 +141,7 @@ fn state_of_2017_loads_and_survives() {
 
 /// It is written in the form of 2017, so it is the machine that is compared.
 #[test]
-fn state_of_2020_loads_and_survives() {
+fn state_of_2020_round_trips() {
     for Case { name, arguments, mut state, .. } in cases_of_2020() {
         let later = json!({"a": [1, {"b": null}], "c": 0.1});
         state["later"] = later.clone();

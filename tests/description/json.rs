@@ -52,7 +52,7 @@ fn every_field_has_the_form_that_go_reads() {
 }
 
 #[test]
-fn null_empty_and_missing_are_unset() {
+fn null_empty_and_missing_values_are_unset() {
     let keys = serde_json::to_value(HyperKit::new()).unwrap();
     assert_eq!(load(json!({})), HyperKit::new());
     for unset in [Value::Null, json!("")] {
@@ -62,7 +62,7 @@ fn null_empty_and_missing_are_unset() {
 }
 
 #[test]
-fn lists_of_later_generations_load_and_are_written_only_where_needed() {
+fn lists_of_later_versions_load_and_are_written_only_if_needed() {
     let late_2017 = json!({
         "disks": [{"path": "/a.img", "size": 1, "format": "raw", "driver": "virtio-blk"}, {"path": "/b.img", "size": 0}],
         "iso": ["/a.iso", "/b.iso"],
@@ -88,7 +88,7 @@ fn lists_of_later_generations_load_and_are_written_only_where_needed() {
 }
 
 #[test]
-fn a_disk_without_a_path_keeps_its_size() {
+fn disk_without_path_keeps_its_size() {
     let description = HyperKit::new().disk(Disk::in_state_dir(64));
     assert_eq!(load(serde_json::to_value(&description).unwrap()), description);
 }
@@ -96,7 +96,7 @@ fn a_disk_without_a_path_keeps_its_size() {
 /// The Go package leaves an empty format to hyperkit, for which it is raw. A guest may have written the header of an image
 /// that has the host's files in it, so its content must not decide.
 #[test]
-fn a_disk_of_the_go_package_without_a_format_is_raw() {
+fn go_disk_with_empty_format_is_raw() {
     let disks = |disk: Value| load(json!({ "disks": [disk] })).disks;
     assert_eq!(disks(json!({"path": "/a.img", "format": ""})), [Disk::raw("/a.img")]);
     assert_eq!(disks(json!({"path": "/a.img"})), [Disk::new("/a.img")]);
@@ -106,7 +106,7 @@ fn a_disk_of_the_go_package_without_a_format_is_raw() {
 }
 
 #[test]
-fn keys_of_other_versions_survive() {
+fn unknown_keys_are_preserved() {
     let description = load(json!({ "argv0": "vm", "serials": [], "vmnet": true, "cpus": 2 }));
     let written = serde_json::to_value(&description).unwrap();
     assert_eq!((&written["argv0"], &written["serials"], &written["vmnet"]), (&json!("vm"), &json!([]), &json!(true)));
@@ -115,7 +115,7 @@ fn keys_of_other_versions_survive() {
 
 /// What would be lost, or come back as something else.
 #[test]
-fn odd_values_survive_or_are_unset() {
+fn unusual_values_are_preserved_or_unset() {
     assert_eq!(load(json!({"iso": [""]})), HyperKit::new());
     assert_eq!(load(json!({"pid_started": ""})), HyperKit::new());
     let state = r#"{"later":7.777777777777777e96,"disks":[{"path":"/a","format":2,"driver":["x"]}]}"#;
@@ -128,7 +128,7 @@ fn odd_values_survive_or_are_unset() {
 }
 
 #[test]
-fn auto_and_each_console_survive() {
+fn vpnkit_auto_and_each_console_round_trip() {
     for console in [Console::Stdio, Console::File, Console::Log] {
         let description = HyperKit::new().vpnkit(VpnKit::Auto).console(console);
         assert_eq!(load(serde_json::to_value(&description).unwrap()), description);
@@ -136,7 +136,7 @@ fn auto_and_each_console_survive() {
 }
 
 #[test]
-fn what_is_no_machine_is_refused() {
+fn invalid_json_values_are_rejected() {
     for damaged in
         [json!([]), json!("x"), json!({"cpus": "two"}), json!({"cpus": -1}), json!({"console": 3}), json!({"disks": 1})]
     {
@@ -145,6 +145,6 @@ fn what_is_no_machine_is_refused() {
 }
 
 #[test]
-fn display_is_the_json() {
+fn display_prints_the_json() {
     assert_eq!(serde_json::from_str::<HyperKit>(&everything().to_string()).unwrap(), everything());
 }

@@ -11,7 +11,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_bytes_as_a_state_file_are_a_machine_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+    fn any_bytes_as_state_file_load_or_are_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         let test_dir = TestDir::new();
         fs::create_dir(test_dir.path("vm")).unwrap();
         test_dir.write("vm/hyperkit.json", &bytes);
@@ -23,7 +23,7 @@ proptest! {
     }
 
     #[test]
-    fn any_description_survives_its_state_file(
+    fn any_description_round_trips_through_json(
         cpus in any::<u32>(), memory in any::<u64>(), cid in any::<u32>(), pid in proptest::option::of(1..u32::MAX),
         texts in proptest::collection::vec("\\PC{1,12}", 5), sizes in proptest::collection::vec(1..u64::MAX, 0..4),
         ports in proptest::collection::vec(any::<u32>(), 0..6), isos in proptest::collection::vec("/\\PC{0,12}", 0..4),

@@ -23,7 +23,7 @@ fn bare() -> HyperKit {
 }
 
 #[test]
-fn every_recorded_command_line_comes_back() {
+fn recorded_command_lines_round_trip() {
     let recorded = [include_str!("../recorded/argv-2017.jsonl"), include_str!("../recorded/argv-2020.jsonl")];
     let cases: Vec<Value> =
         recorded.iter().flat_map(|of_year| of_year.lines()).map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -40,7 +40,7 @@ fn every_recorded_command_line_comes_back() {
 }
 
 #[test]
-fn docker_desktop() {
+fn docker_desktop_arguments_are_parsed() {
     let (description, cmdline) = parsed(
         "com.docker.hyperkit -A -u -F vms/0/hyperkit.pid -c 2 -m 2048M -s 0:0,hostbridge -s 31,lpc -s 1:0,virtio-vpnkit,\
          path=vpnkit.eth.sock,uuid=61b9ed19-44f8-4b92-bdd6-81bfa8f2e4c0 -U b9f6cfc1-9d43-4b2b-8a9c-6b9f04f4e6d2 -s 2:0,\
@@ -68,7 +68,7 @@ fn docker_desktop() {
 }
 
 #[test]
-fn docker_desktop_with_qcow2() {
+fn docker_desktop_arguments_with_qcow2_are_parsed() {
     let (description, _) = parsed(
         "com.docker.hyperkit -A -u -F vms/0/hyperkit.pid -c 4 -m 2048M -s 0:0,hostbridge -s 31,lpc -s 1:0,virtio-vpnkit,\
          path=s50 -s 2:0,ahci-hd,file:///Users/x/Library/Group%20Containers/Docker.qcow2?sync=os&buffered=1,format=qcow,\
@@ -95,7 +95,7 @@ fn docker_desktop_with_qcow2() {
 }
 
 #[test]
-fn minikube() {
+fn minikube_arguments_are_parsed() {
     let (description, cmdline) = parsed(
         "/usr/local/bin/hyperkit -A -u -F /Users/x/.minikube/machines/minikube/hyperkit.pid -c 2 -m 4000M -s 0:0,hostbridge \
          -s 31,lpc -s 1:0,virtio-net -U b97ad302-0a93-11ec-9e3f-acde48001122 -s 2:0,virtio-blk,/Users/x/.minikube/machines/\
@@ -122,7 +122,7 @@ fn minikube() {
 }
 
 #[test]
-fn linuxkit() {
+fn linuxkit_arguments_are_parsed() {
     let (description, cmdline) = parsed(
         "hyperkit -A -u -F linuxkit-state/hyperkit.pid -c 1 -m 1024M -s 0:0,hostbridge -s 31,lpc -s 1:0,virtio-vpnkit,path=/Users/\
          x/vpnkit.eth.sock -U 1f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55 -s 2,virtio-sock,guest_cid=3,path=linuxkit-state -s 3,ahci-cd,\
@@ -144,7 +144,7 @@ fn linuxkit() {
 
 /// What hyperkit makes of it where nothing is said, or said otherwise than the Go package does.
 #[test]
-fn defaults_and_other_spellings() {
+fn defaults_and_alternative_spellings_are_parsed() {
     let auto = (bare(), "auto".to_owned());
     assert_eq!(parsed(&format!("{BARE} -f kexec,/k")), auto);
     assert_eq!(parsed(&format!("{BARE} -f kexec,/k,,")), auto);
@@ -166,7 +166,7 @@ fn defaults_and_other_spellings() {
 
 /// The options that no field says, in the order that they come back in.
 #[test]
-fn what_is_not_ours_is_an_extra_argument() {
+fn unknown_options_become_extra_arguments() {
     let uuid = "1f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55";
     for (options, extra) in [
         // Out of order, or twice; behind that nothing is in its usual slot.
@@ -237,7 +237,7 @@ fn what_is_not_ours_is_an_extra_argument() {
 }
 
 #[test]
-fn what_hyperkit_refuses_is_foreign() {
+fn arguments_that_hyperkit_rejects_are_an_error() {
     let foreign = |words: &[&str], culprit: &str| match parse_arguments(words) {
         Err(Error::ForeignArguments { argument, .. }) => assert_eq!(argument, culprit, "{words:?}"),
         other => panic!("{words:?}: {other:?}"),
@@ -294,7 +294,7 @@ fn what_hyperkit_refuses_is_foreign() {
 }
 
 #[test]
-fn the_kernel_command_line_of_the_last_start_is_told_on_each_engine() {
+fn kernel_cmdline_returns_the_last_one_on_each_engine() {
     let linux = HyperKit::new().kernel("/k").initrd("/i");
     let multiboot = HyperKit::new().multiboot(Multiboot::new("/k").module("/m", "words"));
     for mut description in [linux, multiboot] {

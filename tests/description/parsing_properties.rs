@@ -178,7 +178,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_machine_comes_back_from_its_arguments((description, cmdline) in description(), chance in vec(any::<u8>(), 64)) {
+    fn any_description_round_trips_through_arguments((description, cmdline) in description(), chance in vec(any::<u8>(), 64)) {
         let arguments = command_line(&description, &cmdline);
         let (parsed, parsed_cmdline) = parse_arguments(&arguments).unwrap();
         prop_assert_eq!(&parsed, &description, "{:?}", arguments);
@@ -193,7 +193,7 @@ proptest! {
 
 /// The property is worth nothing if the machines are all alike, or the options stay where they are.
 #[test]
-fn the_machines_differ_and_the_options_move() {
+fn respelled_arguments_differ_but_keep_their_letters() {
     let chance: Vec<u8> = (0..64_u8).map(|i| i.wrapping_mul(151)).collect();
     let description = HyperKit::new().kernel("k").cpus(2).memory(64).uuid("01234567-89ab-cdef-0123-456789abcdef");
     let arguments = command_line(&description, "x");

@@ -15,13 +15,13 @@ fn values(description: &HyperKit, option: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_program_decides_the_language() {
+fn hypervisor_name_selects_the_engine() {
     assert_eq!(values(&description(), "-append"), ["earlyprintk=serial a, b"]);
     assert_eq!(values(&description().hyperkit("/opt/hyperkit"), "-f"), ["kexec,/k,/i,earlyprintk=serial a, b"]);
 }
 
 #[test]
-fn slots_are_hyperkits_and_addressed_in_hexadecimal() {
+fn pci_slots_equal_those_of_hyperkit_in_hexadecimal() {
     let full = (0..27).fold(description().vpnkit(VpnKit::Auto), |description, index| {
         description.disk(Disk::raw(format!("/disk{index}.img")))
     });
@@ -39,7 +39,7 @@ fn slots_are_hyperkits_and_addressed_in_hexadecimal() {
 }
 
 #[test]
-fn vsock_console_and_control() {
+fn vsock_console_and_qmp_options() {
     let description = description().state_dir("/vm").console(Console::File).vsock(true).vsock_guest_cid(7).uuid(UUID);
     assert!(values(&description, "-device").contains(&"vhost-vsock-pci,guest-cid=7,bus=pcie.0,addr=1.0".to_owned()));
     assert_eq!(
@@ -56,14 +56,14 @@ fn vsock_console_and_control() {
 }
 
 #[test]
-fn without_a_state_directory_there_is_no_file() {
+fn no_file_options_without_state_directory() {
     assert_eq!(values(&description(), "-chardev"), ["stdio,id=com1,signal=off"]);
     assert_eq!(values(&description(), "-pidfile"), [] as [&str; 0]);
     assert_eq!(values(&description().hyperkit("qemu-system-x86_64"), "-initrd"), ["/i"]);
 }
 
 #[test]
-fn each_card_has_its_network_and_the_first_the_address_and_the_ports() {
+fn each_nic_has_a_network_and_the_first_has_mac_and_port_forwards() {
     let mut all = description().vpnkit(VpnKit::Auto).vmnet(true).tap("tap7").mac("02:00:00:00:00:09");
     all = all.port_forward(PortForward::tcp(8080, 80)).port_forward(PortForward::udp(0, 53));
     assert_eq!(
@@ -109,7 +109,7 @@ fn each_disk_has_its_format_and_options() {
 }
 
 #[test]
-fn images_and_shares_are_given_as_they_are() {
+fn isos_and_shares_are_passed_unchanged() {
     let description =
         description().iso("/i.iso").random(false).socket_9p("/share", "tag").vhost_device_vsock("/program");
     assert_eq!(values(&description, "-drive"), ["if=none,id=cd1,format=raw,readonly=on,media=cdrom,file=/i.iso"]);
@@ -122,7 +122,7 @@ fn images_and_shares_are_given_as_they_are() {
 }
 
 #[test]
-fn each_serial_port_has_its_line_and_its_log() {
+fn each_serial_port_has_its_backend_and_log() {
     let description = description().state_dir("/vm").serial(Serial::none().log()).serial(Serial::tty().log());
     assert_eq!(
         values(&description, "-chardev")[2..],
@@ -133,7 +133,7 @@ fn each_serial_port_has_its_line_and_its_log() {
 }
 
 #[test]
-fn firmware_clock_debugger_core_dumps_and_what_else_there_is() {
+fn firmware_clock_debugger_core_dump_and_extra_options() {
     let rom =
         HyperKit::new().hyperkit("qemu-system-x86_64").bootrom("/uefi.fd").utc(false).gdb_port(1234).core_dumps(true);
     let rom = rom.exit_on_hlt(true).exit_on_pause(true).random(false).extra_argument("-cpu").extra_argument("max");

@@ -77,17 +77,17 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_state_file_survives_or_is_refused(bytes in any_or(states())) {
+    fn any_state_file_round_trips_or_is_rejected(bytes in any_or(states())) {
         inputs::json(&bytes);
     }
 
     #[test]
-    fn any_command_line_comes_back_or_is_refused(bytes in any_or(command_lines())) {
+    fn any_command_line_round_trips_or_is_rejected(bytes in any_or(command_lines())) {
         inputs::argv(&bytes);
     }
 
     #[test]
-    fn no_pid_file_makes_a_machine_of_a_stranger(bytes in prop_oneof![vec(any::<u8>(), 0..40), "[0-9]{1,10}[ \n]?".prop_map(String::into_bytes)]) {
+    fn no_pid_file_matches_an_unrelated_process(bytes in prop_oneof![vec(any::<u8>(), 0..40), "[0-9]{1,10}[ \n]?".prop_map(String::into_bytes)]) {
         inputs::pid_file(&bytes);
     }
 
@@ -99,7 +99,7 @@ proptest! {
 
 /// The process of this very test, and the first one of the system, are no machines.
 #[test]
-fn processes_that_run_are_no_machines() {
+fn pid_of_a_running_unrelated_process_matches_no_vm() {
     for pid in [1, std::process::id()] {
         inputs::pid_file(pid.to_string().as_bytes());
     }
@@ -107,7 +107,7 @@ fn processes_that_run_are_no_machines() {
 
 /// The checks look at something: what was recorded gets through to their end.
 #[test]
-fn what_was_recorded_passes() {
+fn recorded_inputs_are_accepted() {
     for (state, command_line) in states().iter().zip(command_lines()) {
         assert!(serde_json::from_slice::<hyperkit::HyperKit>(state).is_ok());
         inputs::json(state);

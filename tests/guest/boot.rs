@@ -19,7 +19,7 @@ fn seconds() -> u64 {
 }
 
 #[test]
-fn the_guest_finds_what_was_described() {
+fn guest_reports_the_described_hardware() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().canonicalize().unwrap();
     let share = guest::create_share(&dir, "share", "from the share");
@@ -94,7 +94,7 @@ fn the_guest_finds_what_was_described() {
 }
 
 #[test]
-fn run_has_the_console_on_standard_output() {
+fn run_prints_the_console_on_stdout() {
     let mut boot = Command::new(example_path("boot"));
     boot.args([
         "--no-state",
@@ -114,7 +114,7 @@ fn run_has_the_console_on_standard_output() {
 }
 
 #[test]
-fn another_process_takes_it_up_and_stops_it() {
+fn another_process_attaches_and_stops_the_vm() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().canonicalize().unwrap().join("vm");
     let _stop = StopOnDrop(state.clone());
@@ -140,7 +140,7 @@ fn another_process_takes_it_up_and_stops_it() {
 }
 
 #[test]
-fn what_qemu_refuses_at_its_start_is_in_the_error() {
+fn error_contains_qemu_output_when_start_fails() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().canonicalize().unwrap().join("vm");
     let _stop = StopOnDrop(state.clone());

@@ -20,7 +20,7 @@ fn read_until(mut console: &ConsoleStream, text: &str) -> String {
 }
 
 #[test]
-fn a_command_is_typed_and_answered_and_another_program_comes_after() {
+fn shell_session_through_console_stream_and_boot_attach() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().canonicalize().unwrap().join("vm");
     let _stop = StopOnDrop(state.clone());

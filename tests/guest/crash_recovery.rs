@@ -10,7 +10,7 @@ use crate::common::guest::{QUIET_CMDLINE, new_guest};
 use crate::common::{example_path, guest, to_pid};
 
 #[test]
-fn a_killed_machine_starts_again_and_the_plug_is_told_from_the_button() {
+fn killed_vm_starts_again_and_forced_shutdown_is_reported() {
     let mut guest = new_guest();
     for _ in 0..5 {
         let vm = guest.description.start(QUIET_CMDLINE).unwrap();
@@ -27,7 +27,7 @@ fn a_killed_machine_starts_again_and_the_plug_is_told_from_the_button() {
 
 /// Whenever its starter is killed, there is a machine that is found, or none and the next one starts.
 #[test]
-fn a_killed_starter_leaves_a_machine_that_is_found_or_none() {
+fn killed_starter_leaves_no_vm_or_one_that_is_found() {
     let mut guest = new_guest();
     for delay in [2, 5, 10, 20, 40, 60, 80, 120] {
         let mut boot = Command::new(example_path("boot"));

@@ -42,7 +42,7 @@ fn run(mut description: HyperKit, cmdline: &str) -> Report {
 }
 
 #[test]
-fn one_of_every_kind() {
+fn guest_finds_one_device_of_every_kind() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().canonicalize().unwrap();
     let read_only = dir.join("read-only.img");
@@ -105,7 +105,7 @@ fn one_of_every_kind() {
 }
 
 #[test]
-fn thirty_devices() {
+fn guest_finds_thirty_devices() {
     const DISKS: usize = 12;
     const ISOS: usize = 8;
     const SHARES: usize = 6;

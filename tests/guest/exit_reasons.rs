@@ -5,7 +5,7 @@ use hyperkit::Exit;
 use crate::common::guest::{BOOT_TIMEOUT, QUIET_CMDLINE, new_guest};
 
 #[test]
-fn a_guest_that_reboots_ends_with_a_reset() {
+fn guest_reboot_exits_with_reset() {
     let mut guest = new_guest();
     // A kernel without an init panics, and with panic=1 reboots.
     let vm = guest.description.start(&format!("{QUIET_CMDLINE} rdinit=/nothing root=/dev/nothing")).unwrap();

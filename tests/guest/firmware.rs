@@ -43,7 +43,7 @@ fn uefi_boots_a_kernel_from_a_cd() {
 
 /// QEMU alone would take 8 MiB at most. There is nothing in it, so nothing comes of it.
 #[test]
-fn the_largest_boot_rom_is_taken() {
+fn largest_boot_rom_is_accepted() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("vm");
     let _stop = StopOnDrop(state.clone());
@@ -102,7 +102,7 @@ const CODE: [u8; 94] = [
 ];
 
 #[test]
-fn a_multiboot_kernel_gets_its_modules() {
+fn multiboot_kernel_gets_its_modules() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     let (kernel, first, second) = (path("kernel"), path("first"), path("second"));

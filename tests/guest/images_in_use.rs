@@ -7,7 +7,7 @@ use crate::common::guest::description;
 
 /// QEMU's locks are seen, and those of who writes told from those of who reads.
 #[test]
-fn an_image_that_a_qemu_uses_is_refused_before_the_start() {
+fn image_in_use_by_qemu_is_rejected_before_start() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().canonicalize().unwrap();
     let (first, second) = (dir.join("first"), dir.join("second"));

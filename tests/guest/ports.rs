@@ -23,7 +23,7 @@ fn answer(port: u16, request: &[u8], length: usize) -> Vec<u8> {
 }
 
 #[test]
-fn a_free_port_leads_to_the_guest_and_can_be_asked_for() {
+fn free_host_port_is_forwarded_and_reported() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().canonicalize().unwrap().join("vm");
     let _stop = StopOnDrop(state.clone());
@@ -58,7 +58,7 @@ fn a_free_port_leads_to_the_guest_and_can_be_asked_for() {
 }
 
 #[test]
-fn a_debugger_reaches_the_machine() {
+fn debugger_connects_to_the_gdb_port() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().canonicalize().unwrap().join("vm");
     let _stop = StopOnDrop(state.clone());

@@ -15,7 +15,7 @@ use crate::common::guest::{BOOT_TIMEOUT, QUIET_CMDLINE, new_guest};
 use crate::common::{KillOnDrop, example_path, to_pid, wait_until};
 
 #[test]
-fn the_power_button_is_pressed_until_the_guest_listens() {
+fn shutdown_presses_power_button_until_guest_reacts() {
     let mut guest = new_guest();
     let vm = guest.description.start(QUIET_CMDLINE).unwrap();
     // The kernel is not even unpacked: the first presses are lost.
@@ -24,7 +24,7 @@ fn the_power_button_is_pressed_until_the_guest_listens() {
 }
 
 #[test]
-fn the_power_button_from_another_program() {
+fn another_process_presses_the_power_button() {
     let mut guest = new_guest();
     let vm = guest.description.start(QUIET_CMDLINE).unwrap();
     vm.wait_for_console("is up", BOOT_TIMEOUT).unwrap(); // whose grace is shorter than a boot can be
@@ -48,7 +48,7 @@ fn status(socket: PathBuf) -> String {
 }
 
 #[test]
-fn a_paused_machine_is_running_and_is_shut_down_all_the_same() {
+fn paused_vm_is_running_and_shuts_down() {
     let mut guest = new_guest();
     let vm = guest.description.start(QUIET_CMDLINE).unwrap();
     let other = |flag: &str| {
@@ -64,7 +64,7 @@ fn a_paused_machine_is_running_and_is_shut_down_all_the_same() {
 }
 
 #[test]
-fn without_a_state_directory_it_can_only_be_unplugged() {
+fn vm_without_state_directory_can_only_be_killed() {
     let mut description = new_guest().description.no_serials();
     description.state_dir = None;
     let vm = description.start(QUIET_CMDLINE).unwrap();
@@ -82,7 +82,7 @@ fn without_a_state_directory_it_can_only_be_unplugged() {
 
 /// A QEMU that hangs takes no more connections than fit into its queue: the next one must not wait for ever.
 #[test]
-fn a_qemu_that_hangs_is_unplugged_after_the_grace() {
+fn hung_qemu_is_killed_after_the_timeout() {
     let mut guest = new_guest();
     let vm = guest.description.start(QUIET_CMDLINE).unwrap();
     kill_process(to_pid(vm.pid()), Signal::STOP).unwrap();

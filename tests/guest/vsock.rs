@@ -48,7 +48,7 @@ impl Vsock {
 
 /// The guest's kernel itself says that nobody listens, so the way there is open.
 #[test]
-fn a_port_nobody_listens_on_is_an_error() {
+fn connection_to_port_without_listener_is_refused() {
     let vsock = Vsock::new();
     let vm = vsock.description().start("console=ttyS0 quiet").unwrap();
     vm.wait_for_console("is up", BOOT_TIMEOUT).unwrap();
@@ -78,7 +78,7 @@ impl Noise {
 }
 
 #[test]
-fn each_way_100_mb_arrive_as_they_were() {
+fn transfers_of_100_mb_are_intact_both_ways() {
     let vsock = Vsock::new();
     let initrd = initrd_with(&compile_program(vsock.state.parent().unwrap()));
     let vm = vsock.description().initrd(initrd).start("console=ttyS0 quiet").unwrap();
@@ -116,7 +116,7 @@ fn each_way_100_mb_arrive_as_they_were() {
 }
 
 #[test]
-fn it_ends_with_the_machine_and_leaves_nothing() {
+fn daemon_exits_with_the_vm_and_leaves_no_files() {
     let vsock = Vsock::new();
     let mut description = vsock.description();
     for _ in 0..3 {
@@ -131,7 +131,7 @@ fn it_ends_with_the_machine_and_leaves_nothing() {
 }
 
 #[test]
-fn its_sockets_can_be_elsewhere() {
+fn sockets_are_created_in_vsock_dir() {
     let vsock = Vsock::new();
     let elsewhere = vsock.state.with_file_name("sockets");
     fs::create_dir(&elsewhere).unwrap();
@@ -143,7 +143,7 @@ fn its_sockets_can_be_elsewhere() {
 }
 
 #[test]
-fn it_ends_when_the_machine_is_killed_also_without_its_starter() {
+fn daemon_exits_when_the_vm_is_killed_after_its_starter_exited() {
     let vsock = Vsock::new();
     let mut boot = Command::new(example_path("boot"));
     let path = std::env::var("PATH").unwrap();
@@ -162,7 +162,7 @@ fn it_ends_when_the_machine_is_killed_also_without_its_starter() {
 }
 
 #[test]
-fn the_machine_outlives_it_and_still_leaves_nothing() {
+fn vm_survives_a_killed_daemon_and_leaves_no_files() {
     let vsock = Vsock::new();
     let mut description = vsock.description();
     let vm = description.start("console=ttyS0").unwrap();
@@ -179,7 +179,7 @@ fn the_machine_outlives_it_and_still_leaves_nothing() {
 
 /// Each of the processes around it may be killed: the others end with the machine at the latest.
 #[test]
-fn a_shell_that_is_killed_leaves_nothing_either() {
+fn killed_watcher_process_leaves_no_processes() {
     let vsock = Vsock::new();
     let mut description = vsock.description();
     let count = {
@@ -197,7 +197,7 @@ fn a_shell_that_is_killed_leaves_nothing_either() {
 }
 
 #[test]
-fn what_is_in_the_place_of_its_socket_stays() {
+fn existing_file_or_live_socket_is_not_replaced() {
     let vsock = Vsock::new();
     let elsewhere = vsock.state.with_file_name("sockets");
     fs::create_dir(&elsewhere).unwrap();
@@ -222,7 +222,7 @@ fn what_is_in_the_place_of_its_socket_stays() {
 }
 
 #[test]
-fn it_ends_when_qemu_does_not_start() {
+fn daemon_exits_when_qemu_fails_to_start() {
     let vsock = Vsock::new();
     match vsock.description().extra_argument("-no-such-option").start("console=ttyS0") {
         Err(Error::ProgramFailed { exit: Exit::Failed(1), last_words }) => {
@@ -235,7 +235,7 @@ fn it_ends_when_qemu_does_not_start() {
 }
 
 #[test]
-fn a_program_that_fails_is_an_error_with_its_words() {
+fn daemon_failure_is_an_error_with_its_output() {
     let vsock = Vsock::new();
     let program = vsock.write_program("vhost-device-vsock", "#!/bin/sh\necho cannot do it >&2\nexit 3\n");
     match vsock.description().vhost_device_vsock(&program).start("console=ttyS0") {
@@ -250,7 +250,7 @@ fn a_program_that_fails_is_an_error_with_its_words() {
 
 /// A QEMU that hangs before it takes the line: then only the starter holds it.
 #[test]
-fn it_ends_when_the_starter_is_killed_before_qemu_is_there() {
+fn daemon_exits_when_the_starter_is_killed_before_qemu_is_ready() {
     let vsock = Vsock::new();
     let qemu = vsock.write_program("qemu-system-x86_64", "#!/bin/sh\necho $$ >\"$0.pid\"\nexec sleep 1000\n");
     let tools = vsock.state.with_file_name("tools");

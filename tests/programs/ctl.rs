@@ -24,7 +24,7 @@ fn json(words: &[&str], dir: &Path) -> (Vec<Value>, bool) {
 }
 
 #[test]
-fn a_machine_is_listed_shown_and_looked_after() {
+fn commands_report_and_control_a_vm_in_json() {
     let test_dir = TestDir::new();
     let (description, vm, _stop) = start_vm(&test_dir, "guest guest.say=hello");
     let dir = test_dir.path("vm");
@@ -59,7 +59,7 @@ fn a_machine_is_listed_shown_and_looked_after() {
 }
 
 #[test]
-fn a_follower_hears_it_all_and_ends_with_the_machine() {
+fn log_follow_prints_everything_and_ends_with_the_vm() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest.say=first");
     let mut follower = ctl(&["log", "-f"], &test_dir.path("vm")).stdout(Stdio::piped()).spawn().unwrap();
@@ -71,7 +71,7 @@ fn a_follower_hears_it_all_and_ends_with_the_machine() {
 }
 
 #[test]
-fn people_read_it_too_and_what_makes_no_sense_is_refused() {
+fn list_prints_a_table_and_invalid_usage_is_rejected() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest");
     test_dir.write("damaged.json", b"");

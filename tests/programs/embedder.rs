@@ -51,7 +51,7 @@ fn build() -> PathBuf {
 }
 
 #[test]
-fn the_programs_in_the_readme_start_a_machine_talk_to_it_and_end_it() {
+fn readme_programs_start_use_and_shut_down_a_vm() {
     let dir = tempfile::tempdir().unwrap();
     let here = dir.path().join("here");
     fs::create_dir(&here).unwrap();
@@ -129,7 +129,7 @@ impl Drop for StopAllOnDrop {
 }
 
 #[test]
-fn a_pool_hands_out_replaces_the_dead_is_taken_up_after_a_kill_and_drained() {
+fn pool_replaces_dead_vms_survives_a_kill_and_drains() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("pool");
     let _stop = StopAllOnDrop(root.clone());

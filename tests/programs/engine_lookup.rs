@@ -16,7 +16,7 @@ fn text(output: &[u8]) -> String {
 
 /// With no program set, hyperkit's names come before QEMU's, and every place looked at is in the error.
 #[test]
-fn the_default_program() {
+fn default_hypervisor_is_looked_up_in_order() {
     let test_dir = TestDir::new();
     let bin = test_dir.path("bin");
     fs::create_dir(&bin).unwrap();
@@ -55,7 +55,7 @@ fn the_default_program() {
 
 /// Root reads everything, so this is tried as somebody else.
 #[test]
-fn a_kernel_that_may_not_be_read() {
+fn unreadable_kernel_is_an_error() {
     let test_dir = TestDir::new();
     let open_to_all = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     let boot = test_dir.path("boot");
@@ -84,7 +84,7 @@ fn a_kernel_that_may_not_be_read() {
 
 /// VPNKit's socket is looked for in the home directory: the newer name first.
 #[test]
-fn vpnkit_auto() {
+fn vpnkit_auto_looks_up_the_socket_in_the_home_directory() {
     let test_dir = TestDir::new();
     let data = test_dir.path("Library/Containers/com.docker.docker/Data");
     fs::create_dir_all(&data).unwrap();

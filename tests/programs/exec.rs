@@ -40,7 +40,7 @@ impl Exec {
 }
 
 #[test]
-fn output_errors_and_status_are_those_of_the_program() {
+fn stdout_stderr_and_status_are_those_of_the_program() {
     let exec = Exec::new();
     let output = exec.run(&exec.program, &["a", "b c", "", "it's", "--help", "$HOME\n*"]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
@@ -58,7 +58,7 @@ fn output_errors_and_status_are_those_of_the_program() {
 }
 
 #[test]
-fn a_program_that_fails_or_cannot_be_run_says_so() {
+fn crash_and_exec_failure_are_reported() {
     let exec = Exec::new();
     let output = exec.run(&exec.program, &["fault"]);
     assert_eq!(output.status.code(), Some(128 + 11), "{output:?}");
@@ -86,7 +86,7 @@ impl Drop for Running {
 }
 
 #[test]
-fn who_ends_it_ends_the_machine() {
+fn sigterm_stops_the_vm() {
     let exec = Exec::new();
     let script = exec.dir.path().join("script");
     fs::write(&script, "#!/bin/sh\necho here\nexec sleep 1000\n").unwrap();
@@ -100,7 +100,7 @@ fn who_ends_it_ends_the_machine() {
 }
 
 #[test]
-fn what_is_on_standard_input_is_left_to_the_next_who_reads() {
+fn stdin_is_not_read() {
     let exec = Exec::new();
     let input = exec.dir.path().join("input");
     fs::write(&input, "for the next\n").unwrap();
@@ -111,7 +111,7 @@ fn what_is_on_standard_input_is_left_to_the_next_who_reads() {
 }
 
 #[test]
-fn who_hears_no_errors_any_more_gets_no_machine_that_runs_on() {
+fn closing_stderr_stops_the_vm() {
     let exec = Exec::new();
     let script = exec.dir.path().join("script");
     fs::write(&script, "#!/bin/sh\necho first >&2\nwhile sleep 0.1; do echo more >&2; done\n").unwrap();

@@ -65,7 +65,7 @@ impl Terminal {
 }
 
 #[test]
-fn what_is_typed_reaches_the_guest_even_interrupts_and_the_power_button_gives_the_terminal_back() {
+fn input_reaches_the_guest_and_shutdown_restores_the_terminal() {
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
     let mut terminal = Terminal::new();
@@ -83,7 +83,7 @@ fn what_is_typed_reaches_the_guest_even_interrupts_and_the_power_button_gives_th
 }
 
 #[test]
-fn a_killed_machine_gives_it_back_too() {
+fn killed_vm_restores_the_terminal() {
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
     let mut terminal = Terminal::new();
@@ -99,7 +99,7 @@ fn a_killed_machine_gives_it_back_too() {
 }
 
 #[test]
-fn a_killed_attach_gives_it_back_and_leaves_the_machine() {
+fn killed_attach_restores_the_terminal_and_keeps_the_vm() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest");
     let terminal = Terminal::new();
@@ -114,7 +114,7 @@ fn a_killed_attach_gives_it_back_and_leaves_the_machine() {
 
 /// Else the terminal would answer, and its answer be typed into the next program.
 #[test]
-fn what_a_log_would_tell_it_to_do_is_only_shown() {
+fn log_escapes_terminal_control_sequences() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest.say=\x1b[6nhere");
     vm.wait_for_console("here", TEST_TIMEOUT).unwrap();

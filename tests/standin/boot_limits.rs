@@ -25,7 +25,7 @@ fn kernel_to(end: u64) -> Vec<u8> {
 
 /// Of more than 3 GiB, the rest is above 4 GiB, where nothing is loaded.
 #[test]
-fn kernels_and_initrds_in_memory() {
+fn kernel_and_initrd_have_to_fit_into_low_memory() {
     let test_dir = TestDir::new();
     let kernel = test_dir.path("vmlinuz");
     for (memory, low_memory) in [(4, 4), (3072, 3072), (3073, 3072), (8192, 3072)] {
@@ -53,7 +53,7 @@ fn kernels_and_initrds_in_memory() {
 
 /// One that cannot be moved, and one that wants its initrd below 4 MiB.
 #[test]
-fn kernels_that_say_where() {
+fn fixed_load_address_and_initrd_limit_are_respected() {
     let test_dir = TestDir::new();
     let kernel = test_dir.path("vmlinuz");
     let mut fixed = bz_image(2047);
@@ -89,7 +89,7 @@ fn multiboot(flags: u32) -> Vec<u8> {
 }
 
 #[test]
-fn multiboot_kernels() {
+fn multiboot_header_is_validated() {
     const HAS_ADDRESSES: u32 = 1 << 16;
     let test_dir = TestDir::new();
     // One segment to load, of which the header is behind the file's: address, length.
@@ -137,7 +137,7 @@ fn multiboot_kernels() {
 
 /// Kernel and modules go behind one another, each on a page, into 4 MiB here.
 #[test]
-fn multiboot_kernels_and_modules_in_memory() {
+fn multiboot_kernel_and_modules_have_to_fit_into_memory() {
     let test_dir = TestDir::new();
     let mut kernel = [multiboot(1 << 16), vec![0]].concat();
     let mut load_at = |address: u32| {
@@ -169,7 +169,7 @@ fn multiboot_kernels_and_modules_in_memory() {
 
 /// Into 4 MiB, from 2 MiB on: all of the file from its start in memory, or as much as its header says, or its segments.
 #[test]
-fn where_multiboot_kernels_end() {
+fn end_of_multiboot_kernel_is_computed_from_header_or_segments() {
     let test_dir = TestDir::new();
     let mut addressed = [vec![0; PAGE as usize], multiboot(1 << 16), vec![0]].concat();
     let mut put = |address: u32, at: usize| {
@@ -215,7 +215,7 @@ fn where_multiboot_kernels_end() {
 }
 
 #[test]
-fn multiboot_modules() {
+fn multiboot_modules_are_validated() {
     let test_dir = TestDir::new();
     let kernel = test_dir.write("k:e;rnel", &[multiboot(1 << 16), vec![0]].concat());
     let module = test_dir.write("mo dule", b"module");

@@ -11,7 +11,7 @@ use rustix::process::{Signal, kill_process};
 use crate::common::{TestDir, boot_command, hypervisors_in, start_vm, to_pid};
 
 #[test]
-fn of_fifty_starting_processes_one_wins() {
+fn one_of_fifty_concurrent_processes_starts_the_vm() {
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
     let starters: Vec<_> = (0..50).map(|_| boot_command(&test_dir, "guest").spawn().unwrap()).collect();
@@ -27,7 +27,7 @@ fn of_fifty_starting_processes_one_wins() {
 
 /// Whoever waits for the lock may get that of a directory that is somewhere else by then.
 #[test]
-fn a_start_locks_the_directory_that_is_there() {
+fn start_locks_the_current_directory_after_a_rename() {
     let test_dir = TestDir::new();
     let dir = test_dir.path("vm");
     let _stop = test_dir.stop_on_drop();
@@ -53,7 +53,7 @@ fn a_start_locks_the_directory_that_is_there() {
 
 /// Whoever waits for the lock beside a removal finds nothing left to do.
 #[test]
-fn ending_and_removing_beside_a_removal_is_no_error() {
+fn stop_and_remove_during_a_removal_succeed() {
     for remove in [true, false] {
         let test_dir = TestDir::new();
         let (description, vm, _stop) = start_vm(&test_dir, "guest");
@@ -70,7 +70,7 @@ fn ending_and_removing_beside_a_removal_is_no_error() {
 }
 
 #[test]
-fn of_many_starters_at_once_one_wins() {
+fn one_of_many_concurrent_threads_starts_the_vm() {
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
     let all = Barrier::new(12);

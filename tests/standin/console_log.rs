@@ -61,7 +61,7 @@ fn lines(numbers: std::ops::Range<usize>) -> String {
 }
 
 #[test]
-fn before_at_and_after_it_goes_round_all_that_is_kept_comes_in_order() {
+fn log_is_complete_and_in_order_before_at_and_after_wraparound() {
     let mut echo = Echo::new();
     let begin = echo.log();
     assert!(begin.starts_with("Linux version 0") && begin.len() < 512, "{begin:?}");
@@ -96,7 +96,7 @@ fn before_at_and_after_it_goes_round_all_that_is_kept_comes_in_order() {
 }
 
 #[test]
-fn a_follower_gets_each_line_once_around_the_ring_until_the_machine_ends() {
+fn follower_gets_each_line_once_until_the_vm_exits() {
     const LINES: usize = 6000; // three times round
     let mut echo = Echo::new();
     let followed = std::thread::scope(|scope| {
@@ -132,7 +132,7 @@ fn a_follower_gets_each_line_once_around_the_ring_until_the_machine_ends() {
 
 /// Where it is written next then shows only when it is.
 #[test]
-fn a_follower_that_begins_on_a_full_ring_without_times_gets_each_line_once() {
+fn follower_of_full_ring_without_timestamps_gets_each_line_once() {
     let mut echo = Echo::new();
     let plain =
         |numbers: std::ops::Range<usize>| numbers.map(|n| format!("line{n:>25}\n")).collect::<Vec<_>>().concat();
@@ -162,7 +162,7 @@ fn a_follower_that_begins_on_a_full_ring_without_times_gets_each_line_once() {
 }
 
 #[test]
-fn a_prompt_is_waited_for_said_before_or_after_and_without_an_end_of_line() {
+fn wait_for_console_finds_past_and_future_text_without_newline() {
     let mut echo = Echo::new();
     let said = echo.vm.wait_for_console("version 0", TEST_TIMEOUT).unwrap();
     assert!(said.starts_with("Linux version 0"), "{said}");
@@ -188,7 +188,7 @@ fn a_prompt_is_waited_for_said_before_or_after_and_without_an_end_of_line() {
 }
 
 #[test]
-fn a_machine_that_keeps_none_has_none() {
+fn console_log_without_log_is_an_error() {
     let test_dir = TestDir::new();
     let description = test_dir.description().serial(Serial::tty());
     assert!(matches!(description.console_log(), Err(Error::NoLog)));

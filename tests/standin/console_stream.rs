@@ -30,7 +30,7 @@ fn console(vm: &Vm) -> ConsoleStream {
 }
 
 #[test]
-fn what_is_written_the_guest_reads_and_what_it_says_is_read() {
+fn console_stream_carries_bytes_both_ways_also_after_reattach() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest");
     let mut first = console(&vm);
@@ -52,7 +52,7 @@ fn what_is_written_the_guest_reads_and_what_it_says_is_read() {
 }
 
 #[test]
-fn a_guest_that_says_nothing_does_not_hold_one_up_for_ever() {
+fn read_from_silent_guest_times_out() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest");
     let mut console = console(&vm);
@@ -65,7 +65,7 @@ fn a_guest_that_says_nothing_does_not_hold_one_up_for_ever() {
 }
 
 #[test]
-fn the_end_of_the_machine_is_the_end_of_the_stream_also_for_who_waits() {
+fn vm_exit_ends_the_stream_and_a_blocked_read() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest");
     let mut reader = console(&vm);
@@ -82,7 +82,7 @@ fn the_end_of_the_machine_is_the_end_of_the_stream_also_for_who_waits() {
 /// Else the end of the machine would hang up on whoever has no terminal of their own, as a service has none.
 #[cfg(target_os = "linux")]
 #[test]
-fn the_console_does_not_become_the_controlling_terminal() {
+fn console_does_not_become_the_controlling_terminal() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest");
     use std::process::{Command, Stdio};
@@ -97,8 +97,8 @@ fn the_console_does_not_become_the_controlling_terminal() {
 }
 
 #[test]
-fn a_console_that_leads_elsewhere_is_none() {
-    in_child_process("console_stream::a_console_that_leads_elsewhere_is_none", || {
+fn console_without_pty_is_an_error() {
+    in_child_process("console_stream::console_without_pty_is_an_error", || {
         let test_dir = TestDir::new();
         let _stop = test_dir.stop_on_drop();
         let mut description = test_dir.description().serial(Serial::none().log());

@@ -16,7 +16,7 @@ fn damaged(whole: &[u8]) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn a_damaged_state_file_is_an_error_and_no_obstacle() {
+fn corrupt_state_file_is_an_error_and_start_replaces_it() {
     let test_dir = TestDir::new();
     let (description, vm, _stop) = start_vm(&test_dir, "guest");
     vm.stop().unwrap();
@@ -46,7 +46,7 @@ fn a_damaged_state_file_is_an_error_and_no_obstacle() {
 }
 
 #[test]
-fn beside_a_live_machine_a_damaged_state_file_lets_no_second_one_in() {
+fn corrupt_state_file_of_a_running_vm_allows_no_second_start() {
     let test_dir = TestDir::new();
     let (description, vm, _stop) = start_vm(&test_dir, "guest");
     let whole = fs::read(test_dir.path("vm/hyperkit.json")).unwrap();
@@ -64,7 +64,7 @@ fn beside_a_live_machine_a_damaged_state_file_lets_no_second_one_in() {
 }
 
 #[test]
-fn a_damaged_pid_file_is_no_obstacle_and_loses_no_machine() {
+fn corrupt_pid_file_hides_no_vm_and_blocks_no_start() {
     let contents: [&[u8]; 10] =
         [b"", b"\n", b"garbage", b"-1", b"0", b"1", b"99999999999999999999", b"\xff\xfe", b"12 34", &[b'1'; 10_000]];
     let test_dir = TestDir::new();
@@ -95,7 +95,7 @@ fn a_damaged_pid_file_is_no_obstacle_and_loses_no_machine() {
 
 /// Names that lead out of the directory are none of disks that were made in it.
 #[test]
-fn what_a_state_file_claims_to_have_made_elsewhere_is_not_deleted() {
+fn remove_deletes_no_recorded_disk_outside_the_state_directory() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest");
     vm.stop().unwrap();

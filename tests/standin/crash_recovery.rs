@@ -9,7 +9,7 @@ use rustix::process::{Signal, kill_process};
 use crate::common::{TestDir, boot_command, console_output, hypervisors_in, start_vm, to_pid, wait_until};
 
 #[test]
-fn it_starts_over_a_pid_file_that_a_killed_machine_left() {
+fn stale_pid_file_does_not_block_start() {
     let test_dir = TestDir::new();
     let (mut description, vm, _stop) = start_vm(&test_dir, "guest");
     kill_process(to_pid(vm.pid()), Signal::KILL).unwrap();
@@ -21,7 +21,7 @@ fn it_starts_over_a_pid_file_that_a_killed_machine_left() {
 }
 
 #[test]
-fn a_hundred_killed_machines_never_keep_the_next_from_starting() {
+fn start_succeeds_after_each_of_a_hundred_kills() {
     let test_dir = TestDir::new();
     let (mut description, mut vm, _stop) = start_vm(&test_dir, "guest");
     for _ in 0..100 {
@@ -35,7 +35,7 @@ fn a_hundred_killed_machines_never_keep_the_next_from_starting() {
 
 /// As after a power cut: the pid file names a process that was never there, and sockets and the tty lead nowhere.
 #[test]
-fn a_start_after_a_reboot_of_the_host() {
+fn start_succeeds_after_a_host_reboot() {
     let test_dir = TestDir::new();
     let (description, _vm, _stop) = start_vm(&test_dir, "guest");
     description.stop().unwrap();
@@ -52,7 +52,7 @@ fn a_start_after_a_reboot_of_the_host() {
 
 /// Killed at a random moment, a starter leaves nothing running, or a machine that is found.
 #[test]
-fn two_hundred_killed_starters_leave_nothing_or_a_machine_that_is_found() {
+fn killed_starters_leave_no_vm_or_one_that_is_found() {
     let test_dir = TestDir::new();
     let dir = test_dir.path("vm");
     let _stop = test_dir.stop_on_drop();
@@ -100,7 +100,7 @@ fn two_hundred_killed_starters_leave_nothing_or_a_machine_that_is_found() {
 }
 
 #[test]
-fn nothing_of_a_killed_machine_passes_for_the_next_ones() {
+fn start_removes_stale_files_of_a_killed_vm() {
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
     let mut description = test_dir.description().vsock(true).vsock_port(2374);

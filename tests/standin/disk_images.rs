@@ -13,7 +13,7 @@ use crate::common::{TestDir, file_names};
 const MIB: u64 = 1024 * 1024;
 
 #[test]
-fn is_exactly_as_long_as_asked_and_takes_no_room() {
+fn new_raw_image_is_sparse_and_has_the_requested_size() {
     let dir = tempfile::tempdir().unwrap();
     for size in [1, 3, 64 * 1024] {
         let path = dir.path().join(format!("{size}.img"));
@@ -27,14 +27,14 @@ fn is_exactly_as_long_as_asked_and_takes_no_room() {
 }
 
 #[test]
-fn makes_the_directories_above() {
+fn create_creates_parent_directories() {
     let dir = tempfile::tempdir().unwrap();
     create_disk_image(dir.path().join("a/b/c.img"), 1).unwrap();
     assert_eq!(file_names(&dir.path().join("a/b")), ["c.img"]);
 }
 
 #[test]
-fn never_touches_what_is_there() {
+fn create_never_overwrites_an_existing_path() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("d.img");
     fs::write(&path, "precious").unwrap();
@@ -47,7 +47,7 @@ fn never_touches_what_is_there() {
 }
 
 #[test]
-fn refuses_sizes_that_cannot_be_and_makes_nothing() {
+fn invalid_size_is_rejected_and_creates_nothing() {
     let dir = tempfile::tempdir().unwrap();
     for size in [0, 1 << 43, u64::MAX] {
         let made = create_disk_image(dir.path().join("sub/d.img"), size);
@@ -57,7 +57,7 @@ fn refuses_sizes_that_cannot_be_and_makes_nothing() {
 }
 
 #[test]
-fn a_place_where_nothing_can_be_made_is_an_error_that_names_it() {
+fn create_error_names_the_path() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("file"), "").unwrap();
     let made = create_disk_image(dir.path().join("file/d.img"), 1);
@@ -65,7 +65,7 @@ fn a_place_where_nothing_can_be_made_is_an_error_that_names_it() {
 }
 
 #[test]
-fn of_many_at_once_one_makes_it() {
+fn one_of_many_concurrent_creates_succeeds() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("d.img");
     let all = Barrier::new(8);
@@ -81,7 +81,7 @@ fn of_many_at_once_one_makes_it() {
 
 /// As if the program had been killed while it made the image.
 #[test]
-fn what_a_killed_maker_left_is_finished() {
+fn create_replaces_an_unfinished_image() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join(".d.img.new"), "half a disk").unwrap();
     create_disk_image(dir.path().join("d.img"), 1).unwrap();
@@ -91,7 +91,7 @@ fn what_a_killed_maker_left_is_finished() {
 
 /// Where others may write, too, somebody may have put a link there.
 #[test]
-fn a_link_in_the_place_of_an_unfinished_image_is_not_followed() {
+fn symlink_in_place_of_an_unfinished_image_is_not_followed() {
     let test_dir = TestDir::new();
     let precious = test_dir.write("precious", b"precious");
     symlink(&precious, test_dir.path(".d.img.new")).unwrap();
@@ -113,7 +113,7 @@ fn qcow2(path: impl Into<PathBuf>) -> Disk {
 }
 
 #[test]
-fn a_qcow2_image_is_made_and_grown_by_what_is_there() {
+fn qcow2_image_is_created_and_grown() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a/d.qcow2");
     for disk in [qcow2(&path), Disk::new(dir.path().join("by-name.qcow2"))] {
@@ -130,7 +130,7 @@ fn a_qcow2_image_is_made_and_grown_by_what_is_there() {
 }
 
 #[test]
-fn growing_never_shrinks() {
+fn grow_never_shrinks() {
     let dir = tempfile::tempdir().unwrap();
     for disk in [Disk::raw(dir.path().join("raw")), qcow2(dir.path().join("qcow2"))] {
         let disk = disk.size(4);
@@ -168,7 +168,7 @@ fn made_by(tool: &Path, path: impl Into<PathBuf>) -> Disk {
 
 /// A stand-in for `qcow-tool` that writes down how it was called, and one that fails.
 #[test]
-fn qcow_tool_is_spoken_to_in_its_own_language_and_may_fail() {
+fn qcow_tool_gets_its_own_arguments_and_its_failure_is_an_error() {
     let test_dir = TestDir::new();
     let script = |name: &str, text: &str| script(&test_dir, name, text);
     let with = |tool: &Path| made_by(tool, test_dir.path("d.qcow2"));
@@ -190,7 +190,7 @@ fn qcow_tool_is_spoken_to_in_its_own_language_and_may_fail() {
 
 /// A name may start with a dash, or look like a protocol to the tool.
 #[test]
-fn a_tool_is_told_the_whole_path() {
+fn image_tool_gets_an_absolute_path() {
     let test_dir = TestDir::new();
     let tool = script(&test_dir, "qemu-img", "echo \"$5\" >&2; exit 1");
     match made_by(&tool, "nbd:no-such.qcow2").create() {
@@ -202,7 +202,7 @@ fn a_tool_is_told_the_whole_path() {
 }
 
 #[test]
-fn what_appears_while_an_image_is_made_is_not_replaced() {
+fn file_that_appears_during_create_is_not_replaced() {
     let test_dir = TestDir::new();
     let image = test_dir.path("d.qcow2");
     let tool = script(&test_dir, "qemu-img", &format!("echo precious >'{}'", image.display()));
@@ -213,7 +213,7 @@ fn what_appears_while_an_image_is_made_is_not_replaced() {
 
 /// What is there later under its name is somebody else's.
 #[test]
-fn an_image_that_could_not_be_made_is_not_remembered_as_made() {
+fn failed_create_records_no_created_disk() {
     let test_dir = TestDir::new();
     let tool = script(&test_dir, "qemu-img", "exit 1");
     let started = test_dir.description().disk(made_by(&tool, test_dir.path("vm/d.qcow2"))).start("guest");
@@ -224,7 +224,7 @@ fn an_image_that_could_not_be_made_is_not_remembered_as_made() {
 }
 
 #[test]
-fn a_tool_that_is_missing_is_missed_before_anything_is_made() {
+fn missing_image_tool_is_an_error_before_anything_is_created() {
     let test_dir = TestDir::new();
     let description = test_dir.description().disk(made_by(&test_dir.path("none"), test_dir.path("d.qcow2")));
     assert!(matches!(description.check(), Err(Error::ToolNotFound { field: "disks", .. })));
@@ -233,7 +233,7 @@ fn a_tool_that_is_missing_is_missed_before_anything_is_made() {
 }
 
 #[test]
-fn a_device_has_the_size_it_has() {
+fn grow_leaves_a_device_alone() {
     let test_dir = TestDir::new();
     let device = Disk::raw("/dev/null").size(1);
     device.grow().unwrap();
@@ -241,7 +241,7 @@ fn a_device_has_the_size_it_has() {
 }
 
 #[test]
-fn a_start_makes_and_grows_and_does_not_shrink() {
+fn start_creates_and_grows_but_never_shrinks_a_disk() {
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
     let length = || test_dir.path("d.img").metadata().unwrap().len();
@@ -269,7 +269,7 @@ fn found(test_dir: &TestDir, disk: Disk) -> Result<Option<Format>, Error> {
 }
 
 #[test]
-fn the_content_tells_the_format_and_then_the_name() {
+fn format_is_probed_from_content_then_from_the_name() {
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
     let qcow = Some(Format::Qcow2(Qcow::default()));
@@ -291,7 +291,7 @@ fn the_content_tells_the_format_and_then_the_name() {
 
 /// A guest may write whatever it likes to its raw disk, also the header of an image that has the host's files in it.
 #[test]
-fn an_image_that_rests_on_another_is_not_taken_by_its_content() {
+fn probed_qcow2_image_with_backing_file_is_rejected() {
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
     let secret = test_dir.write("secret", &[b's'; 4096]);
@@ -307,7 +307,7 @@ fn an_image_that_rests_on_another_is_not_taken_by_its_content() {
 }
 
 #[test]
-fn a_disk_that_may_not_be_written_has_to_say_so() {
+fn unwritable_disk_has_to_be_read_only() {
     let test_dir = TestDir::new();
     let image = test_dir.write("d.img", &[0; 4096]);
     fs::set_permissions(&image, fs::Permissions::from_mode(0o444)).unwrap();

@@ -10,7 +10,7 @@ use crate::common::{
 };
 
 #[test]
-fn run_tells_how_the_guest_ended() {
+fn run_returns_the_exit_reason() {
     for (code, exit) in
         [(0, Exit::PowerOff), (2, Exit::Reset), (3, Exit::TripleFault), (1, Exit::Failed(1)), (100, Exit::Failed(100))]
     {
@@ -29,7 +29,7 @@ fn run_tells_how_the_guest_ended() {
 }
 
 #[test]
-fn signals_end_it_as_they_do() {
+fn signals_map_to_exit_reasons() {
     // SIGTERM is the power button, once the guest listens; before that it kills, as others do: here one that
     // neither a script ignores for what it starts in the background, nor Rust's std has a handler for in the stand-in.
     for (guest, signal, exit) in [
@@ -48,7 +48,7 @@ fn signals_end_it_as_they_do() {
 }
 
 #[test]
-fn a_program_that_dies_at_its_start_is_an_error_with_its_last_words() {
+fn hypervisor_that_dies_at_start_is_an_error_with_its_output() {
     let test_dir = TestDir::new();
     let mut description = test_dir.description();
     let before = description.clone();
@@ -65,7 +65,7 @@ fn a_program_that_dies_at_its_start_is_an_error_with_its_last_words() {
 }
 
 #[test]
-fn programs_that_die_around_their_pid_file() {
+fn hypervisor_that_dies_around_its_pid_file_is_an_error() {
     for (guest, exit) in
         [("vmm.die-early=7", Exit::Failed(7)), ("vmm.half-pid-file", Exit::Killed(6)), ("vmm.die=8", Exit::Failed(8))]
     {
@@ -80,7 +80,7 @@ fn programs_that_die_around_their_pid_file() {
 }
 
 #[test]
-fn a_program_that_closes_its_output_is_kept_hold_of() {
+fn hypervisor_that_closes_its_output_is_still_tracked() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "vmm.no-stdout");
     assert_eq!(vm.wait_timeout(Duration::from_millis(50)).unwrap(), None);
@@ -90,7 +90,7 @@ fn a_program_that_closes_its_output_is_kept_hold_of() {
 
 /// A stand-in that asks for a reset the first two times: the third time, what it looks for is there.
 #[test]
-fn resets_are_run_through() {
+fn run_through_resets_starts_the_vm_again() {
     let test_dir = TestDir::new();
     let script = test_dir.write(
         "hyperkit",
@@ -110,7 +110,7 @@ fn resets_are_run_through() {
 }
 
 #[test]
-fn a_bad_end_carries_the_last_words_of_program_and_guest() {
+fn failure_contains_log_tails_of_hypervisor_and_console() {
     let test_dir = TestDir::new();
     let mut description = test_dir.description();
     match description.run("vmm.say=from-the-program guest.say=from-the-guest guest.exit=1") {

@@ -30,8 +30,8 @@ impl log::Log for Logger {
 
 /// One logger a process: the tests here are one after the other.
 #[test]
-fn lines_arrive_while_the_machine_runs_and_when_it_ends() {
-    in_child_process("hypervisor_output::lines_arrive_while_the_machine_runs_and_when_it_ends", || {
+fn output_reaches_the_logger_while_the_vm_runs_and_at_exit() {
+    in_child_process("hypervisor_output::output_reaches_the_logger_while_the_vm_runs_and_at_exit", || {
         static LOGGER: OnceLock<Logger> = OnceLock::new();
         let (send, lines) = mpsc::channel();
         let _ = LOGGER.set(Logger(Mutex::new(send)));

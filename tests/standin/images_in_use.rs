@@ -11,7 +11,7 @@ use hyperkit::{Disk, Error, HyperKit, Qcow};
 use crate::common::{StopOnDrop, TestDir, console_output};
 
 #[test]
-fn one_image_under_two_names_is_refused() {
+fn one_image_under_two_names_is_a_duplicate() {
     let test_dir = TestDir::new();
     let image = test_dir.write("d.img", &[0; 4096]);
     let (link, hard_link) = (test_dir.path("link.img"), test_dir.path("hard-link.img"));
@@ -40,7 +40,7 @@ fn one_image_under_two_names_is_refused() {
 
 /// Neither is there yet, and where they would be is one place.
 #[test]
-fn one_image_to_be_made_under_two_names_is_refused() {
+fn one_new_image_under_two_names_is_a_duplicate() {
     let test_dir = TestDir::new();
     symlink(test_dir.dir(), test_dir.path("here")).unwrap();
     let disks = test_dir.description().disk(Disk::raw(test_dir.path("d.img")).size(1));
@@ -49,7 +49,7 @@ fn one_image_to_be_made_under_two_names_is_refused() {
 }
 
 #[test]
-fn an_image_that_another_machine_uses_is_refused_before_the_start() {
+fn image_in_use_by_another_vm_is_rejected_before_start() {
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
     let image = test_dir.path("shared.img");
@@ -92,7 +92,7 @@ fn an_image_that_another_machine_uses_is_refused_before_the_start() {
 
 /// hyperkit does not lock qcow2 images.
 #[test]
-fn of_many_starters_with_one_image_one_wins() {
+fn one_of_many_concurrent_starts_gets_a_shared_image() {
     let test_dir = TestDir::new();
     let image = Disk::new(test_dir.path("image.qcow2")).size(1);
     image.create().unwrap();
@@ -123,7 +123,7 @@ fn of_many_starters_with_one_image_one_wins() {
 /// Until the program is there, nothing but the starter keeps others away. This one still makes its second image, with a
 /// tool that waits for us.
 #[test]
-fn an_image_is_kept_from_others_from_the_check_to_the_start() {
+fn image_is_locked_from_check_to_start() {
     let test_dir = TestDir::new();
     let image = Disk::new(test_dir.path("image.qcow2")).size(1);
     image.create().unwrap();
@@ -147,7 +147,7 @@ fn an_image_is_kept_from_others_from_the_check_to_the_start() {
 
 /// The Go package escapes nothing.
 #[test]
-fn a_qcow2_image_on_a_command_line_of_the_go_package_is_in_use() {
+fn unescaped_qcow2_path_of_the_go_package_is_in_use() {
     let test_dir = TestDir::new();
     let image = Disk::new(test_dir.path("100%25.qcow2")).size(1);
     image.create().unwrap();
@@ -164,7 +164,7 @@ fn a_qcow2_image_on_a_command_line_of_the_go_package_is_in_use() {
 }
 
 #[test]
-fn a_refusal_leaves_what_the_last_run_has_said() {
+fn rejected_start_keeps_the_previous_console_log() {
     let test_dir = TestDir::new();
     let _stops = [test_dir.path("vm"), test_dir.path("vm2")].map(StopOnDrop);
     let image = Disk::raw(test_dir.path("d.img")).size(1);
@@ -179,7 +179,7 @@ fn a_refusal_leaves_what_the_last_run_has_said() {
 
 /// Another machine may run on a disk that was made for this one.
 #[test]
-fn remove_does_not_delete_a_disk_that_is_used() {
+fn remove_keeps_a_disk_in_use() {
     let test_dir = TestDir::new();
     let _stop = StopOnDrop(test_dir.path("vm2"));
     let mut description = test_dir.description().disk(Disk::in_state_dir(1));
@@ -195,7 +195,7 @@ fn remove_does_not_delete_a_disk_that_is_used() {
 
 /// A child that is being started has the files of all threads for a moment, and their locks with them.
 #[test]
-fn machines_that_start_at_once_on_disks_of_their_own_are_not_in_each_others_way() {
+fn concurrent_starts_with_separate_disks_succeed() {
     let test_dir = TestDir::new();
     let names = ["a", "b", "c", "d"];
     let _stops = names.map(|name| StopOnDrop(test_dir.path(name)));

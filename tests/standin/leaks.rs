@@ -62,7 +62,7 @@ fn children() -> String {
 }
 
 #[test]
-fn a_thousand_machines_leave_nothing_an_idle_one_costs_nothing_and_a_gigabyte_of_output_costs_no_memory() {
+fn no_leaks_after_a_thousand_vms_no_idle_wakeups_and_constant_memory() {
     in_child_process(
         "leaks::a_thousand_machines_leave_nothing_an_idle_one_costs_nothing_and_a_gigabyte_of_output_costs_no_memory",
         || {

@@ -16,7 +16,7 @@ use crate::common::{
 };
 
 #[test]
-fn start_returns_with_everything_recorded() {
+fn start_records_the_whole_state() {
     let test_dir = TestDir::new();
     let mut description = test_dir.description().disk(Disk::in_state_dir(3));
     let _stop = test_dir.stop_on_drop();
@@ -48,7 +48,7 @@ fn start_returns_with_everything_recorded() {
 }
 
 #[test]
-fn another_process_finds_stops_and_removes_it() {
+fn another_process_stops_and_removes_the_vm() {
     let test_dir = TestDir::new();
     let (description, vm, _stop) = start_vm(&test_dir, "guest");
     let other = |action: &str| {
@@ -73,7 +73,7 @@ fn another_process_finds_stops_and_removes_it() {
 }
 
 #[test]
-fn stop_returns_when_process_and_pid_file_are_gone_and_start_works_again() {
+fn stop_waits_for_process_and_pid_file_removal_and_start_works_again() {
     let test_dir = TestDir::new();
     let mut description = test_dir.description();
     for _ in 0..3 {
@@ -90,7 +90,7 @@ fn stop_returns_when_process_and_pid_file_are_gone_and_start_works_again() {
 }
 
 #[test]
-fn a_second_start_is_told_of_the_first_and_changes_nothing() {
+fn second_start_is_an_error_and_changes_nothing() {
     let test_dir = TestDir::new();
     let (description, vm, _stop) = start_vm(&test_dir, "guest");
     let recorded = fs::read(test_dir.path("vm/hyperkit.json")).unwrap();
@@ -113,7 +113,7 @@ fn a_second_start_is_told_of_the_first_and_changes_nothing() {
 }
 
 #[test]
-fn a_machine_is_found_when_the_link_that_led_its_starter_there_is_gone() {
+fn vm_is_found_after_its_state_directory_symlink_is_deleted() {
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
     fs::create_dir(test_dir.path("vm")).unwrap();
@@ -128,7 +128,7 @@ fn a_machine_is_found_when_the_link_that_led_its_starter_there_is_gone() {
 
 /// Whoever takes it up may be somewhere else.
 #[test]
-fn a_started_machine_has_absolute_paths() {
+fn start_makes_paths_absolute() {
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
     let _vpnkit = UnixListener::bind(test_dir.path("vpnkit")).unwrap();
@@ -141,7 +141,7 @@ fn a_started_machine_has_absolute_paths() {
 }
 
 #[test]
-fn the_disks_in_a_state_directory_go_with_it_where_it_is_moved_or_copied() {
+fn disks_follow_a_moved_or_copied_state_directory() {
     let test_dir = TestDir::new();
     let _stops = ["vm", "moved", "copy"].map(|name| StopOnDrop(test_dir.path(name)));
     let elsewhere = Disk::raw(test_dir.path("elsewhere.img")).size(1);
@@ -166,7 +166,7 @@ fn the_disks_in_a_state_directory_go_with_it_where_it_is_moved_or_copied() {
 }
 
 #[test]
-fn a_program_that_cannot_be_executed_leaves_no_machine() {
+fn unexecutable_hypervisor_leaves_no_vm() {
     let test_dir = TestDir::new();
     let program = test_dir.write("hyperkit", b"not a program");
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
@@ -179,7 +179,7 @@ fn a_program_that_cannot_be_executed_leaves_no_machine() {
 }
 
 #[test]
-fn waiting_works_from_many_threads_and_after_the_end() {
+fn wait_works_from_many_threads_and_after_exit() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest");
     assert_eq!(vm.try_wait().unwrap(), None);
@@ -195,7 +195,7 @@ fn waiting_works_from_many_threads_and_after_the_end() {
 }
 
 #[test]
-fn a_dropped_handle_leaves_it_running_and_it_is_reaped_all_the_same() {
+fn vm_keeps_running_after_handle_drop_and_is_reaped() {
     let test_dir = TestDir::new();
     let (description, vm, _stop) = start_vm(&test_dir, "guest");
     let pid = to_pid(vm.pid());
@@ -207,14 +207,14 @@ fn a_dropped_handle_leaves_it_running_and_it_is_reaped_all_the_same() {
 }
 
 #[test]
-fn it_has_a_process_group_of_its_own() {
+fn hypervisor_has_its_own_process_group() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest");
     assert_eq!(getpgid(Some(to_pid(vm.pid()))).unwrap(), to_pid(vm.pid()));
 }
 
 #[test]
-fn without_a_state_directory_nothing_is_kept() {
+fn run_without_state_directory_leaves_no_files() {
     let test_dir = TestDir::new();
     // In a process of its own: the console is its standard output.
     let mut boot = Command::new(example_path("boot"));

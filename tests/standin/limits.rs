@@ -23,7 +23,7 @@ fn path_of(length: usize, dir: &Path) -> PathBuf {
 }
 
 #[test]
-fn vcpus() {
+fn vcpu_limits() {
     let test_dir = TestDir::new();
     for count in [1, 64] {
         assert_boots(test_dir.description().cpus(count));
@@ -34,7 +34,7 @@ fn vcpus() {
 }
 
 #[test]
-fn memory() {
+fn memory_limits() {
     let test_dir = TestDir::new();
     let mut low = bz_image(2047);
     low[0x230..0x234].copy_from_slice(&0x10_0000_u32.to_le_bytes()); // alignment
@@ -48,7 +48,7 @@ fn memory() {
 }
 
 #[test]
-fn the_kernel_command_line() {
+fn kernel_command_line_limit() {
     let test_dir = TestDir::new();
     test_dir.write("vmlinuz", &bz_image(100)); // with the NUL at its end
     let fixed = "earlyprintk=serial ".len();
@@ -58,7 +58,7 @@ fn the_kernel_command_line() {
 }
 
 #[test]
-fn uuids_and_addresses() {
+fn uuid_and_ipv4_syntax() {
     let test_dir = TestDir::new();
     let socket = test_dir.path("vpnkit");
     let _listener = UnixListener::bind(&socket).unwrap();
@@ -77,7 +77,7 @@ fn uuids_and_addresses() {
 }
 
 #[test]
-fn tap_interfaces_and_mac_addresses() {
+fn tap_name_limit_and_mac_syntax() {
     let test_dir = TestDir::new();
     for good in ["02:00:00:00:00:01", "FE:ff:FF:ff:FF:ff"] {
         assert_boots(test_dir.description().tap("t".repeat(74)).mac(good));
@@ -95,7 +95,7 @@ fn tap_interfaces_and_mac_addresses() {
 }
 
 #[test]
-fn thirty_devices() {
+fn thirty_devices_fit() {
     let test_dir = TestDir::new();
     let disks = |description: HyperKit, count: usize| {
         let image = |index| Disk::raw(test_dir.write(&format!("{index}.img"), b"disk"));
@@ -115,7 +115,7 @@ fn thirty_devices() {
 }
 
 #[test]
-fn sectors() {
+fn sector_size_limits() {
     let test_dir = TestDir::new();
     let image = test_dir.write("d.img", b"disk");
     for (logical, physical) in [(512, 512), (512, 4096), (4096, 4096), (512, 1 << 30), (1 << 30, 1 << 30)] {
@@ -133,7 +133,7 @@ fn sectors() {
 }
 
 #[test]
-fn vsock() {
+fn vsock_cid_and_port_limits() {
     let test_dir = TestDir::new();
     let vsock = |description: HyperKit| description.vsock(true);
     let ports = |description: HyperKit, count: u32| (1..=count).fold(vsock(description), HyperKit::vsock_port);
@@ -147,7 +147,7 @@ fn vsock() {
 }
 
 #[test]
-fn the_directory_of_the_vsock_sockets() {
+fn vsock_directory_path_limit() {
     let test_dir = TestDir::new();
     let [longest, too_long] = [85, 86].map(|length| path_of(length, &test_dir.dir()));
     assert_boots(test_dir.description().vsock(true).state_dir(&longest));
@@ -160,7 +160,7 @@ fn the_directory_of_the_vsock_sockets() {
 }
 
 #[test]
-fn sockets_tags_and_ports_of_9p_and_the_socket_of_vpnkit() {
+fn socket_path_tag_and_port_limits_of_9p_and_vpnkit() {
     let test_dir = TestDir::new();
     let [longest, too_long] = [103, 104].map(|length| path_of(length, &test_dir.dir()));
     let _listener = UnixListener::bind(&longest).unwrap();
@@ -178,7 +178,7 @@ fn sockets_tags_and_ports_of_9p_and_the_socket_of_vpnkit() {
 }
 
 #[test]
-fn ports() {
+fn port_limits() {
     let test_dir = TestDir::new();
     for port in [1, 65535] {
         assert_boots(test_dir.description().gdb_port(port));
@@ -194,7 +194,7 @@ fn ports() {
 }
 
 #[test]
-fn serial_ports() {
+fn serial_port_limits() {
     let test_dir = TestDir::new();
     assert_boots(test_dir.description().serial(Serial::tty().log()).serial(Serial::none().log()));
     let serials = |d: HyperKit, all: &[Serial]| all.iter().fold(d, |d, &serial| d.serial(serial));
@@ -210,7 +210,7 @@ fn serial_ports() {
 }
 
 #[test]
-fn boot_roms() {
+fn boot_rom_size_limits() {
     let test_dir = TestDir::new();
     let rom = test_dir.path("rom");
     let with_rom = |d| without_boot_source(d).bootrom(&rom);
@@ -236,7 +236,7 @@ fn qcow(change: impl FnOnce(&mut Qcow)) -> Disk {
 
 /// Nothing can be quoted, so a comma would separate, and a NUL would end it all.
 #[test]
-fn commas_and_nuls() {
+fn commas_and_nul_bytes_are_rejected() {
     type Change = fn(HyperKit, &str) -> HyperKit;
     let fields: [(&str, Change); 16] = [
         ("state_dir", |d, text| d.state_dir(text)),

@@ -114,7 +114,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_sequence_does_what_the_model_does(steps in steps()) {
+    fn any_sequence_of_calls_matches_the_model(steps in steps()) {
         let test_dir = TestDir::new();
         let _stop = test_dir.stop_on_drop();
         let mut description = test_dir.description().disk(Disk::in_state_dir(1));

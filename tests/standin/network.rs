@@ -8,7 +8,7 @@ const UUID: &str = "1f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55";
 
 /// hyperkit alone knows which address vmnet will give the guest, and is asked before the machine is there.
 #[test]
-fn the_mac_address_of_vmnet_is_recorded() {
+fn vmnet_mac_address_is_recorded() {
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
     let mut description = test_dir.description().vmnet(true).uuid(UUID);

@@ -12,7 +12,7 @@ use crate::common::{TestDir, hypervisors_in, standin_path, start_vm, to_pid, wai
 
 /// Its parent has not reaped it: the pid is still taken, by nobody.
 #[test]
-fn a_zombie_is_not_running() {
+fn zombie_is_not_running() {
     let test_dir = TestDir::new();
     fs::create_dir(test_dir.path("vm")).unwrap();
     let mut description = test_dir.description();
@@ -35,7 +35,7 @@ fn a_zombie_is_not_running() {
 
 /// A stranger that has the recorded pid now.
 #[test]
-fn a_stranger_is_not_the_machine_and_is_left_alone() {
+fn unrelated_process_with_the_recorded_pid_is_left_alone() {
     let test_dir = TestDir::new();
     let mut other_process = Command::new("sleep").arg("1000").spawn().unwrap();
     fs::create_dir(test_dir.path("vm")).unwrap();
@@ -55,7 +55,7 @@ fn a_stranger_is_not_the_machine_and_is_left_alone() {
 
 /// It even has our pid file on its command line, but was not started with what was recorded.
 #[test]
-fn a_stranger_that_names_the_pid_file_is_not_the_machine() {
+fn unrelated_process_that_names_the_pid_file_is_left_alone() {
     let test_dir = TestDir::new();
     fs::create_dir(test_dir.path("vm")).unwrap();
     let pid_file = test_dir.path("vm/hyperkit.pid");
@@ -78,7 +78,7 @@ fn a_stranger_that_names_the_pid_file_is_not_the_machine() {
 /// The pid may have come to mean another process that was started in the same way, say after a reboot. The pid file
 /// says more than the clock, which may have been set.
 #[test]
-fn without_a_pid_file_the_time_of_its_start_decides() {
+fn start_time_identifies_the_process_without_a_pid_file() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest");
     let json = fs::read_to_string(test_dir.path("vm/hyperkit.json")).unwrap();
@@ -96,7 +96,7 @@ fn without_a_pid_file_the_time_of_its_start_decides() {
 
 /// On Linux its threads have pids too, and its command line.
 #[test]
-fn a_thread_of_the_machine_is_not_the_machine() {
+fn thread_id_of_the_hypervisor_is_not_its_pid() {
     let test_dir = TestDir::new();
     let (description, vm, _stop) = start_vm(&test_dir, "guest");
     let threads = format!("/proc/{}/task", vm.pid());

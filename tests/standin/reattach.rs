@@ -14,7 +14,7 @@ use crate::common::{
 
 /// As if the starter had died before it could write down what it had started.
 #[test]
-fn a_machine_that_only_its_command_line_tells_of_is_found() {
+fn vm_without_recorded_pid_is_found_by_its_command_line() {
     let test_dir = TestDir::new();
     let (description, vm, _stop) = start_vm(&test_dir, "guest with spaces  and ünïcode");
     let mut unrecorded = description.clone();
@@ -29,7 +29,7 @@ fn a_machine_that_only_its_command_line_tells_of_is_found() {
 }
 
 #[test]
-fn a_machine_taken_up_can_be_waited_for() {
+fn attached_vm_can_be_waited_for() {
     let test_dir = TestDir::new();
     let take_up = || HyperKit::from_state(test_dir.path("vm")).unwrap().vm().unwrap();
     // By the program that started it.
@@ -59,7 +59,7 @@ fn a_machine_taken_up_can_be_waited_for() {
 }
 
 #[test]
-fn what_is_no_state_is_an_error() {
+fn missing_or_corrupt_state_is_an_error() {
     let test_dir = TestDir::new();
     let dir = test_dir.path("vm");
     assert!(matches!(HyperKit::from_state(&dir), Err(Error::NoState { path }) if path == dir.join("hyperkit.json")));
@@ -74,7 +74,7 @@ fn what_is_no_state_is_an_error() {
 }
 
 #[test]
-fn relative_paths_hold_wherever_it_is_taken_up() {
+fn relative_paths_are_valid_in_any_working_directory() {
     let test_dir = TestDir::new();
     let boot = |args: &[&str], dir: &Path| {
         let output = Command::new(example_path("boot")).args(args).current_dir(dir).output().unwrap();
@@ -100,7 +100,7 @@ fn relative_paths_hold_wherever_it_is_taken_up() {
 
 /// The Go package passes on a relative state directory, and whoever takes the machine up may be elsewhere.
 #[test]
-fn a_machine_that_go_started_with_a_relative_path_through_a_link_is_found() {
+fn vm_started_by_go_with_relative_symlink_path_is_found() {
     let test_dir = TestDir::new();
     fs::create_dir(test_dir.path("vm")).unwrap();
     symlink("vm", test_dir.path("link")).unwrap();
@@ -120,7 +120,7 @@ fn a_machine_that_go_started_with_a_relative_path_through_a_link_is_found() {
 }
 
 #[test]
-fn all_machines_in_a_directory_are_listed_and_one_that_is_damaged_hides_no_other() {
+fn list_returns_every_vm_also_next_to_a_corrupt_one() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest");
     let mut idle = test_dir.description().state_dir(test_dir.path("idle"));
@@ -146,7 +146,7 @@ fn all_machines_in_a_directory_are_listed_and_one_that_is_damaged_hides_no_other
 }
 
 #[test]
-fn without_a_state_directory_it_is_found_by_who_has_its_description() {
+fn vm_without_state_directory_is_found_by_its_description() {
     let test_dir = TestDir::new();
     let mut description = test_dir.description().no_serials();
     description.state_dir = None;
@@ -175,7 +175,7 @@ impl Drop for KillProcessOnDrop {
 }
 
 #[test]
-fn a_machine_started_by_hand_is_taken_up_and_stopped() {
+fn vm_started_manually_can_be_attached_and_stopped() {
     let test_dir = TestDir::new();
     std::fs::create_dir(test_dir.path("vm")).unwrap();
     let path = |name: &str| test_dir.path(name).display().to_string();

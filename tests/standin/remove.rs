@@ -8,7 +8,7 @@ use hyperkit::{Disk, Error, HyperKit};
 use crate::common::{TestDir, file_names};
 
 #[test]
-fn remove_deletes_what_was_made_and_nothing_else() {
+fn remove_deletes_only_created_files() {
     let test_dir = TestDir::new();
     fs::create_dir(test_dir.path("vm")).unwrap();
     let own = test_dir.write("vm/own.img", &[0; 4096]);
@@ -52,7 +52,7 @@ fn remove_deletes_what_was_made_and_nothing_else() {
 
 /// Of those that were made only the names are remembered.
 #[test]
-fn remove_deletes_no_namesake_of_a_disk_that_was_made_elsewhere() {
+fn remove_keeps_a_file_named_like_a_disk_created_elsewhere() {
     let test_dir = TestDir::new();
     fs::create_dir(test_dir.path("vm")).unwrap();
     let own = test_dir.write("vm/d.img", b"precious");
@@ -63,7 +63,7 @@ fn remove_deletes_no_namesake_of_a_disk_that_was_made_elsewhere() {
 }
 
 #[test]
-fn a_disk_that_was_made_is_remembered_by_whatever_way_and_by_whomever_it_is_used_next() {
+fn created_disk_stays_recorded_across_starts_and_symlinks() {
     let test_dir = TestDir::new();
     fs::create_dir(test_dir.path("vm")).unwrap();
     symlink(test_dir.path("vm"), test_dir.path("alias")).unwrap();
@@ -76,7 +76,7 @@ fn a_disk_that_was_made_is_remembered_by_whatever_way_and_by_whomever_it_is_used
 }
 
 #[test]
-fn remove_without_a_state_file_touches_nothing() {
+fn remove_without_a_state_file_deletes_nothing() {
     let test_dir = TestDir::new();
     fs::create_dir(test_dir.path("vm")).unwrap();
     for own in ["tty", "console-ring", "hyperkit.log", "disk.img"] {
@@ -87,7 +87,7 @@ fn remove_without_a_state_file_touches_nothing() {
 }
 
 #[test]
-fn remove_takes_what_a_crash_has_left_of_the_making_of_a_disk() {
+fn remove_deletes_an_unfinished_disk_image() {
     let test_dir = TestDir::new();
     let mut description = test_dir.description().disk(Disk::in_state_dir(1));
     description.start("guest").unwrap().stop().unwrap();
@@ -97,7 +97,7 @@ fn remove_takes_what_a_crash_has_left_of_the_making_of_a_disk() {
 }
 
 #[test]
-fn remove_says_when_it_cannot_tell_what_is_there() {
+fn remove_of_inaccessible_directory_is_an_error() {
     let test_dir = TestDir::new();
     let below_a_file = test_dir.path("initrd.img/vm");
     match test_dir.description().state_dir(&below_a_file).remove(false) {
@@ -107,7 +107,7 @@ fn remove_says_when_it_cannot_tell_what_is_there() {
 }
 
 #[test]
-fn remove_takes_the_directory_if_that_leaves_it_empty() {
+fn remove_deletes_an_empty_state_directory() {
     let test_dir = TestDir::new();
     let mut description = test_dir.description().disk(Disk::in_state_dir(1));
     description.start("guest").unwrap().stop().unwrap();

@@ -11,7 +11,7 @@ use crate::common::{
 };
 
 #[test]
-fn the_power_button_ends_a_guest_that_listens() {
+fn power_button_shuts_down_the_guest() {
     let test_dir = TestDir::new();
     let (description, vm, _stop) = start_vm(&test_dir, "guest");
     wait_until("the guest is up", || console_output(&test_dir).contains("Command line"));
@@ -22,7 +22,7 @@ fn the_power_button_ends_a_guest_that_listens() {
 
 /// hyperkit dies of the button when the guest is not that far, and leaves its pid file.
 #[test]
-fn the_power_button_kills_a_guest_without_acpi() {
+fn power_button_kills_a_guest_without_acpi() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest.no-acpi");
     wait_until("the guest is up", || console_output(&test_dir).contains("Command line"));
@@ -31,7 +31,7 @@ fn the_power_button_kills_a_guest_without_acpi() {
 }
 
 #[test]
-fn the_plug_ends_a_guest_that_ignores_the_power_button() {
+fn guest_that_ignores_the_power_button_is_killed() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest.deaf");
     wait_until("the guest is up", || console_output(&test_dir).contains("Command line"));
@@ -45,7 +45,7 @@ fn the_plug_ends_a_guest_that_ignores_the_power_button() {
 }
 
 #[test]
-fn a_machine_that_another_program_started_is_shut_down() {
+fn vm_started_by_another_process_shuts_down() {
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
     assert!(boot_command(&test_dir, "guest").output().unwrap().status.success());
@@ -58,7 +58,7 @@ fn a_machine_that_another_program_started_is_shut_down() {
 }
 
 #[test]
-fn stop_and_shutdown_at_once_from_two_processes() {
+fn concurrent_stop_and_shutdown_from_several_processes_succeed() {
     for _ in 0..10 {
         let test_dir = TestDir::new();
         let (description, vm, _stop) = start_vm(&test_dir, "guest.deaf");
@@ -77,7 +77,7 @@ fn stop_and_shutdown_at_once_from_two_processes() {
 }
 
 #[test]
-fn a_paused_machine_runs_and_can_be_resumed_from_elsewhere() {
+fn paused_vm_is_running_and_can_be_resumed_after_reattach() {
     let test_dir = TestDir::new();
     let (description, vm, _stop) = start_vm(&test_dir, "guest");
     wait_until("the guest is up", || console_output(&test_dir).contains("Command line"));
@@ -94,7 +94,7 @@ fn a_paused_machine_runs_and_can_be_resumed_from_elsewhere() {
 
 /// Whoever still has the machine before it clears nothing away of the one that runs.
 #[test]
-fn ending_a_machine_that_has_ended_leaves_the_next_one_alone() {
+fn stopping_an_exited_vm_leaves_its_successor_alone() {
     let test_dir = TestDir::new();
     let (mut description, first, _stop) = start_vm(&test_dir, "guest");
     kill_process(to_pid(first.pid()), Signal::KILL).unwrap();

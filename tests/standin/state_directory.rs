@@ -10,7 +10,7 @@ use hyperkit::{Error, HyperKit};
 use crate::common::{StopOnDrop, TestDir, boot_command, example_path, hypervisors_in, standin_path, to_pid};
 
 #[test]
-fn unusual_state_directories() {
+fn unusual_state_directory_names_and_symlinks_work() {
     let test_dir = TestDir::new();
     let long = "long/".repeat(40);
     for name in ["with spaces  and = ; : #", "ünïcødé 虚拟机", "-F", "a\nb", long.trim_end_matches('/')] {
@@ -40,7 +40,7 @@ fn unusual_state_directories() {
 
 /// Root writes everywhere, so this is tried as somebody else.
 #[test]
-fn a_state_directory_that_may_not_be_written() {
+fn unwritable_state_directory_is_an_error() {
     let test_dir = TestDir::new();
     let mode = |name: &str, mode| fs::set_permissions(test_dir.path(name), fs::Permissions::from_mode(mode)).unwrap();
     fs::create_dir(test_dir.path("vm")).unwrap();
@@ -75,7 +75,7 @@ fn a_state_directory_that_may_not_be_written() {
 
 /// Nothing can be written: no machine is started, the error says so, and with room the next start works.
 #[test]
-fn a_full_file_system() {
+fn failed_state_file_write_starts_no_vm() {
     let test_dir = TestDir::new();
     // A process that may write files of no length at all finds every file system full.
     let mut full = Command::new("sh");
@@ -93,7 +93,7 @@ fn a_full_file_system() {
 /// The same on a real one: a small tmpfs, filled to the last byte. It needs a mount namespace, so Linux.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_full_tmpfs() {
+fn full_tmpfs_starts_no_vm_until_there_is_space() {
     let test_dir = TestDir::new();
     fs::create_dir(test_dir.path("small")).unwrap();
     let script = "set -e; mount -t tmpfs -o size=64k none \"$1\"; cd \"$1\"; shift

@@ -12,7 +12,7 @@ use crate::common::{TestDir, standin_path};
 
 /// It is for QEMU, and for vsock.
 #[test]
-fn a_vsock_program_that_nobody_needs_is_not_looked_for() {
+fn unneeded_vsock_daemon_is_not_looked_up() {
     let test_dir = TestDir::new();
     let qemu = test_dir.path("qemu-system-x86_64");
     symlink(standin_path(), &qemu).unwrap(); // never started: its name decides
@@ -22,7 +22,7 @@ fn a_vsock_program_that_nobody_needs_is_not_looked_for() {
 }
 
 #[test]
-fn what_hyperkit_cannot_do() {
+fn features_unsupported_by_hyperkit_are_rejected() {
     let refuse = |change: &dyn Fn(HyperKit) -> HyperKit, words: &str| {
         let error = rejection_by_arguments(change);
         assert_error!(error, Error::Unsupported { engine: Engine::HyperKit, feature } if feature.contains(words));
@@ -40,7 +40,7 @@ fn multiboot() -> Vec<u8> {
 }
 
 #[test]
-fn what_qemu_cannot_do() {
+fn features_unsupported_by_qemu_are_rejected() {
     let test_dir = TestDir::new();
     let qemu = test_dir.path("qemu-system-x86_64");
     symlink(standin_path(), &qemu).unwrap(); // never started: its name decides

@@ -15,14 +15,14 @@ use crate::common::rejection::{assert_error, modify, rejection, rejection_by_arg
 use crate::common::{TestDir, bz_image, file_names, standin_path};
 
 #[test]
-fn the_machine_that_the_others_are_made_of_passes() {
+fn base_description_of_these_tests_is_valid() {
     let test_dir = TestDir::new();
     test_dir.description().check().unwrap();
     assert_eq!(file_names(&test_dir.dir()), ["initrd.img", "vmlinuz"]);
 }
 
 #[test]
-fn what_lives_in_the_state_directory_needs_one() {
+fn features_with_files_require_a_state_directory() {
     let without = |description| modify(description, |d| d.state_dir = None);
     for console in [Console::File, Console::Log] {
         let error = rejection_by_arguments(|d| without(d.console(console)));
@@ -39,7 +39,7 @@ fn what_lives_in_the_state_directory_needs_one() {
 }
 
 #[test]
-fn what_needs_something_else() {
+fn missing_prerequisite_is_rejected() {
     const KEY: &str = "0f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55";
     type Change = fn(HyperKit) -> HyperKit;
     let all: [(&str, &str, Change); 6] = [
@@ -56,7 +56,7 @@ fn what_needs_something_else() {
 }
 
 #[test]
-fn one_firmware_at_a_time() {
+fn conflicting_boot_sources_are_rejected() {
     let rom = |d: HyperKit| d.bootrom("/rom");
     let error = rejection_by_arguments(rom);
     assert_error!(error, Error::TwoFirmwares { first: "kernel", second: "bootrom" });
@@ -68,12 +68,12 @@ fn one_firmware_at_a_time() {
 
 /// The description is at fault wherever it is run.
 #[test]
-fn what_is_wrong_with_the_description_matters_more_than_a_missing_program() {
+fn invalid_description_is_reported_before_a_missing_hypervisor() {
     assert_error!(rejection(|d| d.hyperkit("/no/such").cpus(0)), Error::InvalidCpus { value: 0 });
 }
 
 #[test]
-fn ports_that_somebody_has() {
+fn host_port_in_use_is_rejected() {
     let test_dir = TestDir::new();
     let qemu = test_dir.path("qemu-system-x86_64");
     symlink(standin_path(), &qemu).unwrap(); // never started: its name decides
@@ -94,7 +94,7 @@ fn ports_that_somebody_has() {
 
 /// Where a dangling link stands no image can be made, and none is.
 #[test]
-fn a_disk_at_a_link_that_leads_nowhere() {
+fn disk_at_dangling_symlink_is_rejected() {
     let test_dir = TestDir::new();
     let link = test_dir.path("d.img");
     symlink("nowhere", &link).unwrap();
@@ -103,7 +103,7 @@ fn a_disk_at_a_link_that_leads_nowhere() {
 }
 
 #[test]
-fn directories_for_vsock_that_are_none() {
+fn vsock_dir_has_to_be_a_directory() {
     let test_dir = TestDir::new();
     let file = test_dir.write("file", b"");
     let error = rejection_with(&test_dir, "", |d| d.vsock(true).vsock_dir(&file));
@@ -113,7 +113,7 @@ fn directories_for_vsock_that_are_none() {
 }
 
 #[test]
-fn empty_paths_and_tags() {
+fn empty_paths_and_tags_are_rejected() {
     assert_error!(rejection_by_arguments(|d| modify(d, |d| d.kernel = None)), Error::Missing { field: "kernel" });
     assert_error!(rejection_by_arguments(|d| d.kernel("")), Error::Missing { field: "kernel" });
     assert_error!(rejection_by_arguments(|d| d.iso("")), Error::Missing { field: "isos" });
@@ -121,7 +121,7 @@ fn empty_paths_and_tags() {
 }
 
 #[test]
-fn paths_that_are_not_utf8() {
+fn non_utf8_paths_are_rejected() {
     let path = PathBuf::from(OsStr::from_bytes(b"/\xff"));
     let error = rejection_by_arguments(|d| d.kernel(&path));
     assert_error!(error, Error::NotUtf8 { field: "kernel", path: p } if p == path);
@@ -131,7 +131,7 @@ fn paths_that_are_not_utf8() {
 }
 
 #[test]
-fn disks() {
+fn disk_without_path_or_valid_size_is_rejected() {
     let error = rejection_by_arguments(|d| {
         modify(d.console(Console::Stdio), |d| d.state_dir = None).disk(Disk::in_state_dir(1))
     });
@@ -146,13 +146,13 @@ fn disks() {
 }
 
 #[test]
-fn one_image_twice() {
+fn duplicate_disk_path_is_rejected() {
     let error = rejection_by_arguments(|d| d.disk(Disk::raw("/d.img").size(1)).disk(Disk::raw("/d.img").size(1)));
     assert_error!(error, Error::DiskTwice { path } if path == Path::new("/d.img"));
 }
 
 #[test]
-fn a_disk_where_none_can_be_made() {
+fn disk_below_a_file_is_rejected() {
     let test_dir = TestDir::new();
     let file = test_dir.write("file", b"");
     let error = rejection_with(&test_dir, "", |d| d.disk(Disk::raw(file.join("d.img")).size(1)));
@@ -161,7 +161,7 @@ fn a_disk_where_none_can_be_made() {
 
 /// A machine that it would not be without what this version cannot say.
 #[test]
-fn settings_of_later_generations() {
+fn unknown_settings_are_rejected_and_preserved() {
     for (key, value) in [("format", "vmdk"), ("driver", "virtio-scsi"), ("OnFlush", "sometimes")] {
         let mut disk = serde_json::json!({ "path": "/d.qcow2", "format": "qcow" });
         disk[key] = value.into();
@@ -173,7 +173,7 @@ fn settings_of_later_generations() {
 }
 
 #[test]
-fn files_that_do_not_exist() {
+fn missing_files_are_rejected() {
     type Change = fn(HyperKit, &Path) -> HyperKit;
     let fields: [(&str, Change); 4] = [
         ("kernel", |d, path| d.kernel(path)),
@@ -188,7 +188,7 @@ fn files_that_do_not_exist() {
 }
 
 #[test]
-fn files_that_are_something_else_or_cannot_be_read() {
+fn non_regular_and_unreadable_files_are_rejected() {
     type Change = fn(HyperKit, &Path) -> HyperKit;
     let fields: [(&str, Change); 4] = [
         ("kernel", |d, path| d.kernel(path)),
@@ -223,7 +223,7 @@ fn files_that_are_something_else_or_cannot_be_read() {
 }
 
 #[test]
-fn kernels_that_are_no_bz_image() {
+fn invalid_bz_image_is_rejected() {
     let zero = |range: std::ops::Range<usize>| {
         let mut image = bz_image(2047);
         image[range].fill(0);
@@ -251,7 +251,7 @@ fn kernels_that_are_no_bz_image() {
 }
 
 #[test]
-fn an_empty_initrd() {
+fn empty_initrd_is_rejected() {
     let test_dir = TestDir::new();
     let initrd = test_dir.write("empty", b"");
     let error = rejection_with(&test_dir, "", |d| d.initrd(&initrd));
@@ -259,7 +259,7 @@ fn an_empty_initrd() {
 }
 
 #[test]
-fn state_directories_that_cannot_be() {
+fn invalid_state_directory_is_rejected() {
     let test_dir = TestDir::new();
     let file = test_dir.write("file", b"");
     let error = rejection_with(&test_dir, "", |d| d.state_dir(&file));
@@ -274,7 +274,7 @@ fn state_directories_that_cannot_be() {
 }
 
 #[test]
-fn programs_that_are_not_there() {
+fn missing_hypervisor_is_rejected() {
     let error = rejection(|d| d.hyperkit("/no/such/hyperkit"));
     assert_error!(error, Error::ProgramNotFound { looked } if looked == [Path::new("/no/such/hyperkit")]);
     let test_dir = TestDir::new();
@@ -286,7 +286,7 @@ fn programs_that_are_not_there() {
 }
 
 #[test]
-fn what_cannot_be_told_apart_is_refused() {
+fn duplicate_tags_and_ports_and_blank_argv0_are_rejected() {
     for blank in ["", " ", "\t\n"] {
         assert_error!(rejection_by_arguments(|d| d.argv0(blank)), Error::Missing { field: "argv0" });
     }
@@ -302,7 +302,7 @@ fn what_cannot_be_told_apart_is_refused() {
 
 /// hyperkit would try for ever, and not say so.
 #[test]
-fn a_vpnkit_socket_where_nobody_listens() {
+fn vpnkit_socket_without_listener_is_rejected() {
     let test_dir = TestDir::new();
     let (plain, left_behind) = (test_dir.write("file", b""), test_dir.path("socket"));
     drop(UnixListener::bind(&left_behind).unwrap());
@@ -315,7 +315,7 @@ fn a_vpnkit_socket_where_nobody_listens() {
 /// One that has much to do is there.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_vpnkit_that_is_busy_is_no_reason() {
+fn busy_vpnkit_is_accepted() {
     let test_dir = TestDir::new();
     let listener = UnixListener::bind(test_dir.path("vpnkit")).unwrap();
     rustix::net::listen(&listener, 0).unwrap();
@@ -324,7 +324,7 @@ fn a_vpnkit_that_is_busy_is_no_reason() {
 }
 
 #[test]
-fn a_message_names_what_is_wrong_on_one_line_and_leaves_the_cause_to_source() {
+fn error_message_is_one_line_without_its_source() {
     let test_dir = TestDir::new();
     let circle = test_dir.path("circle");
     symlink(&circle, &circle).unwrap();

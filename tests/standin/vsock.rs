@@ -26,7 +26,7 @@ fn listens(test_dir: &TestDir, name: &str) -> UnixListener {
 }
 
 #[test]
-fn a_connection_begins_with_cid_and_port_and_nothing_else() {
+fn connection_starts_with_cid_and_port() {
     let test_dir = TestDir::new();
     let (vm, _stop) = start_vm(&test_dir, |description| description);
     assert_eq!(read(vm.vsock_connect(1234).unwrap()), "", "nobody listens: the stream ends");
@@ -38,7 +38,7 @@ fn a_connection_begins_with_cid_and_port_and_nothing_else() {
 }
 
 #[test]
-fn a_forwarded_port_has_a_socket_of_its_own_and_no_handshake() {
+fn forwarded_port_uses_its_own_socket_without_handshake() {
     let test_dir = TestDir::new();
     let (vm, _stop) = start_vm(&test_dir, |description| description.vsock_port(0x946));
     let hyperkit = listens(&test_dir, "0000002a.00000946");
@@ -47,7 +47,7 @@ fn a_forwarded_port_has_a_socket_of_its_own_and_no_handshake() {
 }
 
 #[test]
-fn the_guest_connects_to_a_socket_named_after_the_host() {
+fn guest_connects_to_socket_named_after_host_cid() {
     let test_dir = TestDir::new();
     let (vm, _stop) = start_vm(&test_dir, |description| description);
     let socket = test_dir.path("vm/00000002.000015b3");
@@ -65,7 +65,7 @@ fn the_guest_connects_to_a_socket_named_after_the_host() {
 }
 
 #[test]
-fn sockets_are_where_the_description_says() {
+fn sockets_are_in_the_described_directory() {
     let test_dir = TestDir::new();
     let elsewhere = test_dir.path("sockets");
     fs::create_dir(&elsewhere).unwrap();
@@ -76,7 +76,7 @@ fn sockets_are_where_the_description_says() {
 }
 
 #[test]
-fn a_machine_without_vsock_or_that_has_ended_has_none() {
+fn vsock_calls_fail_without_vsock_and_after_exit() {
     let test_dir = TestDir::new();
     let (vm, _stop) = start_vm(&test_dir, |description| description.vsock(false));
     assert!(matches!(vm.vsock_connect(1), Err(Error::Needs { needs: "vsock", .. })));
