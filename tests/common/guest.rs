@@ -1,4 +1,4 @@
-//! A real guest: the one that `examples/setup.sh` makes, what it is given, and what it reports from inside.
+//! The real guest that `examples/setup.sh` prepares: its description, files for it, and the report that it prints.
 
 #[path = "../../examples/shared/cpio.rs"]
 mod cpio;
@@ -14,31 +14,32 @@ use hyperkit::{Console, HyperKit};
 
 use super::StopOnDrop;
 
-/// Far longer than a boot takes under emulation on a busy machine.
+/// How long a test waits for the guest: far longer than it takes to boot under emulation on a busy host.
 pub const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
-/// Has the guest report, and power off then.
+/// The guest prints its report and powers off.
 pub const REPORT_CMDLINE: &str = "console=ttyS0 panic=1 quiet hyperkit.report";
-
+/// The guest boots to a shell, and reboots after a kernel panic.
 pub const QUIET_CMDLINE: &str = "console=ttyS0 panic=1 quiet";
 
-/// A file of the guest.
+/// Returns the path of a file of the guest.
 pub fn guest_file(name: &str) -> PathBuf {
     setup_file("target/guest", name)
 }
 
-/// What `examples/setup.sh --tests` has put there.
+/// Returns the path of a file that `examples/setup.sh --tests` creates.
 pub fn setup_file(dir: &str, name: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(dir).join(name);
     assert!(path.exists(), "{} is missing: run examples/setup.sh --tests first", path.display());
     path
 }
 
-/// A machine on QEMU that boots the guest.
+/// Returns the description of a VM on QEMU that boots the guest.
 pub fn description() -> HyperKit {
     HyperKit::new().hyperkit("qemu-system-x86_64").kernel(guest_file("vmlinuz")).initrd(guest_file("initrd.img"))
 }
 
-/// A VM with 256 MiB that boots the guest and writes its console to a file.
+/// The description of a VM with 256 MiB that boots the guest, and its state directory. On drop, the VM is killed and the directory
+/// deleted.
 pub struct Guest {
     pub description: HyperKit,
     pub state: PathBuf,
@@ -46,24 +47,26 @@ pub struct Guest {
     _dir: tempfile::TempDir,
 }
 
-pub fn new_guest() -> Guest {
-    let dir = tempfile::tempdir().unwrap();
-    let state = dir.path().canonicalize().unwrap().join("vm");
-    let description = description().state_dir(&state).console(Console::File).memory(256);
-    Guest { description, _stop: StopOnDrop(state.clone()), state, _dir: dir }
+impl Guest {
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().canonicalize().unwrap().join("vm");
+        let description = description().state_dir(&state).console(Console::File).memory(256);
+        Self { description, _stop: StopOnDrop(state.clone()), state, _dir: dir }
+    }
 }
 
-/// `tests/data/guest-program.c` as a program for the guest.
+/// Compiles `tests/data/guest-program.c` for the guest.
 pub fn compile_program(dir: &Path) -> PathBuf {
     let (source, program) =
         (Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/guest-program.c"), dir.join("program"));
     let cc = if cfg!(target_arch = "x86_64") { "cc" } else { "x86_64-linux-gnu-gcc" };
-    let made = Command::new(cc).args(["-static", "-O", "-o"]).args([&program, &source]).status();
-    assert!(made.unwrap_or_else(|error| panic!("{cc}: {error}")).success());
+    let status = Command::new(cc).args(["-static", "-O", "-o"]).args([&program, &source]).status();
+    assert!(status.unwrap_or_else(|error| panic!("{cc}: {error}")).success());
     program
 }
 
-/// An initial RAM disk with this program in it, as `/bin/program`.
+/// Creates an initrd that contains a program as `/bin/program`.
 pub fn initrd_with(program: &Path) -> PathBuf {
     let mut initrd = fs::read(guest_file("initrd.img")).unwrap();
     cpio::append(&mut initrd, &[("bin/program", 0o100_755, &fs::read(program).unwrap())]);
@@ -72,7 +75,7 @@ pub fn initrd_with(program: &Path) -> PathBuf {
     path
 }
 
-/// A directory to share in which `hello.txt` has this text.
+/// Creates a directory whose file `hello.txt` contains a text.
 pub fn create_share(dir: &Path, name: &str, text: &str) -> PathBuf {
     let share = dir.join(name);
     fs::create_dir(&share).unwrap();
@@ -80,20 +83,20 @@ pub fn create_share(dir: &Path, name: &str, text: &str) -> PathBuf {
     share
 }
 
-/// An ISO image in which `hello.txt` has this text.
+/// Creates an ISO image whose file `hello.txt` contains a text.
 pub fn create_iso(dir: &Path, name: &str, text: &str) -> PathBuf {
     let test_dir = create_share(dir, &format!("{name}.files"), text);
     create_iso_from(&test_dir, &dir.join(format!("{name}.iso")))
 }
 
-/// An ISO image of a directory: with lower-case names by Rock Ridge, and with UDF, which UEFI reads.
+/// Creates an ISO image of a directory, with Rock Ridge for lower-case names and with UDF, which UEFI reads.
 pub fn create_iso_from(test_dir: &Path, iso: &Path) -> PathBuf {
-    let made = Command::new("genisoimage").args(["-quiet", "-r", "-udf", "-o"]).args([iso, test_dir]).status();
-    assert!(made.expect("genisoimage is missing: run examples/setup.sh --tests first").success());
+    let status = Command::new("genisoimage").args(["-quiet", "-r", "-udf", "-o"]).args([iso, test_dir]).status();
+    assert!(status.expect("genisoimage is missing: run examples/setup.sh --tests first").success());
     iso.to_owned()
 }
 
-/// What the guest reported on its console, by key.
+/// The values that the guest reported on its console, by key.
 pub struct Report(BTreeMap<String, Vec<String>>);
 
 impl Report {
@@ -108,7 +111,7 @@ impl Report {
         Self(report)
     }
 
-    /// What was reported once.
+    /// Returns the only value of a key.
     pub fn single(&self, key: &str) -> &str {
         match &self[key] {
             [value] => value,

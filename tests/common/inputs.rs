@@ -1,4 +1,4 @@
-//! What has to hold of whatever comes in from outside. The tests and the fuzzer bring the bytes.
+//! Properties that hold for any untrusted input. Tests and fuzz targets provide the input.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -8,30 +8,30 @@ use std::path::{Component, Path};
 
 use hyperkit::{Console, Engine, HyperKit, parse_arguments};
 
-/// A state file: what loads is written so that it loads again, and can be shown and rendered.
+/// A state file: if it loads, it round-trips, and its description can be displayed and turned into arguments.
 pub fn json(bytes: &[u8]) {
-    let Ok(machine) = serde_json::from_slice::<HyperKit>(bytes) else { return };
-    let written = machine.to_string();
-    let again = serde_json::from_str::<HyperKit>(&written).expect("what was written loads");
-    assert_eq!(again, machine, "{written}");
-    let speaks_hyperkit = machine.hyperkit.as_ref().is_none_or(|program| Engine::of(program) == Engine::HyperKit);
-    if let (Ok(arguments), true) = (machine.arguments(""), speaks_hyperkit && machine.extra_arguments.is_empty()) {
-        parse_arguments(&arguments).expect("what was rendered parses");
+    let Ok(description) = serde_json::from_slice::<HyperKit>(bytes) else { return };
+    let written = description.to_string();
+    let again = serde_json::from_str::<HyperKit>(&written).expect("a written state file loads");
+    assert_eq!(again, description, "{written}");
+    let is_hyperkit = description.hyperkit.as_ref().is_none_or(|program| Engine::of(program) == Engine::HyperKit);
+    if let (Ok(arguments), true) = (description.arguments(""), is_hyperkit && description.extra_arguments.is_empty()) {
+        parse_arguments(&arguments).expect("rendered arguments parse");
     }
 }
 
-/// A command line, of words between NUL or newline: what parses is rendered so that it parses to the same again.
+/// A command line, with NUL or newline between its words: if it parses, the result renders to arguments that parse to the same.
 pub fn argv(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let words: Vec<_> = text.split(['\0', '\n']).collect();
-    let Ok((machine, cmdline)) = parse_arguments(&words) else { return };
-    let program = machine.hyperkit.iter().map(|program| program.to_str().expect("it was a word").to_owned());
-    let words: Vec<_> = program.chain(machine.arguments(&cmdline).expect("what parses is rendered")).collect();
-    let again = parse_arguments(&words).expect("what was rendered parses");
-    assert_eq!(again, (machine, cmdline), "{words:?}");
+    let Ok((description, cmdline)) = parse_arguments(&words) else { return };
+    let program = description.hyperkit.iter().map(|program| program.to_str().expect("words are UTF-8").to_owned());
+    let words: Vec<_> = program.chain(description.arguments(&cmdline).expect("parsed arguments render")).collect();
+    let again = parse_arguments(&words).expect("rendered arguments parse");
+    assert_eq!(again, (description, cmdline), "{words:?}");
 }
 
-/// A pid file beside a state file: whatever process it names, none is the machine.
+/// A pid file next to a state file that records no process: no process that it names is the hypervisor.
 pub fn pid_file(bytes: &[u8]) {
     let dir = tempfile::tempdir().expect("there is room");
     fs::write(dir.path().join("hyperkit.json"), HyperKit::new().kernel("/k").to_string()).expect("it is ours");

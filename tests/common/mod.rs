@@ -1,4 +1,4 @@
-//! What the tests share: a machine that passes all checks, and the programs that run it.
+//! Helpers of all test binaries: a valid description, the programs to run it with, and cleanup.
 #![allow(dead_code, unused_imports, unused_macros, reason = "each test binary uses a part")]
 
 pub mod child_process;
@@ -8,6 +8,7 @@ pub mod rejection;
 
 use std::ffi::OsString;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ use hyperkit::{Console, HyperKit, Vm};
 use rustix::process::Pid;
 use tempfile::TempDir;
 
-/// An x86 bzImage as far as its header goes, with room for a command line of `cmdline_size` bytes.
+/// Returns an x86 bzImage with a valid header and nothing else, for a command line of at most `cmdline_size` bytes.
 pub fn bz_image(cmdline_size: u32) -> Vec<u8> {
     let mut image = vec![0; 2 * 512 + 0x40 * 16];
     image[0x1f1] = 1; // setup sectors
@@ -25,15 +26,15 @@ pub fn bz_image(cmdline_size: u32) -> Vec<u8> {
     image[0x202..0x206].copy_from_slice(b"HdrS");
     image[0x206..0x208].copy_from_slice(&0x020a_u16.to_le_bytes());
     image[0x211] = 1; // loaded high
-    image[0x22c..0x230].copy_from_slice(&0x7fff_ffff_u32.to_le_bytes()); // an initrd ends here at most
+    image[0x22c..0x230].copy_from_slice(&0x7fff_ffff_u32.to_le_bytes()); // highest address of the initrd
     image[0x230..0x234].copy_from_slice(&0x20_0000_u32.to_le_bytes()); // alignment
     image[0x234] = 1; // relocatable
     image[0x238..0x23c].copy_from_slice(&cmdline_size.to_le_bytes());
-    image[0x260..0x264].copy_from_slice(&0x1000_u32.to_le_bytes()); // what it takes while it unpacks itself
+    image[0x260..0x264].copy_from_slice(&0x1000_u32.to_le_bytes()); // memory that it uses while it unpacks itself
     image
 }
 
-/// A directory with a kernel and an initrd, gone with everything in it when dropped.
+/// A temporary directory with a kernel and an initrd, deleted on drop.
 pub struct TestDir {
     dir: TempDir,
 }
@@ -46,7 +47,7 @@ impl TestDir {
         test_dir
     }
 
-    /// The directory, by its one name without symlinks.
+    /// Returns the path of the directory, without symlinks.
     pub fn dir(&self) -> PathBuf {
         self.dir.path().canonicalize().unwrap()
     }
@@ -55,12 +56,19 @@ impl TestDir {
         self.dir().join(name)
     }
 
+    /// Writes a file and returns its path.
     pub fn write(&self, name: &str, content: &[u8]) -> PathBuf {
         fs::write(self.path(name), content).unwrap();
         self.path(name)
     }
 
-    /// A machine on the stand-in that passes every check. Its state directory is `vm`.
+    /// Writes an executable file and returns its path.
+    pub fn write_executable(&self, name: &str, content: &[u8]) -> PathBuf {
+        write_executable(&self.path(name), content);
+        self.path(name)
+    }
+
+    /// Returns a valid description of a VM on the stand-in. Its state directory is `vm`.
     pub fn description(&self) -> HyperKit {
         HyperKit::new()
             .hyperkit(standin_path())
@@ -70,18 +78,30 @@ impl TestDir {
             .console(Console::File)
     }
 
-    /// Ends the machine in the state directory when it goes.
+    /// Returns a guard that kills the VM in the state directory on drop.
     pub fn stop_on_drop(&self) -> StopOnDrop {
         StopOnDrop(self.path("vm"))
     }
 
-    /// Names of what is in the state directory.
+    /// Returns the names of the files in the state directory.
     pub fn state_files(&self) -> Vec<String> {
         file_names(&self.path("vm"))
     }
 }
 
-/// Names of what is in a directory, sorted; none if it is not there.
+/// Writes an executable file.
+///
+/// A child process writes it. If this process had the file open for writing, a child that another test is starting at that
+/// moment would have it open as well, and executing the file would fail with `ETXTBSY`.
+pub fn write_executable(path: &Path, content: &[u8]) {
+    let mut writer = Command::new("sh");
+    writer.args(["-c", "cat >\"$0\" && chmod 755 \"$0\""]).arg(path).stdin(Stdio::piped());
+    let mut writer = writer.spawn().unwrap();
+    writer.stdin.take().unwrap().write_all(content).unwrap();
+    assert!(writer.wait().unwrap().success(), "cannot write {}", path.display());
+}
+
+/// Returns the names of the files in a directory, sorted; none if there is no such directory.
 pub fn file_names(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).into_iter().flatten();
     let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -89,11 +109,12 @@ pub fn file_names(dir: &Path) -> Vec<String> {
     names
 }
 
-/// The stand-in for hyperkit, which `cargo test` builds among the examples.
+/// Returns the path of the stand-in for hyperkit, which `cargo test` builds as an example.
 pub fn standin_path() -> PathBuf {
     example_path("standin-hyperkit")
 }
 
+/// Returns the path of a built example.
 pub fn example_path(name: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let program = test.parent().unwrap().parent().unwrap().join("examples").join(name);
@@ -101,7 +122,7 @@ pub fn example_path(name: &str) -> PathBuf {
     program
 }
 
-/// Pulls the plug when the test fails, too.
+/// Kills the VM of a state directory on drop, so also when the test fails.
 pub struct StopOnDrop(pub PathBuf);
 
 impl Drop for StopOnDrop {
@@ -112,7 +133,10 @@ impl Drop for StopOnDrop {
     }
 }
 
-/// Stops a machine when the test fails, too: who waits for its end in a scope is joined before anything else is dropped.
+/// Kills a VM on drop, so also when the test fails.
+///
+/// For use in a thread scope, which joins the threads that wait for the exit of the VM before any [`StopOnDrop`] outside of
+/// the scope is dropped.
 pub struct KillOnDrop<'a>(pub &'a Vm);
 
 impl Drop for KillOnDrop<'_> {
@@ -121,30 +145,32 @@ impl Drop for KillOnDrop<'_> {
     }
 }
 
+/// How long a test waits for something that takes milliseconds on an idle host.
 pub const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Converts a process ID for `rustix`.
 pub fn to_pid(pid: u32) -> Pid {
     Pid::from_raw(pid.try_into().unwrap()).unwrap()
 }
 
-/// Waits until something is so; a test that waits in vain fails.
-pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+/// Waits until a condition holds. Panics with its name after [`TEST_TIMEOUT`].
+pub fn wait_until(condition: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + TEST_TIMEOUT;
-    while !is_so() {
-        assert!(Instant::now() < deadline, "in vain: {what}");
+    while !holds() {
+        assert!(Instant::now() < deadline, "timed out waiting until {condition}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// A machine on the stand-in, and what ends it when the test is over, passed or failed.
+/// Starts a VM on the stand-in. The guard kills it when the test has passed or failed.
 pub fn start_vm(test_dir: &TestDir, guest: &str) -> (HyperKit, Vm, StopOnDrop) {
-    let end = test_dir.stop_on_drop();
+    let stop = test_dir.stop_on_drop();
     let mut description = test_dir.description();
     let vm = description.start(guest).unwrap();
-    (description, vm, end)
+    (description, vm, stop)
 }
 
-/// `boot` with the stand-in on the machine in the state directory, in the background.
+/// Returns a command that runs the example `boot`, which starts a VM on the stand-in in the background.
 pub fn boot_command(test_dir: &TestDir, guest: &str) -> Command {
     let mut boot = Command::new(example_path("boot"));
     boot.arg("--background").arg("--hyperkit").arg(standin_path()).arg("--state-dir").arg(test_dir.path("vm"));
@@ -153,32 +179,33 @@ pub fn boot_command(test_dir: &TestDir, guest: &str) -> Command {
     boot
 }
 
-/// The processes that run a machine in the directory, whatever any state says: each has it on its command line.
+/// Returns the hypervisors of the VM in a state directory. Each has the directory on its command line, so this does not depend
+/// on what the directory records.
 pub fn hypervisors_in(dir: &Path) -> Vec<u32> {
     let pid_file = dir.join("hyperkit.pid");
-    processes(|command| command.windows(2).any(|pair| pair[0] == "-F" && *pair[1] == pid_file))
+    processes_matching(|command| command.windows(2).any(|pair| pair[0] == "-F" && *pair[1] == pid_file))
 }
 
-/// The processes, shells among them, that run vhost-device-vsock for a machine in the directory.
+/// Returns the processes that run vhost-device-vsock for the VM in a state directory, including the shells that watch it.
 pub fn vsock_daemons_in(dir: &Path) -> Vec<u32> {
     let socket = dir.join("vhost.sock");
-    let is_one = |command: &[OsString]| {
+    let is_daemon = |command: &[OsString]| {
         command.iter().any(|word| word.as_encoded_bytes().ends_with(b"vhost-device-vsock"))
             && command.iter().any(|word| *word == socket)
     };
-    processes(is_one)
+    processes_matching(is_daemon)
 }
 
-/// The processes, zombies left out, whose command lines are so.
-fn processes(is_one: impl Fn(&[OsString]) -> bool) -> Vec<u32> {
+/// Returns the processes whose command line matches, without zombies.
+fn processes_matching(matches: impl Fn(&[OsString]) -> bool) -> Vec<u32> {
     let mut system = sysinfo::System::new();
-    let what = sysinfo::ProcessRefreshKind::nothing().without_tasks().with_cmd(sysinfo::UpdateKind::Always);
-    system.refresh_processes_specifics(sysinfo::ProcessesToUpdate::All, true, what);
+    let details = sysinfo::ProcessRefreshKind::nothing().without_tasks().with_cmd(sysinfo::UpdateKind::Always);
+    system.refresh_processes_specifics(sysinfo::ProcessesToUpdate::All, true, details);
     let alive = system.processes().values().filter(|process| process.status() != sysinfo::ProcessStatus::Zombie);
-    alive.filter(|process| is_one(process.cmd())).map(|process| process.pid().as_u32()).collect()
+    alive.filter(|process| matches(process.cmd())).map(|process| process.pid().as_u32()).collect()
 }
 
-/// What the guest has said on its console so far.
+/// Returns what the guest has printed on its console so far.
 pub fn console_output(test_dir: &TestDir) -> String {
     let ring = fs::read(test_dir.path("vm/console-ring")).unwrap_or_default();
     String::from_utf8_lossy(&ring).trim_end_matches('\0').to_owned()

@@ -1,5 +1,7 @@
-//! What the Go packages of 2017 and 2020 were seen to do: `recorded/argv-….jsonl` has the argv that Go made of a
-//! configuration and the state that it wrote on each line, and of 2017 also the configuration.
+//! Compatibility with the Go packages of 2017 and 2020.
+//!
+//! Each line of `tests/recorded/argv-….jsonl` contains the arguments that Go rendered for a configuration and the state that it
+//! wrote. Those of 2017 also contain the configuration.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -47,7 +49,7 @@ fn cases_of_2020() -> Vec<Case> {
     cases
 }
 
-/// The machine without what its start has added.
+/// Removes what `start` adds to a description.
 fn described(description: HyperKit) -> HyperKit {
     let mut described = description;
     described.arguments.clear();
@@ -55,33 +57,33 @@ fn described(description: HyperKit) -> HyperKit {
     described
 }
 
-/// Where this crate means to differ: the case, the argument of Go, ours, and why.
+/// Intended differences: the case, Go's argument, the argument of this crate, and the reason.
 const DIFFERENCES: [(&str, &str, &str, &str); 2] = [
     (
         "console-stdio-not-a-terminal",
         "com1,autopty=/var/run/vm/tty,log=/var/run/vm/console-ring",
         "com1,stdio",
-        "Go looks whether it is on a terminal; here `stdio` is what it says, a pipe too",
+        "Go checks for a terminal; here `stdio` is used for a pipe as well",
     ),
     (
         "two-raw-disks",
         "2:0,virtio-blk,/data/b.raw,format=raw",
         "2:0,virtio-blk,/data/b.raw",
-        "hyperkit refuses `format=raw`",
+        "hyperkit rejects `format=raw`",
     ),
 ];
 
-/// Go's arguments with the differences.
+/// Returns Go's arguments with the intended differences applied.
 fn expected(case: &Case) -> Vec<String> {
     let mut arguments = case.arguments.clone();
     for (_, go, ours, reason) in DIFFERENCES.iter().filter(|(name, ..)| *name == case.name) {
         let argument = arguments.iter_mut().find(|argument| argument == go);
-        *argument.unwrap_or_else(|| panic!("{} is no longer so: {reason}", case.name)) = (*ours).to_owned();
+        *argument.unwrap_or_else(|| panic!("{} no longer differs: {reason}", case.name)) = (*ours).to_owned();
     }
     arguments
 }
 
-/// Go cleans the path behind `-F`, and only that one.
+/// Cleans the path of `-F`, as Go does for this path only.
 fn cleaned(arguments: &[String]) -> Vec<String> {
     let clean = |path: &str| {
         let mut cleaned = PathBuf::new();
@@ -101,7 +103,7 @@ fn cleaned(arguments: &[String]) -> Vec<String> {
     arguments
 }
 
-/// `null`, `""`, 0 and a missing key all mean unset.
+/// Returns the values that are set. `null`, `""`, 0, `false` and a missing key all mean unset.
 fn meaning(state: &Value) -> BTreeMap<String, Value> {
     let unset = |value: &Value| [Value::Null, "".into(), 0.into(), false.into()].contains(value);
     let keys = state.as_object().unwrap().iter();
@@ -139,7 +141,7 @@ fn state_of_2017_round_trips() {
     }
 }
 
-/// It is written in the form of 2017, so it is the machine that is compared.
+/// The crate writes the form of 2017, so the descriptions are compared instead of the JSON.
 #[test]
 fn state_of_2020_round_trips() {
     for Case { name, arguments, mut state, .. } in cases_of_2020() {

@@ -1,4 +1,4 @@
-//! `hyperkit.json` both ways: three generations in, the first out.
+//! Reading and writing `hyperkit.json`: three versions are read, the first is written.
 
 use hyperkit::{Console, Disk, Error, Format, HyperKit, VpnKit};
 use serde_json::{Value, json};
@@ -31,7 +31,7 @@ fn everything() -> HyperKit {
     description
 }
 
-/// A new field has to be added here, and with it its form is pinned.
+/// Pins the JSON form of every field. New fields have to be added here.
 #[test]
 fn every_field_has_the_form_that_go_reads() {
     let form = json!({
@@ -43,7 +43,7 @@ fn every_field_has_the_form_that_go_reads() {
     });
     assert_eq!(serde_json::to_value(everything()).unwrap(), form);
     assert_eq!(load(form.clone()), everything());
-    // Each key carries something: without it, another machine comes out.
+    // Each key matters: without it, the description is a different one.
     for key in form.as_object().unwrap().keys() {
         let mut less = form.clone();
         less.as_object_mut().unwrap().remove(key);
@@ -73,7 +73,7 @@ fn lists_of_later_versions_load_and_are_written_only_if_needed() {
     assert_eq!((description.disks[0].size, description.disks[1].size), (Some(1), None));
     assert_eq!(description.isos, ["/a.iso", "/b.iso"].map(std::path::PathBuf::from));
     let written = serde_json::to_value(&description).unwrap();
-    // Of `driver` the default is not written.
+    // The default of `driver` is not written.
     let disks = json!([{"path": "/a.img", "size": 1, "format": "raw"}, {"path": "/b.img", "size": 0}]);
     assert_eq!((&written["disks"], &written["iso"]), (&disks, &late_2017["iso"]));
     assert_eq!(load(written), description);
@@ -93,8 +93,8 @@ fn disk_without_path_keeps_its_size() {
     assert_eq!(load(serde_json::to_value(&description).unwrap()), description);
 }
 
-/// The Go package leaves an empty format to hyperkit, for which it is raw. A guest may have written the header of an image
-/// that has the host's files in it, so its content must not decide.
+/// The Go package passes an empty format on to hyperkit, which treats it as raw. The guest may have written an image header that
+/// refers to files of the host, so the content must not decide the format.
 #[test]
 fn go_disk_with_empty_format_is_raw() {
     let disks = |disk: Value| load(json!({ "disks": [disk] })).disks;
@@ -102,7 +102,7 @@ fn go_disk_with_empty_format_is_raw() {
     assert_eq!(disks(json!({"path": "/a.img"})), [Disk::new("/a.img")]);
     let mut nowhere = HyperKit::new().disk(Disk::default());
     nowhere.disks[0].format = Some(Format::Raw);
-    assert_eq!(load(serde_json::to_value(&nowhere).unwrap()), nowhere, "also one that is nowhere yet");
+    assert_eq!(load(serde_json::to_value(&nowhere).unwrap()), nowhere, "a raw disk without a path");
 }
 
 #[test]
@@ -113,7 +113,7 @@ fn unknown_keys_are_preserved() {
     assert_eq!(written["cpus"], 2);
 }
 
-/// What would be lost, or come back as something else.
+/// Values that could get lost or change their type.
 #[test]
 fn unusual_values_are_preserved_or_unset() {
     assert_eq!(load(json!({"iso": [""]})), HyperKit::new());

@@ -1,10 +1,10 @@
-//! `parse_arguments` for the command lines of others: those that Go was seen to make, the shapes of Docker Desktop,
-//! minikube and linuxkit, what no field can say, what hyperkit refuses, and a machine that was started by hand.
+//! `parse_arguments` with command lines of other programs: recorded ones of the Go packages, those of Docker Desktop, minikube and
+//! linuxkit, options without a field, and arguments that hyperkit rejects.
 
 use hyperkit::{Console, Disk, Error, HyperKit, Multiboot, OnFlush, Qcow, Serial, VpnKit, parse_arguments};
 use serde_json::Value;
 
-/// At spaces, but not behind `-f`, which comes last in these.
+/// Splits a command line at spaces, except the value of `-f`, which comes last in these tests.
 fn words(command_line: &str) -> Vec<String> {
     let (options, firmware) = command_line.split_once(" -f ").unwrap();
     options.split(' ').chain(["-f", firmware]).map(str::to_owned).collect()
@@ -14,10 +14,10 @@ fn parsed(command_line: &str) -> (HyperKit, String) {
     parse_arguments(&words(command_line)).unwrap()
 }
 
-/// What each machine needs, besides a kernel.
+/// The options that each VM needs in addition to a kernel.
 const BARE: &str = "-A -s 0:0,hostbridge -s 31,lpc";
 
-/// What comes of these and a kernel alone.
+/// Returns the description that results from [`BARE`] and a kernel.
 fn bare() -> HyperKit {
     HyperKit::new().kernel("/k").memory(256).random(false).utc(false).no_serials()
 }
@@ -31,7 +31,7 @@ fn recorded_command_lines_round_trip() {
     for case in cases {
         let mut arguments: Vec<String> = serde_json::from_value(case["arguments"].clone()).unwrap();
         let (description, cmdline) = parse_arguments(&arguments).unwrap();
-        // hyperkit refuses it.
+        // hyperkit rejects `format=raw`.
         arguments.iter_mut().for_each(|argument| *argument = argument.replace(",format=raw", ""));
         assert_eq!(description.arguments(&cmdline).unwrap(), arguments, "case {}", case["name"]);
         assert_eq!(cmdline, case["kernel_cmdline"].as_str().unwrap(), "case {}", case["name"]);
@@ -142,15 +142,15 @@ fn linuxkit_arguments_are_parsed() {
     assert_eq!(cmdline, "console=ttyS0 page_poison=1");
 }
 
-/// What hyperkit makes of it where nothing is said, or said otherwise than the Go package does.
+/// hyperkit's defaults, and spellings that the Go package does not use.
 #[test]
 fn defaults_and_alternative_spellings_are_parsed() {
     let auto = (bare(), "auto".to_owned());
     assert_eq!(parsed(&format!("{BARE} -f kexec,/k")), auto);
     assert_eq!(parsed(&format!("{BARE} -f kexec,/k,,")), auto);
-    assert_eq!(parsed(&format!("{BARE} -c 7 -m 1G -c1 -m 256 -f kexec,/k")), auto, "the last wins");
+    assert_eq!(parsed(&format!("{BARE} -c 7 -m 1G -c1 -m 256 -f kexec,/k")), auto, "the last option wins");
     let operand = [&words(&format!("{BARE} -f kexec,/k"))[..], &["--", "-c", "9"].map(str::to_owned)].concat();
-    assert_eq!(parse_arguments(&operand).unwrap(), auto, "behind the options nothing counts");
+    assert_eq!(parse_arguments(&operand).unwrap(), auto, "words after the options are ignored");
     assert_eq!(parsed(&format!("{BARE} -f kexec,/k,,earlyprintk=serialx")).1, "earlyprintk=serialx");
     for memory in ["256M", "256m", "0400M", "262144k", "268435456", "268435456b"] {
         assert_eq!(parsed(&format!("{BARE} -m {memory} -f kexec,/k")), auto, "{memory}");
@@ -164,12 +164,12 @@ fn defaults_and_alternative_spellings_are_parsed() {
     assert_eq!(parsed(&spelled), (expected, String::new()));
 }
 
-/// The options that no field says, in the order that they come back in.
+/// Options for which there is no field, in the order in which they are rendered again.
 #[test]
 fn unknown_options_become_extra_arguments() {
     let uuid = "1f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55";
     for (options, extra) in [
-        // Out of order, or twice; behind that nothing is in its usual slot.
+        // Out of order or duplicate. The devices after these are not in their usual slots.
         ("-s 1,virtio-rnd -s 2:0,virtio-blk,/d", "-s 2:0,virtio-blk,/d"),
         ("-s 1,virtio-rnd -s 2,virtio-rnd", "-s 2,virtio-rnd"),
         (
@@ -181,7 +181,7 @@ fn unknown_options_become_extra_arguments() {
         ("-s 1,virtio-rnd -s 3,virtio-9p,port=1", "-s 3,virtio-9p,port=1"),
         ("-s 1:1,virtio-rnd -s 1,virtio-rnd", "-s 1:1,virtio-rnd"),
         ("-s 2:1:0,virtio-rnd", "-s 2:1:0,virtio-rnd"),
-        // Options that the driver alone knows.
+        // Options that only the driver knows.
         ("-s 1,virtio-net,x", "-s 1,virtio-net,x"),
         ("-s 1:0,virtio-vpnkit,path=/s,macfile=/m", "-s 1:0,virtio-vpnkit,path=/s,macfile=/m"),
         (
@@ -205,14 +205,14 @@ fn unknown_options_become_extra_arguments() {
         ("-s 1,virtio-9p,path=/s,port=1", "-s 1,virtio-9p,path=/s,port=1"),
         ("-s 1,virtio-sock,guest_cid=3", "-s 1,virtio-sock,guest_cid=3"),
         ("-s 30,uart,/dev/ttys001", "-s 30,uart,/dev/ttys001"),
-        // What this crate would refuse, and hyperkit does otherwise.
+        // Values that this crate rejects and hyperkit handles differently.
         ("-s 1,virtio-sock,guest_cid=2,path=/s", "-s 1,virtio-sock,guest_cid=2,path=/s"),
         ("-s 1,virtio-blk,/d,sectorsize=500", "-s 1,virtio-blk,/d,sectorsize=500"),
         (
             "-s 1,virtio-blk,file:///a%2Cb?sync=&buffered=1,format=qcow",
             "-s 1,virtio-blk,file:///a%2Cb?sync=&buffered=1,format=qcow",
         ),
-        // Serial ports and files where this crate has none.
+        // Serial backends and file locations that this crate does not use.
         ("-l com1,/dev/ttys003", "-l com1,/dev/ttys003"),
         ("-l com2,stdio", "-l com2,stdio"),
         ("-l com1,autopty", "-l com1,autopty"),
@@ -226,7 +226,7 @@ fn unknown_options_become_extra_arguments() {
     ] {
         let (description, cmdline) = parsed(&format!("{BARE} -U {uuid} {options} -f kexec,/k,,quiet"));
         assert_eq!(description.extra_arguments.join(" "), extra, "{options}");
-        // The same machine: every option of before is there again.
+        // The VM is the same: every option is rendered again.
         let again = description.arguments(&cmdline).unwrap();
         let spoken = format!(" {} ", again.join(" ").replace(":0,", ","));
         for option in options.replace(":0,", ",").split(" -").map(|option| option.trim_start_matches('-')) {
@@ -282,7 +282,7 @@ fn arguments_that_hyperkit_rejects_are_an_error() {
         let usual: Vec<_> = BARE.split(' ').chain(["-f", "kexec,/k,,quiet"]).collect();
         foreign(&[&usual[..], &options.split(' ').collect::<Vec<_>>()].concat(), culprit);
     }
-    // An operand ends the options, those that are needed, too.
+    // An operand ends the options, including required ones.
     for missing in ["-A", "0:0,hostbridge", "31,lpc"] {
         let words = words(&format!("{BARE} -f kexec,/k"));
         let without: Vec<_> = words.iter().map(|word| if word == missing { "-u" } else { word }).collect();
@@ -298,7 +298,7 @@ fn kernel_cmdline_returns_the_last_one_on_each_engine() {
     let linux = HyperKit::new().kernel("/k").initrd("/i");
     let multiboot = HyperKit::new().multiboot(Multiboot::new("/k").module("/m", "words"));
     for mut description in [linux, multiboot] {
-        assert_eq!(description.kernel_cmdline(), None, "it was never started");
+        assert_eq!(description.kernel_cmdline(), None, "the VM was never started");
         for program in ["hyperkit", "qemu-system-x86_64"] {
             description.hyperkit = Some(program.into());
             for line in ["console=ttyS0 a=1,2", "earlyprintk=serial again"] {

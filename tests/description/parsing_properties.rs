@@ -1,4 +1,4 @@
-//! `parse_arguments` is the inverse of `arguments`, for any machine that passes the checks, and however the options stand.
+//! Property tests: `parse_arguments` is the inverse of `arguments` for any valid description and for any order of the options.
 
 use hyperkit::{
     Console, Disk, Driver, Format, HyperKit, Multiboot, OnFlush, Qcow, Serial, SerialLine, VpnKit, parse_arguments,
@@ -8,11 +8,11 @@ use proptest::option::of;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 
-/// Text of which hyperkit takes each character as it is. A URL does not.
+/// Text in which hyperkit takes each character literally. URLs need escapes.
 const TEXT: &str = "[a-zA-Z0-9 #?%&=;:+~'\"<>é日._-]{1,16}";
 const UUID: &str = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9A-F]{4}-[0-9a-f]{4}-[0-9a-f]{12}";
 
-/// A file, under its directory so that no two of them are the same.
+/// A path in a directory. Each kind of file has its own directory, so that no two paths are equal.
 fn path(dir: &'static str) -> impl Strategy<Value = String> {
     TEXT.prop_map(move |name| format!("{dir}/{name}x"))
 }
@@ -34,7 +34,7 @@ fn disk() -> impl Strategy<Value = Disk> {
     (TEXT, of(qcow()), any::<[bool; 4]>(), of(sectors)).prop_map(
         |(name, qcow, [ahci, read_only, sync, trim], sectors)| {
             let mut disk = Disk::new(format!("/disks/{name}"));
-            // hyperkit is told of it for qcow2 images only.
+            // Only qcow2 images have an option for it.
             disk.trim = trim && qcow.is_some();
             disk.format = Some(qcow.map_or(Format::Raw, Format::Qcow2));
             disk.driver = if ahci { Driver::Ahci } else { Driver::VirtioBlk };
@@ -44,7 +44,7 @@ fn disk() -> impl Strategy<Value = Disk> {
     )
 }
 
-/// The kernel, with its command line.
+/// The boot source and the kernel command line.
 fn firmware() -> impl Strategy<Value = (HyperKit, String)> {
     let cmdline = prop_oneof!["\\PC{0,30}", "earlyprintk=serial[ ,a-z]{0,9}"];
     let modules = vec(("[a-z0-9 /#=]{1,9}", "[a-z0-9 /#=;]{0,9}"), 0..4);
@@ -61,7 +61,8 @@ fn firmware() -> impl Strategy<Value = (HyperKit, String)> {
     ]
 }
 
-/// Consoles and serial ports. What can be said as `console` is not said as `serials`.
+/// Sets the console or the serial ports. Ports that `console` can express are parsed as `console`, so they are not set as
+/// `serials`.
 fn serial(description: HyperKit, console: Console, serials: Option<Vec<Serial>>) -> HyperKit {
     let has_dir = description.state_dir.is_some();
     let mut on_stdio = 0;
@@ -90,7 +91,7 @@ fn networks() -> impl Strategy<Value = HyperKit> {
             }
         }
         if let Some((tap, mac)) = tap {
-            // Only the first card's can be said.
+            // Only the first NIC can have a MAC address.
             description.mac = mac.filter(|_| !vmnet && description.vpnkit == VpnKit::None);
             description.tap = Some(tap);
         }
@@ -98,7 +99,7 @@ fn networks() -> impl Strategy<Value = HyperKit> {
     })
 }
 
-/// Any machine that passes the checks, as far as arguments can say it, and its kernel command line.
+/// Any valid description that arguments can express, and its kernel command line.
 fn description() -> impl Strategy<Value = (HyperKit, String)> {
     let disks = vec(disk(), 0..5).prop_map(|mut disks| {
         disks.sort_by(|a, b| a.path.cmp(&b.path));
@@ -111,7 +112,7 @@ fn description() -> impl Strategy<Value = (HyperKit, String)> {
     let ports = [Serial::none(), Serial::stdio(), Serial::tty()];
     let ports = ports.into_iter().flat_map(|port| [port, port.log(), port.asl(), port.log().asl()]).collect::<Vec<_>>();
     let serials = of(vec(select(ports), 0..3));
-    // In the order of their places, as they come back.
+    // In slot order, as they are parsed.
     let extra = subsequence(vec!["-b", "-s 1:1,uart,#1", "-s 31:7,virtio-blk,,ro", "-s 1:1:0,virtio-rnd"], 0..=4);
     let host = (of(path("/bin")), of(prop_oneof![path("/vm"), path("vm")]), networks(), disks, vec(path("/cd"), 0..4));
     let rest = (vsock, shares, console, serials, extra, any::<[bool; 8]>());
@@ -129,7 +130,7 @@ fn description() -> impl Strategy<Value = (HyperKit, String)> {
             (description.vsock_dir, description.vsock_ports) = (dir.map(Into::into), ports);
         }
         for (index, (name, port, tag)) in shares.into_iter().enumerate() {
-            let tag = format!("{index}{tag}"); // each has its own
+            let tag = format!("{index}{tag}"); // each share has its own tag
             description = match port {
                 Some(port) => description.port_9p(port, tag),
                 None => description.socket_9p(name, tag),
@@ -144,13 +145,13 @@ fn description() -> impl Strategy<Value = (HyperKit, String)> {
     })
 }
 
-/// The whole command line.
+/// Returns the whole command line, with the program if it is set.
 fn command_line(description: &HyperKit, cmdline: &str) -> Vec<String> {
     let program = description.hyperkit.iter().map(|program| program.to_str().unwrap().to_owned());
     program.chain(description.arguments(cmdline).unwrap()).collect()
 }
 
-/// The same options in another order, spelled in other ways that getopt knows: `chance` decides.
+/// Returns the same options in another order and in other spellings that getopt accepts. `chance` decides which.
 fn respelled(command_line: &[String], chance: &[u8]) -> Vec<String> {
     let mut words = command_line.iter().cloned().peekable();
     let mut respelled: Vec<_> = words.next_if(|program| !program.starts_with('-')).into_iter().collect();
@@ -191,7 +192,7 @@ proptest! {
     }
 }
 
-/// The property is worth nothing if the machines are all alike, or the options stay where they are.
+/// The property would prove nothing if `respelled` changed nothing.
 #[test]
 fn respelled_arguments_differ_but_keep_their_letters() {
     let chance: Vec<u8> = (0..64_u8).map(|i| i.wrapping_mul(151)).collect();

@@ -1,4 +1,4 @@
-//! What QEMU is told, where no boot shows it.
+//! QEMU arguments that the tests with a real guest do not cover.
 
 use hyperkit::{Console, Disk, HyperKit, Multiboot, PortForward, Qcow, Serial, VpnKit};
 
@@ -8,7 +8,7 @@ fn description() -> HyperKit {
     HyperKit::new().hyperkit("/usr/bin/qemu-system-x86_64").kernel("/k").initrd("/i")
 }
 
-/// The values of an option, in order.
+/// Returns the values of an option, in order.
 fn values(description: &HyperKit, option: &str) -> Vec<String> {
     let arguments = description.arguments("a, b").unwrap();
     arguments.windows(2).filter(|pair| pair[0] == option).map(|pair| pair[1].clone()).collect()
@@ -34,7 +34,7 @@ fn pci_slots_equal_those_of_hyperkit_in_hexadecimal() {
     let hyperkit = values(&full.clone().hyperkit("hyperkit"), "-s");
     let hyperkit: Vec<u8> =
         hyperkit.iter().map(|slot| slot.split([':', ',']).next().unwrap().parse().unwrap()).collect();
-    assert_eq!(hyperkit[2..], qemu, "hyperkit's are after the two bridges");
+    assert_eq!(hyperkit[2..], qemu, "hyperkit's slots follow the two bridges");
     assert!(values(&full, "-device").contains(&"virtio-blk-pci,drive=disk16,bus=pcie.0,addr=10.0".to_owned()));
 }
 
@@ -52,7 +52,7 @@ fn vsock_console_and_qmp_options() {
     );
     assert_eq!(values(&description, "-pidfile"), ["/vm/hyperkit.pid"]);
     assert_eq!(values(&description, "-uuid"), [UUID]);
-    assert_eq!(values(&description, "-accel"), [] as [&str; 0], "it depends on the host");
+    assert_eq!(values(&description, "-accel"), [] as [&str; 0], "acceleration depends on the host");
 }
 
 #[test]
@@ -117,7 +117,7 @@ fn isos_and_shares_are_passed_unchanged() {
     assert_eq!(
         values(&description, "-machine"),
         values(&self::description(), "-machine"),
-        "without vsock no memory is shared"
+        "memory is shared only for vsock"
     );
 }
 
@@ -152,5 +152,5 @@ fn firmware_clock_debugger_core_dump_and_extra_options() {
     let multiboot = HyperKit::new().hyperkit("qemu-system-x86_64");
     let multiboot = multiboot.multiboot(Multiboot::new("/k").module("/m", "a b").module("/n", ""));
     assert_eq!(values(&multiboot, "-initrd"), ["/m a b,/n"]);
-    assert_eq!(values(&multiboot, "-append"), ["a, b"], "Linux alone is asked for an early console");
+    assert_eq!(values(&multiboot, "-append"), ["a, b"], "only Linux kernels get `earlyprintk`");
 }

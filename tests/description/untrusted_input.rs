@@ -1,4 +1,4 @@
-//! Whatever comes in from outside, against what has to hold of it: any bytes, and what was recorded with a few changes.
+//! Property tests of untrusted input: random bytes, and recorded inputs with a few changes.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::common::inputs;
 
-/// The states and command lines that Go was seen to make.
+/// Returns the recorded states and command lines of the Go packages.
 fn recorded() -> Vec<Value> {
     let years = [include_str!("../recorded/argv-2017.jsonl"), include_str!("../recorded/argv-2020.jsonl")];
     years.iter().flat_map(|year| year.lines()).map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -28,7 +28,7 @@ fn ttys() -> Vec<Vec<u8>> {
         .to_vec()
 }
 
-/// What is worth putting somewhere: what separates, what ends, and what means something.
+/// Pieces to insert: separators, terminators and words with a meaning.
 const PIECES: [&str; 24] = [
     ",",
     ":",
@@ -56,10 +56,10 @@ const PIECES: [&str; 24] = [
     "\u{e9}",
 ];
 
-/// One of these, with some bytes taken out and pieces put in.
-fn changed(these: Vec<Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
+/// One of the inputs, with some bytes removed and some pieces inserted.
+fn changed(inputs: Vec<Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
     let change = (any::<Index>(), 0..12_usize, prop_oneof![Just(""), select(&PIECES[..])]);
-    (select(these), vec(change, 0..4)).prop_map(|(mut bytes, changes)| {
+    (select(inputs), vec(change, 0..4)).prop_map(|(mut bytes, changes)| {
         for (at, length, piece) in changes {
             let from = at.index(bytes.len() + 1);
             let to = bytes.len().min(from + length);
@@ -69,8 +69,8 @@ fn changed(these: Vec<Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-fn any_or(these: Vec<Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
-    prop_oneof![1 => vec(any::<u8>(), 0..100), 3 => changed(these)]
+fn any_or(inputs: Vec<Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![1 => vec(any::<u8>(), 0..100), 3 => changed(inputs)]
 }
 
 proptest! {
@@ -97,7 +97,7 @@ proptest! {
     }
 }
 
-/// The process of this very test, and the first one of the system, are no machines.
+/// The process of this test, and process 1.
 #[test]
 fn pid_of_a_running_unrelated_process_matches_no_vm() {
     for pid in [1, std::process::id()] {
@@ -105,7 +105,7 @@ fn pid_of_a_running_unrelated_process_matches_no_vm() {
     }
 }
 
-/// The checks look at something: what was recorded gets through to their end.
+/// The property tests would prove nothing if valid inputs were rejected early.
 #[test]
 fn recorded_inputs_are_accepted() {
     for (state, command_line) in states().iter().zip(command_lines()) {

@@ -1,6 +1,4 @@
-//! A real kernel in a real QEMU: what the guest sees is compared with what was described.
-//!
-//! The guest is the one that `examples/setup.sh` makes; without it, or without QEMU, these tests fail.
+//! Booting the guest: the hardware that it reports equals the description.
 
 use std::fs;
 use std::os::unix::fs::{FileExt, FileTypeExt};
@@ -58,7 +56,7 @@ fn guest_reports_the_described_hardware() {
     // Address, vendor, device, subsystem device (virtio's own number of the kind), class.
     let pci = [
         "0000:00:00.0 0x8086 0x29c0 0x1100 0x060000", // host bridge
-        "0000:00:01.0 0x1af4 0x1000 0x0001 0x020000", // network, where VPNKit's card is
+        "0000:00:01.0 0x1af4 0x1000 0x0001 0x020000", // network: the NIC of VPNKit
         "0000:00:02.0 0x1af4 0x1001 0x0002 0x010000", // disk
         "0000:00:03.0 0x1af4 0x1001 0x0002 0x010000", // disk
         "0000:00:04.0 0x8086 0x2922 0x1100 0x010601", // AHCI with the ISO
@@ -87,7 +85,7 @@ fn guest_reports_the_described_hardware() {
     assert_eq!(addresses, [(Card::VpnKit, address.trim_end_matches("/24").parse().unwrap())]);
     assert!(matches!(vm.addresses(), Err(Error::NotRunning)));
     let clock: u64 = single("clock").parse().unwrap();
-    assert!((began - 60..seconds() + 60).contains(&clock), "the guest's clock says {clock}");
+    assert!((began - 60..seconds() + 60).contains(&clock), "the guest's clock is {clock}");
 
     description.remove(true).unwrap();
     assert_eq!(file_names(&state), ["disk.img"]);
@@ -110,7 +108,7 @@ fn run_prints_the_console_on_stdout() {
     let report = Report::parse(&output.stdout);
     assert_eq!(report["vcpus"], ["1"]);
     assert_eq!(report["memory-mib"], ["1024"]);
-    assert_eq!(report["pci"].len(), 3, "nothing but the bridges and the random number generator");
+    assert_eq!(report["pci"].len(), 3, "only the bridges and the random number generator");
 }
 
 #[test]
@@ -126,11 +124,11 @@ fn another_process_attaches_and_stops_the_vm() {
         assert!(output.status.success(), "{output:?}");
         String::from_utf8(output.stdout).unwrap()
     };
-    let told = boot(&["--background", "--disk-size", "4"]);
+    let output = boot(&["--background", "--disk-size", "4"]);
     let description = HyperKit::from_state(&state).unwrap();
-    let vm = description.vm().unwrap().expect("it runs");
-    assert!(told.contains(&format!("process {}", vm.pid())), "{told}");
-    assert!(told.contains(&fs::read_to_string(state.join("tty")).unwrap()), "{told}");
+    let vm = description.vm().unwrap().expect("the VM is running");
+    assert!(output.contains(&format!("process {}", vm.pid())), "{output}");
+    assert!(output.contains(&fs::read_to_string(state.join("tty")).unwrap()), "{output}");
     assert!(matches!(description.remove(false), Err(Error::StillRunning { .. })));
     boot(&["--stop"]);
     assert_eq!(vm.wait().unwrap(), Exit::Unknown);

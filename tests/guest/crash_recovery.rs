@@ -1,4 +1,4 @@
-//! TODO
+//! Killed hypervisors and killed starters.
 
 use std::process::Command;
 use std::time::Duration;
@@ -6,12 +6,12 @@ use std::time::Duration;
 use hyperkit::{Error, Exit, HyperKit, Shutdown};
 use rustix::process::{Signal, kill_process};
 
-use crate::common::guest::{QUIET_CMDLINE, new_guest};
+use crate::common::guest::{Guest, QUIET_CMDLINE};
 use crate::common::{example_path, guest, to_pid};
 
 #[test]
 fn killed_vm_starts_again_and_forced_shutdown_is_reported() {
-    let mut guest = new_guest();
+    let mut guest = Guest::new();
     for _ in 0..5 {
         let vm = guest.description.start(QUIET_CMDLINE).unwrap();
         kill_process(to_pid(vm.pid()), Signal::KILL).unwrap();
@@ -19,16 +19,16 @@ fn killed_vm_starts_again_and_forced_shutdown_is_reported() {
         assert!(guest.state.join("hyperkit.pid").exists() && !guest.description.is_running());
     }
     let vm = guest.description.start(QUIET_CMDLINE).unwrap();
-    kill_process(to_pid(vm.pid()), Signal::TERM).unwrap(); // a power cut for QEMU, which then exits as if all were well
+    kill_process(to_pid(vm.pid()), Signal::TERM).unwrap(); // a power cut for the guest, although QEMU then exits with success
     assert_eq!(vm.wait().unwrap(), Exit::Killed(15));
     let vm = guest.description.start(QUIET_CMDLINE).unwrap();
     assert_eq!(vm.shutdown(Duration::ZERO).unwrap(), Shutdown::Plug(Exit::Killed(9)));
 }
 
-/// Whenever its starter is killed, there is a machine that is found, or none and the next one starts.
+/// Whenever its starter is killed, either the VM is found, or there is no VM and the next start succeeds.
 #[test]
 fn killed_starter_leaves_no_vm_or_one_that_is_found() {
-    let mut guest = new_guest();
+    let mut guest = Guest::new();
     for delay in [2, 5, 10, 20, 40, 60, 80, 120] {
         let mut boot = Command::new(example_path("boot"));
         boot.args(["--background", "--hyperkit", "qemu-system-x86_64"]).arg("--state-dir").arg(&guest.state);

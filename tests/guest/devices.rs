@@ -1,4 +1,4 @@
-//! Every device in a real guest: what it sees, slot by slot, is what was described.
+//! Devices: the guest finds in each slot what was described.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -8,7 +8,7 @@ use hyperkit::{Disk, Driver, Exit, HyperKit, PortForward, Qcow, Serial, VpnKit};
 use crate::common::StopOnDrop;
 use crate::common::guest::{BOOT_TIMEOUT, REPORT_CMDLINE, Report, create_iso, create_share, description, setup_file};
 
-/// The kinds of device as their PCI configuration says it: vendor, device, subsystem, class.
+/// Device kinds by their PCI configuration: vendor, device, subsystem, class.
 const NETWORK: &str = "0x1af4 0x1000 0x0001 0x020000";
 const BLOCK: &str = "0x1af4 0x1001 0x0002 0x010000";
 const AHCI: &str = "0x8086 0x2922 0x1100 0x010601";
@@ -22,15 +22,15 @@ fn at(slot: usize, what: &str) -> String {
     format!("0000:00:{slot:02x}.0 {what}")
 }
 
-/// All of the PCI bus, for these kinds in the slots from 1 on.
+/// Returns the report of the whole PCI bus, with these kinds in slot 1 and following.
 fn bus(kinds: &[&str]) -> Vec<String> {
     let devices = (1..).zip(kinds).map(|(slot, kind)| at(slot, kind));
     [HOST_BRIDGE.to_owned()].into_iter().chain(devices).chain([LPC_BRIDGE.to_owned()]).collect()
 }
 
-/// A disk of so many MiB as the guest reports it.
-fn disk(slot: usize, name: &str, mebibytes: u64, rest: &str) -> String {
-    at(slot, &format!("{name} {} {rest}", mebibytes * 2048))
+/// Returns the report of a disk.
+fn disk(slot: usize, name: &str, size_mib: u64, rest: &str) -> String {
+    at(slot, &format!("{name} {} {rest}", size_mib * 2048))
 }
 
 fn run(mut description: HyperKit, cmdline: &str) -> Report {
@@ -138,8 +138,8 @@ fn guest_finds_thirty_devices() {
     let report = run(description.clone(), REPORT_CMDLINE);
     assert_eq!(report["pci"], bus(&kinds));
     assert_eq!(report["net"].len(), 2);
-    // Each disk is told by its size, each image and share by what is in it. Linux looks at SATA ports all at once, and names
-    // what is there as it comes.
+    // Disks are identified by size, ISO images and shares by content. Linux probes SATA ports in parallel, so the names of their
+    // disks vary.
     let by_slot = |key: &str| {
         let unnamed = |line: &String| {
             let words = line.split(' ').filter(|word| !word.starts_with("sd") && !word.starts_with("sr"));

@@ -1,13 +1,13 @@
-//! TODO
+//! How the exit of the guest is reported.
 
 use hyperkit::Exit;
 
-use crate::common::guest::{BOOT_TIMEOUT, QUIET_CMDLINE, new_guest};
+use crate::common::guest::{BOOT_TIMEOUT, Guest, QUIET_CMDLINE};
 
 #[test]
 fn guest_reboot_exits_with_reset() {
-    let mut guest = new_guest();
-    // A kernel without an init panics, and with panic=1 reboots.
+    let mut guest = Guest::new();
+    // A kernel without an init panics. With `panic=1` it then reboots.
     let vm = guest.description.start(&format!("{QUIET_CMDLINE} rdinit=/nothing root=/dev/nothing")).unwrap();
     assert_eq!(vm.wait_timeout(BOOT_TIMEOUT).unwrap(), Some(Exit::Reset));
     let last_words = vm.last_words();

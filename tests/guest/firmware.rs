@@ -1,4 +1,4 @@
-//! Booting otherwise than by a Linux kernel: UEFI from a boot ROM, and a multiboot kernel, in a real QEMU.
+//! Boot sources other than a Linux kernel: UEFI from a boot ROM, and a multiboot kernel.
 
 use std::fs;
 use std::path::Path;
@@ -11,8 +11,8 @@ use crate::common::guest::{BOOT_TIMEOUT, Report, create_iso_from, guest_file};
 /// Debian's package `ovmf`.
 const UEFI: &str = "/usr/share/ovmf/OVMF.fd";
 
-/// Boots it, and returns what it said.
-fn said(dir: &Path, description: HyperKit, cmdline: &str) -> String {
+/// Boots a VM until it powers off, and returns its console output.
+fn console_output(dir: &Path, description: HyperKit, cmdline: &str) -> String {
     let state = dir.join("vm");
     let _stop = StopOnDrop(state.clone());
     let mut description =
@@ -35,13 +35,13 @@ fn uefi_boots_a_kernel_from_a_cd() {
     fs::write(cd.join("startup.nsh"), script).unwrap();
     let cd = create_iso_from(&cd, &dir.path().join("cd.iso"));
 
-    let report = Report::parse(said(dir.path(), HyperKit::new().bootrom(UEFI).iso(cd), "").as_bytes());
+    let report = Report::parse(console_output(dir.path(), HyperKit::new().bootrom(UEFI).iso(cd), "").as_bytes());
     assert_eq!(report.single("firmware"), "uefi");
     assert_eq!(report.single("cmdline"), script.trim_end());
     assert_eq!(report["pci"][1], "0000:00:01.0 0x8086 0x2922 0x1100 0x010601");
 }
 
-/// QEMU alone would take 8 MiB at most. There is nothing in it, so nothing comes of it.
+/// Without an option, QEMU accepts at most 8 MiB. The ROM is empty, so it boots nothing.
 #[test]
 fn largest_boot_rom_is_accepted() {
     let dir = tempfile::tempdir().unwrap();
@@ -54,15 +54,15 @@ fn largest_boot_rom_is_accepted() {
     description.clone().start("").unwrap().stop().unwrap();
 }
 
-/// A kernel that says its command line, then of each module the command line and the content, and powers off.
+/// Returns a kernel that prints its command line, then the command line and content of each module, and powers off.
 fn kernel() -> Vec<u8> {
-    // Magic, "the addresses are here" and "modules on pages", what makes the sum 0; header, load, end, bss, entry; video.
+    // Magic; flags: has addresses, page-aligned modules; checksum; addresses of header, load, end, bss, entry; video mode.
     let header: [u32; 12] = [0x1bad_b002, 0x1_0003, 0xe451_4ffb, 0x10_0000, 0x10_0000, 0, 0, 0x10_0030, 0, 0, 0, 0];
     header.iter().flat_map(|word| word.to_le_bytes()).chain(CODE).collect()
 }
 
-/// 32-bit code for 0x100030. %ebx is the address of the boot information: command line at 16, number of modules at 20,
-/// their list at 24, of 16 bytes each: start, end, command line.
+/// 32-bit code at 0x100030. %ebx is the address of the boot information: command line at 16, number of modules at 20, module list
+/// at 24. Each entry of the list has 16 bytes: start, end, command line.
 #[rustfmt::skip]
 const CODE: [u8; 94] = [
     0xbc, 0x00, 0x00, 0x09, 0x00,       //         mov  $0x90000, %esp
@@ -118,5 +118,5 @@ fn multiboot_kernel_gets_its_modules() {
         second,
         "content of the second".to_owned(),
     ];
-    assert_eq!(said(dir.path(), description, "some=words, more"), lines.join("\n") + "\n");
+    assert_eq!(console_output(dir.path(), description, "some=words, more"), lines.join("\n") + "\n");
 }

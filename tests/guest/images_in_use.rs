@@ -1,11 +1,11 @@
-//! TODO
+//! Disk images that another QEMU uses.
 
 use hyperkit::{Console, Disk, Error, HyperKit};
 
 use crate::common::StopOnDrop;
 use crate::common::guest::description;
 
-/// QEMU's locks are seen, and those of who writes told from those of who reads.
+/// QEMU locks its images. The locks of writers and readers differ.
 #[test]
 fn image_in_use_by_qemu_is_rejected_before_start() {
     let dir = tempfile::tempdir().unwrap();
@@ -19,7 +19,7 @@ fn image_in_use_by_qemu_is_rejected_before_start() {
         };
         let vm = start(&first, shared.clone()).unwrap();
         for disk in [shared.clone(), shared.clone().read_only()] {
-            // Elsewhere QEMU's own locks are all there is.
+            // On other systems there are only QEMU's own locks.
             if cfg!(target_os = "linux") || !disk.read_only {
                 match start(&second, disk) {
                     Err(Error::DiskInUse { path }) => assert_eq!(Some(path), shared.path),
@@ -29,7 +29,7 @@ fn image_in_use_by_qemu_is_rejected_before_start() {
             }
         }
         vm.stop().unwrap();
-        // Who only reads does not disturb others who only read, but is disturbed.
+        // Readers can share an image, but not with a writer.
         let readers = [&first, &second].map(|state| start(state, shared.clone().read_only()).unwrap());
         assert!(matches!(start(&dir.join("third"), shared.clone()), Err(Error::DiskInUse { .. })));
         readers.iter().for_each(|vm| vm.stop().unwrap());

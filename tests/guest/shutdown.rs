@@ -1,6 +1,4 @@
-//! How a real guest in a real QEMU ends: by the power button, by a reset, by the plug; and what happens in between.
-//!
-//! The guest is the one that `examples/setup.sh` makes; without it, or without QEMU, these tests fail.
+//! Shutdown by power button, forced shutdown, pause and resume.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -11,30 +9,30 @@ use std::time::Duration;
 use hyperkit::{Error, Exit, Shutdown};
 use rustix::process::{Signal, kill_process};
 
-use crate::common::guest::{BOOT_TIMEOUT, QUIET_CMDLINE, new_guest};
+use crate::common::guest::{BOOT_TIMEOUT, Guest, QUIET_CMDLINE};
 use crate::common::{KillOnDrop, example_path, to_pid, wait_until};
 
 #[test]
 fn shutdown_presses_power_button_until_guest_reacts() {
-    let mut guest = new_guest();
+    let mut guest = Guest::new();
     let vm = guest.description.start(QUIET_CMDLINE).unwrap();
-    // The kernel is not even unpacked: the first presses are lost.
+    // The kernel is not yet unpacked, so the first presses are lost.
     assert_eq!(vm.shutdown(BOOT_TIMEOUT).unwrap(), Shutdown::PowerButton(Exit::PowerOff));
     assert!(!guest.description.is_running() && !guest.state.join("hyperkit.pid").exists());
 }
 
 #[test]
 fn another_process_presses_the_power_button() {
-    let mut guest = new_guest();
+    let mut guest = Guest::new();
     let vm = guest.description.start(QUIET_CMDLINE).unwrap();
-    vm.wait_for_console("is up", BOOT_TIMEOUT).unwrap(); // whose grace is shorter than a boot can be
+    vm.wait_for_console("is up", BOOT_TIMEOUT).unwrap(); // the timeout of `boot` is shorter than a slow boot
     let mut boot = Command::new(example_path("boot"));
     assert!(boot.arg("--shutdown").arg("--state-dir").arg(&guest.state).status().unwrap().success());
     assert_eq!(vm.try_wait().unwrap().or_else(|| vm.wait_timeout(BOOT_TIMEOUT).unwrap()), Some(Exit::PowerOff));
     assert!(!guest.state.join("hyperkit.pid").exists());
 }
 
-/// What QEMU says of itself.
+/// Returns the VM status that QEMU reports.
 fn status(socket: PathBuf) -> String {
     let mut stream = BufReader::new(UnixStream::connect(socket).unwrap());
     stream.get_mut().write_all(b"{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"query-status\"}\n").unwrap();
@@ -49,7 +47,7 @@ fn status(socket: PathBuf) -> String {
 
 #[test]
 fn paused_vm_is_running_and_shuts_down() {
-    let mut guest = new_guest();
+    let mut guest = Guest::new();
     let vm = guest.description.start(QUIET_CMDLINE).unwrap();
     let other = |flag: &str| {
         let mut boot = Command::new(example_path("boot"));
@@ -65,30 +63,30 @@ fn paused_vm_is_running_and_shuts_down() {
 
 #[test]
 fn vm_without_state_directory_can_only_be_killed() {
-    let mut description = new_guest().description.no_serials();
+    let mut description = Guest::new().description.no_serials();
     description.state_dir = None;
     let vm = description.start(QUIET_CMDLINE).unwrap();
     let _stop = KillOnDrop(&vm);
-    let needs_one = |result: hyperkit::Result<()>, call: &str| match result {
+    let requires_state_dir = |result: hyperkit::Result<()>, call: &str| match result {
         Err(Error::StateDirRequired { field }) => assert_eq!(field, call),
         other => panic!("{call}: {other:?}"),
     };
-    needs_one(vm.pause(), "pause");
-    needs_one(vm.resume(), "resume");
-    needs_one(vm.port_forwards().map(drop), "port_forwards");
-    needs_one(vm.console().map(drop), "console");
+    requires_state_dir(vm.pause(), "pause");
+    requires_state_dir(vm.resume(), "resume");
+    requires_state_dir(vm.port_forwards().map(drop), "port_forwards");
+    requires_state_dir(vm.console().map(drop), "console");
     assert_eq!(vm.shutdown(Duration::from_millis(1)).unwrap(), Shutdown::Plug(Exit::Killed(9)));
 }
 
-/// A QEMU that hangs takes no more connections than fit into its queue: the next one must not wait for ever.
+/// A hung QEMU accepts no connections. When its queue is full, the next connection must not block forever.
 #[test]
 fn hung_qemu_is_killed_after_the_timeout() {
-    let mut guest = new_guest();
+    let mut guest = Guest::new();
     let vm = guest.description.start(QUIET_CMDLINE).unwrap();
     kill_process(to_pid(vm.pid()), Signal::STOP).unwrap();
     let connect = || UnixStream::connect(guest.state.join("qmp.sock")).ok();
     let _queue = [connect(), connect()];
-    let (send, ended) = std::sync::mpsc::channel();
+    let (send, outcome) = std::sync::mpsc::channel();
     std::thread::spawn(move || send.send(vm.shutdown(Duration::from_secs(1)).unwrap()));
-    assert_eq!(ended.recv_timeout(BOOT_TIMEOUT), Ok(Shutdown::Plug(Exit::Killed(9))));
+    assert_eq!(outcome.recv_timeout(BOOT_TIMEOUT), Ok(Shutdown::Plug(Exit::Killed(9))));
 }

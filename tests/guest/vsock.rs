@@ -1,9 +1,9 @@
-//! vsock without /dev/vhost-vsock, which Linux alone has: the program beside a real QEMU lives as long as the machine,
-//! whoever dies how.
+//! vsock by vhost-device-vsock, as without `/dev/vhost-vsock`, which only exists on Linux: the daemon lives as long as the VM,
+//! whichever process is killed.
 
 use std::fs;
 use std::io::{Read, Write};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -11,10 +11,12 @@ use hyperkit::{Console, Error, Exit, HyperKit};
 use rustix::process::{Signal, kill_process};
 
 use crate::common::guest::{BOOT_TIMEOUT, compile_program, description, guest_file, initrd_with, setup_file};
-use crate::common::{KillOnDrop, StopOnDrop, example_path, file_names, to_pid, vsock_daemons_in, wait_until};
+use crate::common::{
+    KillOnDrop, StopOnDrop, example_path, file_names, to_pid, vsock_daemons_in, wait_until, write_executable,
+};
 
 struct Vsock {
-    _stop: StopOnDrop, // before its directory is gone
+    _stop: StopOnDrop, // dropped before the directory
     _dir: tempfile::TempDir,
     state: PathBuf,
 }
@@ -40,13 +42,12 @@ impl Vsock {
 
     fn write_program(&self, name: &str, script: &str) -> PathBuf {
         let path = self.state.with_file_name(name);
-        fs::write(&path, script).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        write_executable(&path, script.as_bytes());
         path
     }
 }
 
-/// The guest's kernel itself says that nobody listens, so the way there is open.
+/// The guest's kernel itself refuses the connection, so this shows that the path to the guest works.
 #[test]
 fn connection_to_port_without_listener_is_refused() {
     let vsock = Vsock::new();
@@ -62,7 +63,7 @@ fn connection_to_port_without_listener_is_refused() {
     assert!(!vsock.state.join("v.sock_5555").exists());
 }
 
-/// Bytes of which none tells the next, as in `tests/guest/program.c`.
+/// Pseudo-random bytes, equal to those of `tests/data/guest-program.c`.
 struct Noise(u64);
 
 impl Noise {
@@ -86,7 +87,7 @@ fn transfers_of_100_mb_are_intact_both_ways() {
     let listener = vm.vsock_listen(5555).unwrap();
     let console = vm.console().unwrap();
     std::thread::scope(|scope| {
-        // An open console has to be read, or the guest would have to wait; this ends with the machine.
+        // An open console has to be read, or the guest would block. The stream ends when the VM exits.
         scope.spawn(|| (&console).read_to_end(&mut Vec::new()).unwrap());
         let _stop = KillOnDrop(&vm);
         (&console)
@@ -108,7 +109,7 @@ fn transfers_of_100_mb_are_intact_both_ways() {
         for number in 0..Noise::PIECES {
             to_host.read_exact(&mut come).unwrap();
             noise.fill(&mut piece);
-            assert!(come == piece, "of piece {number} something has changed");
+            assert!(come == piece, "piece {number} has changed");
         }
         drop(to_host);
         vm.wait_for_console("to host 0", BOOT_TIMEOUT).unwrap();
@@ -155,7 +156,7 @@ fn daemon_exits_when_the_vm_is_killed_after_its_starter_exited() {
     let description = HyperKit::from_state(&vsock.state).unwrap();
     assert!(description.is_running() && !vsock.programs().is_empty());
     kill_process(to_pid(description.pid.unwrap()), Signal::KILL).unwrap();
-    wait_until("it ends", || vsock.programs().is_empty());
+    wait_until("the daemon has exited", || vsock.programs().is_empty());
     description.clone().start("console=ttyS0").unwrap().stop().unwrap();
     description.remove(false).unwrap();
     assert!(!vsock.state.exists());
@@ -169,7 +170,7 @@ fn vm_survives_a_killed_daemon_and_leaves_no_files() {
     for pid in vsock.programs() {
         let _ = kill_process(to_pid(pid), Signal::KILL);
     }
-    wait_until("it is gone", || vsock.programs().is_empty());
+    wait_until("the daemon is gone", || vsock.programs().is_empty());
     assert_eq!(vm.try_wait().unwrap(), None);
     vm.stop().unwrap();
     description.start("console=ttyS0").unwrap().stop().unwrap();
@@ -177,7 +178,7 @@ fn vm_survives_a_killed_daemon_and_leaves_no_files() {
     assert!(!vsock.state.exists());
 }
 
-/// Each of the processes around it may be killed: the others end with the machine at the latest.
+/// Any process around the daemon may be killed. The others exit with the VM at the latest.
 #[test]
 fn killed_watcher_process_leaves_no_processes() {
     let vsock = Vsock::new();
@@ -187,12 +188,12 @@ fn killed_watcher_process_leaves_no_processes() {
         vsock.programs().len()
     };
     description.stop().unwrap();
-    assert!(count > 2, "the program and two that watch");
+    assert!(count > 2, "the daemon and two watchers");
     for index in 0..count {
         let vm = description.start("console=ttyS0").unwrap();
         kill_process(to_pid(vsock.programs()[index]), Signal::KILL).unwrap();
         vm.stop().unwrap();
-        wait_until("they end", || vsock.programs().is_empty());
+        wait_until("they have exited", || vsock.programs().is_empty());
     }
 }
 
@@ -216,7 +217,7 @@ fn existing_file_or_live_socket_is_not_replaced() {
     first.start("console=ttyS0").unwrap();
     refused();
     first.stop().unwrap();
-    // What a machine that is gone has left is no reason.
+    // A stale socket of a VM that has exited is replaced.
     vsock.description().vsock_dir(&elsewhere).start("console=ttyS0").unwrap().stop().unwrap();
     assert_eq!(vsock.programs(), [] as [u32; 0]);
 }
@@ -248,7 +249,7 @@ fn daemon_failure_is_an_error_with_its_output() {
     vsock.description().start("console=ttyS0").unwrap().stop().unwrap();
 }
 
-/// A QEMU that hangs before it takes the line: then only the starter holds it.
+/// If QEMU hangs before it opens the lifetime FIFO, only the starter has it open.
 #[test]
 fn daemon_exits_when_the_starter_is_killed_before_qemu_is_ready() {
     let vsock = Vsock::new();
@@ -263,10 +264,10 @@ fn daemon_exits_when_the_starter_is_killed_before_qemu_is_ready() {
     let pid_file: &Path = &qemu.with_file_name("qemu-system-x86_64.pid");
     let pid = || fs::read_to_string(pid_file).ok()?.trim().parse::<u32>().ok();
     let mut boot = boot.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    wait_until("QEMU hangs", || pid().is_some());
+    wait_until("QEMU is running", || pid().is_some());
     assert!(!vsock.programs().is_empty());
     boot.kill().unwrap();
     boot.wait().unwrap();
-    wait_until("it ends", || vsock.programs().is_empty());
+    wait_until("the daemon has exited", || vsock.programs().is_empty());
     kill_process(to_pid(pid().unwrap()), Signal::KILL).unwrap();
 }

@@ -1,4 +1,4 @@
-//! The example that looks after state directories, against the stand-in.
+//! The example `ctl`, which controls VMs by their state directories.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -15,7 +15,7 @@ fn ctl(words: &[&str], dir: &Path) -> Command {
     ctl
 }
 
-/// What it says in JSON, and whether all went well.
+/// Returns the JSON output, and whether the command succeeded.
 fn json(words: &[&str], dir: &Path) -> (Vec<Value>, bool) {
     let output = ctl(&[&["--json"], words].concat(), dir).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
@@ -29,10 +29,10 @@ fn commands_report_and_control_a_vm_in_json() {
     let (description, vm, _stop) = start_vm(&test_dir, "guest guest.say=hello");
     let dir = test_dir.path("vm");
     vm.wait_for_console("hello", TEST_TIMEOUT).unwrap();
-    let (list, well) = json(&["list"], &test_dir.dir());
+    let (list, success) = json(&["list"], &test_dir.dir());
     let pid = vm.pid();
     let entry = json!({ "dir": dir, "running": true, "pid": pid, "engine": "hyperkit", "cpus": 1, "memory": 1024 });
-    assert!(well);
+    assert!(success);
     assert_eq!(list, [entry]);
     let (shown, _) = json(&["show"], &dir);
     assert_eq!(shown[0]["cmdline"], "guest guest.say=hello");
@@ -41,19 +41,23 @@ fn commands_report_and_control_a_vm_in_json() {
     let (log, _) = json(&["log"], &dir);
     assert!(log.contains(&json!("hello")), "{log:?}");
 
-    for (command, said) in [("pause", "is paused"), ("resume", "goes on"), ("shutdown", "has powered off")] {
-        let (done, well) = json(&[command], &dir);
-        assert!(well);
-        assert_eq!(done, [json!({ "dir": dir, "done": command, "said": said })]);
+    for (command, result) in [("pause", "is paused"), ("resume", "goes on"), ("shutdown", "has powered off")] {
+        let (done, success) = json(&[command], &dir);
+        assert!(success);
+        assert_eq!(done, [json!({ "dir": dir, "done": command, "said": result })]);
     }
     assert!(!description.is_running());
     let (done, _) = json(&["start"], &dir);
     let again = HyperKit::from_state(&dir).unwrap();
     assert_eq!(json!(again.pid), done[0]["pid"]);
-    assert_eq!(again.arguments, description.arguments, "as the last time");
-    for (command, well) in [("rm", false), ("stop", true), ("pause", false), ("rm", true)] {
-        let (done, went) = json(&[command], &dir);
-        assert_eq!((went, done.len(), done[0].get("error").is_none()), (well, 1, well), "{command}: {done:?}");
+    assert_eq!(again.arguments, description.arguments, "the arguments are those of the last start");
+    for (command, succeeds) in [("rm", false), ("stop", true), ("pause", false), ("rm", true)] {
+        let (done, success) = json(&[command], &dir);
+        assert_eq!(
+            (success, done.len(), done[0].get("error").is_none()),
+            (succeeds, 1, succeeds),
+            "{command}: {done:?}"
+        );
     }
     assert!(!dir.exists());
 }
@@ -78,10 +82,10 @@ fn list_prints_a_table_and_invalid_usage_is_rejected() {
     std::fs::create_dir(test_dir.path("damaged")).unwrap();
     test_dir.write("damaged/hyperkit.json", b"{");
     let output = ctl(&["list"], &test_dir.dir()).output().unwrap();
-    let said = String::from_utf8(output.stdout).unwrap();
-    let lines: Vec<_> = said.lines().collect();
-    assert!(output.status.success() && lines.len() == 3, "{said}");
-    assert!(lines[1].starts_with("damaged ") && lines[1].contains("rm forgets it"), "{said}");
+    let table = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<_> = table.lines().collect();
+    assert!(output.status.success() && lines.len() == 3, "{table}");
+    assert!(lines[1].starts_with("damaged ") && lines[1].contains("rm forgets it"), "{table}");
     let words: Vec<_> = lines[2].split_ascii_whitespace().collect();
     assert_eq!(words, ["vm", &vm.pid().to_string(), "runs", "1", "1024", "hyperkit"]);
 
@@ -94,7 +98,7 @@ fn list_prints_a_table_and_invalid_usage_is_rejected() {
         .unwrap();
     assert!(!stopped.status.success());
     assert!(String::from_utf8(stopped.stderr).unwrap().contains("no machine is remembered here"));
-    assert!(vm.wait_timeout(TEST_TIMEOUT).unwrap().is_some(), "the other is stopped all the same");
+    assert!(vm.wait_timeout(TEST_TIMEOUT).unwrap().is_some(), "the other VM is stopped nevertheless");
 
     for words in [&["start", "-f", "vm"][..], &["no-such", "vm"], &["console", "--json", "vm"], &["stop"], &[]] {
         let output = Command::new(example_path("ctl")).args(words).current_dir(test_dir.dir()).output().unwrap();

@@ -1,5 +1,4 @@
-//! Another crate that depends on this one by path: the programs in the README, as they stand there, and one that keeps a pool
-//! of machines.
+//! A separate crate that depends on this one: the programs of the README, copied unchanged, and a pool of VMs.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,10 +14,10 @@ use crate::common::{StopOnDrop, file_names, guest, to_pid, wait_until};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-/// What the programs in the README do, in its order.
+/// Names for the programs of the README, in its order.
 const IN_README: [&str; 3] = ["begin", "end", "talk"];
 
-/// Builds the programs, once, as a crate of their own.
+/// Builds the programs as a separate crate, once, and returns their directory.
 fn programs() -> &'static Path {
     static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
     PROGRAMS.get_or_init(build)
@@ -42,7 +41,7 @@ fn build() -> PathBuf {
         fs::write(crate_dir.join(name).with_extension("rs"), program).unwrap();
     }
     fs::write(crate_dir.join("Cargo.toml"), manifest).unwrap();
-    // The versions that are here already.
+    // The versions that are already downloaded.
     fs::copy(Path::new(ROOT).join("Cargo.lock"), crate_dir.join("Cargo.lock")).unwrap();
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["build", "--offline", "--quiet", "--target-dir"]).arg(&target).current_dir(&crate_dir);
@@ -66,7 +65,7 @@ fn readme_programs_start_use_and_shut_down_a_vm() {
     assert!(begin.status.success(), "{begin:?}");
     let mut talk = program("talk").spawn().unwrap();
     let mut lines = BufReader::new(talk.stdout.take().unwrap()).lines().map(Result::unwrap);
-    // It follows the log when it has had its answer.
+    // It follows the log after it has received its answer.
     assert!(lines.any(|line| line.contains("is up")));
     let end = program("end").output().unwrap();
     assert!(end.status.success(), "{end:?}");
@@ -76,7 +75,7 @@ fn readme_programs_start_use_and_shut_down_a_vm() {
     assert_eq!(here.join("root.img").metadata().unwrap().len(), 4096 << 20);
 }
 
-/// The pool, spoken to.
+/// The running pool program.
 struct Pool {
     process: Child,
     words: ChildStdin,
@@ -98,7 +97,7 @@ impl Pool {
         let lines = self.answers.by_ref().map(Result::unwrap);
         let mut answer: Vec<_> = lines.take_while(|line| line != "ready").collect();
         if self.process.try_wait().unwrap().is_some() {
-            answer.push("it has ended".to_owned());
+            answer.push("the pool has exited".to_owned());
         }
         answer
     }
@@ -108,7 +107,7 @@ impl Pool {
         self.answer()
     }
 
-    /// The machines by name: pid, and whether they are taken.
+    /// Returns the PID of each VM and whether it is taken, by name.
     fn list(&mut self) -> BTreeMap<String, (u32, bool)> {
         let entry = |line: String| {
             let mut words = line.split(' ').map(str::to_owned);
@@ -119,7 +118,7 @@ impl Pool {
     }
 }
 
-/// Ends all that is in a directory of state directories.
+/// Kills all VMs in a directory of state directories on drop.
 struct StopAllOnDrop(PathBuf);
 
 impl Drop for StopAllOnDrop {
@@ -139,7 +138,7 @@ fn pool_replaces_dead_vms_survives_a_kill_and_drains() {
     let taken = pool.ask("take").remove(0);
     let [dead, _] = first.keys().filter(|name| **name != taken).collect::<Vec<_>>()[..] else { panic!("{first:?}") };
     kill_process(to_pid(first[dead].0), Signal::KILL).unwrap();
-    wait_until("the dead is replaced, and the taken", || {
+    wait_until("the dead and the taken VM are replaced", || {
         let now = pool.list();
         now.len() == 4 && now[dead].0 != first[dead].0
     });
@@ -150,14 +149,14 @@ fn pool_replaces_dead_vms_survives_a_kill_and_drains() {
     pool.process.kill().unwrap();
     pool.process.wait().unwrap();
     let mut pool = Pool::run(&root);
-    assert_eq!(pool.list(), before, "none is lost, started again, or handed out twice");
+    assert_eq!(pool.list(), before, "no VM is lost, started again or handed out twice");
     let other = pool.ask("take").remove(0);
     assert!(other != taken && !before[&other].1);
-    // Its name is its taker's until he is done with it, also if it ends.
+    // The name of a taken VM stays reserved until `done`, even if the VM exits.
     kill_process(to_pid(before[&taken].0), Signal::KILL).unwrap();
     assert!(pool.list().contains_key(&taken));
     assert_eq!(pool.ask(&format!("done {taken}")), [""; 0]);
-    assert_eq!(pool.list().len(), 4, "one is taken, three are ready");
+    assert_eq!(pool.list().len(), 4, "one VM is taken, three are ready");
 
     drop(pool.words);
     assert!(pool.process.wait().unwrap().success());

@@ -1,4 +1,4 @@
-//! Which program runs the machine, and which VPNKit it is given.
+//! Lookup of the hypervisor and of VPNKit's socket.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -8,13 +8,13 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
-use crate::common::{TestDir, example_path, standin_path};
+use crate::common::{TestDir, example_path, standin_path, write_executable};
 
 fn text(output: &[u8]) -> String {
     String::from_utf8_lossy(output).into_owned()
 }
 
-/// With no program set, hyperkit's names come before QEMU's, and every place looked at is in the error.
+/// hyperkit's names come before QEMU's, and the error lists every searched path.
 #[test]
 fn default_hypervisor_is_looked_up_in_order() {
     let test_dir = TestDir::new();
@@ -27,7 +27,7 @@ fn default_hypervisor_is_looked_up_in_order() {
     };
     let absolute = ["/usr/local/bin/hyperkit", "/Applications/Docker.app/Contents/Resources/bin/hyperkit"];
     if absolute.iter().any(|program| Path::new(program).exists()) {
-        panic!("this test needs a machine without hyperkit");
+        panic!("this test needs a host without hyperkit");
     }
     let nothing = run();
     let why = text(&nothing.stderr);
@@ -37,9 +37,8 @@ fn default_hypervisor_is_looked_up_in_order() {
     }
     assert!(absolute.iter().all(|place| why.contains(place)), "{why}");
 
-    // A script that says that QEMU was called, and leaves it at that.
-    let qemu = test_dir.write("bin/qemu-system-x86_64", b"#!/bin/sh\necho called as QEMU\nexit 9\n");
-    fs::set_permissions(&qemu, fs::Permissions::from_mode(0o755)).unwrap();
+    // A script that only reports that QEMU was called.
+    test_dir.write_executable("bin/qemu-system-x86_64", b"#!/bin/sh\necho called as QEMU\nexit 9\n");
     let called = run();
     assert_eq!(text(&called.stdout), "called as QEMU\n");
     assert!(text(&called.stderr).contains("failed with exit code 9"), "{called:?}");
@@ -53,19 +52,19 @@ fn default_hypervisor_is_looked_up_in_order() {
     }
 }
 
-/// Root reads everything, so this is tried as somebody else.
+/// Runs as another user, since root can read every file.
 #[test]
 fn unreadable_kernel_is_an_error() {
     let test_dir = TestDir::new();
-    let open_to_all = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    let set_mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     let boot = test_dir.path("boot");
-    fs::copy(example_path("boot"), &boot).unwrap();
+    write_executable(&boot, &fs::read(example_path("boot")).unwrap());
     let hyperkit = test_dir.path("hyperkit");
-    fs::copy(standin_path(), &hyperkit).unwrap();
+    write_executable(&hyperkit, &fs::read(standin_path()).unwrap());
     let locked = test_dir.path("vmlinuz");
     [(test_dir.dir().as_path(), 0o755), (&boot, 0o755), (&hyperkit, 0o755), (&locked, 0o000)]
         .into_iter()
-        .for_each(|(path, mode)| open_to_all(path, mode));
+        .for_each(|(path, mode)| set_mode(path, mode));
     let mut command = Command::new(&boot);
     command.arg("--hyperkit").arg(&hyperkit).arg("--kernel").arg(&locked).arg("--no-state").current_dir("/");
     if rustix::process::geteuid().is_root() {
@@ -82,7 +81,7 @@ fn unreadable_kernel_is_an_error() {
     );
 }
 
-/// VPNKit's socket is looked for in the home directory: the newer name first.
+/// The newer name of the socket comes first.
 #[test]
 fn vpnkit_auto_looks_up_the_socket_in_the_home_directory() {
     let test_dir = TestDir::new();

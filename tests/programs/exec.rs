@@ -1,4 +1,4 @@
-//! The example that runs a program in a machine of its own: its output, its errors, its status.
+//! The example `exec`, which runs a program in a VM: its stdout, stderr and exit status.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Seek};
@@ -22,7 +22,7 @@ impl Exec {
         Self { program: compile_program(dir.path()), dir }
     }
 
-    /// Whatever it makes is in a directory of the test.
+    /// Returns the command. It creates its files in the test's directory.
     fn command(&self, program: &Path, arguments: &[&str]) -> Command {
         let temporary = self.dir.path().join("tmp");
         fs::create_dir_all(&temporary).unwrap();
@@ -34,7 +34,7 @@ impl Exec {
 
     fn run(&self, program: &Path, arguments: &[&str]) -> Output {
         let output = self.command(program, arguments).output().unwrap();
-        assert_eq!(file_names(&self.dir.path().join("tmp")), [] as [&str; 0], "it leaves nothing");
+        assert_eq!(file_names(&self.dir.path().join("tmp")), [] as [&str; 0], "it leaves no files");
         output
     }
 }
@@ -44,8 +44,8 @@ fn stdout_stderr_and_status_are_those_of_the_program() {
     let exec = Exec::new();
     let output = exec.run(&exec.program, &["a", "b c", "", "it's", "--help", "$HOME\n*"]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
-    let said = String::from_utf8(output.stdout).unwrap();
-    assert_eq!(said, "process 1\n[./program]\n[a]\n[b c]\n[]\n[it's]\n[--help]\n[$HOME\n*]\n");
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(stdout, "process 1\n[./program]\n[a]\n[b c]\n[]\n[it's]\n[--help]\n[$HOME\n*]\n");
     assert_eq!(String::from_utf8(output.stderr).unwrap(), "an error\n");
 
     let output = exec.run(&exec.program, &["exit", "42"]);
@@ -54,7 +54,7 @@ fn stdout_stderr_and_status_are_those_of_the_program() {
     let output = exec.run(&exec.program, &["bytes"]);
     assert_eq!(output.status.code(), Some(0));
     let bytes: Vec<u8> = (0..256_000_u32).map(|i| ((i / 1000 + i) & 0xff) as u8).collect();
-    assert!(output.stdout == bytes, "{} bytes came", output.stdout.len());
+    assert!(output.stdout == bytes, "{} bytes arrived", output.stdout.len());
 }
 
 #[test]
@@ -63,7 +63,7 @@ fn crash_and_exec_failure_are_reported() {
     let output = exec.run(&exec.program, &["fault"]);
     assert_eq!(output.status.code(), Some(128 + 11), "{output:?}");
 
-    // Process 1 is protected from signals, also from its own, and its abort ends otherwise.
+    // Signals do not kill process 1, not even its own, so its abort ends differently.
     let output = exec.run(Path::new("--child"), &[exec.program.to_str().unwrap(), "abort"]);
     assert_eq!(output.status.code(), Some(128 + 6), "{output:?}");
     let dynamic = exec.run(&std::env::current_exe().unwrap(), &[]);
@@ -74,12 +74,12 @@ fn crash_and_exec_failure_are_reported() {
     assert!(String::from_utf8_lossy(&missing.stderr).contains("/nowhere/program"), "{missing:?}");
 }
 
-/// Told to end, with its machine, when the test fails, too.
+/// Terminates `exec` on drop, so also when the test fails. `exec` then stops its VM.
 struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if self.0.try_wait().is_ok_and(|end| end.is_none()) {
+        if self.0.try_wait().is_ok_and(|status| status.is_none()) {
             let _ = kill_process(to_pid(self.0.id()), Signal::TERM).map(|()| self.0.wait());
         }
     }
@@ -90,10 +90,10 @@ fn sigterm_stops_the_vm() {
     let exec = Exec::new();
     let script = exec.dir.path().join("script");
     fs::write(&script, "#!/bin/sh\necho here\nexec sleep 1000\n").unwrap();
-    let said = exec.dir.path().join("said");
+    let stdout = exec.dir.path().join("stdout");
     let mut command = exec.command(&script, &[]);
-    let mut running = Running(command.stdout(fs::File::create(&said).unwrap()).spawn().unwrap());
-    wait_until("it runs", || fs::read_to_string(&said).unwrap().contains("here"));
+    let mut running = Running(command.stdout(fs::File::create(&stdout).unwrap()).spawn().unwrap());
+    wait_until("the script runs", || fs::read_to_string(&stdout).unwrap().contains("here"));
     kill_process(to_pid(running.0.id()), Signal::TERM).unwrap();
     assert_eq!(running.0.wait().unwrap().code(), Some(128 + 15));
     assert_eq!(file_names(&exec.dir.path().join("tmp")), [] as [&str; 0]);

@@ -1,4 +1,4 @@
-//! The caller's terminal, lent to a machine with its console on stdio or put on its console, comes back as it was.
+//! The caller's terminal, in use as the console or attached to it, is restored afterwards.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
@@ -13,21 +13,21 @@ use rustix::termios::{LocalModes, tcgetattr};
 
 use crate::common::{TEST_TIMEOUT, TestDir, example_path, standin_path, start_vm, to_pid, wait_until};
 
-/// A terminal with `boot` on it: the side where a person sits, and the side that `boot` has.
+/// A pseudo-terminal: the side of the user, and the side that a program uses.
 struct Terminal {
-    person: File,
-    boot: File,
-    said: String,
+    user: File,
+    program: File,
+    output: String,
 }
 
 impl Terminal {
     fn new() -> Self {
-        let person = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-        grantpt(&person).unwrap();
-        unlockpt(&person).unwrap();
-        let name = ptsname(&person, Vec::new()).unwrap();
-        let boot = OpenOptions::new().read(true).write(true).open(name.to_str().unwrap()).unwrap();
-        Self { person: person.into(), boot, said: String::new() }
+        let user = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&user).unwrap();
+        unlockpt(&user).unwrap();
+        let name = ptsname(&user, Vec::new()).unwrap();
+        let program = OpenOptions::new().read(true).write(true).open(name.to_str().unwrap()).unwrap();
+        Self { user: user.into(), program, output: String::new() }
     }
 
     fn run(&self, test_dir: &TestDir, guest: &str) -> Child {
@@ -37,30 +37,30 @@ impl Terminal {
         self.lend(&mut boot)
     }
 
-    /// Starts a program with this as its terminal.
+    /// Starts a program on this terminal.
     fn lend(&self, program: &mut Command) -> Child {
-        let stdio = || self.boot.try_clone().unwrap();
+        let stdio = || self.program.try_clone().unwrap();
         program.stdin(stdio()).stdout(stdio()).stderr(stdio()).spawn().unwrap()
     }
 
-    /// Reads until `text` is on the screen.
+    /// Reads until the output contains a text.
     fn expect(&mut self, text: &str) {
         let mut buffer = [0; 1024];
         let deadline = Timespec { tv_sec: 60, tv_nsec: 0 };
-        while !self.said.contains(text) {
-            let ready = poll(&mut [PollFd::new(&self.person, PollFlags::IN)], Some(&deadline)).unwrap();
-            assert!(ready > 0, "{text:?} is not on the screen: {:?}", self.said);
-            let length = self.person.read(&mut buffer).unwrap();
-            self.said.push_str(&String::from_utf8_lossy(&buffer[..length]));
+        while !self.output.contains(text) {
+            let ready = poll(&mut [PollFd::new(&self.user, PollFlags::IN)], Some(&deadline)).unwrap();
+            assert!(ready > 0, "{text:?} is not in the output: {:?}", self.output);
+            let length = self.user.read(&mut buffer).unwrap();
+            self.output.push_str(&String::from_utf8_lossy(&buffer[..length]));
         }
     }
 
     fn is_raw(&self) -> bool {
-        !tcgetattr(&self.boot).unwrap().local_modes.contains(LocalModes::ICANON | LocalModes::ISIG)
+        !tcgetattr(&self.program).unwrap().local_modes.contains(LocalModes::ICANON | LocalModes::ISIG)
     }
 
     fn flags(&self) -> OFlags {
-        fcntl_getfl(&self.boot).unwrap()
+        fcntl_getfl(&self.program).unwrap()
     }
 }
 
@@ -73,7 +73,7 @@ fn input_reaches_the_guest_and_shutdown_restores_the_terminal() {
     let mut boot = terminal.run(&test_dir, "guest.say=ready");
     terminal.expect("ready");
     assert!(terminal.is_raw());
-    terminal.person.write_all(b"typed\x03here").unwrap();
+    terminal.user.write_all(b"typed\x03here").unwrap();
     terminal.expect("typed\x03here");
     let description = hyperkit::HyperKit::from_state(test_dir.path("vm")).unwrap();
     kill_process(to_pid(description.pid.unwrap()), Signal::TERM).unwrap();
@@ -105,14 +105,14 @@ fn killed_attach_restores_the_terminal_and_keeps_the_vm() {
     let terminal = Terminal::new();
     let mut attach =
         terminal.lend(Command::new(example_path("boot")).arg("--attach").arg("--state-dir").arg(test_dir.path("vm")));
-    wait_until("it is attached", || terminal.is_raw());
+    wait_until("it is attached to the console", || terminal.is_raw());
     kill_process(to_pid(attach.id()), Signal::TERM).unwrap();
     assert_eq!(attach.wait().unwrap().signal(), Some(15));
     assert!(!terminal.is_raw());
     assert_eq!(vm.try_wait().unwrap(), None);
 }
 
-/// Else the terminal would answer, and its answer be typed into the next program.
+/// Otherwise the terminal would answer the control sequence, and the next program would read the answer as input.
 #[test]
 fn log_escapes_terminal_control_sequences() {
     let test_dir = TestDir::new();

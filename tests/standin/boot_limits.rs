@@ -1,5 +1,5 @@
-//! Every limit of hyperkit on what it boots, from both sides: kernels, initrds and modules, their headers and their places
-//! in memory.
+//! hyperkit's limits on kernels, initrds and modules, on their headers and on their places in memory. The last valid and the first
+//! invalid value of each is tested.
 
 use std::path::{Path, PathBuf};
 
@@ -14,7 +14,7 @@ use crate::common::{TestDir, bz_image};
 const MIB: u64 = 1024 * 1024;
 const PAGE: u64 = 4096;
 
-/// A kernel that takes memory from 2 MiB to `end` while it unpacks itself, and an initrd anywhere.
+/// Returns a kernel that uses memory from 2 MiB to `end` while it unpacks itself, and accepts an initrd anywhere.
 fn kernel_to(end: u64) -> Vec<u8> {
     let mut image = bz_image(2047);
     let init_size = u32::try_from(end - 2 * MIB).unwrap();
@@ -23,7 +23,7 @@ fn kernel_to(end: u64) -> Vec<u8> {
     image
 }
 
-/// Of more than 3 GiB, the rest is above 4 GiB, where nothing is loaded.
+/// Memory beyond 3 GiB is mapped above 4 GiB, where nothing is loaded.
 #[test]
 fn kernel_and_initrd_have_to_fit_into_low_memory() {
     let test_dir = TestDir::new();
@@ -51,7 +51,7 @@ fn kernel_and_initrd_have_to_fit_into_low_memory() {
     }
 }
 
-/// One that cannot be moved, and one that wants its initrd below 4 MiB.
+/// A kernel that is not relocatable, and one whose initrd has to be below 4 MiB.
 #[test]
 fn fixed_load_address_and_initrd_limit_are_respected() {
     let test_dir = TestDir::new();
@@ -63,7 +63,7 @@ fn fixed_load_address_and_initrd_limit_are_respected() {
     assert_boots(test_dir.description().memory(66));
     let error = rejection_with(&test_dir, "", |d| d.memory(64));
     assert_error!(error, Error::DoesNotFit { field: "kernel", path, needed: 65 } if path == kernel);
-    // Who follows the advice is not refused for the initrd then.
+    // The reported size also has room for the initrd, so that following the advice does not lead to another error.
     sparse_file(3 * MIB, &test_dir, "initrd.img");
     let error = rejection_with(&test_dir, "", |d| d.memory(64));
     assert_error!(error, Error::DoesNotFit { field: "kernel", path, needed: 68 } if path == kernel);
@@ -81,7 +81,7 @@ fn fixed_load_address_and_initrd_limit_are_respected() {
     assert_error!(error, Error::DoesNotFit { field: "initrd", path, .. } if path == initrd);
 }
 
-/// The header of a multiboot kernel.
+/// Returns the header of a multiboot kernel.
 fn multiboot(flags: u32) -> Vec<u8> {
     let magic = 0x1bad_b002_u32;
     let checksum = 0_u32.wrapping_sub(magic).wrapping_sub(flags);
@@ -92,7 +92,7 @@ fn multiboot(flags: u32) -> Vec<u8> {
 fn multiboot_header_is_validated() {
     const HAS_ADDRESSES: u32 = 1 << 16;
     let test_dir = TestDir::new();
-    // One segment to load, of which the header is behind the file's: address, length.
+    // One loadable segment (address, length), whose header follows the ELF header.
     let elf_with = |elf_machine: u8, segment: [u32; 2]| {
         let mut elf = [&b"\x7fELF\x01"[..], &[0; 13], &[elf_machine, 0], &[0; 32], &[1, 0, 0, 0], &[0; 28]].concat();
         (elf[28], elf[42], elf[44]) = (52, 32, 1);
@@ -105,7 +105,7 @@ fn multiboot_header_is_validated() {
     let in_elf = |elf_machine, flags| [elf(elf_machine), multiboot(flags), vec![0]].concat();
     let with_kernel = |d| without_boot_source(d).multiboot(Multiboot::new(test_dir.path("kernel")));
 
-    let last = 8192 - 48 - 4; // the last place within the first 8 KiB that has something behind it
+    let last = 8192 - 48 - 4; // the last position in the first 8 KiB that is not the end of the file
     for good in [after(0, HAS_ADDRESSES | 0b11), after(last, HAS_ADDRESSES), in_elf(3, 0b11), in_elf(62, HAS_ADDRESSES)]
     {
         test_dir.write("kernel", &good);
@@ -117,7 +117,7 @@ fn multiboot_header_is_validated() {
     let no_header = "it has no multiboot header";
     let bad = [
         (Vec::new(), no_header),
-        (multiboot(HAS_ADDRESSES), no_header), // nothing behind it
+        (multiboot(HAS_ADDRESSES), no_header), // at the end of the file
         (after(last + 4, HAS_ADDRESSES), no_header),
         (after(2, HAS_ADDRESSES), no_header),
         ([wrong_sum, vec![0; 4]].concat(), no_header),
@@ -135,14 +135,14 @@ fn multiboot_header_is_validated() {
     }
 }
 
-/// Kernel and modules go behind one another, each on a page, into 4 MiB here.
+/// The kernel and its modules are loaded one after another, each at a page boundary, here into 4 MiB.
 #[test]
 fn multiboot_kernel_and_modules_have_to_fit_into_memory() {
     let test_dir = TestDir::new();
     let mut kernel = [multiboot(1 << 16), vec![0]].concat();
     let mut load_at = |address: u32| {
         for field in [12, 16] {
-            kernel[field..field + 4].copy_from_slice(&address.to_le_bytes()); // of the header, and of all
+            kernel[field..field + 4].copy_from_slice(&address.to_le_bytes()); // address of the header, and of the load segment
         }
         test_dir.write("kernel", &kernel)
     };
@@ -167,7 +167,7 @@ fn multiboot_kernel_and_modules_have_to_fit_into_memory() {
     assert_error!(error, Error::DoesNotFit { field: "multiboot", path, needed: 1025 } if path == kernel);
 }
 
-/// Into 4 MiB, from 2 MiB on: all of the file from its start in memory, or as much as its header says, or its segments.
+/// Loads into 4 MiB, from 2 MiB on: the whole file, the part that its header specifies, or its ELF segments.
 #[test]
 fn end_of_multiboot_kernel_is_computed_from_header_or_segments() {
     let test_dir = TestDir::new();
@@ -176,10 +176,10 @@ fn end_of_multiboot_kernel_is_computed_from_header_or_segments() {
         addressed[at..at + 4].copy_from_slice(&address.to_le_bytes());
         addressed.clone()
     };
-    put(0x20_1000, 0x100c); // of the header
+    put(0x20_1000, 0x100c); // address of the header
     let whole = put(0x20_0000, 0x1010);
     let part = put(0x30_0000, 0x1014);
-    // Kind, offset, address, length of segments whose headers are longer than they have to be.
+    // Kind, offset, address and length of segments. Their headers are longer than the minimum.
     let elf = |segments: &[[u32; 4]]| {
         let header = [&b"\x7fELF\x01"[..], &[0; 13], &[3, 0], &[0; 8], &[52, 0, 0, 0], &[0; 10], &[40, 0]].concat();
         let count = [segments.len() as u8, 0, 0, 0, 0, 0, 0, 0];

@@ -1,4 +1,4 @@
-//! TODO
+//! Concurrent starts, stops and removals of one VM.
 
 use std::fs;
 use std::sync::Barrier;
@@ -15,17 +15,17 @@ fn one_of_fifty_concurrent_processes_starts_the_vm() {
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
     let starters: Vec<_> = (0..50).map(|_| boot_command(&test_dir, "guest").spawn().unwrap()).collect();
-    let ended: Vec<_> = starters.into_iter().map(|starter| starter.wait_with_output().unwrap()).collect();
+    let outputs: Vec<_> = starters.into_iter().map(|starter| starter.wait_with_output().unwrap()).collect();
     let pid = HyperKit::from_state(test_dir.path("vm")).unwrap().pid.unwrap();
     assert_eq!(hypervisors_in(&test_dir.path("vm")), [pid]);
-    assert_eq!(ended.iter().filter(|starter| starter.status.success()).count(), 1);
-    for starter in ended.iter().filter(|starter| !starter.status.success()) {
-        let why = String::from_utf8_lossy(&starter.stderr);
+    assert_eq!(outputs.iter().filter(|output| output.status.success()).count(), 1);
+    for output in outputs.iter().filter(|output| !output.status.success()) {
+        let why = String::from_utf8_lossy(&output.stderr);
         assert!(why.contains(&format!("the machine is running already, as process {pid}")), "{why}");
     }
 }
 
-/// Whoever waits for the lock may get that of a directory that is somewhere else by then.
+/// While `start` waits for the lock, the directory may be moved. The lock that it gets is then the lock of another directory.
 #[test]
 fn start_locks_the_current_directory_after_a_rename() {
     let test_dir = TestDir::new();
@@ -40,18 +40,18 @@ fn start_locks_the_current_directory_after_a_rename() {
     let first = locked();
     let mut description = test_dir.description();
     let starting = std::thread::spawn(move || description.start("guest"));
-    std::thread::sleep(Duration::from_millis(300)); // it waits by now; if not, nothing is shown and nothing fails
+    std::thread::sleep(Duration::from_millis(300)); // it waits for the lock by now; otherwise the test proves nothing, but does not fail
     fs::rename(&dir, test_dir.path("elsewhere")).unwrap();
     let second = locked();
     drop(first);
     std::thread::sleep(Duration::from_millis(300));
-    assert!(test_dir.state_files().is_empty(), "it goes on without the lock");
+    assert!(test_dir.state_files().is_empty(), "the start continues without the lock");
     drop(second);
     let vm = starting.join().unwrap().unwrap();
     assert_eq!(hypervisors_in(&dir), [vm.pid()]);
 }
 
-/// Whoever waits for the lock beside a removal finds nothing left to do.
+/// After waiting for the lock during a removal, there is nothing left to do.
 #[test]
 fn stop_and_remove_during_a_removal_succeed() {
     for remove in [true, false] {

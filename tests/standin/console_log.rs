@@ -1,4 +1,4 @@
-//! What the guest has said, against the stand-in: hyperkit's ring before, at and after it goes round.
+//! The console log: hyperkit's ring buffer before, at and after it wraps around.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -11,9 +11,9 @@ use crate::common::{KillOnDrop, StopOnDrop, TEST_TIMEOUT, TestDir, console_outpu
 const RING: usize = 65536;
 const LINE: usize = 31;
 
-/// A guest that repeats what it hears, in which it is said so that the ring gets it.
+/// A VM whose guest echoes its input, so that the test decides what is in the ring.
 struct Echo {
-    _stop: StopOnDrop, // before its files are gone
+    _stop: StopOnDrop, // dropped before the directory
     test_dir: TestDir,
     description: HyperKit,
     vm: Vm,
@@ -26,22 +26,21 @@ impl Echo {
         let (description, vm, end) = start_vm(&test_dir, "guest");
         let mut console = vm.console().unwrap();
         console.set_timeout(Some(TEST_TIMEOUT));
-        wait_until("the guest has begun", || console_output(&test_dir).ends_with("guest\r\n"));
+        wait_until("the guest is up", || console_output(&test_dir).ends_with("guest\r\n"));
         Self { _stop: end, test_dir, description, vm, console }
     }
 
-    /// Has the guest say it, and returns when it has.
+    /// Makes the guest print a text, and returns when the ring contains it.
     fn say(&mut self, text: &str) {
-        let mut back = vec![0; text.len().min(1024)];
+        let mut echo = vec![0; text.len().min(1024)];
         for part in text.as_bytes().chunks(1024) {
             self.console.write_all(part).unwrap();
-            self.console.read_exact(&mut back[..part.len()]).unwrap();
+            self.console.read_exact(&mut echo[..part.len()]).unwrap();
         }
-        // It is on the console first, and in the ring a moment later.
-        // Its end may be at the ring's.
+        // The output is on the console first, and in the ring a moment later. It may wrap around the end of the ring.
         let end = &text.as_bytes()[text.len().saturating_sub(LINE)..];
         let ring = || fs::read(self.test_dir.path("vm/console-ring")).unwrap().repeat(2);
-        wait_until("it is in the ring", || ring().windows(end.len()).any(|said| said == end));
+        wait_until("the text is in the ring", || ring().windows(end.len()).any(|window| window == end));
     }
 
     fn log(&self) -> String {
@@ -49,7 +48,8 @@ impl Echo {
     }
 }
 
-/// A line as Linux says it. Of this length no two stand at the same place of the ring round after round.
+/// Returns a line with a Linux timestamp. Its length does not divide the ring's, so lines are not at the same positions each time
+/// the ring wraps around.
 fn line(number: usize) -> String {
     let line = format!("[{number:5}.000000] line{number:>11}\n");
     assert_eq!(line.len(), LINE);
@@ -75,21 +75,21 @@ fn log_is_complete_and_in_order_before_at_and_after_wraparound() {
     assert_eq!(echo.log().len(), RING);
     let mut last = fits;
     for more in [1, 16, 2000, 3000] {
-        // Round by so many lines more.
+        // Write more lines, which wrap around.
         echo.say(&lines(last..last + more));
         last += more;
         let log = echo.log();
         assert_eq!(log.len(), RING);
         let all = lines(0..last);
         let kept = &all[all.len().saturating_sub(RING - 1024)..];
-        // As long as there is something left of what came before the lines, nothing tells how old that is.
+        // As long as the ring contains text from before the lines, the age of that text is unknown.
         match last - fits {
             ..=16 => assert!(log.contains(kept), "after {last} lines"),
             _ => assert!(log.ends_with(kept), "after {last} lines"),
         }
     }
     echo.vm.stop().unwrap();
-    // Also when it has ended, and in the last words.
+    // The log is the same after the exit and in the log tail.
     assert!(echo.log().ends_with(&line(last - 1)));
     assert!(echo.vm.last_words().console.ends_with(line(last - 1).trim_end()));
     assert_eq!(HyperKit::from_state(echo.test_dir.path("vm")).unwrap().console_log().unwrap(), echo.log().as_bytes());
@@ -97,14 +97,14 @@ fn log_is_complete_and_in_order_before_at_and_after_wraparound() {
 
 #[test]
 fn follower_gets_each_line_once_until_the_vm_exits() {
-    const LINES: usize = 6000; // three times round
+    const LINES: usize = 6000; // the ring wraps around three times
     let mut echo = Echo::new();
     let followed = std::thread::scope(|scope| {
         let vm = &echo.vm;
-        let (heard, hears) = std::sync::mpsc::channel();
+        let (sender, followed) = std::sync::mpsc::channel();
         let follower = scope.spawn(move || {
             let lines = vm.console_lines().unwrap().map(Result::unwrap);
-            lines.inspect(|line| drop(heard.send(line.clone()))).collect::<Vec<_>>()
+            lines.inspect(|line| drop(sender.send(line.clone()))).collect::<Vec<_>>()
         });
         let stopped = KillOnDrop(vm);
         for begin in (0..LINES).step_by(500) {
@@ -113,9 +113,9 @@ fn follower_gets_each_line_once_until_the_vm_exits() {
                 echo.console.write_all(part).unwrap();
                 echo.console.read_exact(&mut vec![0; part.len()]).unwrap();
             }
-            // No more than the ring holds before it was looked at.
+            // Write no more than the ring can hold before the follower has read it.
             let last = line(begin + 499);
-            let next = || hears.recv_timeout(TEST_TIMEOUT).unwrap();
+            let next = || followed.recv_timeout(TEST_TIMEOUT).unwrap();
             while next() != last.trim_end() {}
         }
         echo.console.write_all(b"no end").unwrap();
@@ -130,7 +130,7 @@ fn follower_gets_each_line_once_until_the_vm_exits() {
     assert!(followed[..first].iter().any(|line| line.starts_with("Linux version 0")), "{:?}", &followed[..first]);
 }
 
-/// Where it is written next then shows only when it is.
+/// Without timestamps, the position of the next write is only known after it has happened.
 #[test]
 fn follower_of_full_ring_without_timestamps_gets_each_line_once() {
     let mut echo = Echo::new();
@@ -139,10 +139,10 @@ fn follower_of_full_ring_without_timestamps_gets_each_line_once() {
     echo.say(&plain(0..3000));
     let followed = std::thread::scope(|scope| {
         let vm = &echo.vm;
-        let (heard, hears) = std::sync::mpsc::channel();
-        scope.spawn(move || vm.console_lines().unwrap().for_each(|line| drop(heard.send(line.unwrap()))));
+        let (sender, lines) = std::sync::mpsc::channel();
+        scope.spawn(move || vm.console_lines().unwrap().for_each(|line| drop(sender.send(line.unwrap()))));
         let stopped = KillOnDrop(vm);
-        hears.recv_timeout(TEST_TIMEOUT).unwrap(); // it has looked
+        lines.recv_timeout(TEST_TIMEOUT).unwrap(); // it has read the ring
         let text = plain(3000..3100);
         for part in text.as_bytes().chunks(1024) {
             echo.console.write_all(part).unwrap();
@@ -151,9 +151,9 @@ fn follower_of_full_ring_without_timestamps_gets_each_line_once() {
         vm.wait_for_console("3099", TEST_TIMEOUT).unwrap();
         drop(stopped);
         let number = |line: String| line.strip_prefix("line")?.trim().parse::<usize>().ok();
-        hears.iter().filter_map(number).collect::<Vec<_>>()
+        lines.iter().filter_map(number).collect::<Vec<_>>()
     });
-    // The first of the new may have lost its beginning to what was there before.
+    // The beginning of the first new line may be joined with older text.
     assert!(followed.ends_with(&(3001..3100).collect::<Vec<_>>()), "{followed:?}");
     let mut each = followed.clone();
     each.sort_unstable();
@@ -164,8 +164,8 @@ fn follower_of_full_ring_without_timestamps_gets_each_line_once() {
 #[test]
 fn wait_for_console_finds_past_and_future_text_without_newline() {
     let mut echo = Echo::new();
-    let said = echo.vm.wait_for_console("version 0", TEST_TIMEOUT).unwrap();
-    assert!(said.starts_with("Linux version 0"), "{said}");
+    let line = echo.vm.wait_for_console("version 0", TEST_TIMEOUT).unwrap();
+    assert!(line.starts_with("Linux version 0"), "{line}");
     std::thread::scope(|scope| {
         let vm = &echo.vm;
         let waits = scope.spawn(|| vm.wait_for_console("login: ", TEST_TIMEOUT).unwrap());
@@ -183,7 +183,7 @@ fn wait_for_console_finds_past_and_future_text_without_newline() {
     echo.vm.stop().unwrap();
     match echo.vm.wait_for_console("never", TEST_TIMEOUT) {
         Err(Error::NotSaid { exit: Some(Exit::Killed(9)), .. }) => {}
-        other => panic!("it ends with the machine: {other:?}"),
+        other => panic!("waiting ends when the VM exits: {other:?}"),
     }
 }
 
@@ -192,7 +192,10 @@ fn console_log_without_log_is_an_error() {
     let test_dir = TestDir::new();
     let description = test_dir.description().serial(Serial::tty());
     assert!(matches!(description.console_log(), Err(Error::NoLog)));
-    assert!(matches!(test_dir.description().console_log(), Err(Error::Io { .. })), "it was never begun");
+    assert!(
+        matches!(test_dir.description().console_log(), Err(Error::Io { .. })),
+        "there is no log before the first start"
+    );
     fs::create_dir(test_dir.path("vm")).unwrap();
     fs::write(test_dir.path("vm/console-ring2"), b"of com2").unwrap();
     let description = test_dir.description().serial(Serial::tty()).serial(Serial::none().log());

@@ -1,4 +1,4 @@
-//! The console as a stream, against the stand-in, whose guest says back what it hears.
+//! The console stream. The stand-in's guest echoes its input.
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
@@ -11,16 +11,16 @@ use rustix::event::{PollFd, PollFlags, poll};
 use crate::common::child_process::in_child_process;
 use crate::common::{TEST_TIMEOUT, TestDir, example_path, start_vm};
 
-/// Reads until it has said this, and returns all that it said.
-fn read_until(console: &mut ConsoleStream, what: &str) -> String {
-    let mut said = String::new();
+/// Reads until the output contains a text, and returns the output.
+fn read_until(console: &mut ConsoleStream, text: &str) -> String {
+    let mut output = String::new();
     let mut buffer = [0; 256];
-    while !said.contains(what) {
-        let length = console.read(&mut buffer).unwrap_or_else(|error| panic!("{error} after {said:?}"));
-        assert!(length > 0, "it ended with {said:?}");
-        said.push_str(&String::from_utf8_lossy(&buffer[..length]));
+    while !output.contains(text) {
+        let length = console.read(&mut buffer).unwrap_or_else(|error| panic!("{error} after {output:?}"));
+        assert!(length > 0, "the stream ended after {output:?}");
+        output.push_str(&String::from_utf8_lossy(&buffer[..length]));
     }
-    said
+    output
 }
 
 fn console(vm: &Vm) -> ConsoleStream {
@@ -36,11 +36,11 @@ fn console_stream_carries_bytes_both_ways_also_after_reattach() {
     let mut first = console(&vm);
     first.write_all(b"hello\r\x03").unwrap();
     first.flush().unwrap();
-    // Who has other things to wait for waits for its descriptor.
+    // A caller that also waits for other events can poll the descriptor.
     poll(&mut [PollFd::new(&first, PollFlags::IN)], None).unwrap();
-    read_until(&mut first, "hello\r\x03"); // as it is: ^C is a byte like others
+    read_until(&mut first, "hello\r\x03"); // unchanged: ^C is an ordinary byte
     drop(first);
-    // The machine does not mind, and another comes after it, who takes the machine up, by either kind of file.
+    // Closing the console does not disturb the VM. Another one can be opened after reattaching, whether `tty` is a file or a symlink.
     let tty = test_dir.path("vm/tty");
     let pty = fs::read_to_string(&tty).unwrap();
     fs::remove_file(&tty).unwrap();
@@ -79,7 +79,7 @@ fn vm_exit_ends_the_stream_and_a_blocked_read() {
     assert!(matches!(vm.console(), Err(Error::NotRunning)));
 }
 
-/// Else the end of the machine would hang up on whoever has no terminal of their own, as a service has none.
+/// Otherwise the exit of the VM would send SIGHUP to a caller without a controlling terminal, such as a service.
 #[cfg(target_os = "linux")]
 #[test]
 fn console_does_not_become_the_controlling_terminal() {
@@ -108,7 +108,7 @@ fn console_without_pty_is_an_error() {
         let mut description = test_dir.description().console(Console::Stdio);
         description.state_dir = None;
         assert_eq!(description.run("guest.exit=0").unwrap(), Exit::PowerOff);
-        // Of two ports the first that leads to a pty.
+        // The console is the first port with a pty.
         let mut description = test_dir.description().serial(Serial::none()).serial(Serial::tty());
         let vm = description.start("guest").unwrap();
         console(&vm).write_all(b"x").unwrap();

@@ -1,4 +1,4 @@
-//! State directories in which something is wrong, or which are unusual.
+//! State directories with corrupt files.
 
 use std::fs;
 
@@ -6,8 +6,8 @@ use hyperkit::{Error, HyperKit};
 
 use crate::common::{TestDir, hypervisors_in, start_vm};
 
-/// What `hyperkit.json` can be besides what was written: none of it panics or is taken for a machine.
-fn damaged(whole: &[u8]) -> Vec<Vec<u8>> {
+/// Returns corrupt variants of a state file: truncated at every length, with wrong types, too deep, or not JSON at all.
+fn corrupt_variants(whole: &[u8]) -> Vec<Vec<u8>> {
     let cut = (0..whole.len()).map(|length| whole[..length].to_vec());
     let wrong =
         [r#"{"cpus":"two"}"#, r#"{"pid":-1}"#, r#"{"pid":1e99}"#, "[]", "null", "\"\"", "\0", "{\"disks\":[[]]}"];
@@ -21,7 +21,7 @@ fn corrupt_state_file_is_an_error_and_start_replaces_it() {
     let (description, vm, _stop) = start_vm(&test_dir, "guest");
     vm.stop().unwrap();
     let whole = fs::read(test_dir.path("vm/hyperkit.json")).unwrap();
-    for (count, content) in damaged(&whole).into_iter().enumerate() {
+    for (count, content) in corrupt_variants(&whole).into_iter().enumerate() {
         test_dir.write("vm/hyperkit.json", &content);
         match HyperKit::from_state(test_dir.path("vm")) {
             Err(Error::DamagedState { path, .. }) => assert_eq!(path, test_dir.path("vm/hyperkit.json")),
@@ -31,7 +31,7 @@ fn corrupt_state_file_is_an_error_and_start_replaces_it() {
             description.clone().start("guest").unwrap().stop().unwrap();
         }
     }
-    // It may be gone, too, or more than one cares to read.
+    // The file can also be missing or too large.
     fs::File::create(test_dir.path("vm/hyperkit.json")).unwrap().set_len(1 << 40).unwrap();
     assert!(matches!(HyperKit::from_state(test_dir.path("vm")), Err(Error::Io { .. })));
     description.clone().start("guest").unwrap().stop().unwrap();
@@ -50,15 +50,15 @@ fn corrupt_state_file_of_a_running_vm_allows_no_second_start() {
     let test_dir = TestDir::new();
     let (description, vm, _stop) = start_vm(&test_dir, "guest");
     let whole = fs::read(test_dir.path("vm/hyperkit.json")).unwrap();
-    for content in damaged(&whole).into_iter().step_by(61) {
+    for content in corrupt_variants(&whole).into_iter().step_by(61) {
         test_dir.write("vm/hyperkit.json", &content);
         assert!(matches!(description.clone().start("guest"), Err(Error::AlreadyRunning { pid }) if pid == vm.pid()));
     }
     fs::remove_file(test_dir.path("vm/hyperkit.json")).unwrap();
     assert!(matches!(description.clone().start("guest"), Err(Error::AlreadyRunning { pid }) if pid == vm.pid()));
     fs::remove_file(test_dir.path("vm/hyperkit.pid")).unwrap();
-    let without_memory = test_dir.description().start("guest");
-    assert!(matches!(without_memory, Err(Error::AlreadyRunning { pid }) if pid == vm.pid()), "{without_memory:?}");
+    let without_files = test_dir.description().start("guest");
+    assert!(matches!(without_files, Err(Error::AlreadyRunning { pid }) if pid == vm.pid()), "{without_files:?}");
     assert!(description.is_running());
     description.stop().unwrap();
 }
@@ -93,7 +93,7 @@ fn corrupt_pid_file_hides_no_vm_and_blocks_no_start() {
     vm.stop().unwrap();
 }
 
-/// Names that lead out of the directory are none of disks that were made in it.
+/// Recorded disk names that point outside of the state directory are ignored.
 #[test]
 fn remove_deletes_no_recorded_disk_outside_the_state_directory() {
     let test_dir = TestDir::new();

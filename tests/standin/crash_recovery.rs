@@ -1,4 +1,4 @@
-//! Machines and starters that are killed at any moment, and many starters at once.
+//! Killed hypervisors, killed starters and host reboots.
 
 use std::fs;
 use std::time::Instant;
@@ -14,7 +14,7 @@ fn stale_pid_file_does_not_block_start() {
     let (mut description, vm, _stop) = start_vm(&test_dir, "guest");
     kill_process(to_pid(vm.pid()), Signal::KILL).unwrap();
     assert_eq!(vm.wait().unwrap(), Exit::Killed(9));
-    assert!(test_dir.path("vm/hyperkit.pid").exists(), "the stand-in is to leave it");
+    assert!(test_dir.path("vm/hyperkit.pid").exists(), "the stand-in leaves its pid file when it is killed");
     assert!(!description.is_running());
     let again = description.start("guest").unwrap();
     assert_ne!(again.pid(), vm.pid());
@@ -33,7 +33,7 @@ fn start_succeeds_after_each_of_a_hundred_kills() {
     assert_eq!(hypervisors_in(&test_dir.path("vm")), [vm.pid()]);
 }
 
-/// As after a power cut: the pid file names a process that was never there, and sockets and the tty lead nowhere.
+/// As after a power failure: the pid file names a process that does not exist, and socket and tty are stale.
 #[test]
 fn start_succeeds_after_a_host_reboot() {
     let test_dir = TestDir::new();
@@ -50,7 +50,7 @@ fn start_succeeds_after_a_host_reboot() {
     again.stop().unwrap();
 }
 
-/// Killed at a random moment, a starter leaves nothing running, or a machine that is found.
+/// A starter is killed at a random moment. Then either no VM is running, or the running VM is found.
 #[test]
 fn killed_starters_leave_no_vm_or_one_that_is_found() {
     let test_dir = TestDir::new();
@@ -62,7 +62,7 @@ fn killed_starters_leave_no_vm_or_one_that_is_found() {
     HyperKit::from_state(&dir).unwrap().remove(false).unwrap_err();
     let (mut found, mut nothing) = (0, 0);
     let mut random = u64::from(std::process::id());
-    println!("seed {random}"); // shown when the test fails
+    println!("seed {random}"); // printed if the test fails
     for round in 0..200 {
         test_dir.description().state_dir(&dir).stop().unwrap();
         if round % 4 == 0 {
@@ -74,13 +74,13 @@ fn killed_starters_leave_no_vm_or_one_that_is_found() {
         starter.kill().unwrap();
         starter.wait().unwrap();
 
-        // A state file is whole or absent.
+        // The state file is complete or missing, never truncated.
         let recorded = match HyperKit::from_state(&dir) {
             Ok(description) => Some(description),
             Err(Error::NoState { .. }) => None,
             Err(error) => panic!("round {round}: {error}"),
         };
-        // A child that has not yet come as far as its `exec` holds the lock, so the state can be asked after a start.
+        // A child before its `exec` still holds the lock, so the result is only known after a start, which waits for the lock.
         match test_dir.description().start("guest") {
             Ok(vm) => {
                 nothing += 1;
@@ -96,7 +96,7 @@ fn killed_starters_leave_no_vm_or_one_that_is_found() {
             Err(error) => panic!("round {round}: {error}"),
         }
     }
-    assert!(found > 0 && nothing > 0, "killed too early or too late each time: {found} found, {nothing} not");
+    assert!(found > 0 && nothing > 0, "always killed too early or too late: {found} VMs found, {nothing} not");
 }
 
 #[test]
@@ -105,17 +105,17 @@ fn start_removes_stale_files_of_a_killed_vm() {
     let _stop = test_dir.stop_on_drop();
     let mut description = test_dir.description().vsock(true).vsock_port(2374);
     let vm = description.start("guest.say=long-ago").unwrap();
-    wait_until("the guest has spoken", || console_output(&test_dir).contains("long-ago"));
+    wait_until("the guest has printed its line", || console_output(&test_dir).contains("long-ago"));
     kill_process(to_pid(vm.pid()), Signal::KILL).unwrap();
     vm.wait().unwrap();
-    // A program that dies before it has made any of it anew.
+    // This hypervisor dies before it creates any of the files again.
     match description.start("vmm.die-early=7") {
         Err(Error::ProgramFailed { last_words, .. }) => assert_eq!(last_words.console, ""),
         other => panic!("{other:?}"),
     }
     assert_eq!(test_dir.state_files(), ["hyperkit.json", "hyperkit.log"]);
 
-    // And what is stopped leaves only what it said.
+    // A stopped VM leaves only its logs.
     let vm = description.start("guest").unwrap();
     test_dir.write("vm/hyperkit.new", b"unfinished");
     vm.stop().unwrap();

@@ -1,4 +1,4 @@
-//! Disk images: made, grown, never shrunk, and taken for what they are.
+//! Disk images: creating, growing and format detection.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -79,7 +79,7 @@ fn one_of_many_concurrent_creates_succeeds() {
     assert_eq!(file_names(dir.path()), ["d.img"]);
 }
 
-/// As if the program had been killed while it made the image.
+/// As if the process had been killed while it created the image.
 #[test]
 fn create_replaces_an_unfinished_image() {
     let dir = tempfile::tempdir().unwrap();
@@ -89,7 +89,7 @@ fn create_replaces_an_unfinished_image() {
     assert_eq!(file_names(dir.path()), ["d.img"]);
 }
 
-/// Where others may write, too, somebody may have put a link there.
+/// In a directory that others can write to, another user may have created the symlink.
 #[test]
 fn symlink_in_place_of_an_unfinished_image_is_not_followed() {
     let test_dir = TestDir::new();
@@ -100,7 +100,7 @@ fn symlink_in_place_of_an_unfinished_image_is_not_followed() {
     assert!(!test_dir.path("d.img").exists());
 }
 
-/// What `qemu-img` says of an image: its format, and the size of the disk in it.
+/// Returns the format and the virtual size of an image, as `qemu-img` reports them.
 fn image_info(path: &Path) -> (String, u64) {
     let output = Command::new("qemu-img").args(["info", "--output=json"]).arg(path).output();
     let output = output.expect("qemu-img is missing: run examples/setup.sh --tests first");
@@ -142,7 +142,7 @@ fn grow_never_shrinks() {
             other => panic!("{other:?}"),
         }
         disk.grow().unwrap();
-        assert_eq!(fs::read(&path).unwrap(), before, "it has this size already");
+        assert_eq!(fs::read(&path).unwrap(), before, "it already has this size");
         assert!(matches!(disk.clone().size(0).grow(), Err(Error::InvalidDiskSize { value: 0, .. })));
     }
     let raw = Disk::raw(dir.path().join("raw"));
@@ -155,45 +155,43 @@ fn grow_never_shrinks() {
 }
 
 fn script(test_dir: &TestDir, name: &str, script: &str) -> PathBuf {
-    let path = test_dir.write(name, format!("#!/bin/sh\n{script}\n").as_bytes());
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-    path
+    test_dir.write_executable(name, format!("#!/bin/sh\n{script}\n").as_bytes())
 }
 
-fn made_by(tool: &Path, path: impl Into<PathBuf>) -> Disk {
+fn disk_by_tool(tool: &Path, path: impl Into<PathBuf>) -> Disk {
     let mut qcow = Qcow::default();
     qcow.tool = Some(tool.to_owned());
     Disk::qcow2(path, qcow).size(7)
 }
 
-/// A stand-in for `qcow-tool` that writes down how it was called, and one that fails.
+/// Scripts stand in for the tools: `qemu-img` fails, and `qcow-tool` records its arguments.
 #[test]
 fn qcow_tool_gets_its_own_arguments_and_its_failure_is_an_error() {
     let test_dir = TestDir::new();
     let script = |name: &str, text: &str| script(&test_dir, name, text);
-    let with = |tool: &Path| made_by(tool, test_dir.path("d.qcow2"));
+    let with = |tool: &Path| disk_by_tool(tool, test_dir.path("d.qcow2"));
     let failing = script("qemu-img", "echo no room >&2; exit 1");
     match with(&failing).create() {
         Err(Error::ToolFailed { tool, said, .. }) => assert_eq!((tool, said.as_str()), (failing, "no room")),
         other => panic!("{other:?}"),
     }
-    assert_eq!(file_names(&test_dir.dir()), ["initrd.img", "qemu-img", "vmlinuz"], "nothing is left of it");
+    assert_eq!(file_names(&test_dir.dir()), ["initrd.img", "qemu-img", "vmlinuz"], "no unfinished image is left");
     match with(&test_dir.path("none")).create() {
         Err(Error::ToolNotFound { looked, .. }) => assert_eq!(looked, [test_dir.path("none")]),
         other => panic!("{other:?}"),
     }
     let tool = script("qcow-tool", "printf '%s\\n' \"$@\" >\"$2\"");
     with(&tool).create().unwrap();
-    let said = fs::read_to_string(test_dir.path("d.qcow2")).unwrap();
-    assert_eq!(said, format!("create\n{}\n--size\n7MiB\n", test_dir.path(".d.qcow2.new").display()));
+    let recorded = fs::read_to_string(test_dir.path("d.qcow2")).unwrap();
+    assert_eq!(recorded, format!("create\n{}\n--size\n7MiB\n", test_dir.path(".d.qcow2.new").display()));
 }
 
-/// A name may start with a dash, or look like a protocol to the tool.
+/// Otherwise a name could be taken for an option or a protocol.
 #[test]
 fn image_tool_gets_an_absolute_path() {
     let test_dir = TestDir::new();
     let tool = script(&test_dir, "qemu-img", "echo \"$5\" >&2; exit 1");
-    match made_by(&tool, "nbd:no-such.qcow2").create() {
+    match disk_by_tool(&tool, "nbd:no-such.qcow2").create() {
         Err(Error::ToolFailed { said, .. }) => {
             assert_eq!(Path::new(&said), std::path::absolute(".nbd:no-such.qcow2.new").unwrap());
         }
@@ -206,17 +204,17 @@ fn file_that_appears_during_create_is_not_replaced() {
     let test_dir = TestDir::new();
     let image = test_dir.path("d.qcow2");
     let tool = script(&test_dir, "qemu-img", &format!("echo precious >'{}'", image.display()));
-    assert!(matches!(made_by(&tool, &image).create(), Err(Error::DiskExists { .. })));
+    assert!(matches!(disk_by_tool(&tool, &image).create(), Err(Error::DiskExists { .. })));
     assert_eq!(fs::read(&image).unwrap(), b"precious\n");
     assert_eq!(file_names(&test_dir.dir()), ["d.qcow2", "initrd.img", "qemu-img", "vmlinuz"]);
 }
 
-/// What is there later under its name is somebody else's.
+/// A file that later has its name belongs to somebody else.
 #[test]
 fn failed_create_records_no_created_disk() {
     let test_dir = TestDir::new();
     let tool = script(&test_dir, "qemu-img", "exit 1");
-    let started = test_dir.description().disk(made_by(&tool, test_dir.path("vm/d.qcow2"))).start("guest");
+    let started = test_dir.description().disk(disk_by_tool(&tool, test_dir.path("vm/d.qcow2"))).start("guest");
     assert!(matches!(started, Err(Error::ToolFailed { .. })), "{started:?}");
     let precious = test_dir.write("vm/d.qcow2", b"precious");
     HyperKit::from_state(test_dir.path("vm")).unwrap().remove(false).unwrap();
@@ -226,7 +224,7 @@ fn failed_create_records_no_created_disk() {
 #[test]
 fn missing_image_tool_is_an_error_before_anything_is_created() {
     let test_dir = TestDir::new();
-    let description = test_dir.description().disk(made_by(&test_dir.path("none"), test_dir.path("d.qcow2")));
+    let description = test_dir.description().disk(disk_by_tool(&test_dir.path("none"), test_dir.path("d.qcow2")));
     assert!(matches!(description.check(), Err(Error::ToolNotFound { field: "disks", .. })));
     assert!(matches!(description.clone().start("guest"), Err(Error::ToolNotFound { .. })));
     assert!(!test_dir.path("vm").exists());
@@ -252,16 +250,16 @@ fn start_creates_and_grows_but_never_shrinks_a_disk() {
     }
     assert!(matches!(description(2).start("guest"), Err(Error::DiskShrinks { from: 3, to: 2, .. })));
     assert!(matches!(description(2).check(), Err(Error::DiskShrinks { .. })));
-    // The Go package of 2017 makes them 100 bytes too long per MiB, which is no reason to refuse them.
+    // The Go package of 2017 creates images that are 100 bytes per MiB too long. They are accepted.
     fs::File::options().write(true).open(test_dir.path("d.img")).unwrap().set_len(3 * (MIB + 100)).unwrap();
     description(3).start("guest").unwrap().stop().unwrap();
     assert_eq!(length(), 3 * (MIB + 100));
-    // Without a size an image is what it is.
+    // Without a size, the image stays unchanged.
     test_dir.description().disk(Disk::raw(test_dir.path("d.img"))).start("guest").unwrap().stop().unwrap();
 }
 
-/// The format that a start finds, which its description has from then on.
-fn found(test_dir: &TestDir, disk: Disk) -> Result<Option<Format>, Error> {
+/// Starts a VM with a disk and returns the detected format, which `start` stores in the description.
+fn detected_format(test_dir: &TestDir, disk: Disk) -> Result<Option<Format>, Error> {
     let mut description = test_dir.description().disk(disk);
     description.start("guest")?.stop()?;
     assert_eq!(HyperKit::from_state(test_dir.path("vm"))?.disks, description.disks);
@@ -273,23 +271,23 @@ fn format_is_probed_from_content_then_from_the_name() {
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
     let qcow = Some(Format::Qcow2(Qcow::default()));
-    // Nothing there yet: the name.
-    assert_eq!(found(&test_dir, Disk::new(test_dir.path("new.qcow2")).size(1)).unwrap(), qcow);
-    assert_eq!(found(&test_dir, Disk::new(test_dir.path("new.img")).size(1)).unwrap(), Some(Format::Raw));
-    // The content, whatever the name says.
+    // A new image: the name decides.
+    assert_eq!(detected_format(&test_dir, Disk::new(test_dir.path("new.qcow2")).size(1)).unwrap(), qcow);
+    assert_eq!(detected_format(&test_dir, Disk::new(test_dir.path("new.img")).size(1)).unwrap(), Some(Format::Raw));
+    // An existing image: the content decides, whatever the name is.
     fs::rename(test_dir.path("new.qcow2"), test_dir.path("image")).unwrap();
     fs::rename(test_dir.path("new.img"), test_dir.path("image.qcow2")).unwrap();
-    assert_eq!(found(&test_dir, Disk::new(test_dir.path("image"))).unwrap(), qcow);
-    assert_eq!(found(&test_dir, Disk::new(test_dir.path("image.qcow2"))).unwrap(), Some(Format::Raw));
-    // What was said counts, unless it cannot be.
-    assert_eq!(found(&test_dir, Disk::raw(test_dir.path("image"))).unwrap(), Some(Format::Raw));
-    match found(&test_dir, qcow2(test_dir.path("image.qcow2"))) {
+    assert_eq!(detected_format(&test_dir, Disk::new(test_dir.path("image"))).unwrap(), qcow);
+    assert_eq!(detected_format(&test_dir, Disk::new(test_dir.path("image.qcow2"))).unwrap(), Some(Format::Raw));
+    // An explicit format is used, unless the content contradicts it.
+    assert_eq!(detected_format(&test_dir, Disk::raw(test_dir.path("image"))).unwrap(), Some(Format::Raw));
+    match detected_format(&test_dir, qcow2(test_dir.path("image.qcow2"))) {
         Err(Error::NotAQcow2 { path }) => assert_eq!(path, test_dir.path("image.qcow2")),
         other => panic!("{other:?}"),
     }
 }
 
-/// A guest may write whatever it likes to its raw disk, also the header of an image that has the host's files in it.
+/// A guest can write anything to its raw disk, including the header of an image that refers to files of the host.
 #[test]
 fn probed_qcow2_image_with_backing_file_is_rejected() {
     let test_dir = TestDir::new();
@@ -299,11 +297,11 @@ fn probed_qcow2_image_with_backing_file_is_rejected() {
     let mut make = Command::new("qemu-img");
     make.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]).arg(&secret).arg(&image);
     assert!(make.status().unwrap().success());
-    match found(&test_dir, Disk::new(&image)) {
+    match detected_format(&test_dir, Disk::new(&image)) {
         Err(Error::DiskRestsOnOthers { path }) => assert_eq!(path, image),
         other => panic!("{other:?}"),
     }
-    assert!(found(&test_dir, qcow2(&image)).is_ok(), "who says that it is qcow2 knows it");
+    assert!(detected_format(&test_dir, qcow2(&image)).is_ok(), "an explicit qcow2 format allows it");
 }
 
 #[test]
@@ -311,10 +309,10 @@ fn unwritable_disk_has_to_be_read_only() {
     let test_dir = TestDir::new();
     let image = test_dir.write("d.img", &[0; 4096]);
     fs::set_permissions(&image, fs::Permissions::from_mode(0o444)).unwrap();
-    let writes_all = fs::OpenOptions::new().write(true).open(&image).is_ok(); // root does
+    let is_root = fs::OpenOptions::new().write(true).open(&image).is_ok(); // root can write to every file
     match test_dir.description().disk(Disk::raw(&image)).check() {
-        Ok(()) => assert!(writes_all),
-        Err(Error::DiskNotWritable { path, .. }) => assert!(!writes_all && path == image),
+        Ok(()) => assert!(is_root),
+        Err(Error::DiskNotWritable { path, .. }) => assert!(!is_root && path == image),
         other => panic!("{other:?}"),
     }
     test_dir.description().disk(Disk::raw(&image).read_only()).check().unwrap();

@@ -1,4 +1,4 @@
-//! TODO
+//! How the exit of the hypervisor is reported.
 
 use std::time::Duration;
 
@@ -16,9 +16,9 @@ fn run_returns_the_exit_reason() {
     {
         let test_dir = TestDir::new();
         match test_dir.description().run(&format!("vmm.say=working guest.exit={code}")) {
-            Ok(ended) => assert!(ended == exit && code != 1 && code != 100),
-            Err(Error::ProgramFailed { exit: ended, last_words }) => {
-                assert!(ended == exit && (code == 1 || code == 100));
+            Ok(actual) => assert!(actual == exit && code != 1 && code != 100),
+            Err(Error::ProgramFailed { exit: actual, last_words }) => {
+                assert!(actual == exit && (code == 1 || code == 100));
                 assert!(last_words.program.contains("working"), "{last_words}");
             }
             Err(error) => panic!("{error}"),
@@ -30,8 +30,8 @@ fn run_returns_the_exit_reason() {
 
 #[test]
 fn signals_map_to_exit_reasons() {
-    // SIGTERM is the power button, once the guest listens; before that it kills, as others do: here one that
-    // neither a script ignores for what it starts in the background, nor Rust's std has a handler for in the stand-in.
+    // SIGTERM is the power button once the guest handles it. Before that it kills, like other signals. SIGALRM stands for those:
+    // shells do not ignore it in background processes, and Rust's std installs no handler for it in the stand-in.
     for (guest, signal, exit) in [
         ("guest", Signal::TERM, Exit::PowerOff),
         ("guest.no-acpi", Signal::TERM, Exit::Killed(15)),
@@ -88,11 +88,11 @@ fn hypervisor_that_closes_its_output_is_still_tracked() {
     assert_eq!(vm.wait().unwrap(), Exit::Killed(9));
 }
 
-/// A stand-in that asks for a reset the first two times: the third time, what it looks for is there.
+/// The script requests a reset at the first two starts and runs the stand-in at the third.
 #[test]
 fn run_through_resets_starts_the_vm_again() {
     let test_dir = TestDir::new();
-    let script = test_dir.write(
+    let script = test_dir.write_executable(
         "hyperkit",
         format!(
             "#!/bin/sh\ncd {dir}\n[ -e second ] && exec {standin} \"$@\"\n[ -e first ] && : > second\n: > first\n\
@@ -102,7 +102,7 @@ fn run_through_resets_starts_the_vm_again() {
         )
         .as_bytes(),
     );
-    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+
     let mut description = test_dir.description().hyperkit(script);
     assert_eq!(description.run_through_resets("guest.exit=0").unwrap(), Exit::PowerOff);
     assert!(test_dir.path("first").exists() && test_dir.path("second").exists());
@@ -122,7 +122,7 @@ fn failure_contains_log_tails_of_hypervisor_and_console() {
         other => panic!("{other:?}"),
     }
     let (_, vm, _stop) = start_vm(&test_dir, "guest.say=still-there");
-    wait_until("the guest has spoken", || console_output(&test_dir).contains("still-there"));
+    wait_until("the guest has printed its line", || console_output(&test_dir).contains("still-there"));
     vm.stop().unwrap();
-    assert!(vm.last_words().console.ends_with("still-there"), "also after the end");
+    assert!(vm.last_words().console.ends_with("still-there"), "the log tail is also available after the exit");
 }

@@ -1,4 +1,4 @@
-//! What the program prints: in `hyperkit.log`, and line by line at the embedding program's logger.
+//! Output of the hypervisor: in `hyperkit.log`, and line by line in the logger of the embedding program.
 
 use std::fs;
 use std::sync::{Mutex, OnceLock, mpsc};
@@ -9,7 +9,7 @@ use hyperkit::{Console, Error, Exit};
 use crate::common::TestDir;
 use crate::common::child_process::in_child_process;
 
-/// Hands on every line of target `hyperkit`, and panics on one that asks for it.
+/// Forwards each line of target `hyperkit`, and panics if the line requests it.
 struct Logger(Mutex<mpsc::Sender<String>>);
 
 impl log::Log for Logger {
@@ -20,7 +20,7 @@ impl log::Log for Logger {
     fn log(&self, record: &log::Record<'_>) {
         if self.enabled(record.metadata()) && record.level() <= log::Level::Info {
             let line = record.args().to_string();
-            assert!(!line.contains("logger-panics"), "a logger that panics");
+            assert!(!line.contains("logger-panics"), "the logger panics on request");
             let _ = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).send(line);
         }
     }
@@ -28,7 +28,7 @@ impl log::Log for Logger {
     fn flush(&self) {}
 }
 
-/// One logger a process: the tests here are one after the other.
+/// One test, since a process has one logger.
 #[test]
 fn output_reaches_the_logger_while_the_vm_runs_and_at_exit() {
     in_child_process("hypervisor_output::output_reaches_the_logger_while_the_vm_runs_and_at_exit", || {
@@ -46,12 +46,12 @@ fn output_reaches_the_logger_while_the_vm_runs_and_at_exit() {
         assert_eq!(next(), "first");
         assert!(next().starts_with("COM1 connected to"));
         vm.stop().unwrap();
-        assert!(lines.try_recv().is_err(), "the console is not the program's output");
+        assert!(lines.try_recv().is_err(), "console output is not logged");
         let log = fs::read_to_string(test_dir.path("vm/hyperkit.log")).unwrap();
         assert!(log.starts_with("first\nCOM1 connected to"), "{log}");
 
-        // With the console on stdio there is still what the program has to say about itself. Its last line is complete
-        // before the end is told. A state directory is not needed.
+        // With the console on stdio, stderr of the hypervisor is still logged. The last line is complete before the exit is reported.
+        // No state directory is needed.
         let mut description = test_dir.description().console(Console::Stdio);
         description.state_dir = None;
         match description.run("vmm.die-early=5") {
@@ -62,8 +62,8 @@ fn output_reaches_the_logger_while_the_vm_runs_and_at_exit() {
         }
         assert_eq!(next(), "dying early");
 
-        // A logger that panics does not keep a machine from being reaped, nor later lines from itself, nor its last words
-        // from the error.
+        // If the logger panics, the hypervisor is still reaped, later lines still reach the logger, and the error still contains the log
+        // tail.
         let lines = ["logger-panics"; 20].join("|");
         match test_dir.description().start(&format!("vmm.say={lines} vmm.die=6")) {
             Err(Error::ProgramFailed { exit: Exit::Failed(6), last_words }) => {
@@ -71,6 +71,6 @@ fn output_reaches_the_logger_while_the_vm_runs_and_at_exit() {
             }
             other => panic!("{other:?}"),
         }
-        assert_eq!(next(), "dying", "the line after those that it panics on");
+        assert_eq!(next(), "dying", "the line after those on which the logger panics");
     });
 }

@@ -1,8 +1,8 @@
-//! One image and several machines: only readers share, and nobody else's disk is deleted.
+//! Disk images that several VMs or several disks refer to: only readers share an image, and an image in use is never deleted.
 
 use std::fs;
 use std::io::Read;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::process::{Command, Stdio};
 use std::sync::Barrier;
 
@@ -38,7 +38,7 @@ fn one_image_under_two_names_is_a_duplicate() {
     }
 }
 
-/// Neither is there yet, and where they would be is one place.
+/// Neither image exists yet, and both paths are the same place.
 #[test]
 fn one_new_image_under_two_names_is_a_duplicate() {
     let test_dir = TestDir::new();
@@ -68,20 +68,20 @@ fn image_in_use_by_another_vm_is_rejected_before_start() {
             Err(Error::DiskInUse { path }) => assert_eq!(Some(path), disk.path),
             other => panic!("{other:?}"),
         }
-        assert!(!test_dir.path("vm2").exists(), "a refusal leaves nothing");
+        assert!(!test_dir.path("vm2").exists(), "a rejected start leaves no files");
     }
     match test_dir.description().state_dir(test_dir.path("vm2")).iso(&link).start("guest") {
         Err(Error::DiskInUse { path }) => assert_eq!(path, link),
         other => panic!("{other:?}"),
     }
-    Disk::raw(&image).size(1).grow().unwrap(); // there is nothing to do
+    Disk::raw(&image).size(1).grow().unwrap(); // it already has this size
     assert_eq!(image.metadata().unwrap().len(), 1024 * 1024);
     assert!(
         matches!(first.start("guest"), Err(Error::AlreadyRunning { .. })),
-        "of its own image the machine may say so"
+        "for its own image, the error is that the VM is running"
     );
     first.stop().unwrap();
-    // Who only reads does not disturb others who only read.
+    // Readers can share an image.
     let _stops = [test_dir.path("vm"), test_dir.path("vm2")].map(StopOnDrop);
     for disk in [Disk::raw(&image).read_only(), qcow2.read_only()] {
         let first = test_dir.description().disk(disk.clone()).iso(&image).start("guest").unwrap();
@@ -90,7 +90,7 @@ fn image_in_use_by_another_vm_is_rejected_before_start() {
     }
 }
 
-/// hyperkit does not lock qcow2 images.
+/// Includes qcow2 images, which hyperkit does not lock.
 #[test]
 fn one_of_many_concurrent_starts_gets_a_shared_image() {
     let test_dir = TestDir::new();
@@ -120,24 +120,23 @@ fn one_of_many_concurrent_starts_gets_a_shared_image() {
     }
 }
 
-/// Until the program is there, nothing but the starter keeps others away. This one still makes its second image, with a
-/// tool that waits for us.
+/// Before the hypervisor runs, only the starter protects the image. The first starter is kept busy by the tool that creates its
+/// second image, a script that waits for this test.
 #[test]
 fn image_is_locked_from_check_to_start() {
     let test_dir = TestDir::new();
     let image = Disk::new(test_dir.path("image.qcow2")).size(1);
     image.create().unwrap();
-    let line = test_dir.path("line");
-    assert!(Command::new("mkfifo").arg(&line).status().unwrap().success());
-    let tool =
-        test_dir.write("qemu-img", format!("#!/bin/sh\nread -r word <'{}'\nexit 1\n", line.display()).as_bytes());
-    fs::set_permissions(&tool, fs::Permissions::from_mode(0o755)).unwrap();
+    let fifo = test_dir.path("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let tool = test_dir
+        .write_executable("qemu-img", format!("#!/bin/sh\nread -r word <'{}'\nexit 1\n", fifo.display()).as_bytes());
     let mut qcow = Qcow::default();
     qcow.tool = Some(tool);
     let mut first =
         test_dir.description().disk(image.clone()).disk(Disk::qcow2(test_dir.path("second.qcow2"), qcow).size(1));
     let first = std::thread::spawn(move || first.start("guest").map(drop));
-    let held = fs::File::options().write(true).open(&line).unwrap(); // waits until the tool reads
+    let held = fs::File::options().write(true).open(&fifo).unwrap(); // blocks until the tool opens it
     let _stop = StopOnDrop(test_dir.path("vm2"));
     let second = test_dir.description().state_dir(test_dir.path("vm2")).disk(image).start("guest").map(drop);
     drop(held);
@@ -145,7 +144,7 @@ fn image_is_locked_from_check_to_start() {
     assert!(matches!(second, Err(Error::DiskInUse { .. })), "{second:?}");
 }
 
-/// The Go package escapes nothing.
+/// The Go package does not escape paths.
 #[test]
 fn unescaped_qcow2_path_of_the_go_package_is_in_use() {
     let test_dir = TestDir::new();
@@ -177,7 +176,7 @@ fn rejected_start_keeps_the_previous_console_log() {
     assert!(console_output(&test_dir).contains("hello"));
 }
 
-/// Another machine may run on a disk that was made for this one.
+/// Another VM may use a disk that was created for this one.
 #[test]
 fn remove_keeps_a_disk_in_use() {
     let test_dir = TestDir::new();
@@ -193,7 +192,7 @@ fn remove_keeps_a_disk_in_use() {
     assert!(!test_dir.path("vm").exists());
 }
 
-/// A child that is being started has the files of all threads for a moment, and their locks with them.
+/// A forked child inherits the open files of all threads until its `exec`, and with them their locks.
 #[test]
 fn concurrent_starts_with_separate_disks_succeed() {
     let test_dir = TestDir::new();

@@ -1,4 +1,4 @@
-//! What a thousand machines leave in the program that had them: nothing. One test, since it looks at its own process.
+//! Resource use of the starter: threads, open files, memory, wake-ups and zombies.
 
 use std::fs;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use crate::common::child_process::in_child_process;
 use crate::common::{TestDir, console_output, wait_until};
 
-/// Threads, open files and resident memory (KiB) of this process.
+/// Returns the threads, open files and resident memory (KiB) of this process.
 fn usage() -> (usize, usize, usize) {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let value = |key: &str| -> usize {
@@ -20,23 +20,23 @@ fn usage() -> (usize, usize, usize) {
     (value("Threads:"), fs::read_dir("/proc/self/fd").unwrap().count(), value("VmRSS:"))
 }
 
-/// The most memory that this process has had, in KiB.
-fn peak() -> usize {
+/// Returns the peak resident memory of this process in KiB.
+fn peak_memory() -> usize {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.split_whitespace().next().unwrap().parse().unwrap()
 }
 
-/// How often the thread of this name has waited for something and gone on.
-fn switches_of(thread: &str) -> String {
+/// Returns the number of voluntary context switches of the thread with this name.
+fn context_switches(thread: &str) -> String {
     let tasks = fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path());
     let named = |path: &PathBuf| fs::read_to_string(path.join("comm")).is_ok_and(|name| name.trim_end() == thread);
-    let path = tasks.into_iter().find(named).expect("the thread is there");
+    let path = tasks.into_iter().find(named).expect("the thread exists");
     let status = fs::read_to_string(path.join("status")).unwrap();
     status.lines().find(|line| line.starts_with("voluntary_ctxt_switches")).unwrap().to_owned()
 }
 
-/// A logger that takes the first line of the flood only when all of it is there.
+/// A logger that blocks on the first line of the flood until all of the flood is in the log file.
 struct Slow(PathBuf);
 
 impl log::Log for Slow {
@@ -46,7 +46,9 @@ impl log::Log for Slow {
 
     fn log(&self, record: &log::Record<'_>) {
         if record.args().to_string().starts_with("xxx") {
-            wait_until("the flood is over", || self.0.metadata().is_ok_and(|log| log.len() >> 30 == 1));
+            wait_until("the whole flood is in the log file", || {
+                self.0.metadata().is_ok_and(|log| log.len() >> 30 == 1)
+            });
         }
     }
 
@@ -68,42 +70,46 @@ fn no_leaks_after_a_thousand_vms_no_idle_wakeups_and_constant_memory() {
         || {
             let test_dir = TestDir::new();
             let mut description = test_dir.description();
-            // Below what it may be raised to: sysinfo would, if it were let.
+            // Below the hard limit: sysinfo would raise the soft limit if it were allowed to.
             let limit = Rlimit { current: Some(256), ..getrlimit(Resource::Nofile) };
             setrlimit(Resource::Nofile, limit).unwrap();
             let threads = usage().0;
-            let quiet = || wait_until("the watching threads are gone", || usage().0 == threads);
+            let wait_for_threads = || wait_until("the threads of the VMs have exited", || usage().0 == threads);
             let mut cycle = || {
                 let vm = description.start("guest").unwrap();
                 assert!(description.is_running());
                 drop(description.vm().unwrap());
                 vm.stop().unwrap();
             };
-            (0..50).for_each(|_| cycle()); // what is set up once is set up now
-            quiet();
+            (0..50).for_each(|_| cycle()); // after this, one-time initialization is done
+            wait_for_threads();
             let (_, open, memory) = usage();
             (0..1000).for_each(|_| cycle());
-            quiet();
+            wait_for_threads();
             let after = usage();
             assert_eq!(after.1, open, "open files");
             assert!(after.2 < memory + 1024, "{memory} KiB before, {} KiB after", after.2);
             assert_eq!(children(), "", "zombies");
-            assert_eq!(getrlimit(Resource::Nofile), limit, "the limit of open files is not ours");
+            assert_eq!(getrlimit(Resource::Nofile), limit, "the limit of open files is unchanged");
 
-            // An idle handle: the thread that watches is not woken once.
+            // An idle VM: its thread is never woken.
             let vm = description.start("guest").unwrap();
             wait_until("the guest is up", || console_output(&test_dir).contains("Command line"));
-            let woken = switches_of("hyperkit");
+            let switches = context_switches("hyperkit");
             assert!(vm.wait_timeout(Duration::from_millis(500)).unwrap().is_none());
-            assert_eq!(switches_of("hyperkit"), woken);
+            assert_eq!(context_switches("hyperkit"), switches);
             vm.stop().unwrap();
 
             log::set_logger(Box::leak(Box::new(Slow(test_dir.path("vm/hyperkit.log"))))).unwrap();
             log::set_max_level(log::LevelFilter::Info);
-            let before = peak();
+            let before = peak_memory();
             assert_eq!(description.run("vmm.flood=1024 guest.exit=0").unwrap(), Exit::PowerOff);
             assert_eq!(test_dir.path("vm/hyperkit.log").metadata().unwrap().len() >> 30, 1);
-            assert!(peak() < before + 4096, "{before} KiB before, {} KiB in a gigabyte of output", peak());
+            assert!(
+                peak_memory() < before + 4096,
+                "{before} KiB before, {} KiB after a gigabyte of output",
+                peak_memory()
+            );
         },
     );
 }

@@ -1,7 +1,7 @@
-//! A machine from start to removal, against the stand-in for hyperkit.
+//! The life cycle of a VM: start, wait, stop and start again.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -42,8 +42,8 @@ fn start_records_the_whole_state() {
 
     let mode = |path: &str| test_dir.path(path).metadata().unwrap().mode() & 0o777;
     assert_eq!(mode("vm"), 0o700);
-    for ours in ["hyperkit.json", "hyperkit.log", "disk.img"] {
-        assert_eq!(mode(&format!("vm/{ours}")), 0o600, "{ours}");
+    for name in ["hyperkit.json", "hyperkit.log", "disk.img"] {
+        assert_eq!(mode(&format!("vm/{name}")), 0o600, "{name}");
     }
 }
 
@@ -80,11 +80,11 @@ fn stop_waits_for_process_and_pid_file_removal_and_start_works_again() {
         let vm = description.start("guest").unwrap();
         assert!(description.is_running());
         description.stop().unwrap();
-        assert!(test_kill_process(to_pid(vm.pid())).is_err(), "a zombie at best");
+        assert!(test_kill_process(to_pid(vm.pid())).is_err(), "the process is gone, and not a zombie");
         assert!(!test_dir.path("vm/hyperkit.pid").exists());
         assert!(!description.is_running());
         assert_eq!(vm.wait().unwrap(), Exit::Killed(9));
-        vm.stop().unwrap(); // once more is no error
+        vm.stop().unwrap(); // a second stop is no error
         description.stop().unwrap();
     }
 }
@@ -105,7 +105,7 @@ fn second_start_is_an_error_and_changes_nothing() {
     assert!(vm.try_wait().unwrap().is_none());
     assert_eq!(fs::read(test_dir.path("vm/hyperkit.json")).unwrap(), recorded);
     assert!(!test_dir.path("vm/disk.img").exists());
-    // The directory has one machine under each of its names.
+    // A symlink to the state directory refers to the same VM.
     symlink(test_dir.path("vm"), test_dir.path("alias")).unwrap();
     let second = test_dir.description().state_dir(test_dir.path("alias")).start("other");
     assert!(matches!(second, Err(Error::AlreadyRunning { pid }) if pid == vm.pid()));
@@ -126,7 +126,7 @@ fn vm_is_found_after_its_state_directory_symlink_is_deleted() {
     vm.stop().unwrap();
 }
 
-/// Whoever takes it up may be somewhere else.
+/// Another process may attach from another working directory.
 #[test]
 fn start_makes_paths_absolute() {
     let test_dir = TestDir::new();
@@ -154,7 +154,7 @@ fn disks_follow_a_moved_or_copied_state_directory() {
     assert_eq!(moved.disks[0].path, Some(test_dir.path("moved/disk.img")));
     assert_eq!(moved.disks[1].path, elsewhere.path);
     moved.start("guest").unwrap().stop().unwrap();
-    assert!(!test_dir.path("vm").exists(), "nothing is made anew in the old place");
+    assert!(!test_dir.path("vm").exists(), "nothing is created in the old place");
     fs::create_dir(test_dir.path("copy")).unwrap();
     for name in ["hyperkit.json", "disk.img"] {
         fs::copy(test_dir.path("moved").join(name), test_dir.path("copy").join(name)).unwrap();
@@ -168,8 +168,7 @@ fn disks_follow_a_moved_or_copied_state_directory() {
 #[test]
 fn unexecutable_hypervisor_leaves_no_vm() {
     let test_dir = TestDir::new();
-    let program = test_dir.write("hyperkit", b"not a program");
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let program = test_dir.write_executable("hyperkit", b"not a program");
     match test_dir.description().hyperkit(&program).start("guest") {
         Err(Error::Io { action: "start", path, .. }) => assert_eq!(path, program),
         other => panic!("{other:?}"),
@@ -202,7 +201,7 @@ fn vm_keeps_running_after_handle_drop_and_is_reaped() {
     drop(vm);
     assert!(description.is_running());
     kill_process(pid, Signal::KILL).unwrap();
-    // A zombie could still be sent a signal.
+    // Signals to a zombie succeed.
     wait_until("it is reaped", || test_kill_process(pid).is_err());
 }
 
@@ -216,7 +215,7 @@ fn hypervisor_has_its_own_process_group() {
 #[test]
 fn run_without_state_directory_leaves_no_files() {
     let test_dir = TestDir::new();
-    // In a process of its own: the console is its standard output.
+    // In another process, since the console is its stdout.
     let mut boot = Command::new(example_path("boot"));
     boot.arg("--hyperkit").arg(standin_path()).arg("--kernel").arg(test_dir.path("vmlinuz"));
     let output =

@@ -1,5 +1,5 @@
-//! Every limit of hyperkit: the last value within it is taken, by the crate and by the stand-in, which has the same limits;
-//! the first beyond it is refused, by an error that names the field.
+//! hyperkit's limits. The last valid value is accepted by the crate and by the stand-in, which has the same limits. The first
+//! invalid value is rejected with an error that names the field.
 
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ const UUID: &str = "01234567-89ab-cdef-0123-456789abcdef";
 const MIB: u64 = 1024 * 1024;
 const PAGE: u64 = 4096;
 
-/// A path of so many bytes below a directory.
+/// Returns a path in a directory with a length in bytes.
 fn path_of(length: usize, dir: &Path) -> PathBuf {
     dir.join("x".repeat(length - 1 - dir.as_os_str().len()))
 }
@@ -39,18 +39,18 @@ fn memory_limits() {
     let mut low = bz_image(2047);
     low[0x230..0x234].copy_from_slice(&0x10_0000_u32.to_le_bytes()); // alignment
     test_dir.write("vmlinuz", &low);
-    for mebibytes in [2, (1 << 43) - 1] {
-        assert_boots(test_dir.description().memory(mebibytes));
+    for memory_mib in [2, (1 << 43) - 1] {
+        assert_boots(test_dir.description().memory(memory_mib));
     }
-    for mebibytes in [0, 1, 1 << 43, u64::MAX] {
-        assert_error!(rejection_by_arguments(|d| d.memory(mebibytes)), Error::InvalidMemory { value } if value == mebibytes);
+    for memory_mib in [0, 1, 1 << 43, u64::MAX] {
+        assert_error!(rejection_by_arguments(|d| d.memory(memory_mib)), Error::InvalidMemory { value } if value == memory_mib);
     }
 }
 
 #[test]
 fn kernel_command_line_limit() {
     let test_dir = TestDir::new();
-    test_dir.write("vmlinuz", &bz_image(100)); // with the NUL at its end
+    test_dir.write("vmlinuz", &bz_image(100)); // including the NUL at the end
     let fixed = "earlyprintk=serial ".len();
     assert_boots_with(test_dir.description(), &"x".repeat(99 - fixed));
     let error = rejection_with(&test_dir, &"x".repeat(100 - fixed), |d| d);
@@ -87,9 +87,9 @@ fn tap_name_limit_and_mac_syntax() {
     let error = rejection_by_arguments(|d| d.tap("../tap0"));
     assert_error!(error, Error::ForbiddenCharacter { field: "tap", character: '/', .. });
     assert_error!(rejection_by_arguments(|d| d.tap("")), Error::Missing { field: "tap" });
-    let (groups, nobodys) = ("01:00:00:00:00:01", "00:00:00:00:00:00");
+    let (multicast, zero) = ("01:00:00:00:00:01", "00:00:00:00:00:00");
     let misspelt = ["02:00:00:00:00", "02:00:00:00:00:01:02", "02-00-00-00-00-01", "02:00:00:00:00:0g", "2:0:0:0:0:1"];
-    for bad in [&[groups, nobodys, "", "02:00:00:00:00:+1"], &misspelt[..]].concat() {
+    for bad in [&[multicast, zero, "", "02:00:00:00:00:+1"], &misspelt[..]].concat() {
         assert_error!(rejection_by_arguments(|d| d.tap("tap0").mac(bad)), Error::InvalidMac { value } if value == bad);
     }
 }
@@ -101,7 +101,7 @@ fn thirty_devices_fit() {
         let image = |index| Disk::raw(test_dir.write(&format!("{index}.img"), b"disk"));
         (0..count).map(image).fold(description, HyperKit::disk)
     };
-    assert_boots(disks(test_dir.description(), 29)); // and the random number generator
+    assert_boots(disks(test_dir.description(), 29)); // plus the random number generator
     assert_boots(disks(test_dir.description().random(false), 30));
     assert_error!(rejection_by_arguments(|d| disks(d, 30)), Error::TooManyDevices { count: 31 });
     assert_error!(rejection_by_arguments(|d| disks(d.random(false), 31)), Error::TooManyDevices { count: 31 });
@@ -151,7 +151,7 @@ fn vsock_directory_path_limit() {
     let test_dir = TestDir::new();
     let [longest, too_long] = [85, 86].map(|length| path_of(length, &test_dir.dir()));
     assert_boots(test_dir.description().vsock(true).state_dir(&longest));
-    assert_boots(test_dir.description().state_dir(&too_long)); // without vsock nothing is made there that is connected to
+    assert_boots(test_dir.description().state_dir(&too_long)); // without vsock there are no sockets in it
     let error = rejection_with(&test_dir, "", |d| d.vsock(true).state_dir(&too_long));
     assert_error!(error, Error::TooLong { field: "state_dir", length: 86, limit: 85, .. });
     assert_boots(test_dir.description().vsock(true).state_dir(&too_long).vsock_dir(&longest));
@@ -202,11 +202,11 @@ fn serial_port_limits() {
     assert_error!(error, Error::TooManySerials { count: 3 });
     assert_error!(rejection_by_arguments(|d| serials(d, &[Serial::stdio(); 2])), Error::StdioTwice);
 
-    // Run as it is, and not started: the port is the standard output.
+    // Run directly instead of by `start`, since the port is stdout.
     let one = modify(test_dir.description(), |d| d.state_dir = None).serial(Serial::none()).serial(Serial::stdio());
     let arguments = one.arguments("guest.exit=0").unwrap();
-    let ended = Command::new(standin_path()).args(arguments).stdin(Stdio::null()).output().unwrap();
-    assert!(ended.status.success(), "{ended:?}");
+    let output = Command::new(standin_path()).args(arguments).stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
 }
 
 #[test]
@@ -234,7 +234,7 @@ fn qcow(change: impl FnOnce(&mut Qcow)) -> Disk {
     Disk::qcow2("/q.qcow2", qcow)
 }
 
-/// Nothing can be quoted, so a comma would separate, and a NUL would end it all.
+/// hyperkit has no quoting: a comma separates options, and a NUL byte ends an argument.
 #[test]
 fn commas_and_nul_bytes_are_rejected() {
     type Change = fn(HyperKit, &str) -> HyperKit;

@@ -1,4 +1,4 @@
-//! Sequences of calls that nobody would think of, against a small model, and state files that nobody would write.
+//! Property test: random sequences of calls behave like a small model.
 
 use std::fs;
 use std::process::Command;
@@ -9,7 +9,7 @@ use rustix::process::{Signal, kill_process};
 
 use crate::common::{TestDir, boot_command, example_path, hypervisors_in, to_pid, wait_until};
 
-/// What can be done to a machine, by its program, by another, or from outside.
+/// An action on the VM, by this process, by another process, or from outside.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Start,
@@ -36,13 +36,13 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 1..25)
 }
 
-/// All that matters about a machine.
+/// The expected state of the VM.
 #[derive(Debug, Default)]
 struct Model {
     running: bool,
-    remembered: bool,
+    recorded: bool,
     disk: bool,
-    /// Whether the state file, or the description at hand, knows that the disk was made for the machine.
+    /// Whether the state file, or the description in memory, records that the disk was created for the VM.
     made_by_state: bool,
     made_by_memory: bool,
 }
@@ -50,7 +50,7 @@ struct Model {
 impl Model {
     fn started(&mut self, knows: bool) {
         self.made_by_state = !self.disk || self.made_by_state || knows;
-        (self.running, self.remembered, self.disk) = (true, true, true);
+        (self.running, self.recorded, self.disk) = (true, true, true);
     }
 }
 
@@ -75,7 +75,7 @@ fn act(test_dir: &TestDir, description: &mut HyperKit, model: &mut Model, step: 
             let mut boot = Command::new(example_path("boot"));
             let stopped =
                 boot.arg("--stop").arg("--state-dir").arg(test_dir.path("vm")).output().unwrap().status.success();
-            assert_eq!(stopped, model.remembered);
+            assert_eq!(stopped, model.recorded);
             model.running = false;
         }
         Step::Stop => {
@@ -85,23 +85,23 @@ fn act(test_dir: &TestDir, description: &mut HyperKit, model: &mut Model, step: 
         Step::Kill => {
             for pid in hypervisors_in(&test_dir.path("vm")) {
                 kill_process(to_pid(pid), Signal::KILL).unwrap();
-                wait_until("it is gone", || hypervisors_in(&test_dir.path("vm")).is_empty());
+                wait_until("the hypervisor is gone", || hypervisors_in(&test_dir.path("vm")).is_empty());
             }
             model.running = false;
         }
         Step::Reload => match HyperKit::from_state(test_dir.path("vm")) {
-            Ok(loaded) if model.remembered => {
+            Ok(loaded) if model.recorded => {
                 *description = loaded;
                 model.made_by_memory = model.made_by_state;
             }
-            Err(Error::NoState { .. }) if !model.remembered => {}
+            Err(Error::NoState { .. }) if !model.recorded => {}
             other => panic!("{other:?}"),
         },
         Step::Remove { keep_disk } => match description.remove(keep_disk) {
             Ok(()) if !model.running => {
-                // A disk that was kept once is somebody's own, but to who has made it.
+                // After it was kept once, a disk belongs to the user, except to a description that records its creation.
                 model.disk = model.disk && (keep_disk || !model.made_by_state);
-                (model.remembered, model.made_by_state) = (false, false);
+                (model.recorded, model.made_by_state) = (false, false);
             }
             Err(Error::StillRunning { .. }) if model.running => {}
             other => panic!("{other:?}"),
@@ -124,9 +124,9 @@ proptest! {
             let alive = hypervisors_in(&test_dir.path("vm"));
             prop_assert_eq!(alive.len(), usize::from(model.running), "{:?} after {:?}", &alive, step);
             prop_assert_eq!(description.is_running(), model.running, "after {:?}", step);
-            prop_assert_eq!(test_dir.path("vm/hyperkit.json").exists(), model.remembered, "after {:?}", step);
+            prop_assert_eq!(test_dir.path("vm/hyperkit.json").exists(), model.recorded, "after {:?}", step);
             prop_assert_eq!(test_dir.path("vm/disk.img").exists(), model.disk, "after {:?}", step);
-            prop_assert_eq!(test_dir.path("vm").exists(), model.remembered || model.disk, "after {:?}", step);
+            prop_assert_eq!(test_dir.path("vm").exists(), model.recorded || model.disk, "after {:?}", step);
         }
     }
 }

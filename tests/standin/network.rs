@@ -1,4 +1,4 @@
-//! TODO
+//! Network addresses.
 
 use std::fs;
 
@@ -6,7 +6,7 @@ use crate::common::TestDir;
 
 const UUID: &str = "1f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55";
 
-/// hyperkit alone knows which address vmnet will give the guest, and is asked before the machine is there.
+/// Only hyperkit knows which MAC address vmnet will assign. `start` asks it before it starts the VM.
 #[test]
 fn vmnet_mac_address_is_recorded() {
     let test_dir = TestDir::new();
@@ -16,7 +16,7 @@ fn vmnet_mac_address_is_recorded() {
     let state: serde_json::Value =
         serde_json::from_slice(&fs::read(test_dir.path("vm/hyperkit.json")).unwrap()).unwrap();
     assert_eq!(state["vmnet_mac"], "02:00:00:00:00:01");
-    assert_eq!(vm.addresses().unwrap(), [], "no lease was given here");
+    assert_eq!(vm.addresses().unwrap(), [], "there is no DHCP lease here");
     vm.stop().unwrap();
 
     let description = test_dir.description().vpnkit_preferred_ipv4("192.168.65.9").vpnkit_key(UUID);

@@ -1,4 +1,4 @@
-//! TODO
+//! Telling the hypervisor from unrelated processes.
 
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -10,7 +10,7 @@ use rustix::process::{Signal, kill_process};
 
 use crate::common::{TestDir, hypervisors_in, standin_path, start_vm, to_pid, wait_until};
 
-/// Its parent has not reaped it: the pid is still taken, by nobody.
+/// The parent has not reaped the process, so the PID is still in use.
 #[test]
 fn zombie_is_not_running() {
     let test_dir = TestDir::new();
@@ -20,12 +20,12 @@ fn zombie_is_not_running() {
     let mut zombie = Command::new(standin_path()).args(&description.arguments).spawn().unwrap();
     description.pid = Some(zombie.id());
     test_dir.write("vm/hyperkit.json", description.to_string().as_bytes());
-    wait_until("it runs", || {
+    wait_until("it is running", || {
         HyperKit::from_state(test_dir.path("vm")).is_ok_and(|description| description.is_running())
     });
     kill_process(to_pid(zombie.id()), Signal::KILL).unwrap();
     wait_until("it is a zombie", || !description.is_running());
-    rustix::process::test_kill_process(to_pid(zombie.id())).expect("still there");
+    rustix::process::test_kill_process(to_pid(zombie.id())).expect("the zombie still exists");
     description.stop().unwrap();
     let vm = description.start("guest").unwrap();
     assert_eq!(hypervisors_in(&test_dir.path("vm")), [vm.pid()]);
@@ -33,7 +33,7 @@ fn zombie_is_not_running() {
     zombie.wait().unwrap();
 }
 
-/// A stranger that has the recorded pid now.
+/// The PID was reused by an unrelated process.
 #[test]
 fn unrelated_process_with_the_recorded_pid_is_left_alone() {
     let test_dir = TestDir::new();
@@ -48,12 +48,12 @@ fn unrelated_process_with_the_recorded_pid_is_left_alone() {
     description.stop().unwrap();
     description.start("guest").unwrap().stop().unwrap();
     description.remove(false).unwrap();
-    assert!(other_process.try_wait().unwrap().is_none(), "the stranger was killed");
+    assert!(other_process.try_wait().unwrap().is_none(), "the unrelated process was killed");
     other_process.kill().unwrap();
     other_process.wait().unwrap();
 }
 
-/// It even has our pid file on its command line, but was not started with what was recorded.
+/// The process has the pid file on its command line, but was not started with the recorded arguments.
 #[test]
 fn unrelated_process_that_names_the_pid_file_is_left_alone() {
     let test_dir = TestDir::new();
@@ -75,15 +75,15 @@ fn unrelated_process_that_names_the_pid_file_is_left_alone() {
     assert!(!was_running && alive);
 }
 
-/// The pid may have come to mean another process that was started in the same way, say after a reboot. The pid file
-/// says more than the clock, which may have been set.
+/// After a reboot, for example, another process that was started in the same way may have the PID. The pid file is more reliable
+/// than the start time, since the clock may have been set.
 #[test]
 fn start_time_identifies_the_process_without_a_pid_file() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest");
     let json = fs::read_to_string(test_dir.path("vm/hyperkit.json")).unwrap();
     let mut state: serde_json::Value = serde_json::from_str(&json).unwrap();
-    state["pid_started"] = (state["pid_started"].as_u64().expect("it is recorded") - 1000).into();
+    state["pid_started"] = (state["pid_started"].as_u64().expect("the start time is recorded") - 1000).into();
     test_dir.write("vm/hyperkit.json", state.to_string().as_bytes());
     let is_running = || HyperKit::from_state(test_dir.path("vm")).unwrap().is_running();
     assert!(is_running());
@@ -94,20 +94,20 @@ fn start_time_identifies_the_process_without_a_pid_file() {
     vm.stop().unwrap();
 }
 
-/// On Linux its threads have pids too, and its command line.
+/// On Linux, threads have PIDs and command lines as well.
 #[test]
 fn thread_id_of_the_hypervisor_is_not_its_pid() {
     let test_dir = TestDir::new();
     let (description, vm, _stop) = start_vm(&test_dir, "guest");
     let threads = format!("/proc/{}/task", vm.pid());
     if Path::new("/proc/self/task").exists() {
-        wait_until("it has threads", || fs::read_dir(&threads).unwrap().count() > 1);
+        wait_until("the hypervisor has threads", || fs::read_dir(&threads).unwrap().count() > 1);
     }
     let mut unrecorded = description.clone();
     unrecorded.pid = None;
     test_dir.write("vm/hyperkit.json", unrecorded.to_string().as_bytes());
     fs::remove_file(test_dir.path("vm/hyperkit.pid")).unwrap();
-    // Each look has an order of its own.
+    // Each scan has another order.
     for _ in 0..20 {
         assert_eq!(HyperKit::from_state(test_dir.path("vm")).unwrap().pid, Some(vm.pid()));
     }

@@ -1,4 +1,4 @@
-//! Which process is the machine, and which only looks like it.
+//! Finding a running VM and attaching to it.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -12,7 +12,7 @@ use crate::common::{
     KillOnDrop, TEST_TIMEOUT, TestDir, example_path, hypervisors_in, standin_path, start_vm, wait_until,
 };
 
-/// As if the starter had died before it could write down what it had started.
+/// As if the starter had died before it could record the PID.
 #[test]
 fn vm_without_recorded_pid_is_found_by_its_command_line() {
     let test_dir = TestDir::new();
@@ -32,7 +32,7 @@ fn vm_without_recorded_pid_is_found_by_its_command_line() {
 fn attached_vm_can_be_waited_for() {
     let test_dir = TestDir::new();
     let take_up = || HyperKit::from_state(test_dir.path("vm")).unwrap().vm().unwrap();
-    // By the program that started it.
+    // In the process that started it.
     let (description, vm, _stop) = start_vm(&test_dir, "guest");
     let attached = take_up().unwrap();
     assert_eq!(attached.pid(), vm.pid());
@@ -40,14 +40,14 @@ fn attached_vm_can_be_waited_for() {
     assert_eq!(attached.wait().unwrap(), Exit::Killed(9));
     assert!(take_up().is_none());
 
-    // By another, which cannot know how it ended.
+    // In another process, which cannot know the exit status.
     let mut boot = Command::new(example_path("boot"));
     boot.arg("--hyperkit").arg(standin_path()).arg("--kernel").arg(test_dir.path("vmlinuz")).arg("--background");
     assert!(boot.arg("--state-dir").arg(test_dir.path("vm")).output().unwrap().status.success());
     let attached = take_up().unwrap();
     attached.wait_for_console("Command line", TEST_TIMEOUT).unwrap();
-    let words = attached.last_words();
-    assert!(words.program.contains("COM1 connected to") && words.console.contains("Linux version 0"), "{words}");
+    let tail = attached.last_words();
+    assert!(tail.program.contains("COM1 connected to") && tail.console.contains("Linux version 0"), "{tail}");
     assert_eq!(attached.wait_timeout(Duration::from_millis(1)).unwrap(), None);
     std::thread::scope(|scope| {
         let waiting: Vec<_> = (0..10).map(|_| scope.spawn(|| attached.wait().unwrap())).collect();
@@ -98,7 +98,7 @@ fn relative_paths_are_valid_in_any_working_directory() {
     description.start("guest").unwrap();
 }
 
-/// The Go package passes on a relative state directory, and whoever takes the machine up may be elsewhere.
+/// The Go package passes a relative state directory on to hyperkit, and the attaching process may have another working directory.
 #[test]
 fn vm_started_by_go_with_relative_symlink_path_is_found() {
     let test_dir = TestDir::new();
@@ -110,7 +110,9 @@ fn vm_started_by_go_with_relative_symlink_path_is_found() {
     description.pid = Some(program.id());
     description.arguments = relative;
     test_dir.write("vm/hyperkit.json", description.to_string().as_bytes());
-    wait_until("the pid file", || fs::read(test_dir.path("vm/hyperkit.pid")).is_ok_and(|pid| !pid.is_empty()));
+    wait_until("the pid file is written", || {
+        fs::read(test_dir.path("vm/hyperkit.pid")).is_ok_and(|pid| !pid.is_empty())
+    });
     let second = test_dir.description().start("guest");
     let found = HyperKit::from_state(test_dir.path("vm")).unwrap().is_running();
     program.kill().unwrap();
@@ -154,7 +156,7 @@ fn vm_without_state_directory_is_found_by_its_description() {
     let _stop = KillOnDrop(&vm);
     assert_eq!(description.vm().unwrap().unwrap().pid(), vm.pid());
     assert!(matches!(description.start("guest"), Err(Error::AlreadyRunning { pid }) if pid == vm.pid()));
-    // Its pid may come to mean another, which has begun at another time or is something else.
+    // The PID may be reused by a process with another start time or another command line.
     let mut later = serde_json::to_value(&description).unwrap();
     later["pid_started"] = (later["pid_started"].as_u64().unwrap() - 1000).into();
     assert!(!serde_json::from_value::<HyperKit>(later).unwrap().is_running());
@@ -165,7 +167,7 @@ fn vm_without_state_directory_is_found_by_its_description() {
     assert!(!description.is_running());
 }
 
-/// A machine that nobody remembers ends with the test, passed or failed.
+/// Kills a process that is not recorded anywhere when the test has passed or failed.
 struct KillProcessOnDrop(Child);
 
 impl Drop for KillProcessOnDrop {
@@ -193,18 +195,18 @@ fn vm_started_manually_can_be_attached_and_stopped() {
         "-s0,hostbridge".to_owned(),
     ];
     let (description, _) = parse_arguments(&command_line).unwrap();
-    assert!(!description.is_running(), "it is not started yet");
+    assert!(!description.is_running(), "the VM is not started yet");
     let mut by_hand = Command::new(&command_line[0]);
     by_hand.args(&command_line[1..]).stdin(Stdio::null()).stdout(Stdio::null());
     let by_hand = KillProcessOnDrop(by_hand.spawn().unwrap());
-    wait_until("it is taken up", || description.is_running());
+    wait_until("the VM is found", || description.is_running());
     let vm = description.vm().unwrap().unwrap();
     assert_eq!(vm.pid(), by_hand.0.id());
-    wait_until("its pty is named", || description.ttys().is_ok_and(|ttys| ttys.len() == 1));
+    wait_until("its pty is known", || description.ttys().is_ok_and(|ttys| ttys.len() == 1));
     vm.stop().unwrap();
     assert_eq!(vm.wait_timeout(TEST_TIMEOUT).unwrap(), Some(Exit::Unknown));
     drop(by_hand);
     assert!(!description.is_running());
     assert_eq!(hypervisors_in(&test_dir.path("vm")), [0; 0]);
-    assert_eq!(test_dir.state_files(), ["console-ring"], "what led to the machine is gone");
+    assert_eq!(test_dir.state_files(), ["console-ring"], "pid file and tty are deleted");
 }

@@ -1,4 +1,4 @@
-//! TODO
+//! `remove` deletes what hyperkit and the crate created, and nothing else.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -42,7 +42,7 @@ fn remove_deletes_only_created_files() {
 
     description.remove(true).unwrap();
     assert_eq!(test_dir.state_files(), ["disk.img", "made.img", "notes.txt", "own.img"]);
-    // A start over what was left does not make it the crate's own.
+    // A start that uses the remaining files does not count as their creation.
     description.start("guest").unwrap().stop().unwrap();
     HyperKit::from_state(test_dir.path("vm")).unwrap().remove(false).unwrap();
     assert_eq!(test_dir.state_files(), ["notes.txt", "own.img"]);
@@ -50,7 +50,7 @@ fn remove_deletes_only_created_files() {
     assert!(outside.exists());
 }
 
-/// Of those that were made only the names are remembered.
+/// Only the names of created disks are recorded, so a file with the same name must not be deleted by mistake.
 #[test]
 fn remove_keeps_a_file_named_like_a_disk_created_elsewhere() {
     let test_dir = TestDir::new();
@@ -113,5 +113,5 @@ fn remove_deletes_an_empty_state_directory() {
     description.start("guest").unwrap().stop().unwrap();
     description.remove(false).unwrap();
     assert_eq!(file_names(&test_dir.dir()), ["initrd.img", "vmlinuz"]);
-    description.remove(false).unwrap(); // there is nothing left to do
+    description.remove(false).unwrap(); // nothing is left to remove
 }

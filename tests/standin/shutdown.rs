@@ -1,4 +1,4 @@
-//! Power button and plug, pause and resume, resets, last words; and two programs that end one machine.
+//! Graceful and forced shutdown, pause and resume.
 
 use std::process::Command;
 use std::time::Duration;
@@ -20,7 +20,7 @@ fn power_button_shuts_down_the_guest() {
     assert_eq!(vm.shutdown(TEST_TIMEOUT).unwrap(), Shutdown::Ended(Exit::PowerOff));
 }
 
-/// hyperkit dies of the button when the guest is not that far, and leaves its pid file.
+/// SIGTERM kills hyperkit if the guest has not enabled ACPI yet, and the pid file is left. `shutdown` deletes it.
 #[test]
 fn power_button_kills_a_guest_without_acpi() {
     let test_dir = TestDir::new();
@@ -38,7 +38,7 @@ fn guest_that_ignores_the_power_button_is_killed() {
     assert_eq!(vm.shutdown(Duration::from_millis(700)).unwrap(), Shutdown::Plug(Exit::Killed(9)));
     assert!(
         console_output(&test_dir).matches("power button, ignored").count() >= 2,
-        "pressed again: {}",
+        "the button is pressed again: {}",
         console_output(&test_dir)
     );
     assert!(!test_dir.path("vm/hyperkit.pid").exists());
@@ -62,16 +62,16 @@ fn concurrent_stop_and_shutdown_from_several_processes_succeed() {
     for _ in 0..10 {
         let test_dir = TestDir::new();
         let (description, vm, _stop) = start_vm(&test_dir, "guest.deaf");
-        let end = |how: &str| {
+        let spawn = |flag: &str| {
             let mut boot = Command::new(example_path("boot"));
-            boot.arg(how).arg("--state-dir").arg(test_dir.path("vm")).spawn().unwrap()
+            boot.arg(flag).arg("--state-dir").arg(test_dir.path("vm")).spawn().unwrap()
         };
-        let ending = [end("--shutdown"), end("--stop"), end("--stop")];
-        for mut program in ending {
+        let programs = [spawn("--shutdown"), spawn("--stop"), spawn("--stop")];
+        for mut program in programs {
             assert!(program.wait().unwrap().success());
         }
         assert!(!description.is_running());
-        assert!(vm.wait_timeout(TEST_TIMEOUT).unwrap().is_some(), "our own child");
+        assert!(vm.wait_timeout(TEST_TIMEOUT).unwrap().is_some(), "the child of this process has exited");
         assert!(!test_dir.path("vm/hyperkit.pid").exists());
     }
 }
@@ -82,17 +82,17 @@ fn paused_vm_is_running_and_can_be_resumed_after_reattach() {
     let (description, vm, _stop) = start_vm(&test_dir, "guest");
     wait_until("the guest is up", || console_output(&test_dir).contains("Command line"));
     vm.pause().unwrap();
-    wait_until("it is paused", || console_output(&test_dir).contains("paused"));
+    wait_until("the VM is paused", || console_output(&test_dir).contains("paused"));
     assert!(description.is_running());
     let attached = HyperKit::from_state(test_dir.path("vm")).unwrap().vm().unwrap().unwrap();
     attached.resume().unwrap();
-    wait_until("it is resumed", || console_output(&test_dir).contains("resumed"));
+    wait_until("the VM is resumed", || console_output(&test_dir).contains("resumed"));
     vm.stop().unwrap();
     assert!(matches!(vm.pause(), Err(Error::NotRunning)));
     assert!(matches!(vm.resume(), Err(Error::NotRunning)));
 }
 
-/// Whoever still has the machine before it clears nothing away of the one that runs.
+/// A handle of the previous VM deletes no files of the running VM.
 #[test]
 fn stopping_an_exited_vm_leaves_its_successor_alone() {
     let test_dir = TestDir::new();

@@ -1,4 +1,4 @@
-//! TODO
+//! Unusual and unwritable state directories, and full file systems.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -26,7 +26,7 @@ fn unusual_state_directory_names_and_symlinks_work() {
         found.remove(false).unwrap();
         assert!(!dir.exists(), "{name}");
     }
-    // A link to a directory elsewhere: what is removed is what it leads to, and the link is left.
+    // With a symlink to a directory, `remove` deletes the directory and leaves the symlink.
     fs::create_dir(test_dir.path("real")).unwrap();
     symlink(test_dir.path("real"), test_dir.path("link")).unwrap();
     let mut description = test_dir.description().state_dir(test_dir.path("link"));
@@ -38,15 +38,14 @@ fn unusual_state_directory_names_and_symlinks_work() {
     assert!(!test_dir.path("real").exists());
 }
 
-/// Root writes everywhere, so this is tried as somebody else.
+/// Runs as another user, since root can write everywhere.
 #[test]
 fn unwritable_state_directory_is_an_error() {
     let test_dir = TestDir::new();
     let mode = |name: &str, mode| fs::set_permissions(test_dir.path(name), fs::Permissions::from_mode(mode)).unwrap();
     fs::create_dir(test_dir.path("vm")).unwrap();
     for (program, name) in [(example_path("boot"), "boot"), (standin_path(), "hyperkit")] {
-        fs::copy(program, test_dir.path(name)).unwrap();
-        mode(name, 0o755);
+        test_dir.write_executable(name, &fs::read(program).unwrap());
     }
     mode(".", 0o755);
     mode("vm", 0o555);
@@ -73,11 +72,11 @@ fn unwritable_state_directory_is_an_error() {
     assert!(test_dir.state_files().is_empty());
 }
 
-/// Nothing can be written: no machine is started, the error says so, and with room the next start works.
+/// If nothing can be written, no VM is started and the error says why. When there is space again, the next start succeeds.
 #[test]
 fn failed_state_file_write_starts_no_vm() {
     let test_dir = TestDir::new();
-    // A process that may write files of no length at all finds every file system full.
+    // With a file size limit of 0, every write fails as on a full file system.
     let mut full = Command::new("sh");
     full.args(["-c", "trap '' XFSZ; ulimit -f 0; exec \"$@\"", "sh"]);
     let start = boot_command(&test_dir, "guest");
@@ -90,7 +89,7 @@ fn failed_state_file_write_starts_no_vm() {
     test_dir.description().start("guest").unwrap().stop().unwrap();
 }
 
-/// The same on a real one: a small tmpfs, filled to the last byte. It needs a mount namespace, so Linux.
+/// The same with a real file system: a small tmpfs, filled to the last byte. This needs a mount namespace, so Linux.
 #[cfg(target_os = "linux")]
 #[test]
 fn full_tmpfs_starts_no_vm_until_there_is_space() {
@@ -110,7 +109,7 @@ fn full_tmpfs_starts_no_vm_until_there_is_space() {
     unshare.args(["sh", "-c", script, "sh"]).arg(test_dir.path("small"));
     unshare.arg(start.get_program()).args(start.get_args()).arg("--state-dir").arg(test_dir.path("small/vm"));
     let output = unshare.output().unwrap();
-    // It lives on in its namespace, where the state directory is, and is found by its command line.
+    // The hypervisor continues in its namespace, where its state directory is. It is found by its command line.
     let hypervisors = hypervisors_in(&test_dir.path("small/vm"));
     for pid in &hypervisors {
         rustix::process::kill_process(to_pid(*pid), rustix::process::Signal::KILL).unwrap();

@@ -1,4 +1,4 @@
-//! TODO
+//! Features that one of the engines does not support.
 
 use std::fs::{self};
 use std::os::unix::fs::symlink;
@@ -10,7 +10,7 @@ use hyperkit::{Console, Disk, Engine, Error, HyperKit, Multiboot, PortForward, S
 use crate::common::rejection::{assert_error, modify, rejection_by_arguments, rejection_with};
 use crate::common::{TestDir, standin_path};
 
-/// It is for QEMU, and for vsock.
+/// The daemon is only needed for vsock on QEMU.
 #[test]
 fn unneeded_vsock_daemon_is_not_looked_up() {
     let test_dir = TestDir::new();
@@ -32,7 +32,7 @@ fn features_unsupported_by_hyperkit_are_rejected() {
     refuse(&|d| d.vmnet(true).tap("tap0").mac("02:00:00:00:00:01"), "MAC address");
 }
 
-/// The shortest multiboot kernel that says where it goes.
+/// Returns the shortest multiboot kernel that specifies its load address.
 fn multiboot() -> Vec<u8> {
     let [magic, flags] = [0x1bad_b002_u32, 1 << 16];
     let header = [magic, flags, 0_u32.wrapping_sub(magic).wrapping_sub(flags)];
@@ -83,7 +83,7 @@ fn features_unsupported_by_qemu_are_rejected() {
     address(test_dir.description().hyperkit(&qemu), "192.168.64.10").check().unwrap();
     refuse(&|d| address(d.vmnet(true), "192.168.64.10"), "network of `vmnet`");
     if cfg!(target_os = "linux") {
-        // QEMU would cut it, or fill it in, or make it.
+        // QEMU would truncate the name, fill in the number, or create the interface.
         for other_interface in ["no-such-tap", "tap%d", "lo"] {
             let error = rejection_with(&test_dir, "", |d| d.hyperkit(&qemu).tap(other_interface));
             assert_error!(error, Error::NotFound { field: "tap", path } if path.to_str().unwrap().contains(other_interface));
@@ -93,7 +93,7 @@ fn features_unsupported_by_qemu_are_rejected() {
     } else {
         refuse(&|d| d.tap("tap0"), "tap");
     }
-    // What no host changes, the arguments refuse, too.
+    // What does not depend on the host is also rejected by `arguments`.
     let arguments = test_dir.description().hyperkit(&qemu).x2apic(true).arguments("");
     assert!(matches!(arguments, Err(Error::Unsupported { .. })), "{arguments:?}");
     let error = rejection_with(&test_dir, "", |d| d.hyperkit(&qemu).socket_9p(test_dir.dir(), "t".repeat(32)));
@@ -105,13 +105,14 @@ fn features_unsupported_by_qemu_are_rejected() {
         false => refuse(&|d| d.vsock(true), "/dev/vhost-vsock"),
     }
     if cfg!(target_os = "linux") {
-        let program = standin_path(); // any program would pass: it is never started
+        let program = standin_path(); // any executable file: it is never started
         test_dir.description().hyperkit(&qemu).vsock(true).vhost_device_vsock(&program).check().unwrap();
         refuse(&|d| d.vsock(true).vhost_device_vsock(&program).vsock_port(1), "vsock_ports");
-        let kept_nowhere =
+        let without_state_dir =
             |d: HyperKit| modify(d.console(Console::Stdio).vsock_dir(test_dir.dir()), |d| d.state_dir = None);
-        let error =
-            rejection_with(&test_dir, "", |d| kept_nowhere(d.hyperkit(&qemu).vsock(true).vhost_device_vsock(&program)));
+        let error = rejection_with(&test_dir, "", |d| {
+            without_state_dir(d.hyperkit(&qemu).vsock(true).vhost_device_vsock(&program))
+        });
         assert_error!(error, Error::StateDirRequired { field: "vsock" });
     }
     let error = rejection_with(&test_dir, "", |d| d.hyperkit(&qemu).vsock(true).vhost_device_vsock("/no/such"));

@@ -1,4 +1,4 @@
-//! Everything that is refused: each by its own error, with the field and the value, and before anything is made.
+//! Invalid descriptions: each is rejected with its own error, which contains the field and the value, before anything is created.
 
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
@@ -66,7 +66,7 @@ fn conflicting_boot_sources_are_rejected() {
     assert_error!(error, Error::TwoFirmwares { first: "bootrom", second: "multiboot" });
 }
 
-/// The description is at fault wherever it is run.
+/// The description is invalid on every host.
 #[test]
 fn invalid_description_is_reported_before_a_missing_hypervisor() {
     assert_error!(rejection(|d| d.hyperkit("/no/such").cpus(0)), Error::InvalidCpus { value: 0 });
@@ -76,7 +76,7 @@ fn invalid_description_is_reported_before_a_missing_hypervisor() {
 fn host_port_in_use_is_rejected() {
     let test_dir = TestDir::new();
     let qemu = test_dir.path("qemu-system-x86_64");
-    symlink(standin_path(), &qemu).unwrap(); // never started: its name decides
+    symlink(standin_path(), &qemu).unwrap(); // never started: only its name matters
     let (tcp, udp) = (TcpListener::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
     let (tcp, udp) =
         (tcp.local_addr().map(|a| (tcp, a.port())).unwrap(), udp.local_addr().map(|a| (udp, a.port())).unwrap());
@@ -92,7 +92,7 @@ fn host_port_in_use_is_rejected() {
     }
 }
 
-/// Where a dangling link stands no image can be made, and none is.
+/// An image cannot be created at a dangling symlink.
 #[test]
 fn disk_at_dangling_symlink_is_rejected() {
     let test_dir = TestDir::new();
@@ -127,7 +127,7 @@ fn non_utf8_paths_are_rejected() {
     assert_error!(error, Error::NotUtf8 { field: "kernel", path: p } if p == path);
     let error = rejection_by_arguments(|d| d.hyperkit(&path));
     assert_error!(error, Error::NotUtf8 { field: "hyperkit", path: p } if p == path);
-    assert!(!HyperKit::new().kernel(&path).iso(&path).to_string().is_empty(), "showing it does not panic");
+    assert!(!HyperKit::new().kernel(&path).iso(&path).to_string().is_empty(), "`Display` does not panic");
 }
 
 #[test]
@@ -159,7 +159,7 @@ fn disk_below_a_file_is_rejected() {
     assert_error!(error, Error::NotADirectory { field: "disks", .. } | Error::Inaccessible { field: "disks", .. });
 }
 
-/// A machine that it would not be without what this version cannot say.
+/// Without a setting that this version does not know, the VM would be a different one.
 #[test]
 fn unknown_settings_are_rejected_and_preserved() {
     for (key, value) in [("format", "vmdk"), ("driver", "virtio-scsi"), ("OnFlush", "sometimes")] {
@@ -168,7 +168,7 @@ fn unknown_settings_are_rejected_and_preserved() {
         let description: HyperKit = serde_json::from_value(serde_json::json!({ "disks": [disk] })).unwrap();
         let error = rejection_by_arguments(|d| d.disk(description.disks[0].clone()));
         assert_error!(error, Error::UnknownSetting { key: k } if k.contains(key) && k.contains(value));
-        assert_eq!(serde_json::to_value(&description).unwrap()["disks"][0][key], value, "it survives");
+        assert_eq!(serde_json::to_value(&description).unwrap()["disks"][0][key], value, "the setting is preserved");
     }
 }
 
@@ -199,14 +199,14 @@ fn non_regular_and_unreadable_files_are_rejected() {
     let test_dir = TestDir::new();
     let socket = test_dir.path("socket");
     let _listener = UnixListener::bind(&socket).unwrap();
-    let pipe = test_dir.path("pipe"); // to open it would wait for a writer
+    let pipe = test_dir.path("pipe"); // opening it would block until there is a writer
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-    // Opening it fails for everyone, root too.
+    // Opening it fails for every user, including root.
     let circle = test_dir.path("circle");
     symlink(&circle, &circle).unwrap();
     let locked = test_dir.write("locked", &bz_image(2047));
     fs::set_permissions(&locked, Permissions::from_mode(0o000)).unwrap();
-    let root_reads_all = fs::File::open(&locked).is_ok();
+    let is_root = fs::File::open(&locked).is_ok();
     for (name, change) in fields {
         for other in [&test_dir.dir(), &socket, &pipe] {
             let error = rejection_with(&test_dir, "", |d| change(d, other));
@@ -216,8 +216,8 @@ fn non_regular_and_unreadable_files_are_rejected() {
         assert_error!(error, Error::Inaccessible { field, ref path, .. } if field == name && *path == circle);
         assert!(std::error::Error::source(&error).is_some());
         match change(test_dir.description(), &locked).check() {
-            Ok(()) => assert!(root_reads_all),
-            Err(error) => assert_error!(error, Error::Inaccessible { field, .. } if field == name && !root_reads_all),
+            Ok(()) => assert!(is_root),
+            Err(error) => assert_error!(error, Error::Inaccessible { field, .. } if field == name && !is_root),
         }
     }
 }
@@ -300,26 +300,26 @@ fn duplicate_tags_and_ports_and_blank_argv0_are_rejected() {
     qemu(TestDir::new().description()).arguments("").unwrap();
 }
 
-/// hyperkit would try for ever, and not say so.
+/// hyperkit would retry forever without an error message.
 #[test]
 fn vpnkit_socket_without_listener_is_rejected() {
     let test_dir = TestDir::new();
-    let (plain, left_behind) = (test_dir.write("file", b""), test_dir.path("socket"));
-    drop(UnixListener::bind(&left_behind).unwrap());
-    for socket in [plain, left_behind] {
+    let (plain, stale) = (test_dir.write("file", b""), test_dir.path("socket"));
+    drop(UnixListener::bind(&stale).unwrap());
+    for socket in [plain, stale] {
         let error = rejection_with(&test_dir, "", |d| d.vpnkit(VpnKit::Socket(socket.clone())));
         assert_error!(error, Error::Inaccessible { field: "vpnkit", path, .. } if path == socket);
     }
 }
 
-/// One that has much to do is there.
+/// A full connection queue means that VPNKit is running.
 #[cfg(target_os = "linux")]
 #[test]
 fn busy_vpnkit_is_accepted() {
     let test_dir = TestDir::new();
     let listener = UnixListener::bind(test_dir.path("vpnkit")).unwrap();
     rustix::net::listen(&listener, 0).unwrap();
-    let _first = std::os::unix::net::UnixStream::connect(test_dir.path("vpnkit")).unwrap(); // fills its queue
+    let _first = std::os::unix::net::UnixStream::connect(test_dir.path("vpnkit")).unwrap(); // fills the queue
     test_dir.description().vpnkit(VpnKit::Socket(test_dir.path("vpnkit"))).check().unwrap();
 }
 

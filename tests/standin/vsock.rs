@@ -1,4 +1,4 @@
-//! vsock against the stand-in, whose guest has no listeners: what goes over which socket.
+//! vsock sockets and their handshake. The stand-in's guest has no listeners.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -19,8 +19,8 @@ fn read(mut stream: UnixStream) -> String {
     said
 }
 
-/// Stands in for hyperkit itself on one of its sockets.
-fn listens(test_dir: &TestDir, name: &str) -> UnixListener {
+/// Replaces one of hyperkit's sockets by a listener of the test.
+fn listen_as_hyperkit(test_dir: &TestDir, name: &str) -> UnixListener {
     fs::remove_file(test_dir.path("vm").join(name)).unwrap();
     UnixListener::bind(test_dir.path("vm").join(name)).unwrap()
 }
@@ -29,8 +29,8 @@ fn listens(test_dir: &TestDir, name: &str) -> UnixListener {
 fn connection_starts_with_cid_and_port() {
     let test_dir = TestDir::new();
     let (vm, _stop) = start_vm(&test_dir, |description| description);
-    assert_eq!(read(vm.vsock_connect(1234).unwrap()), "", "nobody listens: the stream ends");
-    let hyperkit = listens(&test_dir, "connect");
+    assert_eq!(read(vm.vsock_connect(1234).unwrap()), "", "without a listener, the stream ends");
+    let hyperkit = listen_as_hyperkit(&test_dir, "connect");
     let mut stream = vm.vsock_connect(0xABCD).unwrap();
     stream.write_all(b"data").unwrap();
     drop(stream);
@@ -41,7 +41,7 @@ fn connection_starts_with_cid_and_port() {
 fn forwarded_port_uses_its_own_socket_without_handshake() {
     let test_dir = TestDir::new();
     let (vm, _stop) = start_vm(&test_dir, |description| description.vsock_port(0x946));
-    let hyperkit = listens(&test_dir, "0000002a.00000946");
+    let hyperkit = listen_as_hyperkit(&test_dir, "0000002a.00000946");
     vm.vsock_connect(0x946).unwrap().write_all(b"data").unwrap();
     assert_eq!(read(hyperkit.accept().unwrap().0), "data");
 }
@@ -51,7 +51,7 @@ fn guest_connects_to_socket_named_after_host_cid() {
     let test_dir = TestDir::new();
     let (vm, _stop) = start_vm(&test_dir, |description| description);
     let socket = test_dir.path("vm/00000002.000015b3");
-    // As a process that is dead has left it.
+    // A stale socket.
     drop(UnixListener::bind(&socket).unwrap());
     let listener = vm.vsock_listen(0x15b3).unwrap();
     UnixStream::connect(&socket).unwrap().write_all(b"from the guest").unwrap();
