@@ -42,7 +42,7 @@ pub fn description() -> HyperKit {
 /// deleted.
 pub struct Guest {
     pub description: HyperKit,
-    pub state: PathBuf,
+    pub state_dir: PathBuf,
     _stop: StopOnDrop,
     _dir: tempfile::TempDir,
 }
@@ -50,9 +50,9 @@ pub struct Guest {
 impl Guest {
     pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let state = dir.path().canonicalize().unwrap().join("vm");
-        let description = description().state_dir(&state).console(Console::File).memory(256);
-        Self { description, _stop: StopOnDrop(state.clone()), state, _dir: dir }
+        let state_dir = dir.path().canonicalize().unwrap().join("vm");
+        let description = description().state_dir(&state_dir).console(Console::File).memory(256);
+        Self { description, _stop: StopOnDrop(state_dir.clone()), state_dir, _dir: dir }
     }
 }
 

@@ -33,28 +33,29 @@ pub fn argv(bytes: &[u8]) {
 
 /// A pid file next to a state file that records no process: no process that it names is the hypervisor.
 pub fn pid_file(bytes: &[u8]) {
-    let dir = tempfile::tempdir().expect("there is room");
-    fs::write(dir.path().join("hyperkit.json"), HyperKit::new().kernel("/k").to_string()).expect("it is ours");
-    fs::write(dir.path().join("hyperkit.pid"), bytes).expect("it is ours");
-    let machine = HyperKit::from_state(dir.path()).expect("the state file is good");
-    assert_eq!(machine.pid, None);
-    assert!(!machine.is_running());
+    let dir = tempfile::tempdir().expect("the temporary directory is writable");
+    fs::write(dir.path().join("hyperkit.json"), HyperKit::new().kernel("/k").to_string())
+        .expect("the directory is writable");
+    fs::write(dir.path().join("hyperkit.pid"), bytes).expect("the directory is writable");
+    let description = HyperKit::from_state(dir.path()).expect("the state file is valid");
+    assert_eq!(description.pid, None);
+    assert!(!description.is_running());
 }
 
-/// A tty file, or where a link of that name leads: it names a pty, or none.
+/// A tty file, or the target of a symlink with its name: it names a pty or nothing.
 pub fn tty_file(bytes: &[u8]) {
-    let dir = tempfile::tempdir().expect("there is room");
-    let (file, machine) = (dir.path().join("tty"), HyperKit::new().state_dir(dir.path()).console(Console::File));
-    let look = || {
-        for tty in machine.ttys().into_iter().flatten() {
+    let dir = tempfile::tempdir().expect("the temporary directory is writable");
+    let (file, description) = (dir.path().join("tty"), HyperKit::new().state_dir(dir.path()).console(Console::File));
+    let check = || {
+        for tty in description.ttys().into_iter().flatten() {
             assert!(is_below_dev(&tty), "{tty:?}");
         }
     };
-    fs::write(&file, bytes).expect("it is ours");
-    look();
-    fs::remove_file(&file).expect("it is ours");
+    fs::write(&file, bytes).expect("the directory is writable");
+    check();
+    fs::remove_file(&file).expect("the directory is writable");
     if symlink(OsStr::from_bytes(bytes), &file).is_ok() {
-        look();
+        check();
     }
 }
 

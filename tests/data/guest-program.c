@@ -1,4 +1,5 @@
-/* What tests run in the guest, linked statically: says its arguments, ends in a given way, or carries 100 MB by vsock. */
+/* The statically linked program that tests run in the guest: it prints its arguments, exits in a given way, or transfers 100 MB
+   by vsock. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,7 +14,7 @@ static void die(const char *what) {
 
 enum { LENGTH = 100 * 1000 * 1000, PIECE = 50 * 1000 };
 
-/* Bytes of which none tells the next, as in tests/real_vsock.rs. */
+/* Pseudo-random bytes, equal to those of tests/guest/vsock.rs. */
 static void noise(unsigned long *state, unsigned char *piece) {
     for (int i = 0; i < PIECE; i += 8) {
         *state = *state * 6364136223846793005UL + 1442695040888963407UL;
@@ -22,27 +23,27 @@ static void noise(unsigned long *state, unsigned char *piece) {
     }
 }
 
-/* Sends 100 MB of noise, or compares what comes with it. */
-static void carry(int stream, int is_sender) {
-    static unsigned char piece[PIECE], come[PIECE];
+/* Sends 100 MB of noise, or compares the received bytes with it. */
+static void transfer(int stream, int is_sender) {
+    static unsigned char piece[PIECE], received[PIECE];
     unsigned long state = 1;
     for (int i = 0; i < LENGTH / PIECE; i++) {
         noise(&state, piece);
         for (ssize_t done = 0, part; done < PIECE; done += part)
             if ((part = is_sender ? write(stream, piece + done, PIECE - done)
-                                  : read(stream, come + done, PIECE - done)) <= 0)
-                die("it ends too early");
-        if (!is_sender && memcmp(piece, come, PIECE) != 0)
-            die("something has changed");
+                                  : read(stream, received + done, PIECE - done)) <= 0)
+                die("the stream ends too early");
+        if (!is_sender && memcmp(piece, received, PIECE) != 0)
+            die("a byte has changed");
     }
-    puts("carried 100 MB");
-    /* The other end closes it when it has all. */
-    while (is_sender && read(stream, come, PIECE) > 0)
+    puts("transferred 100 MB");
+    /* The receiver closes the stream when it has everything. */
+    while (is_sender && read(stream, received, PIECE) > 0)
         ;
 }
 
-static int vsock(const char *way, unsigned port) {
-    int is_server = strcmp(way, "listen") == 0;
+static int vsock(const char *mode, unsigned port) {
+    int is_server = strcmp(mode, "listen") == 0;
     struct sockaddr_vm address = {.svm_family = AF_VSOCK, .svm_port = port,
                                   .svm_cid = is_server ? VMADDR_CID_ANY : VMADDR_CID_HOST};
     int stream = socket(AF_VSOCK, SOCK_STREAM, 0);
@@ -69,11 +70,11 @@ int main(int count, char **arguments) {
         abort();
     if (count == 2 && strcmp(arguments[1], "fault") == 0)
         *(volatile int *)NULL = 0;
-    if (count == 2 && strcmp(arguments[1], "bytes") == 0) /* each that there is, many times */
+    if (count == 2 && strcmp(arguments[1], "bytes") == 0) /* each byte value, many times */
         for (int i = 0; i < 256 * 1000; i++)
             putchar(i / 1000 + i);
     else if (count == 3 && (strcmp(arguments[1], "listen") == 0 || strcmp(arguments[1], "connect") == 0))
-        carry(vsock(arguments[1], atoi(arguments[2])), strcmp(arguments[1], "connect") == 0);
+        transfer(vsock(arguments[1], atoi(arguments[2])), strcmp(arguments[1], "connect") == 0);
     else {
         printf("process %d\n", (int)getpid());
         for (int i = 0; i < count; i++)

@@ -16,7 +16,7 @@ fn killed_vm_starts_again_and_forced_shutdown_is_reported() {
         let vm = guest.description.start(QUIET_CMDLINE).unwrap();
         kill_process(to_pid(vm.pid()), Signal::KILL).unwrap();
         assert_eq!(vm.wait().unwrap(), Exit::Killed(9));
-        assert!(guest.state.join("hyperkit.pid").exists() && !guest.description.is_running());
+        assert!(guest.state_dir.join("hyperkit.pid").exists() && !guest.description.is_running());
     }
     let vm = guest.description.start(QUIET_CMDLINE).unwrap();
     kill_process(to_pid(vm.pid()), Signal::TERM).unwrap(); // a power cut for the guest, although QEMU then exits with success
@@ -31,7 +31,7 @@ fn killed_starter_leaves_no_vm_or_one_that_is_found() {
     let mut guest = Guest::new();
     for delay in [2, 5, 10, 20, 40, 60, 80, 120] {
         let mut boot = Command::new(example_path("boot"));
-        boot.args(["--background", "--hyperkit", "qemu-system-x86_64"]).arg("--state-dir").arg(&guest.state);
+        boot.args(["--background", "--hyperkit", "qemu-system-x86_64"]).arg("--state-dir").arg(&guest.state_dir);
         boot.arg("--kernel").arg(guest::guest_file("vmlinuz")).arg("--initrd").arg(guest::guest_file("initrd.img"));
         let mut starter = boot.spawn().unwrap();
         std::thread::sleep(Duration::from_millis(delay));
@@ -40,7 +40,7 @@ fn killed_starter_leaves_no_vm_or_one_that_is_found() {
         match guest.description.start(QUIET_CMDLINE) {
             Ok(vm) => vm.stop().unwrap(),
             Err(Error::AlreadyRunning { pid }) => {
-                let found = HyperKit::from_state(&guest.state).unwrap();
+                let found = HyperKit::from_state(&guest.state_dir).unwrap();
                 assert!(found.is_running() && found.pid == Some(pid));
                 found.stop().unwrap();
             }

@@ -18,7 +18,7 @@ fn shutdown_presses_power_button_until_guest_reacts() {
     let vm = guest.description.start(QUIET_CMDLINE).unwrap();
     // The kernel is not yet unpacked, so the first presses are lost.
     assert_eq!(vm.shutdown(BOOT_TIMEOUT).unwrap(), Shutdown::PowerButton(Exit::PowerOff));
-    assert!(!guest.description.is_running() && !guest.state.join("hyperkit.pid").exists());
+    assert!(!guest.description.is_running() && !guest.state_dir.join("hyperkit.pid").exists());
 }
 
 #[test]
@@ -27,9 +27,9 @@ fn another_process_presses_the_power_button() {
     let vm = guest.description.start(QUIET_CMDLINE).unwrap();
     vm.wait_for_console("is up", BOOT_TIMEOUT).unwrap(); // the timeout of `boot` is shorter than a slow boot
     let mut boot = Command::new(example_path("boot"));
-    assert!(boot.arg("--shutdown").arg("--state-dir").arg(&guest.state).status().unwrap().success());
+    assert!(boot.arg("--shutdown").arg("--state-dir").arg(&guest.state_dir).status().unwrap().success());
     assert_eq!(vm.try_wait().unwrap().or_else(|| vm.wait_timeout(BOOT_TIMEOUT).unwrap()), Some(Exit::PowerOff));
-    assert!(!guest.state.join("hyperkit.pid").exists());
+    assert!(!guest.state_dir.join("hyperkit.pid").exists());
 }
 
 /// Returns the VM status that QEMU reports.
@@ -51,11 +51,11 @@ fn paused_vm_is_running_and_shuts_down() {
     let vm = guest.description.start(QUIET_CMDLINE).unwrap();
     let other = |flag: &str| {
         let mut boot = Command::new(example_path("boot"));
-        assert!(boot.arg(flag).arg("--state-dir").arg(&guest.state).status().unwrap().success());
+        assert!(boot.arg(flag).arg("--state-dir").arg(&guest.state_dir).status().unwrap().success());
     };
     for (flag, expected) in [("--pause", "paused"), ("--resume", "running"), ("--pause", "paused")] {
         other(flag);
-        wait_until(expected, || status(guest.state.join("qmp.sock")) == expected);
+        wait_until(expected, || status(guest.state_dir.join("qmp.sock")) == expected);
         assert!(guest.description.is_running());
     }
     assert_eq!(vm.shutdown(BOOT_TIMEOUT).unwrap(), Shutdown::PowerButton(Exit::PowerOff));
@@ -84,7 +84,7 @@ fn hung_qemu_is_killed_after_the_timeout() {
     let mut guest = Guest::new();
     let vm = guest.description.start(QUIET_CMDLINE).unwrap();
     kill_process(to_pid(vm.pid()), Signal::STOP).unwrap();
-    let connect = || UnixStream::connect(guest.state.join("qmp.sock")).ok();
+    let connect = || UnixStream::connect(guest.state_dir.join("qmp.sock")).ok();
     let _queue = [connect(), connect()];
     let (send, outcome) = std::sync::mpsc::channel();
     std::thread::spawn(move || send.send(vm.shutdown(Duration::from_secs(1)).unwrap()));

@@ -18,14 +18,14 @@ use crate::common::{
 struct Vsock {
     _stop: StopOnDrop, // dropped before the directory
     _dir: tempfile::TempDir,
-    state: PathBuf,
+    state_dir: PathBuf,
 }
 
 impl Vsock {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().canonicalize().unwrap().join("vm");
-        Self { _stop: StopOnDrop(state.clone()), _dir: dir, state }
+        Self { _stop: StopOnDrop(state.clone()), _dir: dir, state_dir: state }
     }
 
     fn program() -> PathBuf {
@@ -33,15 +33,15 @@ impl Vsock {
     }
 
     fn description(&self) -> HyperKit {
-        description().state_dir(&self.state).console(Console::File).vsock(true).vhost_device_vsock(Self::program())
+        description().state_dir(&self.state_dir).console(Console::File).vsock(true).vhost_device_vsock(Self::program())
     }
 
     fn programs(&self) -> Vec<u32> {
-        vsock_daemons_in(&self.state)
+        vsock_daemons_in(&self.state_dir)
     }
 
     fn write_program(&self, name: &str, script: &str) -> PathBuf {
-        let path = self.state.with_file_name(name);
+        let path = self.state_dir.with_file_name(name);
         write_executable(&path, script.as_bytes());
         path
     }
@@ -55,12 +55,12 @@ fn connection_to_port_without_listener_is_refused() {
     vm.wait_for_console("is up", BOOT_TIMEOUT).unwrap();
     assert!(matches!(vm.vsock_connect(1234), Err(Error::NobodyListens { port: 1234 })));
     let listener = vm.vsock_listen(5555).unwrap();
-    assert!(vsock.state.join("v.sock_5555").exists());
+    assert!(vsock.state_dir.join("v.sock_5555").exists());
     assert!(matches!(vm.vsock_listen(5555), Err(Error::SocketTaken { .. })));
     drop(listener);
     vm.vsock_listen(5555).unwrap();
     vm.stop().unwrap();
-    assert!(!vsock.state.join("v.sock_5555").exists());
+    assert!(!vsock.state_dir.join("v.sock_5555").exists());
 }
 
 /// Pseudo-random bytes, equal to those of `tests/data/guest-program.c`.
@@ -81,7 +81,7 @@ impl Noise {
 #[test]
 fn transfers_of_100_mb_are_intact_both_ways() {
     let vsock = Vsock::new();
-    let initrd = initrd_with(&compile_program(vsock.state.parent().unwrap()));
+    let initrd = initrd_with(&compile_program(vsock.state_dir.parent().unwrap()));
     let vm = vsock.description().initrd(initrd).start("console=ttyS0 quiet").unwrap();
     vm.wait_for_console("is up", BOOT_TIMEOUT).unwrap();
     let listener = vm.vsock_listen(5555).unwrap();
@@ -93,7 +93,7 @@ fn transfers_of_100_mb_are_intact_both_ways() {
         (&console)
             .write_all(b"program listen 1234; echo to gue''st $?; program connect 5555; echo to ho''st $?\r")
             .unwrap();
-        let (mut noise, mut piece, mut come) = (Noise(1), [0; Noise::PIECE], [0; Noise::PIECE]);
+        let (mut noise, mut piece, mut received) = (Noise(1), [0; Noise::PIECE], [0; Noise::PIECE]);
         vm.wait_for_console("listening", BOOT_TIMEOUT).unwrap();
         let mut to_guest = vm.vsock_connect(1234).unwrap();
         to_guest.set_write_timeout(Some(BOOT_TIMEOUT)).unwrap();
@@ -107,9 +107,9 @@ fn transfers_of_100_mb_are_intact_both_ways() {
         to_host.set_read_timeout(Some(BOOT_TIMEOUT)).unwrap();
         noise = Noise(1);
         for number in 0..Noise::PIECES {
-            to_host.read_exact(&mut come).unwrap();
+            to_host.read_exact(&mut received).unwrap();
             noise.fill(&mut piece);
-            assert!(come == piece, "piece {number} has changed");
+            assert!(received == piece, "piece {number} has changed");
         }
         drop(to_host);
         vm.wait_for_console("to host 0", BOOT_TIMEOUT).unwrap();
@@ -122,24 +122,24 @@ fn daemon_exits_with_the_vm_and_leaves_no_files() {
     let mut description = vsock.description();
     for _ in 0..3 {
         let vm = description.start("console=ttyS0").unwrap();
-        assert!(vsock.state.join("v.sock").exists());
+        assert!(vsock.state_dir.join("v.sock").exists());
         assert!(!vsock.programs().is_empty());
         vm.stop().unwrap();
         assert_eq!(vsock.programs(), [] as [u32; 0]);
     }
     description.remove(false).unwrap();
-    assert!(!vsock.state.exists());
+    assert!(!vsock.state_dir.exists());
 }
 
 #[test]
 fn sockets_are_created_in_vsock_dir() {
     let vsock = Vsock::new();
-    let elsewhere = vsock.state.with_file_name("sockets");
+    let elsewhere = vsock.state_dir.with_file_name("sockets");
     fs::create_dir(&elsewhere).unwrap();
     let mut description = vsock.description().vsock_dir(&elsewhere);
     description.start("console=ttyS0").unwrap();
     assert_eq!(file_names(&elsewhere), ["v.sock"]);
-    assert!(!vsock.state.join("v.sock").exists());
+    assert!(!vsock.state_dir.join("v.sock").exists());
     description.stop().unwrap();
 }
 
@@ -149,17 +149,17 @@ fn daemon_exits_when_the_vm_is_killed_after_its_starter_exited() {
     let mut boot = Command::new(example_path("boot"));
     let path = std::env::var("PATH").unwrap();
     boot.env("PATH", format!("{path}:{}", Vsock::program().parent().unwrap().display()));
-    boot.args(["--background", "--vsock", "--hyperkit", "qemu-system-x86_64", "--state-dir"]).arg(&vsock.state);
+    boot.args(["--background", "--vsock", "--hyperkit", "qemu-system-x86_64", "--state-dir"]).arg(&vsock.state_dir);
     boot.arg("--kernel").arg(guest_file("vmlinuz")).arg("--initrd").arg(guest_file("initrd.img"));
     let output = boot.output().unwrap();
     assert!(output.status.success(), "{output:?}");
-    let description = HyperKit::from_state(&vsock.state).unwrap();
+    let description = HyperKit::from_state(&vsock.state_dir).unwrap();
     assert!(description.is_running() && !vsock.programs().is_empty());
     kill_process(to_pid(description.pid.unwrap()), Signal::KILL).unwrap();
     wait_until("the daemon has exited", || vsock.programs().is_empty());
     description.clone().start("console=ttyS0").unwrap().stop().unwrap();
     description.remove(false).unwrap();
-    assert!(!vsock.state.exists());
+    assert!(!vsock.state_dir.exists());
 }
 
 #[test]
@@ -175,7 +175,7 @@ fn vm_survives_a_killed_daemon_and_leaves_no_files() {
     vm.stop().unwrap();
     description.start("console=ttyS0").unwrap().stop().unwrap();
     description.remove(false).unwrap();
-    assert!(!vsock.state.exists());
+    assert!(!vsock.state_dir.exists());
 }
 
 /// Any process around the daemon may be killed. The others exit with the VM at the latest.
@@ -200,7 +200,7 @@ fn killed_watcher_process_leaves_no_processes() {
 #[test]
 fn existing_file_or_live_socket_is_not_replaced() {
     let vsock = Vsock::new();
-    let elsewhere = vsock.state.with_file_name("sockets");
+    let elsewhere = vsock.state_dir.with_file_name("sockets");
     fs::create_dir(&elsewhere).unwrap();
     let refused = || match vsock.description().vsock_dir(&elsewhere).start("console=ttyS0") {
         Err(Error::SocketTaken { path }) => assert_eq!(path, elsewhere.join("v.sock")),
@@ -211,7 +211,7 @@ fn existing_file_or_live_socket_is_not_replaced() {
     assert_eq!(fs::read(elsewhere.join("v.sock")).unwrap(), b"precious");
     fs::remove_file(elsewhere.join("v.sock")).unwrap();
 
-    let other = vsock.state.with_file_name("other");
+    let other = vsock.state_dir.with_file_name("other");
     let _stop = StopOnDrop(other.clone());
     let mut first = vsock.description().state_dir(&other).vsock_dir(&elsewhere);
     first.start("console=ttyS0").unwrap();
@@ -245,7 +245,7 @@ fn daemon_failure_is_an_error_with_its_output() {
         }
         other => panic!("{other:?}"),
     }
-    assert!(!HyperKit::from_state(&vsock.state).unwrap().is_running());
+    assert!(!HyperKit::from_state(&vsock.state_dir).unwrap().is_running());
     vsock.description().start("console=ttyS0").unwrap().stop().unwrap();
 }
 
@@ -254,12 +254,12 @@ fn daemon_failure_is_an_error_with_its_output() {
 fn daemon_exits_when_the_starter_is_killed_before_qemu_is_ready() {
     let vsock = Vsock::new();
     let qemu = vsock.write_program("qemu-system-x86_64", "#!/bin/sh\necho $$ >\"$0.pid\"\nexec sleep 1000\n");
-    let tools = vsock.state.with_file_name("tools");
+    let tools = vsock.state_dir.with_file_name("tools");
     fs::create_dir(&tools).unwrap();
     symlink(Vsock::program(), tools.join("vhost-device-vsock")).unwrap();
     let mut boot = Command::new(example_path("boot"));
     boot.env("PATH", format!("{}:{}", std::env::var("PATH").unwrap(), tools.display()));
-    boot.args(["--background", "--vsock", "--hyperkit"]).arg(&qemu).arg("--state-dir").arg(&vsock.state);
+    boot.args(["--background", "--vsock", "--hyperkit"]).arg(&qemu).arg("--state-dir").arg(&vsock.state_dir);
     boot.arg("--kernel").arg(guest_file("vmlinuz"));
     let pid_file: &Path = &qemu.with_file_name("qemu-system-x86_64.pid");
     let pid = || fs::read_to_string(pid_file).ok()?.trim().parse::<u32>().ok();

@@ -1,4 +1,4 @@
-//! The PCI devices but for the serial ports.
+//! The PCI devices, except the serial ports.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Read;
@@ -13,7 +13,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::{Held, fail};
 
-/// What is kept of a socket's path.
+/// Longer socket paths are truncated to this length.
 const MAX_SOCKET: usize = 103;
 
 pub fn set_up(driver: &str, config: &str, held: &mut Held) {
@@ -24,7 +24,7 @@ pub fn set_up(driver: &str, config: &str, held: &mut Held) {
         "virtio-vpnkit" => held.vpnkit = Some(vpnkit(config)),
         "virtio-tap" => tap(config),
         "virtio-9p" => share(config),
-        _ => {} // nothing to be seen of them
+        _ => {} // no visible effect
     }
 }
 
@@ -32,7 +32,7 @@ fn refuse_option(option: &str) -> ! {
     fail(format!("Invalid device option \"{option}\""))
 }
 
-/// `key=value` between commas.
+/// Splits `key=value` pairs at commas.
 fn pairs(config: &str) -> impl Iterator<Item = (&str, &str)> {
     config.split(',').map(|option| option.split_once('=').unwrap_or_else(|| refuse_option(option)))
 }
@@ -66,7 +66,7 @@ fn disk(config: &str, is_cd: bool, held: &mut Held) {
     }
 }
 
-/// A file that may not be written is taken read-only without a word.
+/// Opens and locks a raw image. If the file is not writable, it is silently opened read-only.
 fn raw(path: &str, read_only: bool) -> File {
     let open = |write| OpenOptions::new().read(true).write(write).open(path);
     let (file, lock) = match (read_only, open(!read_only)) {
@@ -81,7 +81,7 @@ fn raw(path: &str, read_only: bool) -> File {
     file
 }
 
-/// Takes no lock.
+/// Checks a qcow2 image. hyperkit does not lock these.
 fn qcow(url: &str) {
     let mut magic = [0; 4];
     let opened = path_of(url).and_then(|path| File::open(path).ok()?.read_exact(&mut magic).ok());
@@ -90,7 +90,7 @@ fn qcow(url: &str) {
     }
 }
 
-/// `file://PATH?sync=…&buffered=1`, the path with `%` escapes.
+/// Returns the path of `file://PATH?sync=…&buffered=1`. The path has `%` escapes.
 fn path_of(url: &str) -> Option<PathBuf> {
     let (path, query) = url.strip_prefix("file://")?.split_once('?')?;
     let sync = query.strip_prefix("sync=")?.strip_suffix("&buffered=1")?;
@@ -104,7 +104,7 @@ fn path_of(url: &str) -> Option<PathBuf> {
     path.filter(|path| path.starts_with('/')).map(PathBuf::from)
 }
 
-/// The sockets outlive the program; old ones are replaced. Nothing in the guest listens.
+/// Creates the sockets, replacing old ones. hyperkit does not delete them at exit. The guest has no listeners.
 fn vsock(config: &str) {
     let (mut cid, mut dir, mut ports) = (0, Path::new(""), Vec::new());
     for (key, value) in pairs(config) {
@@ -140,7 +140,7 @@ fn vsock(config: &str) {
     }
 }
 
-/// What it does not like crashes it. With nobody listening it tries for ever.
+/// Connects to VPNKit. As in hyperkit, an invalid option crashes it, and without a listener it retries forever.
 fn vpnkit(config: &str) -> UnixStream {
     let mut socket = "";
     for option in config.split(',') {
@@ -160,7 +160,7 @@ fn vpnkit(config: &str) -> UnixStream {
     }
 }
 
-/// An interface that is not there is a card without a link.
+/// Checks the MAC address. A missing interface is no error: the NIC then has no link.
 fn tap(config: &str) {
     let Some((_, mac)) = config.split_once(',') else { return };
     let bytes = mac.strip_prefix("mac=").map(|mac| mac.split(':').map(|byte| u8::from_str_radix(byte, 16)));
@@ -170,7 +170,7 @@ fn tap(config: &str) {
     }
 }
 
-/// Nobody is connected to before the guest mounts it.
+/// Checks the options. There is no connection to the server before the guest mounts the share.
 fn share(config: &str) {
     let (mut path, mut port, mut tag) = ("", None, "plan9");
     for (key, value) in pairs(config) {

@@ -1,4 +1,4 @@
-//! What boots the guest. It is read last of all, when the machine is there.
+//! The boot source. hyperkit reads it last, after it has created all devices.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -7,9 +7,9 @@ use std::process::abort;
 use crate::fail;
 use crate::options::{Firmware, MIB, Options, PAGE};
 
-/// Memory above is placed at 4 GiB, and nothing is loaded there.
+/// Memory beyond this size is mapped at 4 GiB, where nothing is loaded.
 const MAX_LOW_MEMORY: u64 = 3072 * MIB;
-/// Where kexec puts the command line, and the kernel at the lowest.
+/// Where kexec puts the command line, and the lowest address of the kernel.
 const CMDLINE: u64 = 0x4000;
 const KERNEL: u64 = MIB;
 
@@ -50,7 +50,7 @@ fn kexec(kernel: &str, initrd: Option<&str>, cmdline: &str, low_memory: u64) -> 
     }
     let Some(initrd) = initrd else { return Some(()) };
     let size = fs::metadata(initrd).ok().filter(|metadata| metadata.is_file())?.len();
-    // It may be laid over the kernel: nothing looks.
+    // hyperkit does not check whether the initrd overlaps the kernel.
     number(0x22c, 4)?.min(low_memory - 1).checked_sub(size).filter(|_| size > 0).map(drop)
 }
 
@@ -68,7 +68,7 @@ fn multiboot(kernel: &str, modules: &str) {
 
     let refuse = |why: &str| -> ! { fail(format!("multiboot: {why}: {kernel}")) };
     let image = fs::read(kernel).unwrap_or_else(|_| refuse("failed to open"));
-    let end = image.len().min(0x2000).saturating_sub(HEADER); // a header at the very end is not seen
+    let end = image.len().min(0x2000).saturating_sub(HEADER); // a header at the very end of the file is not found
     let word = |at: usize| u32::from_le_bytes([image[at], image[at + 1], image[at + 2], image[at + 3]]);
     let is_header = |&at: &usize| word(at) == MAGIC && MAGIC.wrapping_add(word(at + 4)).wrapping_add(word(at + 8)) == 0;
     let Some(header) = (0..end).step_by(4).find(is_header) else { refuse("failed to find multiboot header") };

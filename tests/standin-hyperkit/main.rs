@@ -1,12 +1,22 @@
-//! Stands in for the macOS `hyperkit` command where that cannot be had: the same options, limits, files, locks, exit codes
-//! and signals, and a guest that is a few words on the kernel command line:
+//! A stand-in for the macOS command `hyperkit`, with the same options, limits, files, locks, exit codes and signals. Words on the
+//! kernel command line control its guest:
 //!
-//! `guest.exit=CODE` ends by itself (0 power-off, 2 reset, 3 triple fault) · `guest.no-acpi` never listens to the power
-//! button · `guest.deaf` listens and does nothing · `guest.say=TEXT` on the console · `vmm.say=LINE|LINE`, `vmm.die=CODE`
-//! (before the serial ports are there), `vmm.die-early=CODE` (before the pid file), `vmm.half-pid-file` (while it is
-//! written), `vmm.no-pid-file`, `vmm.no-stdout` and `vmm.flood=MIB` are about the program itself.
+//! - `guest.exit=CODE`: exits after boot (0 power-off, 2 reset, 3 triple fault).
+//! - `guest.no-acpi`: never handles the power button.
+//! - `guest.deaf`: handles the power button and ignores it.
+//! - `guest.say=TEXT`: prints a text on the console.
 //!
-//! The guest speaks on com1, and repeats what it is told on either port. One in a boot ROM has no command line and runs.
+//! Others control the stand-in itself:
+//!
+//! - `vmm.say=LINE|LINE`: prints lines on stdout.
+//! - `vmm.die=CODE`: exits before the serial ports exist.
+//! - `vmm.die-early=CODE`: exits before it writes its pid file.
+//! - `vmm.half-pid-file`: aborts while it writes its pid file.
+//! - `vmm.no-pid-file`: writes no pid file.
+//! - `vmm.no-stdout`: closes stdout and stderr.
+//! - `vmm.flood=MIB`: prints this many MiB on stdout.
+//!
+//! The guest prints on com1, and echoes its input on both ports. With a boot ROM there is no command line, and the guest just runs.
 
 mod devices;
 mod firmware;
@@ -30,7 +40,7 @@ use firmware::load;
 use options::{Options, is_uuid};
 use serial::{Port, Shared};
 
-/// What a normal exit, with whatever code, undoes; a signal or an abort does not.
+/// State that is cleaned up by an exit with any code, but not by a signal or an abort.
 static PID_FILE: OnceLock<PathBuf> = OnceLock::new();
 static TERMINAL: OnceLock<Termios> = OnceLock::new();
 
@@ -49,17 +59,17 @@ fn fail_with(code: i32, message: impl std::fmt::Display) -> ! {
     leave(code)
 }
 
-/// Prints a line and ends as hyperkit does after an error.
+/// Prints a message and exits as hyperkit does after an error.
 fn fail(message: impl std::fmt::Display) -> ! {
     fail_with(1, message)
 }
 
-/// What has to stay open for as long as the machine runs.
+/// Files that stay open while the VM runs.
 #[derive(Default)]
 struct Held {
-    /// Their locks say that an image is in use.
+    /// Disk images. Their locks mark them as in use.
     images: Vec<File>,
-    /// If VPNKit goes away, the power button is pressed.
+    /// The connection to VPNKit. When it is closed, the power button is pressed.
     vpnkit: Option<UnixStream>,
 }
 
@@ -80,7 +90,7 @@ fn main() {
         let _ = rustix::stdio::dup2_stdout(&nowhere);
         let _ = rustix::stdio::dup2_stderr(&nowhere);
     }
-    options.check_machine();
+    options.validate();
     if !has("vmm.no-pid-file") {
         write_pid_file(&options);
     }
@@ -104,11 +114,11 @@ fn main() {
     }
     load(&options);
 
-    // The guest runs from here on: before, these signals would have killed.
+    // The guest runs from here on. Before, these signals kill the process.
     let mut signals = Signals::new([SIGUSR1, SIGUSR2]).unwrap_or_else(|error| fail(error));
     if !has("guest.no-acpi") {
         signals.add_signal(SIGTERM).unwrap_or_else(|error| fail(error));
-        held.vpnkit.into_iter().for_each(press_power_button_without);
+        held.vpnkit.into_iter().for_each(press_power_button_on_disconnect);
     }
     let ports = ports.map(Shared::from);
     let say = |text: &str| ports[0].write(text.as_bytes());
@@ -147,7 +157,8 @@ fn write_pid_file(options: &Options) {
     }
 }
 
-fn press_power_button_without(mut vpnkit: UnixStream) {
+/// Presses the power button when VPNKit closes the connection.
+fn press_power_button_on_disconnect(mut vpnkit: UnixStream) {
     std::thread::spawn(move || {
         let _ = io::copy(&mut vpnkit, &mut io::sink());
         let _ = kill_process(getpid(), Signal::TERM);

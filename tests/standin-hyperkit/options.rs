@@ -1,4 +1,4 @@
-//! What the options say, each error where it stands among them, as getopt meets it.
+//! The options. Errors are reported in the order in which getopt reaches them.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -24,17 +24,17 @@ const KIB: u64 = 1024;
 pub const MIB: u64 = KIB * KIB;
 pub const PAGE: u64 = 4096;
 
-/// Where a PCI device is: slot and function, on bus 0.
+/// The address of a PCI device: slot and function, on bus 0.
 type Place = (u8, u8);
 
-/// The last of each kind wins.
+/// The parsed options. Of repeated options the last wins.
 #[derive(Default)]
 pub struct Options {
     pub pid_file: Option<PathBuf>,
     pub uuid: Option<String>,
-    /// In the order in which they are set up.
+    /// Devices, in the order in which they are set up.
     pub slots: BTreeMap<Place, String>,
-    /// What is behind `com1` and `com2`.
+    /// The configurations of `com1` and `com2`.
     pub serials: [Option<String>; 2],
     pub firmware: Firmware,
     pub memory: u64,
@@ -43,12 +43,12 @@ pub struct Options {
     prints_mac: bool,
 }
 
-/// `KIND,FIRST,SECOND,REST`, of which only `REST` may have commas. What is empty is not there.
+/// `KIND,FIRST,SECOND,REST`. Only `REST` may contain commas. An empty part counts as missing.
 #[derive(Default)]
 pub struct Firmware {
     pub kind: String,
     pub file: String,
-    /// The initrd, or the modules.
+    /// The initrd or the modules.
     pub second: Option<String>,
     pub cmdline: Option<String>,
 }
@@ -58,7 +58,7 @@ impl Options {
         let mut options = Self { cpus: 1, memory: 256 * MIB, ..Self::default() };
         let is_option = |arg: &String| arg.starts_with('-') && arg != "-" && arg != "--";
         let mut args = std::env::args().skip(1).peekable();
-        // getopt ends at the first operand.
+        // getopt stops at the first operand.
         while let Some(arg) = args.next_if(is_option) {
             let mut letters = arg[1..].chars();
             while let Some(letter) = letters.next() {
@@ -89,7 +89,7 @@ impl Options {
                 println!("hyperkit: v0.20200908");
                 leave(0);
             }
-            _ => {} // about the guest
+            _ => {} // no visible effect outside of the guest
         }
     }
 
@@ -122,13 +122,13 @@ impl Options {
                 self.slots.insert(place, device.to_owned());
             }
             'f' => self.firmware = Firmware::parse(&value),
-            // `-g` takes anything for a port, and `-Y` looks at nothing.
+            // `-g` accepts any value, and the value of `-Y` is ignored.
             _ => {}
         }
     }
 
-    /// What is looked at when all options are known, and before the pid file is written.
-    pub fn check_machine(&self) {
+    /// Checks the options as a whole, before the pid file is written.
+    pub fn validate(&self) {
         if !(1..=64).contains(&self.cpus) {
             fail(format!("Invalid guest vCPUs ({})", self.cpus));
         }
@@ -144,7 +144,7 @@ impl Options {
         }
     }
 
-    /// The guest's command line.
+    /// Returns the guest's command line.
     pub fn guest(&self) -> &str {
         match (&*self.firmware.kind, &self.firmware.cmdline) {
             ("bootrom", _) => "",
@@ -167,7 +167,7 @@ impl Firmware {
     }
 }
 
-/// `SLOT`, `SLOT:FUNCTION` or `BUS:SLOT:FUNCTION`, and what is behind the comma.
+/// Parses `SLOT`, `SLOT:FUNCTION` or `BUS:SLOT:FUNCTION`, and returns the text after the comma as well.
 fn place(value: &str) -> Option<(Place, &str)> {
     let (place, device) = value.split_once(',')?;
     let numbers = place.split(':').map(|number| number.parse().ok()).collect::<Option<Vec<u8>>>()?;
@@ -180,7 +180,8 @@ fn place(value: &str) -> Option<(Place, &str)> {
     (bus == 0 && slot <= 31 && function <= 7).then_some(((slot, function), device))
 }
 
-/// A number as C reads it, octal behind a 0, and a unit. Without one it is bytes, or MiB if that would be less than one.
+/// Parses a number with a unit. As in C, a leading 0 means octal. Without a unit, a number is in MiB if it is less than 1 MiB in
+/// bytes, and in bytes otherwise.
 fn memory(text: &str) -> Option<u64> {
     let (radix, digits) = match (text.strip_prefix("0x"), text.strip_prefix('0')) {
         (Some(digits), _) => (16, digits),

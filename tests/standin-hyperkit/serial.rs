@@ -1,4 +1,4 @@
-//! The serial ports, which come last of all devices.
+//! The serial ports, which are set up after all other devices.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
@@ -18,7 +18,7 @@ use crate::{TERMINAL, fail, fail_with};
 
 const RING: usize = 65536;
 
-/// com1 and com2, from what is behind their names.
+/// Opens com1 and com2 by their configurations.
 pub fn open(configs: &[Option<String>; 2]) -> [Port; 2] {
     let mut stdio_is_free = true;
     let mut port = |name, config: &Option<String>| match config {
@@ -63,7 +63,7 @@ impl Port {
     fn take_stdio(&mut self) -> bool {
         self.out = Box::new(io::stdout());
         self.input = io::stdin().as_fd().try_clone_to_owned().ok();
-        // The caller's own open file, too.
+        // This also changes the caller's stdin, which is the same open file.
         if let Ok(flags) = fcntl_getfl(io::stdin()) {
             let _ = fcntl_setfl(io::stdin(), flags | OFlags::NONBLOCK);
         }
@@ -81,13 +81,13 @@ impl Port {
         grantpt(&master).and_then(|()| unlockpt(&master)).unwrap_or_else(|error| fail(error));
         let name = ptsname(&master, Vec::new()).unwrap_or_else(|error| fail(error));
         let name = name.to_string_lossy().into_owned();
-        // Held open, so that reading does not end when the last visitor has left.
+        // Kept open, so that reading does not end when the last client closes the pty.
         let slave = OpenOptions::new().read(true).write(true).open(&name).unwrap_or_else(|error| fail(error));
         let mut raw = tcgetattr(&slave).unwrap_or_else(|error| fail(error));
         raw.make_raw();
         let _ = tcsetattr(&slave, OptionalActions::Now, &raw);
         self._slave = Some(slave.into());
-        // What nobody takes is lost, and blocks nobody.
+        // Output that nobody reads is lost and does not block.
         let flags = fcntl_getfl(&master).unwrap_or_else(|error| fail(error));
         fcntl_setfl(&master, flags | OFlags::NONBLOCK).unwrap_or_else(|error| fail(error));
         self.input = master.try_clone().ok();
@@ -100,7 +100,7 @@ impl Port {
         true
     }
 
-    /// A tty that is there already.
+    /// Opens an existing tty.
     fn take_tty(&mut self, path: &str) -> Option<bool> {
         let nonblocking = OFlags::NONBLOCK.bits() as i32;
         let tty = OpenOptions::new().read(true).write(true).custom_flags(nonblocking).open(path).ok()?;
@@ -138,7 +138,7 @@ impl Shared {
         self.0.lock().unwrap().write(bytes);
     }
 
-    /// A guest that repeats what it is told.
+    /// Echoes the input of the port in a thread.
     pub fn echo(&self) {
         let port = Self(self.0.clone());
         let Some(input) = self.0.lock().unwrap().input.take() else { return };

@@ -40,7 +40,7 @@ fn start_locks_the_current_directory_after_a_rename() {
     let first = locked();
     let mut description = test_dir.description();
     let starting = std::thread::spawn(move || description.start("guest"));
-    std::thread::sleep(Duration::from_millis(300)); // it waits for the lock by now; otherwise the test proves nothing, but does not fail
+    std::thread::sleep(Duration::from_millis(300)); // Now it waits for the lock. If it does not, the test proves nothing.
     fs::rename(&dir, test_dir.path("elsewhere")).unwrap();
     let second = locked();
     drop(first);

@@ -40,7 +40,8 @@ fn console_stream_carries_bytes_both_ways_also_after_reattach() {
     poll(&mut [PollFd::new(&first, PollFlags::IN)], None).unwrap();
     read_until(&mut first, "hello\r\x03"); // unchanged: ^C is an ordinary byte
     drop(first);
-    // Closing the console does not disturb the VM. Another one can be opened after reattaching, whether `tty` is a file or a symlink.
+    // Closing the console does not disturb the VM. Another one can be opened after reattaching, whether `tty` is a file or a
+    // symlink.
     let tty = test_dir.path("vm/tty");
     let pty = fs::read_to_string(&tty).unwrap();
     fs::remove_file(&tty).unwrap();

@@ -50,8 +50,8 @@ fn create_never_overwrites_an_existing_path() {
 fn invalid_size_is_rejected_and_creates_nothing() {
     let dir = tempfile::tempdir().unwrap();
     for size in [0, 1 << 43, u64::MAX] {
-        let made = create_disk_image(dir.path().join("sub/d.img"), size);
-        assert!(matches!(made, Err(Error::InvalidDiskSize { value, .. }) if value == size));
+        let result = create_disk_image(dir.path().join("sub/d.img"), size);
+        assert!(matches!(result, Err(Error::InvalidDiskSize { value, .. }) if value == size));
     }
     assert!(file_names(dir.path()).is_empty());
 }
@@ -60,8 +60,8 @@ fn invalid_size_is_rejected_and_creates_nothing() {
 fn create_error_names_the_path() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("file"), "").unwrap();
-    let made = create_disk_image(dir.path().join("file/d.img"), 1);
-    assert!(matches!(made, Err(Error::Io { path, .. }) if path.starts_with(dir.path().join("file"))));
+    let result = create_disk_image(dir.path().join("file/d.img"), 1);
+    assert!(matches!(result, Err(Error::Io { path, .. }) if path.starts_with(dir.path().join("file"))));
 }
 
 #[test]
@@ -69,12 +69,12 @@ fn one_of_many_concurrent_creates_succeeds() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("d.img");
     let all = Barrier::new(8);
-    let made: Vec<_> = std::thread::scope(|scope| {
+    let results: Vec<_> = std::thread::scope(|scope| {
         let threads = (0..8).map(|_| scope.spawn(|| (all.wait(), create_disk_image(&path, 2)).1));
         threads.collect::<Vec<_>>().into_iter().map(|thread| thread.join().unwrap()).collect()
     });
-    assert_eq!(made.iter().filter(|made| made.is_ok()).count(), 1);
-    assert!(made.iter().all(|made| matches!(made, Ok(()) | Err(Error::DiskExists { .. }))), "{made:?}");
+    assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1);
+    assert!(results.iter().all(|result| matches!(result, Ok(()) | Err(Error::DiskExists { .. }))), "{results:?}");
     assert_eq!(path.metadata().unwrap().len(), 2 * MIB);
     assert_eq!(file_names(dir.path()), ["d.img"]);
 }

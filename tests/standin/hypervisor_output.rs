@@ -50,8 +50,8 @@ fn output_reaches_the_logger_while_the_vm_runs_and_at_exit() {
         let log = fs::read_to_string(test_dir.path("vm/hyperkit.log")).unwrap();
         assert!(log.starts_with("first\nCOM1 connected to"), "{log}");
 
-        // With the console on stdio, stderr of the hypervisor is still logged. The last line is complete before the exit is reported.
-        // No state directory is needed.
+        // With the console on stdio, stderr of the hypervisor is still logged. The last line is complete before the exit is
+        // reported. No state directory is needed.
         let mut description = test_dir.description().console(Console::Stdio);
         description.state_dir = None;
         match description.run("vmm.die-early=5") {
@@ -62,8 +62,8 @@ fn output_reaches_the_logger_while_the_vm_runs_and_at_exit() {
         }
         assert_eq!(next(), "dying early");
 
-        // If the logger panics, the hypervisor is still reaped, later lines still reach the logger, and the error still contains the log
-        // tail.
+        // If the logger panics, the hypervisor is still reaped, later lines still reach the logger, and the error still
+        // contains the log tail.
         let lines = ["logger-panics"; 20].join("|");
         match test_dir.description().start(&format!("vmm.say={lines} vmm.die=6")) {
             Err(Error::ProgramFailed { exit: Exit::Failed(6), last_words }) => {

@@ -65,51 +65,44 @@ fn children() -> String {
 
 #[test]
 fn no_leaks_after_a_thousand_vms_no_idle_wakeups_and_constant_memory() {
-    in_child_process(
-        "leaks::a_thousand_machines_leave_nothing_an_idle_one_costs_nothing_and_a_gigabyte_of_output_costs_no_memory",
-        || {
-            let test_dir = TestDir::new();
-            let mut description = test_dir.description();
-            // Below the hard limit: sysinfo would raise the soft limit if it were allowed to.
-            let limit = Rlimit { current: Some(256), ..getrlimit(Resource::Nofile) };
-            setrlimit(Resource::Nofile, limit).unwrap();
-            let threads = usage().0;
-            let wait_for_threads = || wait_until("the threads of the VMs have exited", || usage().0 == threads);
-            let mut cycle = || {
-                let vm = description.start("guest").unwrap();
-                assert!(description.is_running());
-                drop(description.vm().unwrap());
-                vm.stop().unwrap();
-            };
-            (0..50).for_each(|_| cycle()); // after this, one-time initialization is done
-            wait_for_threads();
-            let (_, open, memory) = usage();
-            (0..1000).for_each(|_| cycle());
-            wait_for_threads();
-            let after = usage();
-            assert_eq!(after.1, open, "open files");
-            assert!(after.2 < memory + 1024, "{memory} KiB before, {} KiB after", after.2);
-            assert_eq!(children(), "", "zombies");
-            assert_eq!(getrlimit(Resource::Nofile), limit, "the limit of open files is unchanged");
-
-            // An idle VM: its thread is never woken.
+    in_child_process("leaks::no_leaks_after_a_thousand_vms_no_idle_wakeups_and_constant_memory", || {
+        let test_dir = TestDir::new();
+        let mut description = test_dir.description();
+        // Below the hard limit: sysinfo would raise the soft limit if it were allowed to.
+        let limit = Rlimit { current: Some(256), ..getrlimit(Resource::Nofile) };
+        setrlimit(Resource::Nofile, limit).unwrap();
+        let threads = usage().0;
+        let wait_for_threads = || wait_until("the threads of the VMs have exited", || usage().0 == threads);
+        let mut cycle = || {
             let vm = description.start("guest").unwrap();
-            wait_until("the guest is up", || console_output(&test_dir).contains("Command line"));
-            let switches = context_switches("hyperkit");
-            assert!(vm.wait_timeout(Duration::from_millis(500)).unwrap().is_none());
-            assert_eq!(context_switches("hyperkit"), switches);
+            assert!(description.is_running());
+            drop(description.vm().unwrap());
             vm.stop().unwrap();
+        };
+        (0..50).for_each(|_| cycle()); // after this, one-time initialization is done
+        wait_for_threads();
+        let (_, open, memory) = usage();
+        (0..1000).for_each(|_| cycle());
+        wait_for_threads();
+        let after = usage();
+        assert_eq!(after.1, open, "open files");
+        assert!(after.2 < memory + 1024, "{memory} KiB before, {} KiB after", after.2);
+        assert_eq!(children(), "", "zombies");
+        assert_eq!(getrlimit(Resource::Nofile), limit, "the limit of open files is unchanged");
 
-            log::set_logger(Box::leak(Box::new(Slow(test_dir.path("vm/hyperkit.log"))))).unwrap();
-            log::set_max_level(log::LevelFilter::Info);
-            let before = peak_memory();
-            assert_eq!(description.run("vmm.flood=1024 guest.exit=0").unwrap(), Exit::PowerOff);
-            assert_eq!(test_dir.path("vm/hyperkit.log").metadata().unwrap().len() >> 30, 1);
-            assert!(
-                peak_memory() < before + 4096,
-                "{before} KiB before, {} KiB after a gigabyte of output",
-                peak_memory()
-            );
-        },
-    );
+        // An idle VM: its thread is never woken.
+        let vm = description.start("guest").unwrap();
+        wait_until("the guest is up", || console_output(&test_dir).contains("Command line"));
+        let switches = context_switches("hyperkit");
+        assert!(vm.wait_timeout(Duration::from_millis(500)).unwrap().is_none());
+        assert_eq!(context_switches("hyperkit"), switches);
+        vm.stop().unwrap();
+
+        log::set_logger(Box::leak(Box::new(Slow(test_dir.path("vm/hyperkit.log"))))).unwrap();
+        log::set_max_level(log::LevelFilter::Info);
+        let before = peak_memory();
+        assert_eq!(description.run("vmm.flood=1024 guest.exit=0").unwrap(), Exit::PowerOff);
+        assert_eq!(test_dir.path("vm/hyperkit.log").metadata().unwrap().len() >> 30, 1);
+        assert!(peak_memory() < before + 4096, "{before} KiB before, {} KiB after a gigabyte of output", peak_memory());
+    });
 }

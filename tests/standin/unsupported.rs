@@ -15,7 +15,7 @@ use crate::common::{TestDir, standin_path};
 fn unneeded_vsock_daemon_is_not_looked_up() {
     let test_dir = TestDir::new();
     let qemu = test_dir.path("qemu-system-x86_64");
-    symlink(standin_path(), &qemu).unwrap(); // never started: its name decides
+    symlink(standin_path(), &qemu).unwrap(); // never started: only its name matters
     let description = test_dir.description().vhost_device_vsock("/no/such");
     description.clone().vsock(true).check().unwrap();
     description.hyperkit(&qemu).check().unwrap();
@@ -43,7 +43,7 @@ fn multiboot() -> Vec<u8> {
 fn features_unsupported_by_qemu_are_rejected() {
     let test_dir = TestDir::new();
     let qemu = test_dir.path("qemu-system-x86_64");
-    symlink(standin_path(), &qemu).unwrap(); // never started: its name decides
+    symlink(standin_path(), &qemu).unwrap(); // never started: only its name matters
     let socket = test_dir.path("socket");
     let _listener = UnixListener::bind(&socket).unwrap();
     let refuse = |change: &dyn Fn(HyperKit) -> HyperKit, words: &str| {

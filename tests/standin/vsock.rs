@@ -13,10 +13,10 @@ fn start_vm(test_dir: &TestDir, change: impl Fn(HyperKit) -> HyperKit) -> (Vm, S
     (change(test_dir.description().vsock(true).vsock_guest_cid(0x2a)).start("guest").unwrap(), end)
 }
 
-fn read(mut stream: UnixStream) -> String {
-    let mut said = String::new();
-    stream.read_to_string(&mut said).unwrap();
-    said
+fn read_all(mut stream: UnixStream) -> String {
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
 }
 
 /// Replaces one of hyperkit's sockets by a listener of the test.
@@ -29,12 +29,12 @@ fn listen_as_hyperkit(test_dir: &TestDir, name: &str) -> UnixListener {
 fn connection_starts_with_cid_and_port() {
     let test_dir = TestDir::new();
     let (vm, _stop) = start_vm(&test_dir, |description| description);
-    assert_eq!(read(vm.vsock_connect(1234).unwrap()), "", "without a listener, the stream ends");
+    assert_eq!(read_all(vm.vsock_connect(1234).unwrap()), "", "without a listener, the stream ends");
     let hyperkit = listen_as_hyperkit(&test_dir, "connect");
     let mut stream = vm.vsock_connect(0xABCD).unwrap();
     stream.write_all(b"data").unwrap();
     drop(stream);
-    assert_eq!(read(hyperkit.accept().unwrap().0), "0000002a.0000abcd\ndata");
+    assert_eq!(read_all(hyperkit.accept().unwrap().0), "0000002a.0000abcd\ndata");
 }
 
 #[test]
@@ -43,7 +43,7 @@ fn forwarded_port_uses_its_own_socket_without_handshake() {
     let (vm, _stop) = start_vm(&test_dir, |description| description.vsock_port(0x946));
     let hyperkit = listen_as_hyperkit(&test_dir, "0000002a.00000946");
     vm.vsock_connect(0x946).unwrap().write_all(b"data").unwrap();
-    assert_eq!(read(hyperkit.accept().unwrap().0), "data");
+    assert_eq!(read_all(hyperkit.accept().unwrap().0), "data");
 }
 
 #[test]
@@ -55,7 +55,7 @@ fn guest_connects_to_socket_named_after_host_cid() {
     drop(UnixListener::bind(&socket).unwrap());
     let listener = vm.vsock_listen(0x15b3).unwrap();
     UnixStream::connect(&socket).unwrap().write_all(b"from the guest").unwrap();
-    assert_eq!(read(listener.accept().unwrap().0), "from the guest");
+    assert_eq!(read_all(listener.accept().unwrap().0), "from the guest");
     match vm.vsock_listen(0x15b3) {
         Err(Error::SocketTaken { path }) => assert_eq!(path, socket),
         other => panic!("{other:?}"),
