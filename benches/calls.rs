@@ -35,7 +35,7 @@ struct Running {
 impl Running {
     fn new() -> Self {
         let test_dir = TestDir::new();
-        let mut description = test_dir.description();
+        let description = test_dir.description();
         Self { _kill: KillOnDrop(description.start("guest").unwrap()), description, test_dir }
     }
 
@@ -82,8 +82,8 @@ mod start {
 
     /// A machine that was started once, so that its arguments are known.
     fn description(test_dir: &TestDir) -> HyperKit {
-        let mut description = test_dir.description();
-        description.start("guest").unwrap().stop().unwrap();
+        let description = test_dir.description();
+        description.start("guest").unwrap().kill().unwrap();
         fs::remove_file(test_dir.path("vm/console-ring")).unwrap();
         description
     }
@@ -105,7 +105,7 @@ mod start {
     #[divan::bench]
     fn start(bencher: Bencher) {
         let test_dir = TestDir::new();
-        let mut description = description(&test_dir);
+        let description = description(&test_dir);
         bencher.bench_local(|| KillOnDrop(description.start("guest").unwrap()));
     }
 }
@@ -115,7 +115,7 @@ mod arguments {
 
     /// The random number generator is one of the devices.
     fn of(bencher: Bencher, program: &str, devices: usize) {
-        let disks = (1..devices).map(|number| Disk::raw(format!("/images/{number}.img")).size(64));
+        let disks = (1..devices).map(|number| Disk::raw(format!("/images/{number}.img")).size_mib(64));
         let description = HyperKit::new().hyperkit(program).kernel("/vmlinuz").state_dir("/vm");
         let description = disks.fold(description, HyperKit::disk);
         bencher.bench_local(|| black_box(&description).arguments("console=ttyS0").unwrap());
@@ -192,14 +192,14 @@ mod is_running {
     #[divan::bench]
     fn of_one_that_runs(bencher: Bencher) {
         let running = Running::new();
-        bencher.bench_local(|| assert!(black_box(&running.description).is_running()));
+        bencher.bench_local(|| assert!(black_box(&running.description).is_running().unwrap()));
     }
 
     #[divan::bench]
     fn of_one_that_does_not(bencher: Bencher) {
         let running = Running::new();
         running.description.stop().unwrap();
-        bencher.bench_local(|| assert!(!black_box(&running.description).is_running()));
+        bencher.bench_local(|| assert!(!black_box(&running.description).is_running().unwrap()));
     }
 }
 
@@ -213,7 +213,7 @@ mod list {
         let test_dir = TestDir::new();
         let root = test_dir.path("machines");
         let start = |number: usize| {
-            let mut description = test_dir.description().state_dir(root.join(number.to_string()));
+            let description = test_dir.description().state_dir(root.join(number.to_string()));
             KillOnDrop(description.start("guest").unwrap())
         };
         let running: Vec<_> = (0..count / 10).map(start).collect();

@@ -45,7 +45,7 @@ fn idle_machines() {
         let test_dir = TestDir::new();
         let before = usage();
         let start = |number: usize| {
-            let mut description = test_dir.description().state_dir(test_dir.path(&number.to_string()));
+            let description = test_dir.description().state_dir(test_dir.path(&number.to_string()));
             description.start("guest").unwrap()
         };
         let vms: Vec<_> = (0..count).map(start).collect();
@@ -57,7 +57,7 @@ fn idle_machines() {
         // One wake-up is our own.
         let woken = later[3].saturating_sub(after[3] + 1);
         println!("{count:>13}  {:>12.2}  {:>10.2}  {:>8.1}  {woken:>15}", each(0), each(1), each(2));
-        vms.iter().for_each(|vm| vm.stop().unwrap());
+        vms.iter().for_each(|vm| vm.kill().unwrap());
     }
 }
 
@@ -78,14 +78,14 @@ fn first_word() {
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
     let state = test_dir.path("vm");
-    let mut description: HyperKit = guest::description().state_dir(&state).console(Console::File);
+    let description: HyperKit = guest::description().state_dir(&state).console(Console::Pty);
     description.start(CMDLINE).unwrap().stop().unwrap(); // so that its arguments are known and its files cached
     let (mut ours, mut by_hand) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         let began = Instant::now();
         let vm = description.start(CMDLINE).unwrap();
         ours.push(said_something(&state, began));
-        vm.stop().unwrap();
+        vm.kill().unwrap();
         let _ = fs::remove_file(state.join("console-ring"));
 
         let mut qemu = Command::new(description.hyperkit.as_ref().unwrap());

@@ -1,64 +1,99 @@
-//! How a VM ended.
+//! How a VM exited, and what a shutdown did.
 
 use std::fmt;
 
-/// How a machine ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+use serde::Serialize;
+
+/// How a VM exited.
+///
+/// [`Display`](fmt::Display) is a predicate, to be used after a subject: "powered off", "was killed by signal 9".
+///
+/// ```
+/// use hyperkit::Exit;
+///
+/// assert_eq!(format!("the VM {}", Exit::Killed(9)), "the VM was killed by signal 9");
+/// assert!(Exit::PowerOff.is_guest() && !Exit::Failed(1).is_guest());
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Exit {
-    /// The guest powered off or halted. With QEMU and no state directory, also when it asked for a reset.
+    /// The guest powered off or halted. On QEMU without a state directory this includes resets.
     PowerOff,
-    /// The guest asked for a reset. No machine does that in place: start it again.
+    /// The guest requested a reset. No engine resets in place; start the VM again.
     Reset,
-    /// The guest's processor gave up. QEMU tells it as a reset.
+    /// The guest triple-faulted. QEMU reports this as a reset.
     TripleFault,
-    /// The program ended with this exit code.
+    /// The hypervisor exited with this code.
     Failed(i32),
-    /// The program was ended by this signal.
+    /// The hypervisor was killed by this signal.
     Killed(i32),
-    /// It is gone, and nobody could learn how: another program had started it.
+    /// The hypervisor has exited, but its exit status is not known: another program had started it.
     Unknown,
 }
 
 impl Exit {
-    /// Whether the guest brought it about, and not the program or someone outside.
-    pub(crate) fn is_the_guests(self) -> bool {
+    /// Whether the guest itself ended the VM, by power-off, reset or triple fault.
+    #[must_use]
+    pub fn is_guest(self) -> bool {
         matches!(self, Self::PowerOff | Self::Reset | Self::TripleFault)
     }
 }
 
-/// What [`Vm::shutdown`] took to end the machine, and how it ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Shutdown {
-    /// It had ended before.
-    Ended(Exit),
-    /// The power button did.
-    PowerButton(Exit),
-    /// The guest did not power off in time, and the plug was pulled.
-    Plug(Exit),
-}
-
-impl Shutdown {
-    /// How the machine ended.
-    #[must_use]
-    pub fn exit(self) -> Exit {
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Ended(exit) | Self::PowerButton(exit) | Self::Plug(exit) => exit,
+            Self::PowerOff => f.write_str("powered off"),
+            Self::Reset => f.write_str("requested a reset"),
+            Self::TripleFault => f.write_str("triple-faulted"),
+            Self::Failed(code) => write!(f, "failed with exit code {code}"),
+            Self::Killed(signal) => write!(f, "was killed by signal {signal}"),
+            Self::Unknown => f.write_str("exited with unknown status"),
         }
     }
 }
 
-impl fmt::Display for Exit {
-    /// What the machine did, to stand behind its name: `powered off`.
+/// What [`Vm::shutdown`](crate::Vm::shutdown) did.
+///
+/// ```
+/// use hyperkit::{Exit, ShutdownOutcome};
+///
+/// let outcome = ShutdownOutcome::Forced(Exit::Killed(9));
+/// assert_eq!(outcome.to_string(), "forced: the VM was killed by signal 9");
+/// assert_eq!(outcome.exit(), Exit::Killed(9));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum ShutdownOutcome {
+    /// The VM had exited before the call.
+    AlreadyExited(Exit),
+    /// The guest ended by itself, within the grace period.
+    Graceful(Exit),
+    /// The hypervisor was killed, by this call or by somebody else, or it failed.
+    Forced(Exit),
+    /// The VM exited within the grace period, but not in a way that shows whether the guest ended it.
+    Unknown,
+}
+
+impl ShutdownOutcome {
+    /// How the VM exited.
+    #[must_use]
+    pub fn exit(self) -> Exit {
+        match self {
+            Self::AlreadyExited(exit) | Self::Graceful(exit) | Self::Forced(exit) => exit,
+            Self::Unknown => Exit::Unknown,
+        }
+    }
+}
+
+impl fmt::Display for ShutdownOutcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::PowerOff => f.write_str("powered off"),
-            Self::Reset => f.write_str("asked for a reset"),
-            Self::TripleFault => f.write_str("had a triple fault"),
-            Self::Failed(code) => write!(f, "failed with exit code {code}"),
-            Self::Killed(signal) => write!(f, "was killed by signal {signal}"),
-            Self::Unknown => f.write_str("ended, how is not known"),
+            Self::AlreadyExited(exit) => write!(f, "already exited: the VM {exit}"),
+            Self::Graceful(exit) => write!(f, "graceful: the VM {exit}"),
+            Self::Forced(exit) => write!(f, "forced: the VM {exit}"),
+            Self::Unknown => f.write_str("the VM exited with unknown status"),
         }
     }
 }
@@ -68,19 +103,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_end_is_told_in_words_and_a_shutdown_has_one() {
-        for (exit, told) in [
-            (Exit::PowerOff, "powered off"),
-            (Exit::Reset, "asked for a reset"),
-            (Exit::TripleFault, "had a triple fault"),
-            (Exit::Failed(1), "failed with exit code 1"),
-            (Exit::Killed(9), "was killed by signal 9"),
-            (Exit::Unknown, "ended, how is not known"),
+    fn every_exit_and_outcome_has_words_and_json() {
+        for (exit, words, json) in [
+            (Exit::PowerOff, "powered off", r#""power-off""#),
+            (Exit::Reset, "requested a reset", r#""reset""#),
+            (Exit::TripleFault, "triple-faulted", r#""triple-fault""#),
+            (Exit::Failed(1), "failed with exit code 1", r#"{"failed":1}"#),
+            (Exit::Killed(9), "was killed by signal 9", r#"{"killed":9}"#),
+            (Exit::Unknown, "exited with unknown status", r#""unknown""#),
         ] {
-            assert_eq!(exit.to_string(), told);
-            for shutdown in [Shutdown::Ended(exit), Shutdown::PowerButton(exit), Shutdown::Plug(exit)] {
-                assert_eq!(shutdown.exit(), exit);
+            assert_eq!(exit.to_string(), words);
+            assert_eq!(serde_json::to_string(&exit).unwrap(), json);
+            for outcome in
+                [ShutdownOutcome::AlreadyExited(exit), ShutdownOutcome::Graceful(exit), ShutdownOutcome::Forced(exit)]
+            {
+                assert_eq!(outcome.exit(), exit);
+                assert!(outcome.to_string().ends_with(words));
             }
         }
+        assert_eq!(ShutdownOutcome::Unknown.exit(), Exit::Unknown);
     }
 }

@@ -119,19 +119,22 @@ mod state;
 mod sys;
 mod vm;
 
-pub use config::disk::{Disk, Driver, Format, OnFlush, Qcow, SectorSize};
+pub use config::disk::{Disk, DiskFormat, DiskInterface, FlushMode, QcowOptions, SectorSize};
 pub use config::{
-    Console, HyperKit, Module, Multiboot, PortForward, Protocol, Serial, SerialLine, Server9p, Socket9p, VpnKit,
+    Console, HyperKit, Multiboot, MultibootModule, Network, PortForward, Protocol, Serial, SerialBackend, Share9p,
+    Share9pSource,
 };
-pub use engine::{Engine, hyperkit::parse_arguments};
-pub use error::{Error, Result};
-pub use exit::{Exit, Shutdown};
+pub use engine::{Engine, hyperkit::parse::parse_arguments};
+pub use error::{ConfigError, Error, ErrorKind, Result};
+pub use exit::{Exit, ShutdownOutcome};
+pub use machine::{Found, StartOrAttach, Starting};
 pub use preflight::image::create_disk_image;
-pub use runtime::output::LastWords;
-pub use vm::Vm;
+pub use runtime::log_tail::LogTail;
 pub use vm::console::ConsoleStream;
-pub use vm::console_log::ConsoleLines;
-pub use vm::network::Card;
+pub use vm::console_log::{ConsoleLines, ConsoleLinesCloser, NextLine};
+pub use vm::network::NicKind;
+pub use vm::scoped::ScopedVm;
+pub use vm::{Disks, Exited, Vm, VmStatus};
 
 /// The README's examples compile.
 #[cfg(doctest)]

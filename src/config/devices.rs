@@ -1,61 +1,80 @@
-//! What the fields of a description hold, where a number or a path does not say it.
+//! Types used by `HyperKit`'s fields.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::config::json;
 
-/// The network of the machine.
+/// The guest's network.
+///
+/// ```
+/// use hyperkit::{HyperKit, Network};
+///
+/// assert_eq!(HyperKit::new().network(Network::Nat), HyperKit::new().vpnkit("auto"));
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum VpnKit {
+pub enum Network {
     /// No network card.
     #[default]
     None,
-    /// What is there: on hyperkit the VPNKit of Docker Desktop, on QEMU its user-mode network.
-    Auto,
-    /// The VPNKit that listens on this socket. hyperkit only.
-    Socket(PathBuf),
+    /// The guest reaches the host's networks by address translation, without root: on hyperkit through Docker
+    /// Desktop's VPNKit, on QEMU through its user-mode network.
+    Nat,
+    /// The network of the VPNKit (a user-space network stack) that listens on this unix socket. hyperkit only.
+    VpnKit(PathBuf),
 }
 
-/// A port of 127.0.0.1 that leads to one of the guest; see [`HyperKit::port_forwards`](crate::HyperKit#structfield.port_forwards).
+impl From<&Path> for Network {
+    /// As the Go package reads it: empty is no network, `auto` is [`Nat`](Self::Nat), anything else a VPNKit socket.
+    fn from(socket: &Path) -> Self {
+        match socket.as_os_str().as_encoded_bytes() {
+            b"" => Self::None,
+            b"auto" => Self::Nat,
+            _ => Self::VpnKit(socket.to_owned()),
+        }
+    }
+}
+
+/// A port of 127.0.0.1 that is forwarded to the guest; see
+/// [`HyperKit::port_forwards`](crate::HyperKit#structfield.port_forwards).
 ///
 /// ```
-/// use hyperkit::{HyperKit, PortForward, VpnKit};
+/// use hyperkit::{HyperKit, Network, PortForward};
 ///
-/// let machine = HyperKit::new().vpnkit(VpnKit::Auto).port_forward(PortForward::tcp(0, 22));
-/// assert_eq!(machine.port_forwards[0].to_string(), "tcp 127.0.0.1:0 -> 22");
+/// let description = HyperKit::new().network(Network::Nat).port_forward(PortForward::tcp(0, 22));
+/// assert_eq!(description.port_forwards[0].to_string(), "tcp 127.0.0.1:0 -> 22");
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PortForward {
     /// TCP or UDP.
     pub protocol: Protocol,
-    /// The port of 127.0.0.1; 0 is any free one, which [`Vm::port_forwards`](crate::Vm::port_forwards) names.
+    /// The port of 127.0.0.1; 0 is any free port, which [`Vm::host_port`](crate::Vm::host_port) returns.
     pub host: u16,
     /// The port in the guest.
     pub guest: u16,
 }
 
-/// What a forwarded port carries.
+/// The protocol of a forwarded port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
-    /// Streams.
+    /// TCP streams.
     Tcp,
-    /// Datagrams.
+    /// UDP datagrams.
     Udp,
 }
 
 impl PortForward {
-    /// Leads TCP connections to port `host` of 127.0.0.1 (0: any free one) to port `guest` of the guest.
+    /// Forwards TCP connections from port `host` of 127.0.0.1 (0: any free port) to port `guest` of the guest.
     #[must_use]
     pub fn tcp(host: u16, guest: u16) -> Self {
         Self { protocol: Protocol::Tcp, host, guest }
     }
 
-    /// Leads datagrams to port `host` of 127.0.0.1 (0: any free one) to port `guest` of the guest.
+    /// Forwards UDP datagrams from port `host` of 127.0.0.1 (0: any free port) to port `guest` of the guest.
     #[must_use]
     pub fn udp(host: u16, guest: u16) -> Self {
         Self { protocol: Protocol::Udp, host, guest }
@@ -77,77 +96,85 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// Something the guest can mount by 9p under a tag.
+/// Files that the guest can mount with the 9p file system: `mount -t 9p -o trans=virtio TAG /mnt`.
+///
+/// ```
+/// use hyperkit::{HyperKit, Share9pSource};
+///
+/// let description = HyperKit::new().share_dir("/srv/data", "data");
+/// assert_eq!(description.shares_9p[0].tag, "data");
+/// assert_eq!(description.shares_9p[0].source, Share9pSource::Path("/srv/data".into()));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Socket9p {
-    /// Who serves it.
-    pub server: Server9p,
-    /// The name the guest mounts it by, 256 bytes at most (QEMU: 31).
+pub struct Share9p {
+    /// Where the files come from.
+    pub source: Share9pSource,
+    /// The mount tag, at most 256 bytes (QEMU: 31).
     pub tag: String,
 }
 
-/// Who serves what the guest mounts by 9p.
+/// Where the files of a [`Share9p`] come from.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Server9p {
-    /// On hyperkit the unix socket of a 9p server, on QEMU a directory.
+pub enum Share9pSource {
+    /// On QEMU a directory, on hyperkit the unix socket of a 9p server.
     Path(PathBuf),
     /// The TCP port of a 9p server on this host. hyperkit only.
     Port(u16),
 }
 
-/// Where the first serial port of the machine leads.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+/// The first serial port (com1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Console {
     /// The caller's standard input and output.
-    #[default]
     Stdio,
-    /// A pty, named by the file `tty` in the state directory; all output is kept in `console-ring` beside it.
-    File,
-    /// The same pty, with the output in the Apple System Log. hyperkit only.
-    Log,
+    /// A pty, which [`Vm::console`](crate::Vm::console) opens, and a log in the state directory, which
+    /// [`Vm::console_log`](crate::Vm::console_log) reads.
+    Pty,
+    /// A pty, with the output in the Apple System Log. hyperkit only.
+    AppleLog,
 }
 
-/// A serial port: where it leads, and where what the guest says on it is kept.
+/// A serial port: what it is connected to, and where its output is kept.
 ///
 /// ```
 /// use hyperkit::{HyperKit, Serial};
 ///
-/// // com1 on the terminal, com2 only kept in `console-ring2`.
-/// let machine = HyperKit::new().serial(Serial::stdio()).serial(Serial::none().log());
-/// # assert_eq!(machine.serials.unwrap().len(), 2);
+/// // com1 on the terminal, com2 logged to `console-ring2` and connected to nothing.
+/// let description = HyperKit::new().serial(Serial::stdio()).serial(Serial::none().log());
+/// # assert_eq!(description.serials.unwrap().len(), 2);
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct Serial {
-    /// Where it leads.
+    /// What the port is connected to.
     #[serde(rename = "InteractiveConsole", deserialize_with = "json::or_default")]
-    pub line: SerialLine,
-    /// Whether the output is kept in the state directory, in `console-ring` (com1) or `console-ring2` (com2).
+    pub backend: SerialBackend,
+    /// Whether the output is logged in the state directory, to `console-ring` (com1) or `console-ring2` (com2).
     #[serde(rename = "LogToRingBuffer", deserialize_with = "json::or_default")]
     pub log: bool,
-    /// Whether the output goes to the Apple System Log, too. hyperkit only.
+    /// Whether the output also goes to the Apple System Log. hyperkit only.
     #[serde(rename = "LogToASL", deserialize_with = "json::or_default")]
-    pub asl: bool,
+    pub apple_log: bool,
 }
 
-/// Where a serial port leads.
+/// What a serial port is connected to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum SerialLine {
-    /// Nowhere; hyperkit knows that since v0.20200908.
+pub enum SerialBackend {
+    /// Nothing. hyperkit supports this since v0.20200908.
     #[default]
     None,
-    /// The caller's standard input and output; one port at most.
+    /// The caller's standard input and output; at most one port.
     Stdio,
     /// A pty, named by the file `tty1` (com1) or `tty2` (com2) in the state directory.
-    Tty,
+    Pty,
 }
 
 impl Serial {
-    /// A port that leads nowhere.
+    /// A port that is connected to nothing.
     #[must_use]
     pub fn none() -> Self {
         Self::default()
@@ -156,16 +183,16 @@ impl Serial {
     /// A port on the caller's standard input and output.
     #[must_use]
     pub fn stdio() -> Self {
-        Self { line: SerialLine::Stdio, ..Self::default() }
+        Self { backend: SerialBackend::Stdio, ..Self::default() }
     }
 
     /// A port on a pty.
     #[must_use]
-    pub fn tty() -> Self {
-        Self { line: SerialLine::Tty, ..Self::default() }
+    pub fn pty() -> Self {
+        Self { backend: SerialBackend::Pty, ..Self::default() }
     }
 
-    /// Keeps the output in the state directory.
+    /// Logs the output in the state directory.
     #[must_use]
     pub fn log(mut self) -> Self {
         self.log = true;
@@ -174,39 +201,39 @@ impl Serial {
 
     /// Sends the output to the Apple System Log. hyperkit only.
     #[must_use]
-    pub fn asl(mut self) -> Self {
-        self.asl = true;
+    pub fn apple_log(mut self) -> Self {
+        self.apple_log = true;
         self
     }
 }
 
-/// A kernel for the Multiboot specification (version 1), with its modules.
+/// A kernel that follows the Multiboot specification (version 1), with its modules.
 ///
 /// ```
 /// use hyperkit::{HyperKit, Multiboot};
 ///
-/// let machine = HyperKit::new().multiboot(Multiboot::new("kernel.elf").module("initrd.tar", "root"));
-/// assert_eq!(machine.arguments("verbose")?.last().unwrap(), "multiboot,kernel.elf,initrd.tar;root,verbose");
+/// let description = HyperKit::new().multiboot(Multiboot::new("kernel.elf").module("initrd.tar", "root"));
+/// assert_eq!(description.arguments("verbose")?.last().unwrap(), "multiboot,kernel.elf,initrd.tar;root,verbose");
 /// # Ok::<(), hyperkit::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Multiboot {
-    /// The kernel: a 32-bit ELF file, or one whose multiboot header says where it goes.
+    /// The kernel: a 32-bit ELF file, or a file whose multiboot header says where it is loaded.
     #[serde(serialize_with = "json::lossy")]
     pub kernel: PathBuf,
-    /// What is loaded with it, in order.
+    /// The modules, in the order in which they are loaded.
     #[serde(default, deserialize_with = "json::or_default")]
-    pub modules: Vec<Module>,
+    pub modules: Vec<MultibootModule>,
 }
 
-/// A file that a [`Multiboot`] kernel gets.
+/// A file that is loaded for a [`Multiboot`] kernel.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Module {
+pub struct MultibootModule {
     /// The file.
     #[serde(serialize_with = "json::lossy")]
     pub path: PathBuf,
-    /// What the kernel is told of it, behind its path.
+    /// The text that the kernel gets with the module, after its path.
     #[serde(default, deserialize_with = "json::or_default")]
     pub cmdline: String,
 }
@@ -221,7 +248,13 @@ impl Multiboot {
     /// Adds one of [`modules`](Self#structfield.modules).
     #[must_use]
     pub fn module(mut self, path: impl Into<PathBuf>, cmdline: impl Into<String>) -> Self {
-        self.modules.push(Module { path: path.into(), cmdline: cmdline.into() });
+        self.modules.push(MultibootModule { path: path.into(), cmdline: cmdline.into() });
         self
+    }
+}
+
+impl<P: Into<PathBuf>> From<P> for Multiboot {
+    fn from(kernel: P) -> Self {
+        Self::new(kernel)
     }
 }

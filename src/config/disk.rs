@@ -4,95 +4,103 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use crate::error::{Error, Result};
+use crate::error::ConfigError;
 
-/// A disk of the machine: an image file, and how the guest sees it.
+/// A disk of the VM: an image file, and how the guest sees it.
 ///
 /// ```
-/// use hyperkit::{Disk, Qcow};
+/// use hyperkit::{Disk, HyperKit, QcowOptions};
 ///
 /// let existing = Disk::raw("root.img");
-/// let made_if_missing = Disk::raw("data.img").size(4096);
+/// let created_if_missing = Disk::raw("data.img").size_mib(4096);
 /// let in_the_state_directory = Disk::in_state_dir(64);
-/// let qcow2 = Disk::qcow2("cache.qcow2", Qcow::default()).size(8192).ahci();
-/// let whatever_it_is = Disk::new("image").read_only();
-/// assert_eq!(made_if_missing.size, Some(4096));
+/// let qcow2 = Disk::qcow2("cache.qcow2", QcowOptions::default()).size_mib(8192).ahci();
+/// let probed = Disk::new("image").read_only();
+/// assert_eq!(created_if_missing.size_mib, Some(4096));
 /// assert_eq!(in_the_state_directory.path, None);
+/// assert_eq!(HyperKit::new().disk("image").disks, [Disk::new("image")]);
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Disk {
-    /// The image. Unset, it is `disk.img` (`disk.qcow2`) in the state directory; `disk1.img` if it is the second disk,
+    /// The image. If unset, it is `disk.img` (`disk.qcow2`) in the state directory, `disk1.img` for the second disk,
     /// and so on.
     pub path: Option<PathBuf>,
-    /// The size in MiB: a missing image is made with it, a smaller one grown to it, and a larger one refused.
-    pub size: Option<u64>,
-    /// What is in the image file. Unset, an image that is there is qcow2 if its content says so, and raw otherwise,
-    /// whatever its name; one to be made is qcow2 if its name ends in `.qcow2` or `.qcow`. Other formats count as raw.
-    pub format: Option<Format>,
-    /// What the guest sees it as.
-    pub driver: Driver,
-    /// Whether the guest may not write.
+    /// The size in MiB. A start creates a missing image with it, grows a smaller one to it, and refuses a larger one.
+    pub size_mib: Option<u64>,
+    /// The format of the image file. If unset, it is probed: an existing image is qcow2 if its content says so, and
+    /// raw otherwise, whatever its name; a new one is qcow2 if its name ends in `.qcow2` or `.qcow`.
+    pub format: Option<DiskFormat>,
+    /// The device that the guest sees.
+    pub interface: DiskInterface,
+    /// Whether the guest cannot write.
     pub read_only: bool,
-    /// Whether each write is on the host's disk before the guest hears of it.
+    /// Whether each write reaches the host's disk before the guest is told that it is done.
     pub sync: bool,
-    /// The size of its sectors; unset, 512 bytes, or what the engine thinks right.
+    /// The size of its sectors. If unset, 512 bytes, or the engine's default.
     pub sector_size: Option<SectorSize>,
-    /// Whether room that the guest gives up is given back to the host (discard). For a raw image hyperkit decides that
-    /// by itself.
+    /// Whether space that the guest discards is returned to the host. hyperkit decides this by itself for raw images.
     pub trim: bool,
     /// Keys of `hyperkit.json` that this version does not know; they survive.
     pub(crate) unknown: serde_json::Map<String, serde_json::Value>,
 }
 
-/// What is in an image file.
+/// The format of an image file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Format {
-    /// The disk's bytes as they are.
+pub enum DiskFormat {
+    /// The disk's bytes without a header.
     Raw,
-    /// qcow2, with what hyperkit is told about handling it; needs a hyperkit built with it.
-    Qcow2(Qcow),
+    /// qcow2, with hyperkit's options for it; requires a hyperkit that was built with qcow2 support.
+    Qcow2(QcowOptions),
 }
 
-/// How hyperkit handles a qcow2 image; QEMU has no use for it.
+/// How hyperkit handles a qcow2 image. QEMU ignores all of it but [`tool`](Self#structfield.tool).
+///
+/// ```
+/// use hyperkit::{Disk, FlushMode, QcowOptions};
+///
+/// let mut options = QcowOptions::default();
+/// options.flush = FlushMode::Drive;
+/// let disk = Disk::qcow2("/images/data.qcow2", options);
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Qcow {
+pub struct QcowOptions {
     /// What a flush by the guest does.
-    pub on_flush: OnFlush,
-    /// The image is compacted after this many sectors were given up; 0 is never.
+    pub flush: FlushMode,
+    /// The image is compacted after this many sectors were discarded; 0 is never.
     pub compact_after: u64,
-    /// How many erased sectors are kept for later use.
+    /// The number of erased sectors that are kept for later use.
     pub keep_erased: u64,
-    /// Whether hyperkit checks its own invariants while it runs.
+    /// Whether hyperkit checks its invariants while it runs.
     pub runtime_asserts: bool,
-    /// Where it serves statistics, for instance `tcp:9090`.
+    /// Where hyperkit serves statistics, for instance `tcp:9090`.
     pub stats: Option<String>,
-    /// The program that makes and grows the image: a `qcow-tool` or a `qemu-img`. Unset, the first of `qemu-img` and
-    /// `qcow-tool` on `PATH`.
+    /// The program that creates and grows the image: a `qcow-tool` or a `qemu-img`. If unset, the first of `qemu-img`
+    /// and `qcow-tool` on `PATH`.
     pub tool: Option<PathBuf>,
 }
 
-/// What a flush by the guest does to a [`Qcow`] image.
+/// What a flush by the guest does to a qcow2 image; see [`QcowOptions::flush`](QcowOptions#structfield.flush).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum OnFlush {
-    /// What hyperkit thinks right.
+pub enum FlushMode {
+    /// hyperkit's default.
     #[default]
     Default,
     /// Nothing.
     None,
-    /// What was written is with the host's operating system.
+    /// Passes what was written to the host's operating system.
     Os,
-    /// What was written is on the host's disk.
+    /// Writes it to the host's disk.
     Drive,
 }
 
-/// What the guest sees a disk as.
+/// The device that the guest sees a disk as.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Driver {
+pub enum DiskInterface {
     /// virtio-blk: `/dev/vda`.
     #[default]
     VirtioBlk,
@@ -100,7 +108,7 @@ pub enum Driver {
     Ahci,
 }
 
-/// The sizes of a disk's sectors in bytes: powers of two from 512 to 1073741824, and the logical not above the physical.
+/// The sizes of a disk's sectors in bytes: powers of two from 512 to 1073741824, the logical one at most the physical.
 ///
 /// ```
 /// let size = hyperkit::SectorSize { logical: 512, physical: 4096 };
@@ -109,9 +117,9 @@ pub enum Driver {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SectorSize {
-    /// The unit in which the guest addresses it.
+    /// The unit in which the guest addresses the disk, in bytes.
     pub logical: u32,
-    /// The unit in which it is best written.
+    /// The unit in which the disk is best written, in bytes.
     pub physical: u32,
 }
 
@@ -124,7 +132,7 @@ impl SectorSize {
 }
 
 impl fmt::Display for SectorSize {
-    /// As hyperkit spells it: `512`, or `512/4096`.
+    /// In hyperkit's words: `512`, or `512/4096`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.logical == self.physical {
             true => write!(f, "{}", self.logical),
@@ -142,10 +150,10 @@ impl FromStr for SectorSize {
     }
 }
 
-impl OnFlush {
+impl FlushMode {
     const ALL: [Self; 4] = [Self::Default, Self::None, Self::Os, Self::Drive];
 
-    /// As hyperkit and the Go package spell it.
+    /// The word of hyperkit and the Go package.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Default => "",
@@ -160,8 +168,8 @@ impl OnFlush {
     }
 }
 
-impl Driver {
-    /// As hyperkit and the Go package spell it.
+impl DiskInterface {
+    /// The word of hyperkit and the Go package.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Self::VirtioBlk => "virtio-blk",
@@ -175,63 +183,64 @@ impl Driver {
 }
 
 impl Disk {
-    /// An image at `path`, whose content or else its name says whether it is raw or qcow2.
+    /// An image at `path`, whose format is probed.
     ///
-    /// Who lets a guest write to a raw image had better say that it is [`raw`](Self::raw): the guest could make it look
-    /// like another. (An image that is found to be qcow2 and to rest on other files is refused.) Once the machine was
-    /// started, its description says which it is.
+    /// Use [`Disk::raw`](Self::raw) for images the guest can write to. With probing, a guest could write a qcow2 header
+    /// and reach host files. (A probed qcow2 image with a backing file is refused.) Once the VM was started, its
+    /// description names the format that was found.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self { path: Some(path.into()), ..Self::default() }
     }
 
-    /// A raw image at `path`, which has to be there already unless a [`size`](Self::size) is given.
+    /// A raw image at `path`, which must exist unless a [`size_mib`](Self::size_mib) is given.
     #[must_use]
     pub fn raw(path: impl Into<PathBuf>) -> Self {
-        Self { format: Some(Format::Raw), ..Self::new(path) }
+        Self { format: Some(DiskFormat::Raw), ..Self::new(path) }
     }
 
-    /// A qcow2 image at `path`, which has to be there already unless a [`size`](Self::size) is given.
+    /// A qcow2 image at `path`, which must exist unless a [`size_mib`](Self::size_mib) is given.
     #[must_use]
-    pub fn qcow2(path: impl Into<PathBuf>, qcow: Qcow) -> Self {
-        Self { format: Some(Format::Qcow2(qcow)), ..Self::new(path) }
+    pub fn qcow2(path: impl Into<PathBuf>, options: QcowOptions) -> Self {
+        Self { format: Some(DiskFormat::Qcow2(options)), ..Self::new(path) }
     }
 
-    /// A raw image of `mebibytes` MiB in the state directory, made if missing.
+    /// A raw image of `size_mib` MiB in the state directory, created if missing.
     #[must_use]
-    pub fn in_state_dir(mebibytes: u64) -> Self {
-        Self { format: Some(Format::Raw), ..Self::default() }.size(mebibytes)
+    pub fn in_state_dir(size_mib: u64) -> Self {
+        Self { format: Some(DiskFormat::Raw), ..Self::default() }.size_mib(size_mib)
     }
 
-    /// Has the image made with `mebibytes` MiB if it is missing, and grown to them if it has less.
+    /// Sets [`size_mib`](Self#structfield.size_mib): a start creates the image if it is missing, and grows it if it is
+    /// smaller.
     #[must_use]
-    pub fn size(mut self, mebibytes: u64) -> Self {
-        self.size = Some(mebibytes);
+    pub fn size_mib(mut self, size_mib: u64) -> Self {
+        self.size_mib = Some(size_mib);
         self
     }
 
-    /// Sets [`format`](Self#structfield.format), what is in the image file.
+    /// Sets [`format`](Self#structfield.format): the format of the image file.
     #[must_use]
-    pub fn format(mut self, format: Format) -> Self {
+    pub fn format(mut self, format: DiskFormat) -> Self {
         self.format = Some(format);
         self
     }
 
-    /// Attaches it as a SATA disk, not as virtio-blk.
+    /// Sets [`interface`](Self#structfield.interface) to [`Ahci`](DiskInterface::Ahci): a SATA disk.
     #[must_use]
     pub fn ahci(mut self) -> Self {
-        self.driver = Driver::Ahci;
+        self.interface = DiskInterface::Ahci;
         self
     }
 
-    /// Keeps the guest from writing.
+    /// Sets [`read_only`](Self#structfield.read_only): the guest cannot write.
     #[must_use]
     pub fn read_only(mut self) -> Self {
         self.read_only = true;
         self
     }
 
-    /// Has each write on the host's disk before the guest hears of it.
+    /// Sets [`sync`](Self#structfield.sync): each write reaches the host's disk at once.
     #[must_use]
     pub fn sync(mut self) -> Self {
         self.sync = true;
@@ -245,35 +254,49 @@ impl Disk {
         self
     }
 
-    /// Gives room that the guest gives up back to the host.
+    /// Sets [`trim`](Self#structfield.trim): discarded space is returned to the host.
     #[must_use]
     pub fn trim(mut self) -> Self {
         self.trim = true;
         self
     }
 
-    /// The format as far as it can be told without looking at the image.
-    pub(crate) fn format_by_name(&self) -> Format {
+    /// The format as far as it is known without looking at the image.
+    pub(crate) fn format_by_name(&self) -> DiskFormat {
         let by_name = || match self.path.as_deref().and_then(Path::extension) {
-            Some(extension) if extension == "qcow2" || extension == "qcow" => Format::Qcow2(Qcow::default()),
-            _ => Format::Raw,
+            Some(extension) if extension == "qcow2" || extension == "qcow" => DiskFormat::Qcow2(QcowOptions::default()),
+            _ => DiskFormat::Raw,
         };
         self.format.clone().unwrap_or_else(by_name)
     }
 
-    /// Where the image of the `index`th disk is: at its path, or else in the state directory.
-    pub(crate) fn place(&self, index: usize, state_dir: Option<&Path>) -> Result<PathBuf> {
-        let extension = if matches!(self.format, Some(Format::Qcow2(_))) { "qcow2" } else { "img" };
-        match (&self.path, self.size, state_dir) {
+    /// The path of the image of the `index`th disk: its own, or the default one in the state directory.
+    pub(crate) fn image_path(&self, index: usize, state_dir: Option<&Path>) -> Result<PathBuf, ConfigError> {
+        let extension = if matches!(self.format, Some(DiskFormat::Qcow2(_))) { "qcow2" } else { "img" };
+        match (&self.path, self.size_mib, state_dir) {
             (Some(path), ..) => Ok(path.clone()),
-            (None, Some(_), Some(dir)) if index == 0 => Ok(dir.join(format!("disk.{extension}"))),
-            (None, Some(_), Some(dir)) => Ok(dir.join(format!("disk{index}.{extension}"))),
-            _ => Err(Error::DiskPlaceMissing),
+            (None, Some(_), Some(dir)) => Ok(default_path(dir, index, extension)),
+            _ => Err(ConfigError::MissingDiskPath),
         }
     }
 }
 
-/// `mebibytes` in bytes, if a file can be that long.
-pub(crate) fn bytes(mebibytes: u64) -> Option<u64> {
-    mebibytes.checked_mul(1024 * 1024).filter(|&bytes| bytes > 0 && i64::try_from(bytes).is_ok())
+impl<P: Into<PathBuf>> From<P> for Disk {
+    /// As [`Disk::new`].
+    fn from(path: P) -> Self {
+        Self::new(path)
+    }
+}
+
+/// The path of the `index`th disk that has none of its own.
+pub(crate) fn default_path(state_dir: &Path, index: usize, extension: &str) -> PathBuf {
+    match index {
+        0 => state_dir.join(format!("disk.{extension}")),
+        _ => state_dir.join(format!("disk{index}.{extension}")),
+    }
+}
+
+/// `mib` in bytes, if a file can be that long.
+pub(crate) fn bytes(mib: u64) -> Option<u64> {
+    mib.checked_mul(1024 * 1024).filter(|&bytes| bytes > 0 && i64::try_from(bytes).is_ok())
 }

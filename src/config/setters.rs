@@ -1,47 +1,50 @@
 //! The setters, one for each field of the description and of the same name.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::config::disk::Disk;
-use crate::config::{Console, HyperKit, Multiboot, PortForward, Serial, Server9p, Socket9p, VpnKit};
+use crate::config::{Console, HyperKit, Multiboot, Network, PortForward, Serial, Share9p, Share9pSource};
 
-/// `name(Type)` sets a field, `name(some Type)` one that may be unset, `… in list` adds one of a list; with `into`, from
-/// whatever the type can be made of.
+/// `name: Type` sets a field, `name: some Type` an optional one, `name: Type in list` adds to a list; with `into`, from
+/// whatever converts into the type.
 macro_rules! setters {
-    (@one $what:literal, $name:ident(into $kind:ty)) => {
-        #[doc = concat!("Sets [`", stringify!($name), "`](Self#structfield.", stringify!($name), "), ", $what, ".")]
+    (@doc $what:literal, $verb:literal, $field:ident) => {
+        concat!($verb, " [`", stringify!($field), "`](Self#structfield.", stringify!($field), "): ", $what, ".")
+    };
+    (@one $what:literal, $name:ident: into $kind:ty) => {
+        #[doc = setters!(@doc $what, "Sets", $name)]
         #[must_use]
         pub fn $name(mut self, $name: impl Into<$kind>) -> Self {
             self.$name = Some($name.into());
             self
         }
     };
-    (@one $what:literal, $name:ident(some $kind:ty)) => {
-        #[doc = concat!("Sets [`", stringify!($name), "`](Self#structfield.", stringify!($name), "), ", $what, ".")]
+    (@one $what:literal, $name:ident: some $kind:ty) => {
+        #[doc = setters!(@doc $what, "Sets", $name)]
         #[must_use]
         pub fn $name(mut self, $name: $kind) -> Self {
             self.$name = Some($name);
             self
         }
     };
-    (@one $what:literal, $name:ident(into $kind:ty) in $list:ident) => {
-        #[doc = concat!("Adds one of [`", stringify!($list), "`](Self#structfield.", stringify!($list), "), ", $what, ".")]
+    (@one $what:literal, $name:ident: into $kind:ty, $list:ident) => {
+        #[doc = setters!(@doc $what, "Adds one of", $list)]
         #[must_use]
         pub fn $name(mut self, $name: impl Into<$kind>) -> Self {
             self.$list.push($name.into());
             self
         }
     };
-    (@one $what:literal, $name:ident($kind:ty) in $list:ident) => {
-        #[doc = concat!("Adds one of [`", stringify!($list), "`](Self#structfield.", stringify!($list), "), ", $what, ".")]
+    (@one $what:literal, $name:ident: $kind:ty, $list:ident) => {
+        #[doc = setters!(@doc $what, "Adds one of", $list)]
         #[must_use]
         pub fn $name(mut self, $name: $kind) -> Self {
             self.$list.push($name);
             self
         }
     };
-    (@one $what:literal, $name:ident($kind:ty)) => {
-        #[doc = concat!("Sets [`", stringify!($name), "`](Self#structfield.", stringify!($name), "), ", $what, ".")]
+    (@one $what:literal, $name:ident: $kind:ty) => {
+        #[doc = setters!(@doc $what, "Sets", $name)]
         #[must_use]
         pub fn $name(mut self, $name: $kind) -> Self {
             self.$name = $name;
@@ -49,53 +52,61 @@ macro_rules! setters {
         }
     };
     ($($what:literal: $name:ident($($kind:tt)*) $(in $list:ident)?;)*) => {
-        $(setters!(@one $what, $name($($kind)*) $(in $list)?);)*
+        $(setters!(@one $what, $name: $($kind)* $(, $list)?);)*
     };
 }
 
 impl HyperKit {
-    /// The defaults: one vCPU, 1024 MiB, guest CID 3, a random number generator, console on stdio, and nothing else.
+    /// Creates a description with the [defaults](Self::default).
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
     setters! {
-        "the program that runs the machine": hyperkit(into PathBuf);
-        "what the program is told that it is called": argv0(into String);
-        "the directory that remembers the machine": state_dir(into PathBuf);
-        "the network": vpnkit(VpnKit);
-        "a UUID for a lasting IP address": vpnkit_key(into String);
-        "the address to ask VPNKit for": vpnkit_preferred_ipv4(into String);
+        "the hypervisor": hyperkit(into PathBuf);
+        "the hypervisor's `argv[0]`": argv0(into String);
+        "the directory that records the VM": state_dir(into PathBuf);
+        "the guest's network": network(Network);
+        "a UUID for the same IP address each time": vpnkit_key(into String);
+        "the address requested from VPNKit": vpnkit_preferred_ipv4(into String);
         "whether there is a card on Apple's vmnet": vmnet(bool);
-        "an interface of the host for a network card": tap(into String);
+        "a tap interface of the host": tap(into String);
         "the MAC address of the first network card": mac(into String);
-        "a port of 127.0.0.1 that leads to the guest": port_forward(PortForward) in port_forwards;
-        "the machine's own UUID": uuid(into String);
-        "an image and how it is attached": disk(Disk) in disks;
-        "an image for a CD drive": iso(into PathBuf) in isos;
+        "a port of 127.0.0.1 that is forwarded to the guest": port_forward(PortForward) in port_forwards;
+        "the VM's UUID": uuid(into String);
+        "a disk, or just the path of its image": disk(into Disk) in disks;
+        "an image in a CD drive": iso(into PathBuf) in isos;
         "whether there is a vsock device": vsock(bool);
         "the directory of the vsock sockets": vsock_dir(into PathBuf);
-        "a port of the guest that the host reaches by a socket": vsock_port(u32) in vsock_ports;
+        "a vsock port of the guest with a socket on the host": vsock_port(u32) in vsock_ports;
         "the guest's context identifier": vsock_guest_cid(u32);
-        "the program that gives a QEMU guest its vsock": vhost_device_vsock(into PathBuf);
+        "the program that provides vsock to a QEMU guest": vhost_device_vsock(into PathBuf);
         "whether there is a random number generator": random(bool);
         "an x86 bzImage": kernel(into PathBuf);
         "the initial RAM disk": initrd(into PathBuf);
-        "a boot ROM in place of a kernel": bootrom(into PathBuf);
-        "a multiboot kernel in place of Linux": multiboot(into Multiboot);
+        "a boot ROM instead of a kernel": bootrom(into PathBuf);
+        "a multiboot kernel instead of Linux": multiboot(into Multiboot);
         "the number of vCPUs": cpus(u32);
-        "in MiB": memory(u64);
-        "where the first serial port leads": console(Console);
+        "the memory in MiB": memory_mib(u64);
+        "the first serial port": console(some Console);
         "whether the clock keeps UTC": utc(bool);
-        "whether `hlt` hands the processor back": exit_on_hlt(bool);
-        "whether `pause` hands the processor back": exit_on_pause(bool);
-        "whether the local APICs are in x2APIC mode": x2apic(bool);
-        "whether virtio devices interrupt by MSI-X": msix(bool);
+        "whether `hlt` yields the vCPU": exit_on_hlt(bool);
+        "whether `pause` yields the vCPU": exit_on_pause(bool);
+        "whether the local APICs start in x2APIC mode": x2apic(bool);
+        "whether virtio devices use MSI-X": msix(bool);
         "whether there is an MPtable": mptable(bool);
-        "whether core dumps have the guest's memory in them": core_dumps(bool);
+        "whether core dumps include the guest's memory": core_dumps(bool);
         "the TCP port for a debugger": gdb_port(some u16);
-        "for what this crate has no field for": extra_argument(into String) in extra_arguments;
+        "an argument for the hypervisor": extra_argument(into String) in extra_arguments;
+    }
+
+    /// Sets [`network`](Self#structfield.network) in the Go package's words: `auto` is [`Network::Nat`], an empty path
+    /// [`Network::None`], any other path [`Network::VpnKit`].
+    #[must_use]
+    pub fn vpnkit(mut self, socket: impl AsRef<Path>) -> Self {
+        self.network = socket.as_ref().into();
+        self
     }
 
     /// Adds one of [`serials`](Self#structfield.serials), com1 first.
@@ -105,24 +116,43 @@ impl HyperKit {
         self
     }
 
-    /// Takes away all serial ports: an empty list of [`serials`](Self#structfield.serials).
+    /// Removes all serial ports: an empty list of [`serials`](Self#structfield.serials).
     #[must_use]
     pub fn no_serials(mut self) -> Self {
         self.serials = Some(Vec::new());
         self
     }
 
-    /// Adds one of [`sockets_9p`](Self#structfield.sockets_9p): on hyperkit the socket of a 9p server, on QEMU a directory.
+    /// Shares a directory of the host: adds one of [`shares_9p`](Self#structfield.shares_9p). The guest mounts it with
+    /// `mount -t 9p -o trans=virtio TAG /mnt`. QEMU only: hyperkit needs a 9p server, see
+    /// [`socket_9p`](Self::socket_9p).
     #[must_use]
-    pub fn socket_9p(mut self, path: impl Into<PathBuf>, tag: impl Into<String>) -> Self {
-        self.sockets_9p.push(Socket9p { server: Server9p::Path(path.into()), tag: tag.into() });
+    pub fn share_dir(self, path: impl Into<PathBuf>, tag: impl Into<String>) -> Self {
+        self.share_9p(Share9pSource::Path(path.into()), tag)
+    }
+
+    /// Adds one of [`shares_9p`](Self#structfield.shares_9p): the unix socket of a 9p server. hyperkit only: QEMU
+    /// serves a directory by itself, see [`share_dir`](Self::share_dir).
+    #[must_use]
+    pub fn socket_9p(self, path: impl Into<PathBuf>, tag: impl Into<String>) -> Self {
+        self.share_9p(Share9pSource::Path(path.into()), tag)
+    }
+
+    /// Adds one of [`shares_9p`](Self#structfield.shares_9p): the TCP port of a 9p server on this host. hyperkit only.
+    #[must_use]
+    pub fn port_9p(self, port: u16, tag: impl Into<String>) -> Self {
+        self.share_9p(Share9pSource::Port(port), tag)
+    }
+
+    fn share_9p(mut self, source: Share9pSource, tag: impl Into<String>) -> Self {
+        self.shares_9p.push(Share9p { source, tag: tag.into() });
         self
     }
 
-    /// Adds one of [`sockets_9p`](Self#structfield.sockets_9p): the TCP port of a 9p server on this host. hyperkit only.
+    /// Adds one of [`labels`](Self#structfield.labels), or replaces the one with this key.
     #[must_use]
-    pub fn port_9p(mut self, port: u16, tag: impl Into<String>) -> Self {
-        self.sockets_9p.push(Socket9p { server: Server9p::Port(port), tag: tag.into() });
+    pub fn label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.labels.insert(key.into(), value.into());
         self
     }
 }

@@ -1,30 +1,32 @@
-//! The programs that can run a machine: which one it is, where it is found, and what it cannot do.
+//! The engines: hypervisors that can run a VM. Each is a folder with an [`EngineDriver`], and a line in [`DRIVERS`].
 
 pub(crate) mod dhcp_leases;
+mod driver;
 pub(crate) mod hyperkit;
-pub(crate) mod qemu;
+mod qemu;
 
+use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::os::unix::process::ExitStatusExt;
+use std::fs::FileType;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
-use std::time::Duration;
 
-use crate::config::{HyperKit, PortForward};
+pub(crate) use driver::{Control, EngineDriver, ExitListener, VsockDaemon, VsockEndpoint};
+
+use crate::config::HyperKit;
 use crate::error::{Error, Result};
-use crate::exit::Exit;
-use crate::plan::kernel_cmdline::given_command_line;
-use crate::state::StateDir;
+use crate::plan::validate::{check_cmdline, validate};
 use crate::sys::find_program::first_program;
-use crate::vm::Vm;
 
-/// A program that runs machines. Its file name says which it is: `qemu-system-…` is QEMU, anything else hyperkit.
+/// A hypervisor that can run a VM. The file name of the program decides: `qemu-system-…` is QEMU, anything else
+/// hyperkit.
 ///
 /// ```
 /// use hyperkit::Engine;
 ///
 /// assert_eq!(Engine::of("/usr/bin/qemu-system-x86_64"), Engine::Qemu);
 /// assert_eq!(Engine::of("com.docker.hyperkit"), Engine::HyperKit);
+/// assert_eq!(Engine::Qemu.to_string(), "QEMU");
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -35,158 +37,118 @@ pub enum Engine {
     Qemu,
 }
 
-/// What can be done to a running machine besides ending it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Control {
-    PressPowerButton,
-    Pause,
-    Resume,
-}
-
-impl Control {
-    fn call(self) -> &'static str {
-        match self {
-            Self::PressPowerButton => "shutdown",
-            Self::Pause => "pause",
-            Self::Resume => "resume",
-        }
-    }
-}
-
-/// Where the Go package looks.
-const HYPERKITS: [&str; 5] = [
-    "hyperkit",
-    "com.docker.hyperkit",
-    "/usr/local/bin/hyperkit",
-    "/Applications/Docker.app/Contents/Resources/bin/hyperkit",
-    "/Applications/Docker.app/Contents/MacOS/com.docker.hyperkit",
-];
-const QEMU: &str = "qemu-system-x86_64";
+/// All engines, in the order in which their programs are searched. hyperkit comes last when the name of a program
+/// decides, since it accepts every name.
+const DRIVERS: [&dyn EngineDriver; 2] = [&hyperkit::Driver, &qemu::Driver];
 
 impl Engine {
-    /// The engine that a program of this name is.
+    /// The engine of a program with this file name.
     #[must_use]
     pub fn of(program: impl AsRef<Path>) -> Self {
-        let name = program.as_ref().file_name().unwrap_or_default();
-        if name.as_encoded_bytes().starts_with(b"qemu-system-") { Self::Qemu } else { Self::HyperKit }
+        let name = program.as_ref().file_name().unwrap_or_default().as_encoded_bytes();
+        let named = DRIVERS.iter().rev().find(|driver| driver.accepts_program_name(name));
+        named.map_or(Self::HyperKit, |driver| driver.engine())
     }
 
-    /// The engine of a description; hyperkit where it names no program.
-    pub(crate) fn of_machine(machine: &HyperKit) -> Self {
-        machine.hyperkit.as_ref().map_or(Self::HyperKit, Self::of)
-    }
-
-    /// Refuses what this engine cannot do anywhere, then gives the arguments for `machine`; without looking at any file.
-    pub(crate) fn arguments(self, machine: &HyperKit, cmdline: &str) -> Result<Vec<String>> {
-        self.supports(machine)?;
-        match self {
-            Self::HyperKit => hyperkit::arguments(machine, cmdline),
-            Self::Qemu => qemu::arguments(machine, cmdline),
-        }
-    }
-
-    /// The kernel command line that a machine was started with, going by its arguments.
-    pub(crate) fn command_line(self, machine: &HyperKit) -> Option<String> {
-        let behind = |option: &str| {
-            let at = machine.arguments.iter().position(|argument| argument == option)?;
-            machine.arguments.get(at + 1).map(String::as_str)
-        };
-        match self {
-            Self::HyperKit => hyperkit::command_line(behind("-f")?),
-            Self::Qemu if machine.bootrom.is_some() => (!machine.arguments.is_empty()).then(String::new),
-            Self::Qemu if machine.multiboot.is_some() => behind("-append").map(str::to_owned),
-            Self::Qemu => behind("-append").map(|line| given_command_line(line).to_owned()),
-        }
-    }
-
-    /// Arguments that go before the others and depend on the host, not on the machine.
-    pub(crate) fn host_arguments(self) -> Vec<String> {
-        match self {
-            Self::HyperKit => Vec::new(),
-            Self::Qemu => vec!["-accel".to_owned(), qemu::accelerator().to_owned()],
-        }
-    }
-
-    fn supports(self, machine: &HyperKit) -> Result<()> {
-        match self {
-            Self::HyperKit => hyperkit::supports(machine),
-            Self::Qemu => qemu::supports(machine),
-        }
-    }
-
-    /// Refuses what this engine cannot do on this host.
-    pub(crate) fn check(self, machine: &HyperKit) -> Result<()> {
-        self.supports(machine)?;
-        match self {
-            Self::HyperKit => Ok(()),
-            Self::Qemu => qemu::check(machine),
-        }
-    }
-
-    /// The ports of 127.0.0.1 that lead to the guest, with their numbers.
-    pub(crate) fn port_forwards(self, vm: &Vm, patience: Duration) -> Result<Vec<PortForward>> {
-        match (self, &vm.state) {
-            (Self::HyperKit, _) => Ok(Vec::new()),
-            (Self::Qemu, Some(state)) => qemu::port_forwards(state, patience),
-            (Self::Qemu, None) => Err(Error::StateDirRequired { field: "port_forwards" }),
-        }
-    }
-
-    /// Whether a program that has written its pid file has also set up the machine's devices.
-    pub(crate) fn is_set_up(self, machine: &HyperKit, state: &StateDir, patience: Duration) -> Result<bool> {
-        match self {
-            Self::HyperKit => Ok(hyperkit::is_set_up(machine, state)),
-            Self::Qemu => qemu::is_set_up(machine, state, patience),
-        }
-    }
-
-    /// Listens to the program until it ends; then says how the guest ended, if the exit code cannot.
-    pub(crate) fn listen(self, state: &StateDir) -> Option<impl FnOnce() -> Option<Exit> + Send + 'static> {
-        match self {
-            Self::HyperKit => None,
-            Self::Qemu => qemu::listen(state),
-        }
-    }
-
-    /// Does something to the running machine. The program may take `patience` to answer.
-    pub(crate) fn control(self, what: Control, vm: &Vm, patience: Duration) -> Result<()> {
-        match (self, &vm.state) {
-            (Self::HyperKit, _) => vm.signal(hyperkit::signal(what)),
-            (Self::Qemu, Some(state)) => qemu::control(what, state, patience),
-            (Self::Qemu, None) => Err(Error::StateDirRequired { field: what.call() }),
-        }
-    }
-
-    /// What the end of the program says about the machine's, with what the program `told` of it before.
-    pub(crate) fn exit(self, status: ExitStatus, told: Option<Exit>) -> Exit {
-        match (status.code(), status.signal()) {
-            (Some(0), _) => told.unwrap_or(Exit::PowerOff),
-            (Some(code), _) if self == Self::HyperKit => hyperkit::exit(code),
-            (Some(code), _) => Exit::Failed(code),
-            (None, Some(signal)) => Exit::Killed(signal),
-            (None, None) => Exit::Unknown,
-        }
+    pub(crate) fn driver(self) -> &'static dyn EngineDriver {
+        let [first, ..] = DRIVERS;
+        DRIVERS.into_iter().find(|driver| driver.engine() == self).unwrap_or(first)
     }
 }
 
 impl fmt::Display for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::HyperKit => "hyperkit",
-            Self::Qemu => "QEMU",
-        })
+        f.write_str(self.driver().name())
     }
 }
 
-/// The program that runs the machine: `wanted`, or else the first one found.
+/// The engine of a description; hyperkit if it names no program, as in the Go package.
+pub(crate) fn driver_of(description: &HyperKit) -> &'static dyn EngineDriver {
+    description.hyperkit.as_ref().map_or(Engine::HyperKit, Engine::of).driver()
+}
+
+/// The absolute path of the hypervisor: `wanted`, or else the first one that is installed.
 pub(crate) fn find(wanted: Option<&Path>) -> Result<PathBuf> {
     let candidates: Vec<&Path> = match wanted {
         Some(program) => vec![program],
-        None => HYPERKITS.iter().chain([&QEMU]).map(Path::new).collect(),
+        None => DRIVERS.iter().flat_map(|driver| driver.default_programs()).map(Path::new).collect(),
     };
-    let place = first_program(&candidates).map_err(|looked| Error::ProgramNotFound { looked })?;
+    let program = first_program(&candidates).map_err(|searched| Error::HypervisorNotFound { searched })?;
     if wanted.is_none() {
-        log::info!(target: "hyperkit", "{} runs the machines: {}", Engine::of(&place), place.display());
+        log::debug!(target: "hyperkit", "`hyperkit` is unset: using {}, {}", Engine::of(&program), program.display());
     }
-    std::path::absolute(&place).map_err(Error::io("make absolute", &place))
+    std::path::absolute(&program).map_err(Error::io("make absolute", &program))
+}
+
+/// The pid files that a command line names, in the options of any engine.
+pub(crate) fn pid_files(command: &[OsString]) -> impl Iterator<Item = &OsStr> {
+    DRIVERS.into_iter().flat_map(|driver| driver.pid_files(command))
+}
+
+/// Whether a file in a state directory is a socket that an engine or this crate creates there.
+pub(crate) fn is_engine_socket(name: &str, kind: FileType) -> bool {
+    DRIVERS.iter().any(|driver| driver.is_own_socket(name, kind))
+}
+
+/// Whether a hypervisor that does not lock the image uses it, unless both can only read.
+pub(crate) fn uses_image(path: &Path, read_only: bool) -> io::Result<bool> {
+    for driver in DRIVERS {
+        if driver.uses_image(path, read_only)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The description of a VM whose only trace is its command line.
+pub(crate) fn describe(command: &[OsString]) -> Option<HyperKit> {
+    DRIVERS.iter().find_map(|driver| driver.describe(command))
+}
+
+/// The arguments for a description. Looks at no file.
+pub(crate) fn arguments(description: &HyperKit, cmdline: &str) -> Result<Vec<String>> {
+    let driver = driver_of(description);
+    let mut violations = validate(description);
+    violations.collect(check_cmdline(description, cmdline));
+    violations.extend(driver.unsupported(description));
+    violations.into_result()?;
+    Ok(driver.arguments(description, cmdline)?)
+}
+
+impl HyperKit {
+    /// Returns the hypervisor's arguments for this description and kernel command line.
+    ///
+    /// Looks at no file, so relative paths stay relative (except that hyperkit requires an absolute path for a qcow2
+    /// image), and QEMU's accelerator, which depends on the host, is left out. With
+    /// [`hyperkit`](Self#structfield.hyperkit) unset, the arguments are those of hyperkit, as in the Go package.
+    ///
+    /// ```
+    /// let description = hyperkit::HyperKit::new().kernel("/boot/vmlinuz");
+    /// let arguments = description.arguments("console=ttyS0")?;
+    /// assert_eq!(arguments.last().unwrap(), "kexec,/boot/vmlinuz,,earlyprintk=serial console=ttyS0");
+    /// # Ok::<(), hyperkit::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] with everything that can be found wrong without looking at files or the host.
+    pub fn arguments(&self, kernel_cmdline: &str) -> Result<Vec<String>> {
+        arguments(self, kernel_cmdline)
+    }
+
+    /// Returns the kernel command line with which the VM was last started; `None` if it never was. A VM that was found
+    /// in its state directory can be started again with the same line:
+    ///
+    /// ```
+    /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
+    /// # let _here = here::running();
+    /// let description = hyperkit::HyperKit::from_state("vm")?;
+    /// description.stop()?;
+    /// let kernel_cmdline = description.recorded_kernel_cmdline().unwrap_or_default();
+    /// description.start(&kernel_cmdline)?;
+    /// # Ok::<(), hyperkit::Error>(())
+    /// ```
+    #[must_use]
+    pub fn recorded_kernel_cmdline(&self) -> Option<String> {
+        driver_of(self).recorded_cmdline(self)
+    }
 }

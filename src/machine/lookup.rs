@@ -1,58 +1,69 @@
-//! Finding VMs again: from a state directory, in a directory of them, by a running process.
+//! Finding VMs again: in a state directory, or in a directory of state directories.
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::config::HyperKit;
-use crate::engine::Engine;
+use crate::engine::describe;
 use crate::error::{Error, Result};
-use crate::process::Process;
+use crate::process::{Process, ProcessInfo, query};
 use crate::runtime::child::Child;
-use crate::state::StateDir;
+use crate::state::{JSON_FILE, PID_FILE, StateDir};
 use crate::vm::{Handle, Vm};
 
+/// A state directory that [`HyperKit::list`] found.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Found {
+    /// The state directory.
+    pub dir: PathBuf,
+    /// The description in it, or why it cannot be read.
+    pub description: Result<HyperKit>,
+    /// The VM if it runs, or why that cannot be found out.
+    pub vm: Result<Option<Vm>>,
+}
+
 impl HyperKit {
-    /// The machine that a state directory remembers, running or not.
+    /// Reads the description in a state directory, whether its VM runs or not.
+    ///
+    /// The description can start another VM in another [`state_dir`](Self#structfield.state_dir): a disk that was created
+    /// in the state directory by default belongs to whichever state directory the description names.
     ///
     /// ```
     /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
     /// # let _here = here::running();
-    /// let machine = hyperkit::HyperKit::from_state("vm")?;
-    /// if machine.is_running() {
-    ///     machine.stop()?;
+    /// let description = hyperkit::HyperKit::from_state("vm")?;
+    /// if description.is_running()? {
+    ///     description.stop()?;
     /// }
     /// # Ok::<(), hyperkit::Error>(())
     /// ```
     ///
     /// # Errors
-    /// [`Error::NoState`], [`Error::DamagedState`], [`Error::Io`].
+    /// [`Error::StateNotFound`], [`Error::DamagedState`], [`Error::Io`].
     pub fn from_state(dir: impl AsRef<Path>) -> Result<Self> {
-        let state = StateDir::new(dir.as_ref())?;
-        let mut machine = state.load()?;
-        if let Some(process) = state.running(Some(&machine)) {
-            machine.pid = Some(process.pid());
-        }
-        Ok(machine)
+        Ok(StateDir::new(dir.as_ref())?.load()?.without_state_dir_paths())
     }
 
-    /// The machines that the directories in `root` remember, by the directories' names; those in directories further
-    /// down are not looked for. A `root` that is not there has none.
+    /// Returns the state directories in `root`, sorted by name; directories further down are not searched. A `root` that
+    /// does not exist has none.
     ///
-    /// One that cannot be read is an error in its place, and does not hide the others.
+    /// A VM whose `hyperkit.json` is damaged, or missing beside its pid file, is listed, too.
     ///
     /// ```
     /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
     /// # let _here = here::running();
-    /// for machine in hyperkit::HyperKit::list("machines")?.into_iter().flatten() {
-    ///     println!("{:?} {}", machine.state_dir, machine.is_running());
+    /// for found in hyperkit::HyperKit::list("machines")? {
+    ///     let is_running = found.vm?.is_some();
+    ///     println!("{} {}", found.dir.display(), if is_running { "running" } else { "not running" });
     /// }
     /// # Ok::<(), hyperkit::Error>(())
     /// ```
     ///
     /// # Errors
-    /// [`Error::Io`] if `root` cannot be listed; for each machine those of [`from_state`](Self::from_state).
-    pub fn list(root: impl AsRef<Path>) -> Result<Vec<Result<Self>>> {
+    /// [`Error::Io`] if `root` cannot be read.
+    pub fn list(root: impl AsRef<Path>) -> Result<Vec<Found>> {
         let root = root.as_ref();
         let entries = match fs::read_dir(root) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -61,47 +72,100 @@ impl HyperKit {
         let dirs = entries.map(|entry| entry.map(|entry| entry.path())).collect::<io::Result<Vec<_>>>();
         let mut dirs = dirs.map_err(Error::io("list", root))?;
         dirs.sort();
-        let is_one = |machine: &Result<Self>| match machine {
-            Err(Error::NoState { .. }) => false,
-            // What is no directory has nothing in it.
-            Err(Error::Io { source, .. }) => source.kind() != io::ErrorKind::NotADirectory,
-            _ => true,
-        };
-        Ok(dirs.iter().map(Self::from_state).filter(is_one).collect())
+        let mut found = Vec::new();
+        for dir in dirs {
+            found.extend(look_into(dir)?);
+        }
+        Ok(found)
     }
 
-    /// Takes up the running machine; `None` if it does not run.
+    /// Returns the VM of this description if it runs: the process that was started, and no other that has its process ID
+    /// now. `None` if it does not run.
     ///
-    /// A program that has not started it learns when it ends, but not how: [`Exit::Unknown`].
+    /// With a state directory, what is recorded there counts; without one, what this description carries.
+    ///
+    /// A program that did not start the VM learns when it exits, but not its exit status: [`Exit::Unknown`].
+    ///
+    /// [`Exit::Unknown`]: crate::Exit::Unknown
     ///
     /// # Errors
-    /// [`Error::Io`] if there is no telling where the state directory is.
+    /// [`Error::CannotTell`] if the operating system does not let this program find out; [`Error::Io`].
     pub fn vm(&self) -> Result<Option<Vm>> {
-        let state = self.state_dir.as_deref().map(StateDir::new).transpose()?;
-        let children = Child::all(); // before one of them can end
-        let process = match &state {
-            // Another program may have started it since.
-            Some(state) => state.running(Some(self)).or_else(|| state.running(Some(&state.load().ok()?))),
-            None => self.pid.and_then(|pid| {
-                // Nothing is waited for without a state directory: our own child may not have become the program yet.
-                let is_our_child = children.iter().any(|child| child.pid() == pid);
-                Process::find(pid, |seen| {
-                    (is_our_child || seen.has_arguments(&self.arguments))
-                        && self.pid_started.is_some_and(|started| seen.began_at(started))
-                })
-            }),
-        };
-        let engine = Engine::of_machine(self);
-        let handle = |process: Process| match children.iter().find(|child| child.pid() == process.pid()) {
-            Some(child) => Handle::Child(child.clone()),
-            None => Handle::Found(process),
-        };
-        Ok(process.map(|process| Vm { process: handle(process), engine, state, output: None }))
+        let children = Child::all(); // before one of them can exit
+        match StateDir::of(self)? {
+            Some(state) => {
+                let recorded = state.load_if_recorded()?;
+                vm_in(&state, recorded, Some(self), &children)
+            }
+            None => self.recorded_vm(&children),
+        }
     }
 
-    /// Whether the machine runs: the process that was started, and no other that has its pid now.
-    #[must_use]
-    pub fn is_running(&self) -> bool {
-        self.vm().is_ok_and(|vm| vm.is_some())
+    /// Returns whether the VM runs.
+    ///
+    /// # Errors
+    /// Those of [`vm`](Self::vm).
+    pub fn is_running(&self) -> Result<bool> {
+        Ok(self.vm()?.is_some())
     }
+
+    /// The VM without a state directory that this description's record tells of.
+    fn recorded_vm(&self, children: &[std::sync::Arc<Child>]) -> Result<Option<Vm>> {
+        let record = &self.record;
+        let (Some(pid), Some(started)) = (record.pid, record.pid_started) else { return Ok(None) };
+        // Nothing is awaited without a state directory, so our own child may not have become the hypervisor yet.
+        let is_our_child = children.iter().any(|child| child.pid() == pid);
+        let is_ours = |process: &ProcessInfo| {
+            Ok((is_our_child || process.has_arguments(&record.arguments)) && process.started_at(started)?)
+        };
+        let process = Process::find(pid, is_ours).map_err(Error::cannot_tell(None))?;
+        process.map(|process| Vm::new(handle(process, children), self.clone(), None, None)).transpose()
+    }
+}
+
+/// The VM that runs for a state directory. If nothing is recorded there, it is described by its arguments, or else by
+/// `wanted`.
+fn vm_in(
+    state: &StateDir,
+    recorded: Option<HyperKit>,
+    wanted: Option<&HyperKit>,
+    children: &[std::sync::Arc<Child>],
+) -> Result<Option<Vm>> {
+    let Some(process) = state.running(recorded.as_ref())? else { return Ok(None) };
+    let description = match recorded {
+        Some(recorded) => recorded,
+        None => {
+            let info = query(process.pid()).map_err(Error::cannot_tell(Some(state.path())))?;
+            let command = info.map(|info| info.command).unwrap_or_default();
+            let wanted = wanted.filter(|wanted| wanted.hyperkit.is_some()).cloned();
+            let unknown = || HyperKit { hyperkit: command.first().map(PathBuf::from), ..HyperKit::default() };
+            let description = describe(&command).or(wanted).unwrap_or_else(unknown);
+            description.state_dir(state.path())
+        }
+    };
+    Vm::new(handle(process, children), description, Some(state.clone()), None).map(Some)
+}
+
+fn handle(process: Process, children: &[std::sync::Arc<Child>]) -> Handle {
+    match children.iter().find(|child| child.pid() == process.pid()) {
+        Some(child) => Handle::Child(child.clone()),
+        None => Handle::Found(process),
+    }
+}
+
+/// What is in a directory; `None` if that is not a state directory.
+fn look_into(dir: PathBuf) -> Result<Option<Found>> {
+    let state = StateDir::new(&dir)?;
+    let exists = |name| state.file(name).symlink_metadata().is_ok();
+    let loaded = match state.load() {
+        Err(Error::StateNotFound { .. }) if !exists(PID_FILE) => return Ok(None),
+        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotADirectory => return Ok(None),
+        loaded => loaded,
+    };
+    let recorded = loaded.as_ref().ok().cloned();
+    let vm = vm_in(&state, recorded, None, &Child::all());
+    if !exists(JSON_FILE) && matches!(vm, Ok(None)) {
+        return Ok(None); // a stale pid file alone is no VM
+    }
+    Ok(Some(Found { dir, description: loaded.map(HyperKit::without_state_dir_paths), vm }))
 }

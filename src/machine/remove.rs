@@ -1,47 +1,65 @@
-//! Ending a VM and deleting what it left.
+//! Stopping a VM, and deleting what it left.
 
 use crate::config::HyperKit;
-use crate::config::disk::{Format, Qcow};
+use crate::config::disk::{DiskFormat, QcowOptions};
 use crate::error::{Error, Result};
 use crate::preflight::image_lock::refuse_if_in_use;
 use crate::state::StateDir;
+use crate::vm::{Disks, Vm};
 
 impl HyperKit {
-    /// Pulls the plug, as [`Vm::stop`]. A machine that does not run is no error.
+    /// Kills the hypervisor, as the Go package's `Stop`; see [`Vm::kill`]. It is no error if the VM does not run.
     ///
     /// # Errors
-    /// Those of [`Vm::stop`].
+    /// Those of [`vm`](Self::vm) and [`Vm::kill`].
     pub fn stop(&self) -> Result<()> {
         match self.vm()? {
-            Some(vm) => vm.stop(),
+            Some(vm) => vm.kill(),
             None => Ok(()),
         }
     }
 
-    /// Forgets the machine: deletes from the state directory what the machine and this crate have put there, and the
-    /// directory if that leaves it empty. With `keep_disk`, the disk images stay; images that this crate did not make,
-    /// or that are elsewhere, stay in any case. (Images are remembered by name: what you put in the place of one that
-    /// was made counts as made.)
+    /// Deletes from the state directory what the VM and this crate created there, and the directory itself if it is empty
+    /// then. With [`Disks::Keep`], disk images stay. Images that this crate did not create, or that are elsewhere, always
+    /// stay. (The state directory records created images by name: a file that you put in place of one counts as created.)
     ///
     /// # Errors
-    /// [`Error::StillRunning`]; [`Error::DiskInUse`] if another machine uses a disk that would be deleted; [`Error::Io`].
-    pub fn remove(&self, keep_disk: bool) -> Result<()> {
-        let Some(dir) = &self.state_dir else { return Ok(()) };
-        let state = StateDir::new(dir)?;
-        let Some(lock) = state.lock()? else { return Ok(()) };
-        let recorded = match state.load() {
-            Err(Error::NoState { .. }) => return Ok(()), // then there is nothing of ours
-            Err(Error::DamagedState { .. }) => self.clone(),
-            loaded => loaded?,
-        };
-        if let Some(process) = state.running(Some(&recorded)) {
-            return Err(Error::StillRunning { pid: process.pid() });
-        }
-        let disks: &[String] = if keep_disk { &[] } else { &recorded.made_disks };
-        for name in disks {
-            // Of whichever format: this looks for all uses.
-            refuse_if_in_use(&state.file(name), &Format::Qcow2(Qcow::default()), false)?;
-        }
-        state.remove(disks, lock)
+    /// [`Error::StillRunning`]; [`Error::DiskInUse`] if another VM uses a disk that would be deleted;
+    /// [`Error::CannotTell`]; [`Error::Io`].
+    pub fn remove(&self, disks: Disks) -> Result<()> {
+        StateDir::of(self)?.map_or(Ok(()), |state| remove(&state, disks))
     }
+}
+
+impl Vm {
+    /// Deletes what the VM left in its state directory, after it has exited; see [`HyperKit::remove`].
+    ///
+    /// # Errors
+    /// Those of [`HyperKit::remove`].
+    pub fn remove(&self, disks: Disks) -> Result<()> {
+        self.state().map_or(Ok(()), |state| remove(state, disks))
+    }
+}
+
+fn remove(state: &StateDir, disks: Disks) -> Result<()> {
+    let Some(lock) = state.lock()? else { return Ok(()) };
+    let recorded = match state.load() {
+        Ok(recorded) => Some(recorded),
+        Err(Error::StateNotFound { .. } | Error::DamagedState { .. }) => None,
+        Err(error) => return Err(error),
+    };
+    if let Some(process) = state.running(recorded.as_ref())? {
+        return Err(Error::StillRunning { pid: process.pid(), state_dir: state.path().to_owned() });
+    }
+    let is_recorded = recorded.is_some() || state.file(crate::state::JSON_FILE).exists();
+    if !is_recorded {
+        return Ok(()); // nothing in the directory is ours
+    }
+    let created = recorded.map(|recorded| recorded.record.created_disks).unwrap_or_default();
+    let deleted: &[String] = if disks == Disks::Delete { &created } else { &[] };
+    for name in deleted {
+        // As qcow2, so that all uses are found.
+        refuse_if_in_use(&state.file(name), &DiskFormat::Qcow2(QcowOptions::default()), false)?;
+    }
+    state.remove(deleted, lock)
 }

@@ -1,23 +1,26 @@
-//! The limits that validation and messages share. The figures are hyperkit's own, from its argument parsing and device set-up.
+//! The limits that validation and messages share.
+//!
+//! A description is held to hyperkit's limits whichever engine runs it, so that it boots on either. The figures are
+//! hyperkit's own, from its argument parsing and device set-up.
+
+use std::ops::RangeInclusive;
 
 pub(crate) const MAX_CPUS: u32 = 64;
-
 /// 1 MiB and 4 KiB, in whole MiB.
-pub(crate) const MIN_MEMORY: u64 = 2;
-
-pub(crate) const CIDS: std::ops::RangeInclusive<u32> = 3..=0x7fff_ffff;
-
-pub(crate) const MAX_PORTS: usize = 4;
-
-pub(crate) const MAX_PORT: u32 = u32::MAX - 1;
-
+pub(crate) const MIN_MEMORY_MIB: u64 = 2;
+/// Context identifiers of guests on vsock; 0 to 2 are reserved.
+pub(crate) const CIDS: RangeInclusive<u32> = 3..=0x7fff_ffff;
+pub(crate) const MAX_VSOCK_PORTS: usize = 4;
+pub(crate) const MAX_VSOCK_PORT: u32 = u32::MAX - 1;
+/// hyperkit and the PC have two serial ports.
+pub(crate) const MAX_SERIALS: usize = 2;
+/// Slot 0 is the host bridge, slot 31 the LPC bridge with the serial ports.
+pub(crate) const MAX_DEVICES: usize = 30;
+/// Of a mount tag, in bytes.
 pub(crate) const MAX_TAG: usize = 256;
-
-/// Of the directory that holds the vsock sockets, so that the longest name in it still fits into a socket address.
+/// Of the directory of the vsock sockets, in bytes: the longest name in it must fit into a socket address.
 pub(crate) const MAX_VSOCK_DIR: usize = 85;
-
-/// Of a tap interface, so that hyperkit's path to it fits into 80 bytes.
+/// Of the name of a tap interface, in bytes: hyperkit's path to it must fit into 80 bytes.
 pub(crate) const MAX_TAP: usize = 74;
-
-/// What hyperkit keeps of a socket's path; the rest is cut without a word.
+/// Of the path of a socket, in bytes. hyperkit truncates longer ones silently.
 pub(crate) const MAX_SOCKET: usize = 103;

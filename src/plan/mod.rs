@@ -1,4 +1,5 @@
-//! What can be told of a description without looking at files: where devices go, and what is wrong.
+//! The plan of a VM: which device is in which PCI slot, what the serial ports are connected to, and what is wrong with a
+//! description. Looks at no file.
 
 pub(crate) mod kernel_cmdline;
 pub(crate) mod limits;

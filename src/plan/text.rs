@@ -1,34 +1,39 @@
-//! Rules for texts and paths.
+//! Rules for single texts and paths.
 
 use std::path::Path;
 
-use crate::error::{Error, Result};
+use crate::error::ConfigError;
 
-/// `path` as text, which arguments and JSON are.
+type Result<T> = std::result::Result<T, ConfigError>;
+
+/// `path` as text, which arguments and JSON require.
 pub(crate) fn utf8<'a>(field: &'static str, path: &'a Path) -> Result<&'a str> {
-    path.to_str().ok_or_else(|| Error::NotUtf8 { field, path: path.to_owned() })
+    path.to_str().ok_or_else(|| ConfigError::NotUtf8 { field, path: path.to_owned() })
 }
 
-pub(crate) fn path_text<'a>(field: &'static str, path: &'a Path) -> Result<&'a str> {
-    plain(field, utf8(field, path)?)
+/// Accepts a path that can stand in an argument.
+pub(crate) fn check_path<'a>(field: &'static str, path: &'a Path) -> Result<&'a str> {
+    check_text(field, utf8(field, path)?)
 }
 
-/// Something, and nothing in it that hyperkit would split at or the system would end it at.
-pub(crate) fn plain<'a>(field: &'static str, text: &'a str) -> Result<&'a str> {
-    without(&[',', '\0'], field, text)?;
-    if text.is_empty() { Err(Error::Missing { field }) } else { Ok(text) }
+/// Accepts a text that is not empty and contains neither a comma, at which hyperkit splits, nor NUL, at which the
+/// operating system ends it.
+pub(crate) fn check_text<'a>(field: &'static str, text: &'a str) -> Result<&'a str> {
+    reject_chars(&[',', '\0'], field, text)?;
+    if text.is_empty() { Err(ConfigError::Missing { field }) } else { Ok(text) }
 }
 
-pub(crate) fn without<'a>(forbidden: &[char], field: &'static str, text: &'a str) -> Result<&'a str> {
+pub(crate) fn reject_chars<'a>(forbidden: &[char], field: &'static str, text: &'a str) -> Result<&'a str> {
     match text.chars().find(|character| forbidden.contains(character)) {
-        Some(character) => Err(Error::ForbiddenCharacter { field, value: text.to_owned(), character }),
+        Some(character) => Err(ConfigError::ForbiddenCharacter { field, value: text.to_owned(), character }),
         None => Ok(text),
     }
 }
 
-pub(crate) fn at_most(limit: usize, field: &'static str, text: &str) -> Result<()> {
+/// Accepts a text of at most `limit` bytes.
+pub(crate) fn check_length(limit: usize, field: &'static str, text: &str) -> Result<()> {
     if text.len() > limit {
-        return Err(Error::TooLong { field, value: text.to_owned(), length: text.len(), limit });
+        return Err(ConfigError::TooLong { field, value: text.to_owned(), length: text.len(), limit });
     }
     Ok(())
 }
@@ -39,11 +44,12 @@ pub(crate) fn is_uuid(text: &str) -> bool {
         && groups.iter().all(|group| group.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
-pub(crate) fn is_mac(text: &str) -> bool {
+/// Whether this is the MAC address of a single card.
+pub(crate) fn is_unicast_mac(text: &str) -> bool {
     let bytes: Option<Vec<_>> = text
         .split(':')
         .map(|byte| u8::from_str_radix(byte, 16).ok().filter(|_| byte.len() == 2 && !byte.starts_with('+')))
         .collect();
-    // Bit 0 of the first byte is for groups.
+    // Bit 0 of the first byte marks addresses of groups.
     bytes.is_some_and(|bytes| bytes.len() == 6 && bytes[0] % 2 == 0 && bytes.iter().any(|&byte| byte != 0))
 }

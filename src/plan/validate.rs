@@ -1,208 +1,282 @@
-//! Everything that can be refused before anything is created or started.
-//!
-//! A description is held to hyperkit's limits whichever engine runs it, so that it boots on either. The figures are
-//! hyperkit's own, from its argument parsing and device set-up.
+//! What is wrong with a description, without looking at any file.
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-use crate::config::disk;
-use crate::config::disk::{Format, Qcow};
-use crate::config::{HyperKit, Protocol, Server9p, VpnKit};
-use crate::error::{Error, Result};
+use crate::config::disk::{DiskFormat, QcowOptions, bytes};
+use crate::config::{HyperKit, Network, Protocol, Share9pSource};
+use crate::error::ConfigError;
 use crate::plan::limits::{
-    CIDS, MAX_CPUS, MAX_PORT, MAX_PORTS, MAX_SOCKET, MAX_TAG, MAX_TAP, MAX_VSOCK_DIR, MIN_MEMORY,
+    CIDS, MAX_CPUS, MAX_SOCKET, MAX_TAG, MAX_TAP, MAX_VSOCK_DIR, MAX_VSOCK_PORT, MAX_VSOCK_PORTS, MIN_MEMORY_MIB,
 };
 use crate::plan::serial_ports::ports;
 use crate::plan::slots::layout;
-use crate::plan::text::{at_most, is_mac, is_uuid, path_text, plain, utf8, without};
+use crate::plan::text::{check_length, check_path, check_text, is_unicast_mac, is_uuid, reject_chars, utf8};
 
-/// What can be told without looking at any file.
-pub(crate) fn description(machine: &HyperKit) -> Result<()> {
-    let serial_files = ports(machine)?.iter().any(|port| port.has_files());
-    if machine.state_dir.is_none() {
-        let serials = if machine.serials.is_some() { "serials" } else { "console" };
-        let vsock = machine.vsock && machine.vsock_dir.is_none();
-        for (field, needed) in [(serials, serial_files), ("vsock", vsock)] {
-            if needed {
-                return Err(Error::StateDirRequired { field });
+/// Collects violations.
+#[derive(Default)]
+pub(crate) struct Violations(Vec<ConfigError>);
+
+impl Violations {
+    /// Adds the violation if there is one, else returns the value. The same violation is added once.
+    pub fn collect<T>(&mut self, result: Result<T, ConfigError>) -> Option<T> {
+        result.map_err(|violation| self.add(violation)).ok()
+    }
+
+    pub fn add(&mut self, violation: ConfigError) {
+        if !self.0.contains(&violation) {
+            self.0.push(violation);
+        }
+    }
+
+    pub fn extend(&mut self, violations: impl IntoIterator<Item = ConfigError>) {
+        violations.into_iter().for_each(|violation| self.add(violation));
+    }
+
+    pub fn into_result(self) -> crate::error::Result<()> {
+        if self.0.is_empty() { Ok(()) } else { Err(crate::error::Error::InvalidConfig(self.0)) }
+    }
+}
+
+impl IntoIterator for Violations {
+    type Item = ConfigError;
+    type IntoIter = std::vec::IntoIter<ConfigError>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
+/// All violations of a description.
+pub(crate) fn validate(description: &HyperKit) -> Violations {
+    let mut found = Violations::default();
+    check_prerequisites(description, &mut found);
+    check_strings(description, &mut found);
+    check_shares(description, &mut found);
+    check_ports(description, &mut found);
+    if !(1..=MAX_CPUS).contains(&description.cpus) {
+        found.add(ConfigError::InvalidCpus { value: description.cpus });
+    }
+    if description.memory_mib < MIN_MEMORY_MIB || bytes(description.memory_mib).is_none() {
+        found.add(ConfigError::InvalidMemory { value: description.memory_mib });
+    }
+    if description.vsock {
+        check_vsock(description, &mut found);
+    }
+    check_disks(description, &mut found);
+    found.collect(layout(description));
+    found.collect(check_boot_source(description));
+    found
+}
+
+/// What is wrong with the kernel command line, without looking at the kernel.
+pub(crate) fn check_cmdline(description: &HyperKit, cmdline: &str) -> Result<(), ConfigError> {
+    reject_chars(&['\0'], "kernel_cmdline", cmdline)?;
+    if description.bootrom.is_some() && !cmdline.is_empty() {
+        return Err(ConfigError::CommandLineForRom { value: cmdline.to_owned() });
+    }
+    Ok(())
+}
+
+/// Rejects an image that is attached twice, unless both can only read.
+pub(crate) fn reject_duplicates(
+    images: &[(PathBuf, bool)],
+    is_same: impl Fn(&Path, &Path) -> bool,
+) -> Result<(), ConfigError> {
+    for (index, (path, read_only)) in images.iter().enumerate() {
+        let is_duplicate =
+            |(other, other_read_only): &(PathBuf, bool)| !(*read_only && *other_read_only) && is_same(path, other);
+        if images[..index].iter().any(is_duplicate) {
+            return Err(ConfigError::DuplicateDisk { path: path.clone() });
+        }
+    }
+    Ok(())
+}
+
+/// Fields that only work together with another one.
+fn check_prerequisites(description: &HyperKit, found: &mut Violations) {
+    let ports = found.collect(ports(description)).unwrap_or_default();
+    if description.state_dir.is_none() {
+        let serials = if description.serials.is_some() { "serials" } else { "console" };
+        let has_vsock_sockets = description.vsock && description.vsock_dir.is_none();
+        for (field, is_needed) in [(serials, ports.iter().any(|port| port.has_files())), ("vsock", has_vsock_sockets)] {
+            if is_needed {
+                found.add(ConfigError::StateDirRequired { field });
             }
         }
     }
-    let has_user_network = machine.vmnet || machine.vpnkit != VpnKit::None;
-    let has_network = has_user_network || machine.tap.is_some();
-    for (field, is_set, needs, is_there) in [
-        ("vsock_ports", !machine.vsock_ports.is_empty(), "vsock", machine.vsock),
-        ("vsock_dir", machine.vsock_dir.is_some(), "vsock", machine.vsock),
-        ("vpnkit_preferred_ipv4", machine.vpnkit_preferred_ipv4.is_some(), "vpnkit_key", machine.vpnkit_key.is_some()),
-        ("vpnkit_preferred_ipv4", machine.vpnkit_preferred_ipv4.is_some(), "vpnkit", machine.vpnkit != VpnKit::None),
-        ("mac", machine.mac.is_some(), "vpnkit", has_network),
-        ("port_forwards", !machine.port_forwards.is_empty(), "vpnkit", has_user_network),
+    let has_network = description.network != Network::None;
+    let has_user_network = description.vmnet || has_network;
+    let has_nic = has_user_network || description.tap.is_some();
+    for (field, is_set, requires, is_met) in [
+        ("vsock_ports", !description.vsock_ports.is_empty(), "vsock", description.vsock),
+        ("vsock_dir", description.vsock_dir.is_some(), "vsock", description.vsock),
+        (
+            "vpnkit_preferred_ipv4",
+            description.vpnkit_preferred_ipv4.is_some(),
+            "vpnkit_key",
+            description.vpnkit_key.is_some(),
+        ),
+        ("vpnkit_preferred_ipv4", description.vpnkit_preferred_ipv4.is_some(), "network", has_network),
+        ("mac", description.mac.is_some(), "network", has_nic),
+        ("port_forwards", !description.port_forwards.is_empty(), "network", has_user_network),
     ] {
-        if is_set && !is_there {
-            return Err(Error::Needs { field, needs });
+        if is_set && !is_met {
+            found.add(ConfigError::MissingPrerequisite { field, requires });
         }
-    }
-    texts(machine)?;
-    numbers(machine)?;
-    if !(1..=MAX_CPUS).contains(&machine.cpus) {
-        return Err(Error::InvalidCpus { value: machine.cpus });
-    }
-    if machine.memory < MIN_MEMORY || disk::bytes(machine.memory).is_none() {
-        return Err(Error::InvalidMemory { value: machine.memory });
-    }
-    if machine.vsock {
-        vsock(machine)?;
-    }
-    disks(machine)?;
-    layout(machine)?;
-    let firmwares = [
-        ("kernel", machine.kernel.is_some()),
-        ("bootrom", machine.bootrom.is_some()),
-        ("multiboot", machine.multiboot.is_some()),
-    ];
-    let mut set = firmwares.into_iter().filter(|(_, is_set)| *is_set).map(|(field, _)| field);
-    // Last: what is wrong says more than what is not there yet.
-    let first = set.next().ok_or(Error::Missing { field: "kernel" })?;
-    let initrd = machine.initrd.as_ref().filter(|_| first != "kernel").map(|_| "initrd");
-    match set.next().or(initrd) {
-        Some(second) => Err(Error::TwoFirmwares { first, second }),
-        None => Ok(()),
     }
 }
 
-fn disks(machine: &HyperKit) -> Result<()> {
-    let mut places = Vec::<(PathBuf, bool)>::new();
-    for (index, image) in machine.disks.iter().enumerate() {
-        let path = image.place(index, machine.state_dir.as_deref())?;
-        places.push((path.clone(), image.read_only));
-        if let Some(value) = image.size.filter(|&size| disk::bytes(size).is_none()) {
-            return Err(Error::InvalidDiskSize { path, value });
-        }
-        if let Some(value) = image.sector_size.filter(|size| !size.is_valid()) {
-            return Err(Error::InvalidSectorSize { path, value });
-        }
-        // Values of other versions that would make another disk of it.
-        if let Some((key, value)) =
-            image.unknown.iter().find(|(key, _)| ["format", "driver", "OnFlush"].contains(&key.as_str()))
-        {
-            return Err(Error::UnknownSetting { key: format!("disks.{key}: {value}") });
+/// Paths, UUIDs, addresses and other texts.
+fn check_strings(description: &HyperKit, found: &mut Violations) {
+    if let Some(program) = &description.hyperkit {
+        found.collect(utf8("hyperkit", program));
+    }
+    for (field, path) in [
+        ("state_dir", &description.state_dir),
+        ("kernel", &description.kernel),
+        ("initrd", &description.initrd),
+        ("bootrom", &description.bootrom),
+        ("vsock_dir", &description.vsock_dir),
+        ("vhost_device_vsock", &description.vhost_device_vsock),
+    ] {
+        if let Some(path) = path {
+            found.collect(check_path(field, path));
         }
     }
-    not_twice(&places, |path, other| path == other)
-}
-
-/// Refuses an image that is there twice, unless both only read.
-pub(crate) fn not_twice(images: &[(PathBuf, bool)], is_same: impl Fn(&Path, &Path) -> bool) -> Result<()> {
-    for (index, (path, read_only)) in images.iter().enumerate() {
-        let is_twice = |(other, other_reads): &(PathBuf, bool)| !(*read_only && *other_reads) && is_same(path, other);
-        if images[..index].iter().any(is_twice) {
-            return Err(Error::DiskTwice { path: path.clone() });
+    for iso in &description.isos {
+        found.collect(check_path("isos", iso));
+    }
+    if let Some(multiboot) = &description.multiboot {
+        found.collect(check_path("multiboot", &multiboot.kernel));
+        for module in &multiboot.modules {
+            // hyperkit splits modules at `:`, and their command lines off at `;`.
+            let path = check_path("multiboot", &module.path);
+            found.collect(path.and_then(|path| reject_chars(&[':', ';'], "multiboot", path)));
+            found.collect(reject_chars(&[',', '\0', ':'], "multiboot", &module.cmdline));
         }
     }
-    Ok(())
+    for text in &description.extra_arguments {
+        found.collect(reject_chars(&['\0'], "extra_arguments", text));
+    }
+    if let Some(name) = &description.argv0 {
+        found.collect(reject_chars(&['\0'], "argv0", name));
+        // The operating system takes a blank name for none, and hyperkit.json cannot tell it from an unset one.
+        if name.trim().is_empty() {
+            found.add(ConfigError::Missing { field: "argv0" });
+        }
+    }
+    if let Some(tap) = &description.tap {
+        let name = check_text("tap", tap).and_then(|tap| reject_chars(&['/'], "tap", tap));
+        found.collect(name.and_then(|name| check_length(MAX_TAP, "tap", name)));
+    }
+    if let Some(value) = description.mac.as_ref().filter(|mac| !is_unicast_mac(mac)) {
+        found.add(ConfigError::InvalidMac { value: value.clone() });
+    }
+    if let Some(value) = description.vpnkit_preferred_ipv4.as_ref().filter(|ip| ip.parse::<Ipv4Addr>().is_err()) {
+        found.add(ConfigError::InvalidIpv4 { value: value.clone() });
+    }
+    if let Network::VpnKit(socket) = &description.network {
+        found.collect(check_path("network", socket).and_then(|path| check_length(MAX_SOCKET, "network", path)));
+    }
+    for (field, uuid) in [("uuid", &description.uuid), ("vpnkit_key", &description.vpnkit_key)] {
+        if let Some(value) = uuid.as_ref().filter(|uuid| !is_uuid(uuid)) {
+            found.add(ConfigError::InvalidUuid { field, value: value.clone() });
+        }
+    }
 }
 
-/// Ports, which are not 0, and of the host's each one once.
-fn numbers(machine: &HyperKit) -> Result<()> {
-    let mut ports: Vec<_> = machine.port_forwards.iter().map(|forward| (forward.protocol, forward.host)).collect();
-    ports.extend(machine.gdb_port.map(|port| (Protocol::Tcp, port)));
+fn check_shares(description: &HyperKit, found: &mut Violations) {
+    let field = "shares_9p";
+    for (index, share) in description.shares_9p.iter().enumerate() {
+        // The guest would find only the first one.
+        if description.shares_9p[..index].iter().any(|other| other.tag == share.tag) {
+            found.add(ConfigError::DuplicateMountTag { tag: share.tag.clone() });
+        }
+        if let Share9pSource::Path(path) = &share.source {
+            found.collect(check_path(field, path).and_then(|path| check_length(MAX_SOCKET, field, path)));
+        }
+        found.collect(check_text(field, &share.tag).and_then(|tag| check_length(MAX_TAG, field, tag)));
+    }
+}
+
+/// TCP and UDP ports: none is 0, and each port of the host is used once.
+fn check_ports(description: &HyperKit, found: &mut Violations) {
+    let mut ports: Vec<_> = description.port_forwards.iter().map(|forward| (forward.protocol, forward.host)).collect();
+    ports.extend(description.gdb_port.map(|port| (Protocol::Tcp, port)));
     for (index, &(protocol, port)) in ports.iter().enumerate() {
         if port != 0 && ports[..index].contains(&(protocol, port)) {
-            return Err(Error::PortTwice { port });
+            found.add(ConfigError::DuplicateHostPort { port });
         }
     }
-    let zero_9p = machine.sockets_9p.iter().any(|share| share.server == Server9p::Port(0));
-    let zero_forward = machine.port_forwards.iter().any(|forward| forward.guest == 0);
-    let zeros = [("gdb_port", machine.gdb_port == Some(0)), ("sockets_9p", zero_9p), ("port_forwards", zero_forward)];
-    match zeros.into_iter().find(|(_, is_zero)| *is_zero) {
-        Some((field, _)) => Err(Error::ZeroPort { field }),
+    let zero_9p = description.shares_9p.iter().any(|share| share.source == Share9pSource::Port(0));
+    let zero_forward = description.port_forwards.iter().any(|forward| forward.guest == 0);
+    for (field, is_zero) in
+        [("gdb_port", description.gdb_port == Some(0)), ("shares_9p", zero_9p), ("port_forwards", zero_forward)]
+    {
+        if is_zero {
+            found.add(ConfigError::ZeroPort { field });
+        }
+    }
+}
+
+fn check_vsock(description: &HyperKit, found: &mut Violations) {
+    let (cid, ports) = (description.vsock_guest_cid, &description.vsock_ports);
+    if !CIDS.contains(&cid) {
+        found.add(ConfigError::InvalidCid { value: cid, min: *CIDS.start(), max: *CIDS.end() });
+    }
+    if ports.len() > MAX_VSOCK_PORTS {
+        found.add(ConfigError::TooManyVsockPorts { count: ports.len(), max: MAX_VSOCK_PORTS });
+    }
+    for &value in ports.iter().filter(|&&port| port > MAX_VSOCK_PORT) {
+        found.add(ConfigError::InvalidVsockPort { value, max: MAX_VSOCK_PORT });
+    }
+    let field = if description.vsock_dir.is_some() { "vsock_dir" } else { "state_dir" };
+    let dir = utf8(field, description.vsock_sockets_dir());
+    found.collect(dir.and_then(|dir| check_length(MAX_VSOCK_DIR, field, dir)));
+}
+
+fn check_disks(description: &HyperKit, found: &mut Violations) {
+    let mut images = Vec::<(PathBuf, bool)>::new();
+    for (index, image) in description.disks.iter().enumerate() {
+        if let Some(path) = &image.path {
+            found.collect(check_path("disks", path));
+        }
+        if let Some(DiskFormat::Qcow2(QcowOptions { stats, tool, .. })) = &image.format {
+            if let Some(stats) = stats {
+                found.collect(check_text("disks", stats));
+            }
+            if let Some(tool) = tool {
+                found.collect(check_path("disks", tool));
+            }
+        }
+        let Some(path) = found.collect(image.image_path(index, description.state_dir.as_deref())) else { continue };
+        images.push((path.clone(), image.read_only));
+        if let Some(value) = image.size_mib.filter(|&size| bytes(size).is_none()) {
+            found.add(ConfigError::InvalidDiskSize { path: path.clone(), value });
+        }
+        if let Some(value) = image.sector_size.filter(|size| !size.is_valid()) {
+            found.add(ConfigError::InvalidSectorSize { path, value });
+        }
+        // Values of other versions that would make a different disk of it.
+        for (key, value) in image.unknown.iter().filter(|(key, _)| ["format", "driver", "OnFlush"].contains(&&***key)) {
+            found.add(ConfigError::UnknownSetting { key: format!("disks.{key}: {value}") });
+        }
+    }
+    found.collect(reject_duplicates(&images, |path, other| path == other));
+}
+
+fn check_boot_source(description: &HyperKit) -> Result<(), ConfigError> {
+    let sources = [
+        ("kernel", description.kernel.is_some()),
+        ("bootrom", description.bootrom.is_some()),
+        ("multiboot", description.multiboot.is_some()),
+    ];
+    let mut set = sources.into_iter().filter(|(_, is_set)| *is_set).map(|(field, _)| field);
+    let first = set.next().ok_or(ConfigError::Missing { field: "kernel" })?;
+    let initrd = description.initrd.as_ref().filter(|_| first != "kernel").map(|_| "initrd");
+    match set.next().or(initrd) {
+        Some(second) => Err(ConfigError::ConflictingBootSources { first, second }),
         None => Ok(()),
     }
-}
-
-/// Every path, tag and UUID.
-fn texts(machine: &HyperKit) -> Result<()> {
-    if let Some(program) = &machine.hyperkit {
-        utf8("hyperkit", program)?;
-    }
-    let path = |field, path: &Option<PathBuf>| path.iter().try_for_each(|path| path_text(field, path).map(drop));
-    path("state_dir", &machine.state_dir)?;
-    path("kernel", &machine.kernel)?;
-    path("initrd", &machine.initrd)?;
-    path("bootrom", &machine.bootrom)?;
-    path("vsock_dir", &machine.vsock_dir)?;
-    path("vhost_device_vsock", &machine.vhost_device_vsock)?;
-    for disk in &machine.disks {
-        path("disks", &disk.path)?;
-        if let Some(Format::Qcow2(Qcow { stats, tool, .. })) = &disk.format {
-            stats.iter().try_for_each(|stats| plain("disks", stats).map(drop))?;
-            path("disks", tool)?;
-        }
-    }
-    for module in machine.multiboot.iter().flat_map(|multiboot| &multiboot.modules) {
-        without(&[',', '\0', ':', ';'], "multiboot", path_text("multiboot", &module.path)?)?;
-        without(&[',', '\0', ':'], "multiboot", &module.cmdline)?;
-    }
-    machine.multiboot.iter().try_for_each(|multiboot| path_text("multiboot", &multiboot.kernel).map(drop))?;
-    let whole = |field, text: &String| without(&['\0'], field, text).map(drop);
-    machine.argv0.iter().try_for_each(|text| whole("argv0", text))?;
-    machine.extra_arguments.iter().try_for_each(|text| whole("extra_arguments", text))?;
-    // A name that is blank is none to the system, and not to be told from no name in hyperkit.json.
-    if machine.argv0.as_ref().is_some_and(|name| name.trim().is_empty()) {
-        return Err(Error::Missing { field: "argv0" });
-    }
-    if let Some(tap) = &machine.tap {
-        at_most(MAX_TAP, "tap", without(&['/', ','], "tap", plain("tap", tap)?)?)?;
-    }
-    if let Some(value) = machine.mac.as_ref().filter(|mac| !is_mac(mac)) {
-        return Err(Error::InvalidMac { value: value.clone() });
-    }
-    if let Some(value) = machine.vpnkit_preferred_ipv4.as_ref().filter(|ip| ip.parse::<Ipv4Addr>().is_err()) {
-        return Err(Error::InvalidIpv4 { value: value.clone() });
-    }
-    machine.isos.iter().try_for_each(|iso| path_text("isos", iso).map(drop))?;
-    if let VpnKit::Socket(socket) = &machine.vpnkit {
-        at_most(MAX_SOCKET, "vpnkit", path_text("vpnkit", socket)?)?;
-    }
-    for (index, share) in machine.sockets_9p.iter().enumerate() {
-        // The guest would find the first under it only.
-        if machine.sockets_9p[..index].iter().any(|other| other.tag == share.tag) {
-            return Err(Error::TagTwice { tag: share.tag.clone() });
-        }
-        if let Server9p::Path(path) = &share.server {
-            at_most(MAX_SOCKET, "sockets_9p", path_text("sockets_9p", path)?)?;
-        }
-        at_most(MAX_TAG, "sockets_9p", plain("sockets_9p", &share.tag)?)?;
-    }
-    for (field, uuid) in [("uuid", &machine.uuid), ("vpnkit_key", &machine.vpnkit_key)] {
-        if let Some(value) = uuid.as_ref().filter(|uuid| !is_uuid(uuid)) {
-            return Err(Error::InvalidUuid { field, value: value.clone() });
-        }
-    }
-    Ok(())
-}
-
-fn vsock(machine: &HyperKit) -> Result<()> {
-    let (cid, ports) = (machine.vsock_guest_cid, &machine.vsock_ports);
-    if !CIDS.contains(&cid) {
-        return Err(Error::InvalidCid { value: cid });
-    }
-    if ports.len() > MAX_PORTS {
-        return Err(Error::TooManyPorts { count: ports.len() });
-    }
-    if let Some(&value) = ports.iter().find(|&&port| port > MAX_PORT) {
-        return Err(Error::InvalidPort { value });
-    }
-    let field = if machine.vsock_dir.is_some() { "vsock_dir" } else { "state_dir" };
-    at_most(MAX_VSOCK_DIR, field, utf8(field, machine.vsock_place())?)
-}
-
-/// What can be told of the kernel's command line without looking at the kernel.
-pub(crate) fn command_line_text(machine: &HyperKit, cmdline: &str) -> Result<()> {
-    without(&['\0'], "cmdline", cmdline)?;
-    if machine.bootrom.is_some() && !cmdline.is_empty() {
-        return Err(Error::CommandLineForRom { value: cmdline.to_owned() });
-    }
-    Ok(())
 }

@@ -1,4 +1,4 @@
-//! What can be told of a description by looking at the files it names.
+//! Checks of the files that a description names.
 
 use std::fs::Metadata;
 use std::io;
@@ -8,131 +8,161 @@ use std::time::Duration;
 
 use rustix::fs::{Access, access};
 
-use crate::config::{HyperKit, VpnKit};
-use crate::error::{Error, Result};
-use crate::plan::kernel_cmdline::kernel_command_line;
-use crate::plan::validate::not_twice;
-use crate::preflight::image;
-use crate::preflight::image_format::Work;
-use crate::preflight::kernel::multiboot;
-use crate::preflight::kernel::{PAGE, bz_image, multiboot_fits};
-use crate::sys::file::{inode, not_empty, open};
+use crate::config::{HyperKit, Multiboot, Network};
+use crate::error::ConfigError;
+use crate::plan::kernel_cmdline::with_early_console;
+use crate::plan::validate::{Violations, reject_duplicates};
+use crate::preflight::image::tool_for;
+use crate::preflight::image_format::DiskAction;
+use crate::preflight::kernel::{PAGE, bz_image, check_multiboot_fits, multiboot_end};
+use crate::sys::file::{inode, nonzero_length, open};
 use crate::sys::path::canonical;
 use crate::sys::unix_socket::connect;
 
-/// A boot ROM, in bytes, of which it has whole pages.
-const BOOTROM: std::ops::RangeInclusive<u64> = PAGE..=16 * 1024 * 1024;
+type Result<T> = std::result::Result<T, ConfigError>;
 
-/// The files that the description names.
-pub(super) fn files(machine: &HyperKit) -> Result<()> {
-    if let Some(dir) = &machine.state_dir {
-        directory("state_dir", dir)?;
+/// The length of a boot ROM, in bytes; it must be a multiple of pages.
+const BOOTROM_BYTES: std::ops::RangeInclusive<u64> = PAGE..=16 * 1024 * 1024;
+
+/// Checks the files that the description names.
+pub(super) fn check_files(description: &HyperKit, found: &mut Violations) {
+    if let Some(dir) = &description.state_dir {
+        found.collect(check_writable_dir("state_dir", dir));
     }
-    if let Some(dir) = &machine.vsock_dir {
-        if !dir.is_dir() {
-            return Err(match dir.exists() {
-                true => Error::NotADirectory { field: "vsock_dir", path: dir.clone() },
-                false => Error::NotFound { field: "vsock_dir", path: dir.clone() },
-            });
-        }
-        directory("vsock_dir", dir)?;
+    if let Some(dir) = &description.vsock_dir {
+        found.collect(check_vsock_dir(dir));
     }
-    let initrd = machine.initrd.as_ref().map(|path| Ok((path, not_empty("initrd", path)?))).transpose()?;
-    if let Some(path) = &machine.kernel {
-        let kernel = bz_image(path)?;
-        kernel.fits(machine.memory, path, initrd)?;
+    check_kernel(description, found);
+    if let Some(path) = &description.bootrom {
+        found.collect(check_bootrom(path));
     }
-    if let Some(path) = &machine.bootrom {
-        let (_, metadata) = open("bootrom", path, Metadata::is_file)?;
-        if !BOOTROM.contains(&metadata.len()) || metadata.len() % PAGE != 0 {
-            return Err(Error::InvalidBootrom { path: path.clone(), length: metadata.len() });
-        }
+    if let Some(multiboot) = &description.multiboot {
+        check_multiboot(description.memory_mib, multiboot, found);
     }
-    if let Some(image) = &machine.multiboot {
-        let end = multiboot(&image.kernel)?;
-        let modules = image.modules.iter().map(|module| {
-            let path = module.path.as_path();
-            Ok((path, not_empty("multiboot", path)?))
-        });
-        multiboot_fits(machine.memory, &image.kernel, end, &modules.collect::<Result<Vec<_>>>()?)?;
-    }
-    let file_or_device = |metadata: &Metadata| {
-        let kind = metadata.file_type();
-        kind.is_file() || kind.is_block_device() || kind.is_char_device()
-    };
-    let mut images = Vec::new();
-    for iso in &machine.isos {
-        open("isos", iso, file_or_device)?;
-        images.push((iso.clone(), true));
-    }
-    for (index, image) in machine.disks.iter().enumerate() {
-        let path = image.place(index, machine.state_dir.as_deref())?;
-        match open("disks", &path, file_or_device) {
-            Err(Error::NotFound { path, .. }) if image.size.is_none() => return Err(Error::DiskSizeMissing { path }),
-            Err(Error::NotFound { path, .. }) => directory("disks", path.parent().unwrap_or(&path))?,
-            opened => drop(opened?),
-        }
-        // hyperkit would take it read-only without a word.
-        if let (false, Ok(()), Err(source)) =
-            (image.read_only, access(&path, Access::EXISTS), access(&path, Access::WRITE_OK))
-        {
-            return Err(Error::DiskNotWritable { path, source: source.into() });
-        }
-        if Work::on(image, &path)? != Work::Nothing {
-            image::tool_for(&image.format_by_name())?;
-        }
-        images.push((path, image.read_only));
-    }
-    // One image has several names where there are links.
-    not_twice(&images, |path, other| match (inode(path), inode(other)) {
-        (Some(one), Some(other)) => one == other,
-        _ => canonical(path) == canonical(other),
-    })?;
-    match &machine.vpnkit {
-        VpnKit::Socket(path) if !path.exists() => Err(Error::NotFound { field: "vpnkit", path: path.clone() }),
-        // With nobody listening hyperkit would try for ever, and not say so.
-        VpnKit::Socket(path) => match connect(path, Duration::ZERO) {
-            // Somebody who has much to do.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
-            connected => {
-                let inaccessible = |source| Error::Inaccessible { field: "vpnkit", path: path.clone(), source };
-                connected.map(drop).map_err(inaccessible)
-            }
-        },
-        _ => Ok(()),
+    check_images(description, found);
+    if let Network::VpnKit(socket) = &description.network {
+        found.collect(check_vpnkit(socket));
     }
 }
 
-/// A directory, or as much as there is of it, has to be one to make files in.
-fn directory(field: &'static str, dir: &Path) -> Result<()> {
-    for existing in dir.ancestors() {
-        match existing.metadata() {
-            Ok(metadata) if !metadata.is_dir() => {
-                return Err(Error::NotADirectory { field, path: existing.to_owned() });
-            }
-            Ok(_) => {
-                return access(existing, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| Error::Inaccessible {
-                    field,
-                    path: existing.to_owned(),
-                    source: error.into(),
-                });
-            }
-            // A link that leads nowhere is no place to make a directory at.
-            Err(source) if source.kind() != io::ErrorKind::NotFound || existing.is_symlink() => {
-                return Err(Error::Inaccessible { field, path: existing.to_owned(), source });
-            }
-            Err(_) => {}
-        }
+/// The kernel command line must fit, with its final NUL, into what the kernel reserves for it.
+pub(crate) fn check_cmdline_length(description: &HyperKit, cmdline: &str) -> Result<()> {
+    let Some(kernel) = &description.kernel else { return Ok(()) };
+    let (line, limit) = (with_early_console(cmdline), bz_image(kernel)?.cmdline_size.saturating_sub(1));
+    if line.len() > limit {
+        return Err(ConfigError::CommandLineTooLong { length: line.len(), limit });
     }
     Ok(())
 }
 
-/// The kernel's command line has to fit, with its final NUL, into what the kernel has room for.
-pub(crate) fn command_line(machine: &HyperKit, cmdline: &str) -> Result<()> {
-    let Some(kernel) = &machine.kernel else { return Ok(()) };
-    let (line, limit) = (kernel_command_line(cmdline), bz_image(kernel)?.cmdline_size.saturating_sub(1));
-    if line.len() > limit {
-        return Err(Error::CommandLineTooLong { length: line.len(), limit });
+fn check_vsock_dir(dir: &Path) -> Result<()> {
+    let (field, path) = ("vsock_dir", dir.to_owned());
+    match dir.is_dir() {
+        true => check_writable_dir(field, dir),
+        false if dir.exists() => Err(ConfigError::NotADirectory { field, path }),
+        false => Err(ConfigError::NotFound { field, path }),
+    }
+}
+
+fn check_kernel(description: &HyperKit, found: &mut Violations) {
+    let kernel = description.kernel.as_ref().and_then(|path| Some((path, found.collect(bz_image(path))?)));
+    let initrd =
+        description.initrd.as_ref().map(|path| found.collect(nonzero_length("initrd", path).map(|n| (path, n))));
+    if let (Some((path, kernel)), true) = (kernel, initrd.as_ref().is_none_or(Option::is_some)) {
+        found.collect(kernel.check_fits(description.memory_mib, path, initrd.flatten()));
+    }
+}
+
+fn check_bootrom(path: &Path) -> Result<()> {
+    let length = open("bootrom", path, Metadata::is_file)?.1.len();
+    match BOOTROM_BYTES.contains(&length) && length % PAGE == 0 {
+        true => Ok(()),
+        false => Err(ConfigError::InvalidBootrom { path: path.to_owned(), length }),
+    }
+}
+
+fn check_multiboot(memory_mib: u64, multiboot: &Multiboot, found: &mut Violations) {
+    let end = found.collect(multiboot_end(&multiboot.kernel));
+    let lengths = multiboot.modules.iter().map(|module| {
+        let path = module.path.as_path();
+        found.collect(nonzero_length("multiboot", path)).map(|length| (path, length))
+    });
+    let modules: Vec<_> = lengths.collect();
+    if let (Some(end), Some(modules)) = (end, modules.into_iter().collect::<Option<Vec<_>>>()) {
+        found.collect(check_multiboot_fits(memory_mib, &multiboot.kernel, end, &modules));
+    }
+}
+
+fn check_images(description: &HyperKit, found: &mut Violations) {
+    let is_file_or_device = |metadata: &Metadata| {
+        let kind = metadata.file_type();
+        kind.is_file() || kind.is_block_device() || kind.is_char_device()
+    };
+    let mut images = Vec::new();
+    for iso in &description.isos {
+        found.collect(open("isos", iso, is_file_or_device));
+        images.push((iso.clone(), true));
+    }
+    for (index, disk) in description.disks.iter().enumerate() {
+        let Ok(path) = disk.image_path(index, description.state_dir.as_deref()) else { continue };
+        let opened = match open("disks", &path, is_file_or_device) {
+            Err(ConfigError::NotFound { path, .. }) if disk.size_mib.is_none() => {
+                Err(ConfigError::DiskSizeMissing { path })
+            }
+            Err(ConfigError::NotFound { path, .. }) => check_writable_dir("disks", path.parent().unwrap_or(&path)),
+            opened => opened.map(drop),
+        };
+        if found.collect(opened).is_some() {
+            // hyperkit would silently attach the image read-only.
+            let is_writable = |path: &Path| access(path, Access::EXISTS).is_err() || disk.read_only;
+            if let (false, Err(error)) = (is_writable(&path), access(&path, Access::WRITE_OK)) {
+                let reason = io::Error::from(error).to_string();
+                found.add(ConfigError::DiskNotWritable { path: path.clone(), reason });
+            }
+            let action = found.collect(DiskAction::plan(disk, &path));
+            if action.is_some_and(|action| action != DiskAction::Nothing) {
+                found.collect(tool_for(&disk.format_by_name()));
+            }
+        }
+        images.push((path, disk.read_only));
+    }
+    // Links give one image several names.
+    found.collect(reject_duplicates(&images, |path, other| match (inode(path), inode(other)) {
+        (Some(one), Some(other)) => one == other,
+        _ => canonical(path) == canonical(other),
+    }));
+}
+
+/// If nobody listened on the socket, hyperkit would try forever without a message.
+fn check_vpnkit(socket: &Path) -> Result<()> {
+    if !socket.exists() {
+        return Err(ConfigError::NotFound { field: "network", path: socket.to_owned() });
+    }
+    match connect(socket, Duration::ZERO) {
+        // A listener whose queue is full.
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+        Err(error) => Err(ConfigError::inaccessible("network", socket, &error)),
+        Ok(_) => Ok(()),
+    }
+}
+
+/// Files must be creatable in the directory, or in as much of its path as exists.
+fn check_writable_dir(field: &'static str, dir: &Path) -> Result<()> {
+    for existing in dir.ancestors() {
+        match existing.metadata() {
+            Ok(metadata) if !metadata.is_dir() => {
+                return Err(ConfigError::NotADirectory { field, path: existing.to_owned() });
+            }
+            Ok(_) => {
+                let allowed = access(existing, Access::WRITE_OK | Access::EXEC_OK);
+                return allowed.map_err(|error| ConfigError::inaccessible(field, existing, &error.into()));
+            }
+            // No directory can be created at a dangling symlink.
+            Err(error) if error.kind() != io::ErrorKind::NotFound || existing.is_symlink() => {
+                return Err(ConfigError::inaccessible(field, existing, &error));
+            }
+            Err(_) => {}
+        }
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Disk images as files: what is in them, whether somebody uses them, how they are made and grown.
+//! Creating and growing disk images.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -9,21 +9,20 @@ use std::process::{Command, Stdio};
 
 use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 
-use crate::config::disk::bytes;
-use crate::config::disk::{Disk, Format};
-use crate::error::{Error, Result};
-use crate::preflight::image_format::{MIB, found_format, growth};
+use crate::config::disk::{Disk, DiskFormat, bytes};
+use crate::error::{ConfigError, Error, Result};
+use crate::preflight::image_format::{found_format, needs_growth};
 use crate::preflight::image_lock::refuse_if_in_use;
 use crate::sys::find_program::first_program;
 use crate::sys::lock::open_locked;
 
-/// The step in which sparse files grow on APFS, which refuses to let a file grow by much more than there is room at once.
-const APFS_STEP: u64 = 1024 * MIB;
+/// The step in which sparse files grow on APFS, which refuses to grow a file by much more than the free space at once.
+const APFS_STEP_BYTES: u64 = 1024 * 1024 * 1024;
 
-/// Makes a raw disk image of exactly `mebibytes` MiB at `path`, and the directories above it.
+/// Creates a raw disk image of exactly `size_mib` MiB at `path`, and the directories above it.
 ///
-/// The file is sparse: it takes no room before something is written to it. It appears whole or not at all.
-/// [`Disk::create`] makes qcow2 images, too.
+/// The file is sparse: it uses no space before something is written to it. It appears whole or not at all.
+/// [`Disk::create`] also creates qcow2 images.
 ///
 /// ```
 /// let dir = tempfile::tempdir()?;
@@ -34,102 +33,105 @@ const APFS_STEP: u64 = 1024 * MIB;
 /// ```
 ///
 /// # Errors
-/// [`Error::DiskExists`] if there is something at `path`, which is not touched; [`Error::InvalidDiskSize`];
-/// [`Error::Io`] if the system refuses.
-pub fn create_disk_image(path: impl AsRef<Path>, mebibytes: u64) -> Result<()> {
-    create(path.as_ref(), &Format::Raw, mebibytes)
+/// [`Error::DiskExists`] if there is a file at `path`, which is not changed; [`ConfigError::InvalidDiskSize`];
+/// [`Error::Io`].
+pub fn create_disk_image(path: impl AsRef<Path>, size_mib: u64) -> Result<()> {
+    create(path.as_ref(), &DiskFormat::Raw, size_mib)
 }
 
 impl Disk {
-    /// Makes the image at [`path`](Self#structfield.path) with [`size`](Self#structfield.size), and the directories above
-    /// it: raw and sparse, or qcow2 with `qemu-img` or `qcow-tool`, whichever is there. It appears whole or not at all.
+    /// Creates the image at [`path`](Self#structfield.path) with [`size_mib`](Self#structfield.size_mib), and the
+    /// directories above it: raw and sparse, or qcow2 with `qemu-img` or `qcow-tool`. It appears whole or not at all.
     ///
-    /// The start of a machine does so for a disk that is missing.
+    /// A start does this for a disk that is missing.
     ///
     /// ```
     /// use hyperkit::Disk;
     ///
     /// let dir = tempfile::tempdir()?;
-    /// let disk = Disk::raw(dir.path().join("data.img")).size(64);
+    /// let disk = Disk::raw(dir.path().join("data.img")).size_mib(64);
     /// disk.create()?;
-    /// disk.size(128).grow()?;
+    /// disk.size_mib(128).grow()?;
     /// assert_eq!(dir.path().join("data.img").metadata()?.len(), 128 * 1024 * 1024);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
     /// # Errors
-    /// [`Error::DiskPlaceMissing`] without a path and [`Error::DiskSizeMissing`] without a size;
-    /// [`Error::DiskExists`] if there is something already, which is not touched; [`Error::InvalidDiskSize`];
-    /// [`Error::ToolNotFound`] and [`Error::ToolFailed`] for qcow2; [`Error::Io`].
+    /// [`Error::DiskExists`] if there is a file, which is not changed; [`ConfigError::MissingDiskPath`] without a path,
+    /// [`ConfigError::DiskSizeMissing`] without a size, [`ConfigError::InvalidDiskSize`]; for qcow2
+    /// [`ConfigError::ToolNotFound`] and [`Error::ImageToolFailed`]; [`Error::Io`].
     pub fn create(&self) -> Result<()> {
-        let (path, mebibytes) = self.path_and_size()?;
-        create(path, &self.format_by_name(), mebibytes)
+        let (path, size_mib) = self.path_and_size()?;
+        create(path, &self.format_by_name(), size_mib)
     }
 
-    /// Grows the image to [`size`](Self#structfield.size). One that has this size already is left alone.
+    /// Grows the image to [`size_mib`](Self#structfield.size_mib). An image of this size is not changed.
     ///
-    /// The start of a machine does so for a disk that is smaller than described.
+    /// A start does this for a disk that is smaller than described.
     ///
     /// # Errors
-    /// [`Error::DiskShrinks`] if the image is larger, and nothing is done; [`Error::DiskInUse`] if a machine uses it;
+    /// [`ConfigError::DiskShrinks`] if the image is larger, and is not changed; [`Error::DiskInUse`] if a VM uses it;
     /// otherwise those of [`create`](Self::create).
     pub fn grow(&self) -> Result<()> {
-        let (path, mebibytes) = self.path_and_size()?;
-        if !growth(path, mebibytes)? {
-            return Ok(());
+        let (path, size_mib) = self.path_and_size()?;
+        match needs_growth(path, size_mib)? {
+            None => return Err(ConfigError::NotFound { field: "disks", path: path.to_owned() }.into()),
+            Some(false) => return Ok(()),
+            Some(true) => {}
         }
         let format = found_format(self, path)?;
-        let _held = refuse_if_in_use(path, &format, false)?;
-        grow(path, &format, mebibytes)
+        let _lock = refuse_if_in_use(path, &format, false)?;
+        grow(path, &format, size_mib)
     }
 
-    fn path_and_size(&self) -> Result<(&Path, u64)> {
-        let path = self.path.as_deref().ok_or(Error::DiskPlaceMissing)?;
-        Ok((path, self.size.ok_or_else(|| Error::DiskSizeMissing { path: path.to_owned() })?))
+    fn path_and_size(&self) -> Result<(&Path, u64), ConfigError> {
+        let path = self.path.as_deref().ok_or(ConfigError::MissingDiskPath)?;
+        Ok((path, self.size_mib.ok_or_else(|| ConfigError::DiskSizeMissing { path: path.to_owned() })?))
     }
 }
 
-pub(crate) fn create(path: &Path, format: &Format, mebibytes: u64) -> Result<()> {
-    let length = bytes(mebibytes).ok_or_else(|| Error::InvalidDiskSize { path: path.to_owned(), value: mebibytes })?;
+pub(crate) fn create(path: &Path, format: &DiskFormat, size_mib: u64) -> Result<()> {
+    let invalid = || ConfigError::InvalidDiskSize { path: path.to_owned(), value: size_mib };
+    let length = bytes(size_mib).ok_or_else(invalid)?;
     let tool = tool_for(format)?;
     if path.symlink_metadata().is_ok() {
         return Err(Error::DiskExists { path: path.to_owned() });
     }
     if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        let made = DirBuilder::new().recursive(true).mode(0o777).create(parent);
-        made.map_err(Error::io("make the directory", parent))?;
+        let created = DirBuilder::new().recursive(true).mode(0o777).create(parent);
+        created.map_err(Error::io("create the directory", parent))?;
     }
-    // Made beside its place and moved there, so that a crash never leaves a disk of the wrong size. What a crash leaves
-    // instead takes no room, and the next maker goes on with it.
+    // The image is created under another name and then renamed, so that a crash never leaves a disk of the wrong size. The
+    // file that a crash leaves instead uses no space, and the next call continues with it.
     let unfinished = path.with_file_name(unfinished_name(path.file_name().unwrap_or_default()));
     let mut open = OpenOptions::new();
     open.write(true).create(true).truncate(false).mode(0o600).custom_flags(OFlags::NOFOLLOW.bits() as i32);
-    let file = open_locked(&unfinished, || open.open(&unfinished)).map_err(Error::io("make the disk image", path))?;
-    let failed = |error| Error::io("make the disk image", path)(error);
-    let made = file.set_len(0).map_err(failed).and_then(|()| match tool {
-        Some(tool) => run(&tool, "create", &unfinished, mebibytes),
+    let failed = |error| Error::io("create the disk image", path)(error);
+    let file = open_locked(&unfinished, || open.open(&unfinished)).map_err(failed)?;
+    let created = file.set_len(0).map_err(failed).and_then(|()| match tool {
+        Some(tool) => run_tool(&tool, "create", &unfinished, size_mib),
         None => lengthen(&file, 0, length).map_err(failed),
     });
-    let made = made.and_then(|()| move_into_place(&unfinished, path));
-    if made.is_err() {
+    let created = created.and_then(|()| rename_without_replacing(&unfinished, path));
+    if created.is_err() {
         let _ = fs::remove_file(&unfinished);
     }
-    made
+    created
 }
 
-/// What an image is called while it is made.
+/// The name of an image while it is created.
 pub(crate) fn unfinished_name(name: impl AsRef<OsStr>) -> OsString {
     [OsStr::new("."), name.as_ref(), OsStr::new(".new")].into_iter().collect()
 }
 
 /// Grows an image that is known to be smaller.
-pub(crate) fn grow(path: &Path, format: &Format, mebibytes: u64) -> Result<()> {
+pub(crate) fn grow(path: &Path, format: &DiskFormat, size_mib: u64) -> Result<()> {
     if let Some(tool) = tool_for(format)? {
-        return run(&tool, "resize", path, mebibytes);
+        return run_tool(&tool, "resize", path, size_mib);
     }
     let grown = OpenOptions::new().write(true).open(path).and_then(|file| {
         let before = file.metadata()?.len();
-        lengthen(&file, before, bytes(mebibytes).unwrap_or(before)).inspect_err(|_| {
+        lengthen(&file, before, bytes(size_mib).unwrap_or(before)).inspect_err(|_| {
             let _ = file.set_len(before);
         })
     });
@@ -137,54 +139,54 @@ pub(crate) fn grow(path: &Path, format: &Format, mebibytes: u64) -> Result<()> {
 }
 
 fn lengthen(file: &File, from: u64, to: u64) -> io::Result<()> {
-    let step = if cfg!(target_os = "macos") { APFS_STEP } else { u64::MAX };
+    let step = if cfg!(target_os = "macos") { APFS_STEP_BYTES } else { u64::MAX };
     steps(from, to, step).try_for_each(|length| file.set_len(length))
 }
 
-/// The lengths on the way, the last of them `to`.
+/// The lengths on the way, of which the last is `to`.
 fn steps(from: u64, to: u64, step: u64) -> impl Iterator<Item = u64> {
     std::iter::successors(Some(from), move |&at| (at < to).then(|| at.saturating_add(step).min(to))).skip(1)
 }
 
-/// The program that makes and grows images of this format, where that takes one.
-pub(crate) fn tool_for(format: &Format) -> Result<Option<PathBuf>> {
-    let Format::Qcow2(qcow) = format else { return Ok(None) };
-    let wanted: Vec<&Path> = match &qcow.tool {
+/// The program that creates and grows images of this format, if that needs one.
+pub(crate) fn tool_for(format: &DiskFormat) -> Result<Option<PathBuf>, ConfigError> {
+    let DiskFormat::Qcow2(options) = format else { return Ok(None) };
+    let wanted: Vec<&Path> = match &options.tool {
         Some(tool) => vec![tool],
         None => vec![Path::new("qemu-img"), Path::new("qcow-tool")],
     };
-    first_program(&wanted).map(Some).map_err(|looked| Error::ToolNotFound { field: "disks", looked })
+    first_program(&wanted).map(Some).map_err(|searched| ConfigError::ToolNotFound { field: "disks", searched })
 }
 
-/// `create` or `resize` in the language of the tool.
-fn run(tool: &Path, verb: &str, image: &Path, mebibytes: u64) -> Result<()> {
-    // A name that starts with a dash, or looks like a protocol to qemu-img, is none in an absolute path.
+/// Runs `create` or `resize` of the tool.
+fn run_tool(tool: &Path, command: &str, image: &Path, size_mib: u64) -> Result<()> {
+    // In an absolute path, a name that starts with a dash or looks like a protocol to qemu-img does no harm.
     let image = std::path::absolute(image).map_err(Error::io("make absolute", image))?;
-    let mut command = Command::new(tool);
+    let mut process = Command::new(tool);
     if tool.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"qcow-tool")) {
-        command.args([OsStr::new(verb), image.as_os_str()]).args(["--size", &format!("{mebibytes}MiB")]);
+        process.args([OsStr::new(command), image.as_os_str()]).args(["--size", &format!("{size_mib}MiB")]);
     } else {
-        command.args([verb, "-q", "-f", "qcow2"]).arg(&image).arg(format!("{mebibytes}M"));
+        process.args([command, "-q", "-f", "qcow2"]).arg(&image).arg(format!("{size_mib}M"));
     }
-    let output = command.stdin(Stdio::null()).output().map_err(Error::io("run", tool))?;
+    let output = process.stdin(Stdio::null()).output().map_err(Error::io("run", tool))?;
     if output.status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    Err(Error::ToolFailed { tool: tool.to_owned(), path: image, said })
+    let stderr = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(Error::ImageToolFailed { tool: tool.to_owned(), path: image, stderr })
 }
 
-/// Renames without replacing anything, also where the file system cannot do that in one step.
-fn move_into_place(from: &Path, to: &Path) -> Result<()> {
-    let moved = match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+/// Renames without replacing a file, also if the file system cannot do that in one step.
+fn rename_without_replacing(from: &Path, to: &Path) -> Result<()> {
+    let renamed = match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS | rustix::io::Errno::NOTSUP) => {
             fs::hard_link(from, to).and_then(|()| fs::remove_file(from))
         }
-        moved => moved.map_err(io::Error::from),
+        renamed => renamed.map_err(io::Error::from),
     };
-    moved.map_err(|error| match error.kind() {
+    renamed.map_err(|error| match error.kind() {
         io::ErrorKind::AlreadyExists => Error::DiskExists { path: to.to_owned() },
-        _ => Error::io("make the disk image", to)(error),
+        _ => Error::io("create the disk image", to)(error),
     })
 }
 

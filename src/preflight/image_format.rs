@@ -1,109 +1,109 @@
-//! What an image file says about itself, and what has to be done to it.
+//! The format of disk images, and what a start has to do to them.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-use crate::config::disk::bytes;
-use crate::config::disk::{Disk, Format, Qcow};
-use crate::error::{Error, Result};
+use crate::config::disk::{Disk, DiskFormat, QcowOptions, bytes};
+use crate::error::ConfigError;
 
-pub(crate) const MIB: u64 = 1024 * 1024;
+type Result<T> = std::result::Result<T, ConfigError>;
 
-/// The Go package of 2017 makes images this much too long for each MiB: they have the size they were asked for.
-const GO_EXCESS: u64 = 100;
+const MIB: u64 = 1024 * 1024;
+/// The Go package of 2017 makes images this many bytes too long per MiB. They count as being of the requested size.
+const GO_EXCESS_BYTES: u64 = 100;
 
-/// What an image file says about itself.
+/// What an image file contains.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Content {
+pub(crate) struct ImageHeader {
     pub is_qcow2: bool,
-    /// A qcow2 image of which more is in other files.
-    pub rests_on_others: bool,
-    /// The size of the disk in it, in bytes.
+    /// Whether a qcow2 image has a backing file or an external data file.
+    pub has_external_data: bool,
+    /// The size of the disk, in bytes.
     pub length: u64,
 }
 
-impl Content {
-    pub(crate) fn of(path: &Path) -> io::Result<Self> {
+impl ImageHeader {
+    pub(crate) fn read(path: &Path) -> io::Result<Self> {
         let metadata = path.metadata()?;
         let mut header = Vec::new();
-        // To open a pipe, for one, would block.
+        // Opening a FIFO would block.
         if metadata.is_file() {
             File::open(path)?.take(80).read_to_end(&mut header)?;
         }
         Ok(Self::parse(&header, metadata.len()))
     }
 
-    /// The header of qcow2: magic, version, offset of the backing file's name, …, bits of a cluster at 20, size at 24, and from version 3 on
-    /// incompatible features at 72, bit 2 of which is an external data file.
+    /// The header of qcow2 is big-endian: magic, version, at 8 the offset of the backing file's name, at 20 the bits of a
+    /// cluster, at 24 the size, and from version 3 on at 72 incompatible features, of which bit 2 is an external data
+    /// file.
     fn parse(header: &[u8], length: u64) -> Self {
         let u64_at =
             |at: usize| header.get(at..at + 8).map_or(0, |bytes| bytes.iter().fold(0, |n, &b| (n << 8) | u64::from(b)));
         let version = u64_at(0) & 0xffff_ffff;
         let cluster_bits = u64_at(16) & 0xffff_ffff;
-        // Of clusters of any other size it cannot be.
+        // qcow2 has no other cluster sizes.
         if u64_at(0) >> 32 != 0x5146_49fb || version < 2 || header.len() < 72 || !(9..=21).contains(&cluster_bits) {
-            return Self { is_qcow2: false, rests_on_others: false, length };
+            return Self { is_qcow2: false, has_external_data: false, length };
         }
-        let rests_on_others = u64_at(8) != 0 || (version >= 3 && u64_at(72) & 4 != 0);
-        Self { is_qcow2: true, rests_on_others, length: u64_at(24) }
+        let has_external_data = u64_at(8) != 0 || (version >= 3 && u64_at(72) & 4 != 0);
+        Self { is_qcow2: true, has_external_data, length: u64_at(24) }
     }
 }
 
-/// What has to be done to a disk's image before the machine starts.
-#[derive(Debug, PartialEq)]
-pub(crate) enum Work {
+/// What a start has to do to an image.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum DiskAction {
     Nothing,
-    Make { mebibytes: u64 },
-    Grow { mebibytes: u64 },
+    Create { size_mib: u64 },
+    Grow { size_mib: u64 },
 }
 
-impl Work {
-    /// Of a disk whose image is, or should be, at `path`.
-    pub(crate) fn on(disk: &Disk, path: &Path) -> Result<Self> {
-        let Some(mebibytes) = disk.size else { return Ok(Self::Nothing) };
-        match growth(path, mebibytes) {
-            Err(Error::NotFound { .. }) => Ok(Self::Make { mebibytes }),
-            Ok(true) => Ok(Self::Grow { mebibytes }),
-            grows => grows.map(|_| Self::Nothing),
-        }
+impl DiskAction {
+    /// For a disk whose image is, or should be, at `path`.
+    pub(crate) fn plan(disk: &Disk, path: &Path) -> Result<Self> {
+        let Some(size_mib) = disk.size_mib else { return Ok(Self::Nothing) };
+        Ok(match needs_growth(path, size_mib)? {
+            None => Self::Create { size_mib },
+            Some(true) => Self::Grow { size_mib },
+            Some(false) => Self::Nothing,
+        })
     }
 }
 
-/// Whether an image has less than `mebibytes`. To have more is an error.
-pub(crate) fn growth(path: &Path, mebibytes: u64) -> Result<bool> {
-    let wanted = bytes(mebibytes).ok_or_else(|| Error::InvalidDiskSize { path: path.to_owned(), value: mebibytes })?;
-    let length = match Content::of(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(Error::NotFound { field: "disks", path: path.to_owned() });
-        }
-        content => content.map_err(Error::io("read", path))?.length,
+/// Whether an image is smaller than `size_mib`; `None` if it does not exist. A larger image is an error.
+pub(crate) fn needs_growth(path: &Path, size_mib: u64) -> Result<Option<bool>> {
+    let invalid = || ConfigError::InvalidDiskSize { path: path.to_owned(), value: size_mib };
+    let wanted = bytes(size_mib).ok_or_else(invalid)?;
+    let length = match ImageHeader::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        header => header.map_err(|error| ConfigError::inaccessible("disks", path, &error))?.length,
     };
-    // A block device has the size it has.
+    // The size of a block device is fixed.
     if !path.is_file() {
-        return Ok(false);
+        return Ok(Some(false));
     }
-    if length > wanted.saturating_add(mebibytes.saturating_mul(GO_EXCESS)) {
-        return Err(Error::DiskShrinks { path: path.to_owned(), from: length.div_ceil(MIB), to: mebibytes });
+    if length > wanted.saturating_add(size_mib.saturating_mul(GO_EXCESS_BYTES)) {
+        return Err(ConfigError::DiskShrinks { path: path.to_owned(), from: length.div_ceil(MIB), to: size_mib });
     }
-    Ok(length < wanted)
+    Ok(Some(length < wanted))
 }
 
-/// What is in the image at `path`: what was said, or else its content, or if there is none its name.
-pub(crate) fn found_format(disk: &Disk, path: &Path) -> Result<Format> {
-    // What is wrong with a file that cannot be read, the checks say.
-    let Ok(content) = Content::of(path) else { return Ok(disk.format_by_name()) };
+/// The format of the image at `path`: the disk's, or else the one of the content, or of the name if there is no file.
+pub(crate) fn found_format(disk: &Disk, path: &Path) -> Result<DiskFormat> {
+    // Other checks report a file that cannot be read.
+    let Ok(header) = ImageHeader::read(path) else { return Ok(disk.format_by_name()) };
     match &disk.format {
-        Some(Format::Qcow2(_)) if !content.is_qcow2 => Err(Error::NotAQcow2 { path: path.to_owned() }),
-        Some(said) => {
-            if content.is_qcow2 && *said == Format::Raw {
+        Some(DiskFormat::Qcow2(_)) if !header.is_qcow2 => Err(ConfigError::NotQcow2 { path: path.to_owned() }),
+        Some(format) => {
+            if header.is_qcow2 && *format == DiskFormat::Raw {
                 log::warn!(target: "hyperkit", "{} looks like qcow2 and is attached as raw", path.display());
             }
-            Ok(said.clone())
+            Ok(format.clone())
         }
-        None if content.rests_on_others => Err(Error::DiskRestsOnOthers { path: path.to_owned() }),
-        None if content.is_qcow2 => Ok(Format::Qcow2(Qcow::default())),
-        None => Ok(Format::Raw),
+        None if header.has_external_data => Err(ConfigError::DiskHasBackingFile { path: path.to_owned() }),
+        None if header.is_qcow2 => Ok(DiskFormat::Qcow2(QcowOptions::default())),
+        None => Ok(DiskFormat::Raw),
     }
 }
 
@@ -112,28 +112,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn any_beginning_of_a_file_is_something() {
+    fn truncated_qcow2_header_is_raw() {
         let mut header = [0; 80];
         header[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
         header[23] = 16;
         header[31] = 1;
-        assert_eq!(Content::parse(&header, 9), Content { is_qcow2: true, rests_on_others: false, length: 1 });
+        assert_eq!(ImageHeader::parse(&header, 9), ImageHeader { is_qcow2: true, has_external_data: false, length: 1 });
         header[79] = 4;
-        assert!(Content::parse(&header, 9).rests_on_others);
+        assert!(ImageHeader::parse(&header, 9).has_external_data);
         header[7] = 2;
-        assert!(!Content::parse(&header, 9).rests_on_others, "version 2 has no features");
+        assert!(!ImageHeader::parse(&header, 9).has_external_data, "version 2 has no features");
         header[7] = 3;
         header[79] = 0;
         header[15] = 1;
-        assert!(Content::parse(&header, 9).rests_on_others);
+        assert!(ImageHeader::parse(&header, 9).has_external_data);
         for end in 0..72 {
-            let raw = Content { is_qcow2: false, rests_on_others: false, length: 9 };
-            assert_eq!(Content::parse(&header[..end], 9), raw);
+            let raw = ImageHeader { is_qcow2: false, has_external_data: false, length: 9 };
+            assert_eq!(ImageHeader::parse(&header[..end], 9), raw);
         }
         header[23] = 22;
-        assert!(!Content::parse(&header, 9).is_qcow2, "clusters of 4 MiB are too large");
+        assert!(!ImageHeader::parse(&header, 9).is_qcow2, "clusters of 4 MiB are too large");
         header[23] = 16;
         header[7] = 1;
-        assert!(!Content::parse(&header, 9).is_qcow2, "version 1 is another format");
+        assert!(!ImageHeader::parse(&header, 9).is_qcow2, "version 1 is another format");
     }
 }

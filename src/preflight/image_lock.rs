@@ -1,90 +1,97 @@
 //! Whether a disk image is in use, and keeping other starts away from it.
 
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::MetadataExt;
+use std::io;
 use std::path::Path;
 
 use rustix::fs::{FlockOperation, flock};
 
-use crate::config::disk::Format;
+use crate::config::disk::DiskFormat;
 use crate::engine;
 use crate::error::{Error, Result};
 
-/// Refuses an image that a machine uses, unless both only read. As long as what this returns is held, no other start gets
-/// past here with the image.
+/// Refuses an image that a VM uses, unless both can only read. While the returned lock is held, no other start gets past
+/// this point with the image.
 ///
-/// It can disturb a machine that starts at the same moment with the same image, of which one has to lose anyway; so it is
-/// no part of a check.
-pub(crate) fn refuse_if_in_use(path: &Path, format: &Format, read_only: bool) -> Result<Option<Held>> {
-    let in_use = || Error::DiskInUse { path: path.to_owned() };
-    // Whether an image can be read at all, the checks have said.
-    let Ok(file) = OpenOptions::new().read(true).write(!read_only).open(path) else { return Ok(None) };
+/// This can disturb a VM that is started with the same image at the same moment, of which one has to fail anyway. So it
+/// is not part of a check.
+pub(crate) fn refuse_if_in_use(path: &Path, format: &DiskFormat, read_only: bool) -> Result<Option<ImageLock>> {
+    let file = match OpenOptions::new().read(true).write(!read_only).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None), // it is to be created
+        Err(error) => return Err(Error::io("open", path)(error)),
+    };
     if !path.is_file() {
         return Ok(None);
     }
-    let held = Held(file);
-    if is_locked(&held.0, read_only) {
-        return Err(in_use());
+    let cannot_tell = |error| Error::cannot_tell(Some(path))(error);
+    let lock = ImageLock(file);
+    if is_locked(&lock.0, read_only).map_err(cannot_tell)? {
+        return Err(Error::DiskInUse { path: path.to_owned() });
     }
-    if *format == Format::Raw {
-        // hyperkit locks it itself.
+    if *format == DiskFormat::Raw {
+        // hyperkit locks raw images by itself.
         return Ok(None);
     }
-    if engine::hyperkit::uses_qcow2(path, read_only) { Err(in_use()) } else { Ok(Some(held)) }
+    match engine::uses_image(path, read_only).map_err(cannot_tell)? {
+        true => Err(Error::DiskInUse { path: path.to_owned() }),
+        false => Ok(Some(lock)),
+    }
 }
 
-/// An image that is kept from other starts until this goes.
+/// The lock of an image, which keeps other starts away.
 #[must_use]
-pub(crate) struct Held(File);
+#[derive(Debug)]
+pub(crate) struct ImageLock(File);
 
-impl Drop for Held {
+impl Drop for ImageLock {
     fn drop(&mut self) {
-        // To close the file would leave the lock with a child that another thread has forked in between, until its `exec`.
+        // Closing alone would leave the lock with a child that another thread has forked, until its `exec`.
         let _ = flock(&self.0, FlockOperation::Unlock);
     }
 }
 
-/// Whether somebody has locked an image: hyperkit takes flock, QEMU byte ranges by fcntl. Otherwise we have the flock.
-fn is_locked(file: &File, read_only: bool) -> bool {
+/// Whether somebody else has locked an image: hyperkit uses flock, QEMU locks byte ranges by fcntl. If not, this takes the
+/// flock.
+fn is_locked(file: &File, read_only: bool) -> io::Result<bool> {
     let lock = match read_only {
         true => FlockOperation::NonBlockingLockShared,
         false => FlockOperation::NonBlockingLockExclusive,
     };
-    is_refused(flock(file, lock)) || qemu_has_locked(file, lock)
+    Ok(is_refused(flock(file, lock)) || is_locked_by_qemu(file, lock)?)
 }
 
-/// Whether a lock is somebody else's. A file system without locks gives other errors, and tells nothing.
+/// Whether a lock is refused because somebody else has it. A file system without locks gives other errors.
 fn is_refused(tried: rustix::io::Result<()>) -> bool {
     matches!(tried, Err(rustix::io::Errno::AGAIN | rustix::io::Errno::ACCESS))
 }
 
-/// QEMU's locks are all shared, so that a reader conflicts with none: who writes holds the one on byte 101.
+/// All of QEMU's locks are shared, so they do not conflict with a reader's. A writer holds the one on byte 101.
 #[cfg(target_os = "linux")]
-fn qemu_has_locked(file: &File, lock: FlockOperation) -> bool {
+fn is_locked_by_qemu(file: &File, lock: FlockOperation) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+
     use rustix::fs::{fcntl_lock, major, minor};
 
     const WRITER: u64 = 101;
     let tried = fcntl_lock(file, lock);
     let _ = fcntl_lock(file, FlockOperation::Unlock);
     if is_refused(tried) {
-        return true;
+        return Ok(true);
     }
-    let Ok((metadata, locks)) = file.metadata().and_then(|found| Ok((found, fs::read_to_string("/proc/locks")?)))
-    else {
-        return false;
-    };
+    let (metadata, locks) = (file.metadata()?, fs::read_to_string("/proc/locks")?);
     let id = format!("{:02x}:{:02x}:{}", major(metadata.dev()), minor(metadata.dev()), metadata.ino());
-    locks.lines().any(|line| match line.split_ascii_whitespace().rev().collect::<Vec<_>>()[..] {
+    Ok(locks.lines().any(|line| match line.split_ascii_whitespace().rev().collect::<Vec<_>>()[..] {
         [end, start, file, ..] => {
             let number = |text: &str| text.parse::<u64>().ok();
             file == id && start != "0" && number(start) <= Some(WRITER) && number(end) >= Some(WRITER)
         }
         _ => false,
-    })
+    }))
 }
 
-/// Elsewhere QEMU takes no locks, and our own flock would be in the way of a lock by fcntl, as on BSD.
+/// On other systems QEMU takes no locks, and our own flock would conflict with a lock by fcntl, as on BSD.
 #[cfg(not(target_os = "linux"))]
-fn qemu_has_locked(_: &File, _: FlockOperation) -> bool {
-    false
+fn is_locked_by_qemu(_: &File, _: FlockOperation) -> io::Result<bool> {
+    Ok(false)
 }

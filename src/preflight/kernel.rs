@@ -1,73 +1,75 @@
-//! Kernel files: whether hyperkit boots them, and whether they fit into the machine's memory.
+//! Kernel files: whether hyperkit can boot them, and whether they fit into the guest's memory.
 
 use std::fs::Metadata;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use crate::error::{Error, Result};
+use crate::error::ConfigError;
 use crate::sys::file::open;
+
+type Result<T> = std::result::Result<T, ConfigError>;
 
 const MIB: u64 = 1024 * 1024;
 pub(crate) const PAGE: u64 = 4096;
-/// Where hyperkit puts a kernel that can be anywhere, and up to where there is memory below 4 GiB.
+/// Where hyperkit loads a relocatable kernel, and where memory below 4 GiB ends.
 const BASE: u64 = MIB;
 const MAX_LOW_MEMORY: u64 = 3072 * MIB;
 
-/// What the boot protocol's header at 0x1f1 of an x86 bzImage says.
+/// The boot protocol's header of an x86 bzImage, which starts at 0x1f1.
 pub(crate) struct BzImage {
-    /// The longest command line, with its NUL.
+    /// The length of the longest command line, with its NUL.
     pub cmdline_size: usize,
     start: u64,
-    /// What it takes while it unpacks itself.
+    /// The memory that the kernel needs to unpack itself.
     init_size: u64,
     initrd_max: u64,
 }
 
-/// Reads the header, and refuses what kexec refuses.
+/// Reads the header. Refuses what hyperkit's kexec refuses.
 pub(crate) fn bz_image(path: &Path) -> Result<BzImage> {
     let (mut file, metadata) = open("kernel", path, Metadata::is_file)?;
-    let no = |reason| Err(Error::NotABzImage { path: path.to_owned(), reason });
+    let no = |reason| Err(ConfigError::NotABzImage { path: path.to_owned(), reason });
     let mut header = [0; 0x264];
     if let Err(source) = file.read_exact(&mut header) {
         return match source.kind() {
-            io::ErrorKind::UnexpectedEof => no("it is too short"),
-            _ => Err(Error::Inaccessible { field: "kernel", path: path.to_owned(), source }),
+            io::ErrorKind::UnexpectedEof => no("file too short"),
+            _ => Err(ConfigError::inaccessible("kernel", path, &source)),
         };
     }
     let number = |at, length| number(&header, at, length);
     let setup = (number(0x1f1, 1) + 1) * 512;
     if number(0x1fe, 2) != 0xaa55 || &header[0x202..0x206] != b"HdrS" {
-        return no("it has no boot header");
+        return no("no boot header");
     }
     if number(0x206, 2) < 0x020a {
-        return no("its boot protocol is older than 2.10");
+        return no("boot protocol older than 2.10");
     }
     if header[0x1f1] == 0 || header[0x211] & 1 == 0 {
-        return no("it is a zImage");
+        return no("zImage");
     }
     if metadata.len() < setup + number(0x1f4, 4) * 16 {
-        return no("its end is missing");
+        return no("truncated");
     }
     let is_relocatable = header[0x234] != 0;
     let aligned = BASE.checked_next_multiple_of(number(0x230, 4)).unwrap_or(0);
     let start = if is_relocatable { aligned } else { number(0x258, 8) };
     let init_size = number(0x260, 4).next_multiple_of(PAGE);
     if start < BASE || metadata.len() - setup > init_size {
-        return no("its header is not true of it");
+        return no("inconsistent header");
     }
     Ok(BzImage { cmdline_size: number(0x238, 4) as usize, start, init_size, initrd_max: number(0x22c, 4) })
 }
 
 impl BzImage {
-    /// Refuses it, or its initrd of so many bytes, if `memory` MiB are not enough for both. hyperkit puts the initrd as
-    /// high as it can be, and does not look whether that is onto the kernel.
-    pub(crate) fn fits(&self, memory: u64, kernel: &Path, initrd: Option<(&std::path::PathBuf, u64)>) -> Result<()> {
-        let low_memory = low_memory(memory);
+    /// Refuses the kernel, or its initrd of so many bytes, if they do not fit into memory. hyperkit loads the initrd as high
+    /// as possible, even over the kernel.
+    pub(crate) fn check_fits(&self, memory_mib: u64, kernel: &Path, initrd: Option<(&PathBuf, u64)>) -> Result<()> {
+        let low_memory = low_memory(memory_mib);
         let end = self.start.saturating_add(self.init_size);
         let behind = initrd.map_or(0, |(_, size)| size.next_multiple_of(PAGE) + PAGE);
         let needed = end.saturating_add(behind).div_ceil(MIB);
-        let refuse = |field, path: &Path| Err(Error::DoesNotFit { field, path: path.to_owned(), needed });
+        let refuse = |field, path: &Path| Err(ConfigError::DoesNotFit { field, path: path.to_owned(), needed });
         if end > low_memory {
             return refuse("kernel", kernel);
         }
@@ -80,43 +82,43 @@ impl BzImage {
     }
 }
 
-/// Reads the header of the Multiboot specification in the first 8 KiB, and refuses what hyperkit refuses. Returns where
-/// the kernel ends in memory.
-pub(crate) fn multiboot(path: &Path) -> Result<u64> {
+/// Reads the header of the Multiboot specification, which is in the first 8 KiB. Refuses what hyperkit refuses. Returns
+/// where the kernel ends in memory.
+pub(crate) fn multiboot_end(path: &Path) -> Result<u64> {
     const MAGIC: u64 = 0x1bad_b002;
     const SEARCHED: u64 = 0x2000;
     const HEADER: usize = 48;
-    /// Modules on pages, and the memory's size: what hyperkit does of what a kernel can demand.
+    /// The features that hyperkit offers of those a kernel can require: page-aligned modules, and the size of memory.
     const KNOWN: u64 = 0b11;
     const HAS_ADDRESSES: u64 = 1 << 16;
 
     let (file, metadata) = open("multiboot", path, Metadata::is_file)?;
-    let no = |reason| Err(Error::NotMultiboot { path: path.to_owned(), reason });
+    let no = |reason| Err(ConfigError::NotMultiboot { path: path.to_owned(), reason });
     let mut head = Vec::new();
     let read = (&file).take(SEARCHED).read_to_end(&mut head);
-    read.map_err(|source| Error::Inaccessible { field: "multiboot", path: path.to_owned(), source })?;
+    read.map_err(|error| ConfigError::inaccessible("multiboot", path, &error))?;
     let word = |at: usize| number(&head, at, 4);
     let is_header = |&at: &usize| word(at) == MAGIC && (MAGIC + word(at + 4) + word(at + 8)) & 0xffff_ffff == 0;
-    // One with nothing behind it is overlooked.
+    // hyperkit overlooks a header at the very end.
     let Some(at) = (0..head.len().saturating_sub(HEADER)).step_by(4).find(is_header) else {
-        return no("it has no multiboot header");
+        return no("no multiboot header");
     };
     let flags = word(at + 4);
     if flags & 0xffff & !KNOWN != 0 {
-        return no("it wants more than hyperkit can do");
+        return no("requires features that hyperkit lacks");
     }
     if flags & HAS_ADDRESSES != 0 {
         let [header, load, load_end] = [12, 16, 20].map(|field| word(at + field));
-        // What lies before the header in memory lies before it in the file.
+        // What precedes the header in memory precedes it in the file.
         let offset = (at as u64).saturating_sub(header.saturating_sub(load));
         return Ok(if load_end == 0 { load + metadata.len() - offset } else { load_end });
     }
     if !head.starts_with(b"\x7fELF") {
-        return no("it is no ELF file and does not say where it goes");
+        return no("neither an ELF file nor a header with load addresses");
     }
     const X86_64: u64 = 62;
     if number(&head, 18, 2) == X86_64 {
-        return no("it is a 64-bit ELF file");
+        return no("64-bit ELF file");
     }
     // The program headers, of which those of type 1 are loaded: file offset at 4, address at 12, length at 16.
     let (first, size, count) = (word(28), number(&head, 42, 2), number(&head, 44, 2));
@@ -124,35 +126,39 @@ pub(crate) fn multiboot(path: &Path) -> Result<u64> {
     for index in 0..count {
         let mut segment = [0; 32];
         if file.read_exact_at(&mut segment, first + index * size).is_err() {
-            return no("its end is missing");
+            return no("truncated");
         }
         let [kind, offset, address, length] = [0, 4, 12, 16].map(|field| number(&segment, field, 4));
         if kind == 1 && offset + length > metadata.len() {
-            return no("its end is missing");
+            return no("truncated");
         }
         end = end.max((kind == 1).then_some(address + length));
     }
-    end.map_or_else(|| no("it has nothing to load"), Ok)
+    end.map_or_else(|| no("no loadable segment"), Ok)
 }
 
-/// Refuses a multiboot kernel that ends at `end` if it or its modules, of so many bytes each behind it, are not in memory.
-pub(crate) fn multiboot_fits(memory: u64, kernel: &Path, end: u64, modules: &[(&Path, u64)]) -> Result<()> {
+/// Refuses a multiboot kernel that ends at `end`, or its modules of so many bytes after it, if they do not fit into memory.
+pub(crate) fn check_multiboot_fits(memory_mib: u64, kernel: &Path, end: u64, modules: &[(&Path, u64)]) -> Result<()> {
     let mut end = end;
     for (path, length) in [(kernel, 0)].iter().chain(modules) {
         end = end.next_multiple_of(PAGE).saturating_add(*length);
-        if end > low_memory(memory) {
-            return Err(Error::DoesNotFit { field: "multiboot", path: path.to_path_buf(), needed: end.div_ceil(MIB) });
+        if end > low_memory(memory_mib) {
+            return Err(ConfigError::DoesNotFit {
+                field: "multiboot",
+                path: path.to_path_buf(),
+                needed: end.div_ceil(MIB),
+            });
         }
     }
     Ok(())
 }
 
-/// Of `memory` MiB what is below 4 GiB, in bytes.
-fn low_memory(memory: u64) -> u64 {
-    memory.saturating_mul(MIB).min(MAX_LOW_MEMORY)
+/// The memory below 4 GiB, in bytes.
+fn low_memory(memory_mib: u64) -> u64 {
+    memory_mib.saturating_mul(MIB).min(MAX_LOW_MEMORY)
 }
 
-/// A number of so many bytes, the lowest first; what is missing is 0.
+/// A little-endian number of `length` bytes; missing bytes are 0.
 fn number(bytes: &[u8], at: usize, length: usize) -> u64 {
     bytes.iter().skip(at).take(length).rev().fold(0, |number, &byte| (number << 8) | u64::from(byte))
 }

@@ -1,4 +1,4 @@
-//! Everything that is refused before a start.
+//! Everything that is checked before a start: the description, the files and programs that it names, the host.
 
 pub(crate) mod files;
 pub(crate) mod image;
@@ -6,68 +6,111 @@ pub(crate) mod image_format;
 pub(crate) mod image_lock;
 pub(crate) mod kernel;
 
-use crate::config::{HyperKit, VpnKit};
-use crate::engine::Engine;
-use crate::engine::{self, qemu::vsock_device};
+use crate::config::HyperKit;
+use crate::engine::{self, Engine, driver_of};
 use crate::error::{Error, Result};
-use crate::plan::validate::description;
+use crate::plan::validate::{Violations, validate};
 use crate::sys::path::{canonical, make_absolute};
-use files::files;
+
+use files::check_files;
+use image_format::found_format;
 
 impl HyperKit {
-    /// Looks whether the machine can be started, as far as that can be told beforehand: the description, the files it
-    /// names, and the program. Changes nothing, and so does not find out what others use at the time: whether the machine
-    /// runs already, whether another has its images or ports, [`start`](Self::start) says.
+    /// Checks whether the VM could be started: the description, the files that it names, the hypervisor. Changes
+    /// nothing, so it does not find out what is in use: whether the VM runs already, or another one has its images or
+    /// ports, only [`start`](Self::start) reports.
     ///
     /// ```
-    /// use hyperkit::{Error, HyperKit};
+    /// use hyperkit::{ConfigError, HyperKit};
     ///
-    /// let refused = HyperKit::new().kernel("no-such-file").check();
-    /// assert!(matches!(refused, Err(Error::NotFound { field: "kernel", .. } | Error::ProgramNotFound { .. })));
+    /// let error = HyperKit::new().kernel("no-such-file").cpus(0).check().unwrap_err();
+    /// assert_eq!(error.violations()[0], ConfigError::InvalidCpus { value: 0 });
+    /// assert!(matches!(error.violations()[1], ConfigError::NotFound { field: "kernel", .. }));
     /// ```
     ///
     /// # Errors
-    /// The first thing that is wrong, each its own [`Error`].
+    /// [`Error::InvalidConfig`] with all violations; if there are none, [`Error::HypervisorNotFound`].
     pub fn check(&self) -> Result<()> {
-        self.effective()?.check_all()
+        checked(self).map(drop)
     }
 
-    /// What has to hold of the description as it would be started.
-    pub(crate) fn check_all(&self) -> Result<()> {
-        description(self)?;
-        Engine::of_machine(self).check(self)?;
-        files(self)
+    /// Returns the description as it would be started: paths absolute, hypervisor and network socket found, formats of
+    /// disk images probed.
+    ///
+    /// ```
+    /// let description = hyperkit::HyperKit::new().hyperkit("sh").kernel("vmlinuz").resolve()?;
+    /// assert!(description.kernel.unwrap().is_absolute() && description.hyperkit.unwrap().is_absolute());
+    /// # Ok::<(), hyperkit::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`], [`Error::HypervisorNotFound`], [`Error::Io`].
+    pub fn resolve(&self) -> Result<Self> {
+        let (description, violations, not_found) = resolve(self)?;
+        violations.into_result()?;
+        not_found.map_or(Ok(description), Err)
     }
 
-    /// This machine as it would be started from here: paths absolute, the program and VPNKit found.
-    pub(crate) fn effective(&self) -> Result<Self> {
-        let mut machine = self.clone();
-        machine.paths_mut().try_for_each(make_absolute)?;
-        if let Some(dir) = &mut machine.state_dir {
-            make_absolute(dir)?;
-            *dir = canonical(dir);
+    /// Returns the engine that would run the VM.
+    ///
+    /// ```
+    /// use hyperkit::{Engine, HyperKit};
+    ///
+    /// assert_eq!(HyperKit::new().hyperkit("qemu-system-x86_64").engine()?, Engine::Qemu);
+    /// # Ok::<(), hyperkit::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::HypervisorNotFound`] if [`hyperkit`](Self#structfield.hyperkit) is unset and no hypervisor is installed.
+    pub fn engine(&self) -> Result<Engine> {
+        match &self.hyperkit {
+            Some(program) => Ok(Engine::of(program)),
+            None => engine::find(None).map(Engine::of),
         }
-        // What is wrong with the description matters more than that a program is missing.
-        description(&machine)?;
-        machine.hyperkit = Some(engine::find(self.hyperkit.as_deref())?);
-        let engine = Engine::of_machine(&machine);
-        for index in 0..machine.disks.len() {
-            let disk = &machine.disks[index];
-            let path = disk.place(index, machine.state_dir.as_deref())?;
-            machine.disks[index].format = Some(image_format::found_format(disk, &path)?);
-        }
-        if engine == Engine::Qemu {
-            machine.vhost_device_vsock = vsock_device::find(&machine)?;
-        }
-        match &mut machine.vpnkit {
-            VpnKit::Socket(path) => make_absolute(path)?,
-            auto @ VpnKit::Auto if engine == Engine::HyperKit => {
-                let looked = engine::hyperkit::vpnkit_sockets();
-                let found = looked.iter().find(|socket| socket.exists()).cloned();
-                *auto = VpnKit::Socket(found.ok_or(Error::VpnKitNotFound { looked })?);
-            }
-            _ => {}
-        }
-        Ok(machine)
     }
+}
+
+/// The description as it would be started, if it passes all checks.
+pub(crate) fn checked(description: &HyperKit) -> Result<HyperKit> {
+    let (description, mut violations, not_found) = resolve(description)?;
+    if not_found.is_none() {
+        let driver = driver_of(&description);
+        violations.extend(driver.unsupported(&description));
+        violations.extend(driver.check_host(&description));
+    }
+    check_files(&description, &mut violations);
+    violations.into_result()?;
+    not_found.map_or(Ok(description), Err)
+}
+
+/// Resolves what can be resolved, with the violations that are found on the way, and the error if the hypervisor is
+/// missing.
+fn resolve(description: &HyperKit) -> Result<(HyperKit, Violations, Option<Error>)> {
+    let mut resolved = description.clone();
+    resolved.paths_mut().try_for_each(make_absolute)?;
+    if let Some(dir) = &mut resolved.state_dir {
+        make_absolute(dir)?;
+        *dir = canonical(dir);
+    }
+    if let crate::config::Network::VpnKit(socket) = &mut resolved.network {
+        make_absolute(socket)?;
+    }
+    let mut violations = validate(&resolved);
+    let not_found = match engine::find(description.hyperkit.as_deref()) {
+        Ok(program) => {
+            resolved.hyperkit = Some(program);
+            let driver = driver_of(&resolved);
+            violations.collect(driver.resolve(&mut resolved));
+            None
+        }
+        Err(error) => Some(error),
+    };
+    for index in 0..resolved.disks.len() {
+        let disk = &resolved.disks[index];
+        let Ok(path) = disk.image_path(index, resolved.state_dir.as_deref()) else { continue };
+        if let Some(format) = violations.collect(found_format(disk, &path)) {
+            resolved.disks[index].format = Some(format);
+        }
+    }
+    Ok((resolved, violations, not_found))
 }

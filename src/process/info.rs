@@ -1,22 +1,26 @@
-//! What the system says of processes: their command lines, and what else may be asked of them.
+//! What the operating system reports about processes: command line, start time, working directory.
 //!
-//! On Linux that is in `/proc`, where a process has files of its own; sysinfo would read all processes to tell of one.
-//! Elsewhere it is sysinfo's.
+//! Linux has files for each process in `/proc`; sysinfo would read all processes to report one. Elsewhere it is sysinfo's
+//! report.
+//!
+//! A function here returns `Ok(None)` only for a process that does not exist or is a zombie. Whatever keeps this program
+//! from looking is an error.
 
 use std::ffi::OsString;
+use std::io;
 use std::path::PathBuf;
 
-pub(crate) use system::{Seen, look, look_at_all, started};
+pub(crate) use system::{ProcessInfo, list_all, query, start_time};
 
-impl Seen {
-    /// Whether it began when it was recorded to have, as far as the clock can tell.
-    pub fn began_at(&self, recorded: u64) -> bool {
-        self.started().is_some_and(|started| recorded.abs_diff(started) <= 2)
+impl ProcessInfo {
+    /// Whether the process started at the recorded time, within the precision of the clock.
+    pub fn started_at(&self, recorded: u64) -> io::Result<bool> {
+        Ok(self.start_time()?.is_some_and(|started| recorded.abs_diff(started) <= 2))
     }
 
-    /// Whether it was started with `arguments`; a script has its interpreter before them.
+    /// Whether the process was started with `arguments`; a script has its interpreter before them.
     pub fn has_arguments(&self, arguments: &[String]) -> bool {
-        // Not more of them than that: a program can be told that its name is nothing at all.
+        // The program itself is not compared: its `argv[0]` can be anything.
         self.command.len() >= arguments.len()
             && self
                 .command
@@ -34,80 +38,123 @@ mod system {
     use std::fs::{self, File};
     use std::io::Read;
     use std::os::unix::ffi::OsStringExt;
+    use std::path::Path;
     use std::time::{Duration, Instant};
 
-    /// A process that runs: neither gone nor a zombie.
-    pub(crate) struct Seen {
+    use rustix::io::Errno;
+    use rustix::process::{Pid, test_kill_process};
+
+    /// A running process: it exists and is no zombie.
+    pub(crate) struct ProcessInfo {
         pub pid: u32,
         /// Program and arguments.
         pub command: Vec<OsString>,
     }
 
-    /// When the process `pid` was started: in seconds since 1970, as exact as the system's clock was steady.
-    pub(crate) fn started(pid: u32) -> Option<u64> {
-        let ticks: u64 = stat(pid, 19)?.parse().ok()?; // since the system's start
-        Some(sysinfo::System::boot_time() + ticks / rustix::param::clock_ticks_per_second())
+    /// When the process `pid` was started, in seconds since 1970, as precise as the system clock is steady.
+    pub(crate) fn start_time(pid: u32) -> io::Result<Option<u64>> {
+        let Some(ticks) = stat(pid, 19)?.and_then(|ticks| ticks.parse::<u64>().ok()) else { return Ok(None) };
+        Ok(Some(sysinfo::System::boot_time() + ticks / rustix::param::clock_ticks_per_second()))
     }
 
-    /// A field of `/proc/PID/stat`, counted from the one behind the process's name, which may hold anything.
-    fn stat(pid: u32, field: usize) -> Option<String> {
-        let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    /// A field of `/proc/PID/stat`, counted from the one after the process's name, which may contain anything.
+    fn stat(pid: u32, field: usize) -> io::Result<Option<String>> {
+        let Some(stat) = unless_gone(pid, fs::read(format!("/proc/{pid}/stat")))? else { return Ok(None) };
         let stat = String::from_utf8_lossy(&stat);
-        let (_, fields) = stat.rsplit_once(')')?;
-        fields.split_ascii_whitespace().nth(field).map(str::to_owned)
+        let fields = stat.rsplit_once(')').map(|(_, fields)| fields.split_ascii_whitespace());
+        Ok(fields.and_then(|mut fields| fields.nth(field).map(str::to_owned)))
     }
 
-    impl Seen {
-        pub fn started(&self) -> Option<u64> {
-            started(self.pid)
-        }
-
-        /// What relative paths on its command line are relative to, if it is ours to know.
-        pub fn directory(&self) -> Option<PathBuf> {
-            fs::read_link(format!("/proc/{}/cwd", self.pid)).ok()
+    /// `None` if the process is gone, which only ENOENT and ESRCH mean. A process whose files are hidden, or a system
+    /// without `/proc`, gives ENOENT, too: then a signal can still be sent to the process, or is refused.
+    fn unless_gone<T>(pid: u32, read: io::Result<T>) -> io::Result<Option<T>> {
+        let error = match read {
+            Ok(content) => return Ok(Some(content)),
+            Err(error) => error,
+        };
+        match Errno::from_io_error(&error) {
+            Some(Errno::SRCH) => Ok(None),
+            Some(Errno::NOENT) => {
+                let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
+                let exists = raw.is_some_and(|pid| test_kill_process(pid) != Err(Errno::SRCH));
+                // It may have exited since, or have its entry only now.
+                if exists && !Path::new(&format!("/proc/{pid}")).exists() && is_alive(raw) {
+                    Err(error)
+                } else {
+                    Ok(None)
+                }
+            }
+            _ => Err(error),
         }
     }
 
-    /// What a process may take to be started. A program can also take its arguments away for good.
-    const AWHILE: Duration = Duration::from_millis(200);
+    fn is_alive(pid: Option<Pid>) -> bool {
+        pid.is_some_and(|pid| test_kill_process(pid) != Err(Errno::SRCH))
+    }
+
+    impl ProcessInfo {
+        pub fn start_time(&self) -> io::Result<Option<u64>> {
+            start_time(self.pid)
+        }
+
+        /// What relative paths on its command line are relative to. `None` if the process is gone.
+        pub fn working_dir(&self) -> io::Result<Option<PathBuf>> {
+            unless_gone(self.pid, fs::read_link(format!("/proc/{}/cwd", self.pid)))
+        }
+    }
+
+    /// How long a process may take to become another program. A program can also remove its arguments for good.
+    const EXEC_TIMEOUT: Duration = Duration::from_millis(200);
 
     /// The process `pid`, if it runs.
-    pub(crate) fn look(pid: u32) -> Option<Seen> {
-        look_until(pid, Instant::now() + AWHILE)
+    pub(crate) fn query(pid: u32) -> io::Result<Option<ProcessInfo>> {
+        query_until(pid, Instant::now() + EXEC_TIMEOUT)
     }
 
-    /// All processes that run. Their threads have pids, too, and are not listed.
-    pub(crate) fn look_at_all() -> Vec<Seen> {
-        let deadline = Instant::now() + AWHILE;
-        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-        entries.filter_map(|entry| look_until(entry.file_name().to_str()?.parse().ok()?, deadline)).collect()
-    }
-
-    /// The kernel gives a new program its memory first and its arguments some milliseconds later. Who has started it goes on
-    /// in between.
-    fn look_until(pid: u32, deadline: Instant) -> Option<Seen> {
-        let read = || {
-            // The kernel does not say how long it is, and each look into another's memory costs: usually two will do.
-            let mut line = Vec::with_capacity(4096);
-            File::open(format!("/proc/{pid}/cmdline")).ok()?.read_to_end(&mut line).ok()?;
-            Some(line)
-        };
-        let mut line = read()?;
-        while line.is_empty() && is_being_started(pid) && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(1));
-            line = read()?;
+    /// All running processes. Threads have pids, too, and are not listed.
+    pub(crate) fn list_all() -> io::Result<Vec<ProcessInfo>> {
+        let deadline = Instant::now() + EXEC_TIMEOUT;
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/proc")? {
+            let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+            found.extend(query_until(pid, deadline)?);
         }
-        // Each word ends with a NUL. A zombie has none, nor has the kernel itself.
-        line.pop()?;
-        let command = line.split(|&byte| byte == 0).map(|word| OsString::from_vec(word.to_vec())).collect();
-        Some(Seen { pid, command })
+        // Without the process that looks, it is not the `/proc` of this program's processes.
+        match found.iter().any(|process| process.pid == std::process::id()) {
+            true => Ok(found),
+            false => Err(io::Error::other("/proc does not list this process")),
+        }
     }
 
-    /// Whether a process without arguments may still get some: it does not end, and is none of the kernel's own.
-    fn is_being_started(pid: u32) -> bool {
+    /// The kernel gives a new program its memory first and its arguments some milliseconds later, while its starter may
+    /// continue.
+    fn query_until(pid: u32, deadline: Instant) -> io::Result<Option<ProcessInfo>> {
+        let read = || {
+            // The kernel does not report the length, and each read of another process's memory is expensive. Usually two
+            // reads suffice.
+            let mut line = Vec::with_capacity(4096);
+            let read = File::open(format!("/proc/{pid}/cmdline")).and_then(|mut file| file.read_to_end(&mut line));
+            unless_gone(pid, read.map(|_| line))
+        };
+        let Some(mut line) = read()? else { return Ok(None) };
+        while line.is_empty() && is_in_exec(pid)? && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+            let Some(again) = read()? else { return Ok(None) };
+            line = again;
+        }
+        // Each word ends with a NUL. A zombie has no words, nor has the kernel itself.
+        if line.pop().is_none() {
+            return Ok(None);
+        }
+        let command = line.split(|&byte| byte == 0).map(|word| OsString::from_vec(word.to_vec())).collect();
+        Ok(Some(ProcessInfo { pid, command }))
+    }
+
+    /// Whether a process without arguments may still get some: it is not exiting, and is not one of the kernel's own.
+    fn is_in_exec(pid: u32) -> io::Result<bool> {
         const EXITING_OR_KERNEL: u32 = 0x4 | 0x20_0000; // PF_EXITING and PF_KTHREAD in the kernel's sched.h
-        let flags = stat(pid, 6).and_then(|flags| flags.parse::<u32>().ok());
-        flags.is_some_and(|flags| flags & EXITING_OR_KERNEL == 0)
+        let flags = stat(pid, 6)?.and_then(|flags| flags.parse::<u32>().ok());
+        Ok(flags.is_some_and(|flags| flags & EXITING_OR_KERNEL == 0))
     }
 }
 
@@ -117,53 +164,60 @@ mod system {
 
     use sysinfo::{ProcessRefreshKind, ProcessStatus, ProcessesToUpdate, System, UpdateKind};
 
-    /// A process that runs: neither gone nor a zombie.
-    pub(crate) struct Seen {
+    /// A running process: it exists and is no zombie.
+    pub(crate) struct ProcessInfo {
         pub pid: u32,
         /// Program and arguments.
         pub command: Vec<OsString>,
-        started: u64,
-        directory: Option<PathBuf>,
+        start_time: u64,
+        working_dir: Option<PathBuf>,
     }
 
-    /// When the process `pid` was started: in seconds since 1970, as exact as the system's clock was steady.
-    pub(crate) fn started(pid: u32) -> Option<u64> {
-        look(pid)?.started()
+    /// When the process `pid` was started, in seconds since 1970, as precise as the system clock is steady.
+    pub(crate) fn start_time(pid: u32) -> io::Result<Option<u64>> {
+        query(pid)?.map_or(Ok(None), |process| process.start_time())
     }
 
-    impl Seen {
-        pub fn started(&self) -> Option<u64> {
-            Some(self.started)
+    impl ProcessInfo {
+        pub fn start_time(&self) -> io::Result<Option<u64>> {
+            Ok(Some(self.start_time))
         }
 
-        /// What relative paths on its command line are relative to, if it is ours to know.
-        pub fn directory(&self) -> Option<PathBuf> {
-            self.directory.clone()
+        /// What relative paths on its command line are relative to, if the system reports it.
+        pub fn working_dir(&self) -> io::Result<Option<PathBuf>> {
+            Ok(self.working_dir.clone())
         }
     }
 
     /// The process `pid`, if it runs.
-    pub(crate) fn look(pid: u32) -> Option<Seen> {
-        seen(ProcessesToUpdate::Some(&[sysinfo::Pid::from_u32(pid)])).pop()
+    pub(crate) fn query(pid: u32) -> io::Result<Option<ProcessInfo>> {
+        match refresh(ProcessesToUpdate::Some(&[sysinfo::Pid::from_u32(pid)])).pop() {
+            // macOS hides the arguments of other users' processes.
+            Some(process) if process.command.is_empty() => Err(io::ErrorKind::PermissionDenied.into()),
+            process => Ok(process),
+        }
     }
 
-    /// All processes that run.
-    pub(crate) fn look_at_all() -> Vec<Seen> {
-        seen(ProcessesToUpdate::All)
+    /// All running processes whose arguments the system reports.
+    pub(crate) fn list_all() -> io::Result<Vec<ProcessInfo>> {
+        match refresh(ProcessesToUpdate::All) {
+            processes if processes.is_empty() => Err(io::Error::other("the system lists no processes")),
+            processes => Ok(processes.into_iter().filter(|process| !process.command.is_empty()).collect()),
+        }
     }
 
-    fn seen(which: ProcessesToUpdate<'_>) -> Vec<Seen> {
+    fn refresh(which: ProcessesToUpdate<'_>) -> Vec<ProcessInfo> {
         let mut system = System::new();
         let what = ProcessRefreshKind::nothing().with_cmd(UpdateKind::Always).with_cwd(UpdateKind::Always);
         system.refresh_processes_specifics(which, true, what);
         let runs =
             |process: &&sysinfo::Process| !matches!(process.status(), ProcessStatus::Zombie | ProcessStatus::Dead);
-        let seen = |process: &sysinfo::Process| Seen {
+        let info = |process: &sysinfo::Process| ProcessInfo {
             pid: process.pid().as_u32(),
             command: process.cmd().to_vec(),
-            started: process.start_time(),
-            directory: process.cwd().map(Into::into),
+            start_time: process.start_time(),
+            working_dir: process.cwd().map(Into::into),
         };
-        system.processes().values().filter(runs).map(seen).collect()
+        system.processes().values().filter(runs).map(info).collect()
     }
 }

@@ -1,5 +1,8 @@
-//! A process that may not be our child: is it there, is it the one that was started, signal it, wait for it.
+//! A process by its pid, which need not be a child: whether it runs, signals, waiting for its exit.
+//!
+//! "Running", "not running" and "cannot tell" are three answers: `Ok(Some(_))`, `Ok(None)` and `Err(_)`.
 
+mod exit_fd;
 mod info;
 
 use std::io;
@@ -7,102 +10,134 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use info::look;
-pub(crate) use info::{Seen, look_at_all, started};
+pub(crate) use exit_fd::ExitFd;
+pub(crate) use info::query;
+pub(crate) use info::{ProcessInfo, list_all, start_time};
 
 #[cfg(target_os = "linux")]
 use rustix::{
     event::{PollFd, PollFlags, poll},
-    fd::OwnedFd,
     process::{PidfdFlags, pidfd_open, pidfd_send_signal},
 };
 
-/// A process that runs, and that later is either the same or gone.
+/// A process that was running when it was found, and later is either the same or gone.
 #[derive(Debug)]
 pub(crate) struct Process {
     pid: Pid,
-    /// Known where there is no handle.
+    /// The start time, if there is no pidfd.
     started: Option<u64>,
-    /// Linux can hold on to the process itself, so that its pid cannot come to mean another.
+    /// On Linux, a handle of the process itself: its pid may be reused.
     #[cfg(target_os = "linux")]
-    handle: Option<OwnedFd>,
+    pidfd: Option<ExitFd>,
 }
 
 impl Process {
-    /// The process `pid`, if it runs and is the one that `is_wanted` describes.
-    pub fn find(pid: u32, is_wanted: impl FnOnce(&Seen) -> bool) -> Option<Self> {
-        let raw = Pid::from_raw(i32::try_from(pid).ok()?)?;
-        // First held, then looked at: what was looked at is then what is held.
+    /// The process `pid`, if it runs and `is_wanted` accepts it.
+    pub fn find(pid: u32, is_wanted: impl FnOnce(&ProcessInfo) -> io::Result<bool>) -> io::Result<Option<Self>> {
+        let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
+        // The handle is opened first: then what is looked at is the process that the handle means.
         #[cfg(target_os = "linux")]
-        let handle = match pidfd_open(raw, PidfdFlags::empty()) {
-            Err(rustix::io::Errno::SRCH) => return None,
-            handle => handle.ok(), // none before Linux 5.3
+        let pidfd = match pidfd_open(raw, PidfdFlags::empty()) {
+            Ok(pidfd) => Some(ExitFd::from(pidfd)),
+            Err(rustix::io::Errno::SRCH) => return Ok(None),
+            // Before Linux 5.3, or behind a seccomp filter. The thread of another process gives EINVAL.
+            Err(rustix::io::Errno::NOSYS | rustix::io::Errno::PERM | rustix::io::Errno::INVAL) => None,
+            Err(error) => return Err(error.into()),
         };
-        let seen = look(pid).filter(is_wanted)?;
+        let Some(info) = query(pid)? else { return Ok(None) };
+        if !is_wanted(&info)? {
+            return Ok(None);
+        }
         #[cfg(target_os = "linux")]
-        let started = if handle.is_some() { None } else { seen.started() };
+        let started = if pidfd.is_some() { None } else { info.start_time()? };
         #[cfg(not(target_os = "linux"))]
-        let started = seen.started();
-        Some(Self {
+        let started = info.start_time()?;
+        Ok(Some(Self {
             pid: raw,
             started,
             #[cfg(target_os = "linux")]
-            handle,
-        })
+            pidfd,
+        }))
     }
 
     pub fn pid(&self) -> u32 {
         self.pid.as_raw_nonzero().get().unsigned_abs()
     }
 
-    /// By its pid and the time of its start, for want of a handle.
+    /// Tells the process by its pid and start time, without a pidfd. A failure to look counts as running: it may pass.
     fn is_running(&self) -> bool {
-        look(self.pid()).is_some_and(|seen| self.started.is_some_and(|started| seen.began_at(started)))
+        match query(self.pid()) {
+            Ok(Some(info)) => self.started.is_some_and(|started| info.started_at(started).unwrap_or(true)),
+            Ok(None) => false,
+            Err(_) => true,
+        }
     }
 
-    /// Sends a signal; to a process that is gone already, none is sent.
+    /// Sends a signal. It is no error if the process has exited.
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
         #[cfg(target_os = "linux")]
-        if let Some(handle) = &self.handle {
-            return gone_is_fine(pidfd_send_signal(handle, signal));
+        if let Some(pidfd) = &self.pidfd {
+            return ignore_esrch(pidfd_send_signal(pidfd, signal));
         }
-        if self.is_running() { gone_is_fine(kill_process(self.pid, signal)) } else { Ok(()) }
+        match query(self.pid())? {
+            Some(info) if self.started.map_or(Ok(false), |started| info.started_at(started))? => {
+                ignore_esrch(kill_process(self.pid, signal))
+            }
+            _ => Ok(()),
+        }
     }
 
-    /// Waits until the process is gone; `false` if it is not by the deadline.
+    /// Waits until the process has exited; `false` if it has not by the deadline.
     pub fn wait(&self, deadline: Option<Instant>) -> bool {
         let left = || deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         #[cfg(target_os = "linux")]
-        if let Some(handle) = &self.handle {
-            return readable(handle, left());
+        if let Some(pidfd) = &self.pidfd {
+            return wait_until_readable(pidfd, deadline);
         }
-        let mut pause = Duration::from_millis(1);
+        let mut interval = Duration::from_millis(1);
         while self.is_running() {
             if left() == Some(Duration::ZERO) {
                 return false;
             }
-            std::thread::sleep(left().map_or(pause, |left| pause.min(left)));
-            pause = (pause * 2).min(Duration::from_millis(50));
+            std::thread::sleep(left().map_or(interval, |left| interval.min(left)));
+            interval = (interval * 2).min(Duration::from_millis(50));
         }
         true
     }
+
+    /// A descriptor that becomes readable at the exit.
+    pub fn exit_fd(&self) -> io::Result<ExitFd> {
+        #[cfg(target_os = "linux")]
+        if let Some(pidfd) = &self.pidfd {
+            return Ok(pidfd.clone());
+        }
+        let process = Self {
+            pid: self.pid,
+            started: self.started,
+            #[cfg(target_os = "linux")]
+            pidfd: None,
+        };
+        ExitFd::from_waiting(move || {
+            process.wait(None);
+        })
+    }
 }
 
-pub(crate) fn gone_is_fine(sent: rustix::io::Result<()>) -> io::Result<()> {
+/// A signal to a process that has exited is no error.
+pub(crate) fn ignore_esrch(sent: rustix::io::Result<()>) -> io::Result<()> {
     match sent {
         Err(rustix::io::Errno::SRCH) => Ok(()),
         sent => Ok(sent?),
     }
 }
 
-/// Waits until the process behind a pidfd is gone.
+/// Waits until a descriptor is readable, which a pidfd is when its process has exited.
 #[cfg(target_os = "linux")]
-fn readable(handle: &OwnedFd, patience: Option<Duration>) -> bool {
-    let deadline = patience.map(|patience| Instant::now() + patience);
+fn wait_until_readable(fd: &ExitFd, deadline: Option<Instant>) -> bool {
     loop {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let timeout = left.and_then(|left| left.try_into().ok());
-        match poll(&mut [PollFd::new(handle, PollFlags::IN)], timeout.as_ref()) {
+        match poll(&mut [PollFd::new(fd, PollFlags::IN)], timeout.as_ref()) {
             Err(rustix::io::Errno::INTR) => {}
             ready => return ready.is_ok_and(|ready| ready > 0),
         }
@@ -114,69 +149,70 @@ mod tests {
     use super::*;
     use std::process::{Child, Command};
 
-    fn just_started() -> Child {
+    fn spawn_sleep() -> Child {
         let child = Command::new("sleep").arg("1000").spawn().unwrap();
-        // For a moment it is still us.
+        // Before its exec, the child is still this program.
         #[cfg(target_os = "linux")]
         while std::fs::read_link(format!("/proc/{}/exe", child.id())).unwrap() == std::env::current_exe().unwrap() {}
         child
     }
 
-    fn sleeping() -> (Child, Process) {
-        let child = just_started();
-        let is_sleep = |seen: &Seen| seen.command.last().is_some_and(|last| last == "1000");
+    fn find_sleep() -> (Child, Process) {
+        let child = spawn_sleep();
+        let is_sleep = |info: &ProcessInfo| Ok(info.command.last().is_some_and(|last| last == "1000"));
         let found = Process::find(child.id(), is_sleep);
-        (child, found.unwrap())
+        (child, found.unwrap().unwrap())
     }
 
-    /// Most of them have no arguments yet at the first look.
+    /// Most of them have no arguments yet at the first read.
     #[test]
-    fn who_has_just_been_started_is_seen() {
+    fn a_process_is_found_right_after_its_exec() {
         for round in 0..100 {
-            let mut child = if round % 2 == 0 { sleeping().0 } else { just_started() };
-            assert!(look_at_all().iter().any(|seen| seen.pid == child.id()));
+            let mut child = if round % 2 == 0 { find_sleep().0 } else { spawn_sleep() };
+            assert!(list_all().unwrap().iter().any(|process| process.pid == child.id()));
             child.kill().unwrap();
             child.wait().unwrap();
         }
     }
 
     #[test]
-    fn a_start_is_told_by_the_clock() {
-        let (mut child, _) = sleeping();
+    fn start_time_is_in_seconds_since_1970() {
+        let (mut child, _) = find_sleep();
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
-        let began = started(child.id()).unwrap();
-        assert!(now.abs_diff(began) < 60, "{began}, and now it is {now}");
+        let started = start_time(child.id()).unwrap().unwrap();
+        assert!(now.abs_diff(started) < 60, "started at {started}, now it is {now}");
         child.kill().unwrap();
         child.wait().unwrap();
     }
 
     /// As on macOS, and on Linux before 5.3.
     #[test]
-    fn a_process_without_a_handle_is_known_by_the_time_of_its_start() {
-        let (mut child, found) = sleeping();
-        let without_handle = |started| Process {
+    fn without_a_pidfd_the_start_time_identifies_a_process() {
+        let (mut child, found) = find_sleep();
+        let without_pidfd = |started| Process {
             pid: found.pid,
             started,
             #[cfg(target_os = "linux")]
-            handle: None,
+            pidfd: None,
         };
-        let process = without_handle(started(child.id()));
-        let another = without_handle(started(child.id()).map(|started| started - 1000));
-        assert!(another.wait(None), "it is not the one that has this pid now");
+        let started = start_time(child.id()).unwrap();
+        let process = without_pidfd(started);
+        let another = without_pidfd(started.map(|started| started - 1000));
+        assert!(another.wait(None), "another process has this pid now");
         another.signal(Signal::KILL).unwrap();
         assert!(!process.wait(Some(Instant::now())) && !process.wait(Some(Instant::now() + Duration::from_millis(5))));
         process.signal(Signal::KILL).unwrap();
-        assert!(process.wait(None), "a zombie does not run");
+        assert!(process.wait(None), "a zombie is not running");
         child.wait().unwrap();
-        assert!(Process::find(child.id(), |_| true).is_none());
+        assert!(Process::find(child.id(), |_| Ok(true)).unwrap().is_none());
     }
 
     #[test]
-    fn the_end_is_waited_for_until_the_deadline() {
-        let (mut child, process) = sleeping();
+    fn wait_returns_at_the_deadline_or_at_the_exit() {
+        let (mut child, process) = find_sleep();
         assert!(!process.wait(Some(Instant::now())));
         std::thread::scope(|scope| {
-            // Most likely somebody waits by then.
+            // Most likely the other thread waits by then.
             scope.spawn(|| {
                 std::thread::sleep(Duration::from_millis(50));
                 child.kill().unwrap();
@@ -187,8 +223,18 @@ mod tests {
     }
 
     #[test]
-    fn a_signal_that_the_system_does_not_let_through_is_an_error() {
-        assert!(gone_is_fine(Err(rustix::io::Errno::SRCH)).is_ok());
-        assert_eq!(gone_is_fine(Err(rustix::io::Errno::PERM)).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+    fn a_failure_to_look_is_an_error_and_not_an_exit() {
+        let (mut child, process) = find_sleep();
+        let denied = |_: &ProcessInfo| Err(io::ErrorKind::PermissionDenied.into());
+        let found = Process::find(child.id(), denied);
+        assert_eq!(found.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+        process.signal(Signal::KILL).unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_signal_that_the_system_refuses_is_an_error() {
+        assert!(ignore_esrch(Err(rustix::io::Errno::SRCH)).is_ok());
+        assert_eq!(ignore_esrch(Err(rustix::io::Errno::PERM)).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
     }
 }

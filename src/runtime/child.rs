@@ -1,147 +1,219 @@
-//! A program that this process has started: one thread watches it, passes on what it prints, and reaps it.
+//! A hypervisor that this process has started. One thread supervises it: it passes on output and reaps.
 
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak, mpsc};
+use std::task::Waker;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
-use crate::engine::Engine;
+use crate::engine::{EngineDriver, ExitListener};
 use crate::error::{Error, Result};
 use crate::exit::Exit;
-use crate::process::gone_is_fine;
+use crate::process::{ExitFd, ignore_esrch};
 use crate::runtime::output::Output;
-use crate::runtime::vhost_vsock::Companion;
-use crate::sys::terminal::Terminal;
+use crate::runtime::owner::OwnerLink;
+use crate::runtime::vhost_vsock::VhostVsockDaemon;
+use crate::runtime::watch::ChildWatcher;
+use crate::state::StateDir;
+use crate::sys::terminal::TerminalSettings;
 
-/// The children of this program that have not been reaped, so that whoever finds one as a process learns how it ends.
-static ALIVE: Mutex<Vec<Arc<Child>>> = Mutex::new(Vec::new());
+/// The children of this process that were not reaped yet: a VM that is found in its state directory may be one of them,
+/// and only the parent learns how a process exited.
+static CHILDREN: Mutex<Vec<Arc<Child>>> = Mutex::new(Vec::new());
 
-fn alive() -> MutexGuard<'static, Vec<Arc<Child>>> {
-    ALIVE.lock().unwrap_or_else(PoisonError::into_inner)
+fn children() -> MutexGuard<'static, Vec<Arc<Child>>> {
+    lock(&CHILDREN)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A child, for any number of threads.
-#[derive(Debug)]
 pub(crate) struct Child {
     pid: Pid,
-    engine: Engine,
-    end: Mutex<Option<Exit>>,
-    ended: Condvar,
-    /// Listens to what the program itself tells of the guest's end.
-    ear: Mutex<Option<JoinHandle<Option<Exit>>>>,
-    /// The program that runs beside it.
-    companion: Mutex<Option<Companion>>,
+    driver: &'static dyn EngineDriver,
+    exit: Mutex<ExitState>,
+    exited: Condvar,
+    exit_fd: ExitFd,
+    /// The thread that waits for the hypervisor to report how the guest ends.
+    exit_listener: Mutex<Option<JoinHandle<Option<Exit>>>>,
+    resources: Mutex<Resources>,
+}
+
+#[derive(Default)]
+struct ExitState {
+    exit: Option<Exit>,
+    wakers: Vec<Weak<Mutex<Waker>>>,
+}
+
+/// What lasts as long as the child.
+#[derive(Debug, Default)]
+pub(crate) struct Resources {
+    /// The caller's terminal, if the console is on it.
+    pub terminal: Option<TerminalSettings>,
+    pub vsock_daemon: Option<VhostVsockDaemon>,
+    /// Kills the child with this process, if it must not outlive it.
+    pub owner: Option<OwnerLink>,
+}
+
+impl std::fmt::Debug for Child {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Child").field("pid", &self.pid).finish_non_exhaustive()
+    }
 }
 
 impl Child {
-    /// Starts `command`, which prints into `output` and may have been lent the `terminal` and have a `companion`.
+    /// Starts `command`, which writes to `output`.
     pub fn spawn(
-        engine: Engine,
+        driver: &'static dyn EngineDriver,
         mut command: Command,
         output: Output,
-        terminal: Option<Terminal>,
-        companion: Option<Companion>,
+        state: Option<StateDir>,
+        resources: Resources,
     ) -> Result<Arc<Self>> {
-        // The thread first: a child that nobody could watch must not be.
+        // The thread comes first: there must be no child that nobody supervises.
         let (send, receive) = mpsc::channel::<(std::process::Child, Arc<Self>)>();
-        let watch = move || {
+        let supervise = move || {
             if let Ok((child, shared)) = receive.recv() {
-                shared.watch(child, output, terminal);
+                shared.supervise(child, output, state.as_ref());
             }
         };
         let program = command.get_program().to_owned();
-        let thread = thread::Builder::new().name("hyperkit".to_owned()).spawn(watch);
-        thread.map_err(Error::io("make a thread to watch", &program))?;
+        let thread = thread::Builder::new().name("hyperkit".to_owned()).spawn(supervise);
+        thread.map_err(Error::io("create a thread for", &program))?;
 
-        let child = command.spawn().map_err(Error::io("start", &program))?;
+        let mut child = command.spawn().map_err(Error::io("start", &program))?;
+        let exit_fd = exit_fd(Pid::from_child(&child)).inspect_err(|_| {
+            let _ = child.kill().and_then(|()| child.wait());
+        });
         let shared = Arc::new(Self {
             pid: Pid::from_child(&child),
-            engine,
-            end: Mutex::new(None),
-            ended: Condvar::new(),
-            ear: Mutex::new(None),
-            companion: Mutex::new(companion),
+            driver,
+            exit: Mutex::default(),
+            exited: Condvar::new(),
+            exit_fd: exit_fd.map_err(Error::io("watch", &program))?,
+            exit_listener: Mutex::new(None),
+            resources: Mutex::new(resources),
         });
-        alive().push(shared.clone());
-        let _ = send.send((child, shared.clone())); // it waits for nothing else
+        children().push(shared.clone());
+        let _ = send.send((child, shared.clone())); // the thread waits for it
         Ok(shared)
     }
 
-    /// The children that have not been reaped.
+    /// The children that were not reaped yet.
     pub fn all() -> Vec<Arc<Self>> {
-        alive().clone()
+        children().clone()
     }
 
     pub fn pid(&self) -> u32 {
         self.pid.as_raw_nonzero().get().unsigned_abs()
     }
 
-    /// Has a thread listen to what tells how the guest ends. It has to return when the program is gone.
-    pub fn listen(&self, tell: impl FnOnce() -> Option<Exit> + Send + 'static) -> Result<()> {
-        let ear = thread::Builder::new().name("hyperkit-events".to_owned()).spawn(tell);
-        let ear = ear.map_err(Error::io("make a thread to listen to", format!("process {}", self.pid())))?;
-        *self.ear.lock().unwrap_or_else(PoisonError::into_inner) = Some(ear);
+    /// A descriptor that becomes readable at the exit.
+    pub fn exit_fd(&self) -> &ExitFd {
+        &self.exit_fd
+    }
+
+    /// Runs the listener in a thread of its own.
+    pub fn listen(&self, listener: ExitListener) -> Result<()> {
+        let thread = thread::Builder::new().name("hyperkit-events".to_owned()).spawn(listener);
+        let thread = thread.map_err(Error::io("create a thread for", format!("process {}", self.pid())))?;
+        *lock(&self.exit_listener) = Some(thread);
         Ok(())
     }
 
-    /// The machine is there: its companion lives from now on as long as it does, also without us.
-    pub fn is_set_up(&self) {
-        if let Some(companion) = &mut *self.companion.lock().unwrap_or_else(PoisonError::into_inner) {
-            companion.let_go();
+    /// From now on the vsock daemon lives as long as the hypervisor, also without this process.
+    pub fn detach_vsock_daemon(&self) {
+        if let Some(daemon) = &mut lock(&self.resources).vsock_daemon {
+            daemon.release();
         }
     }
 
-    /// Waits for its end until the deadline.
+    /// From now on the hypervisor outlives this process.
+    pub fn detach_owner(&self) {
+        if let Some(owner) = lock(&self.resources).owner.take() {
+            owner.release();
+        }
+    }
+
+    /// Waits for the exit until the deadline.
     pub fn wait(&self, deadline: Option<Instant>) -> Option<Exit> {
-        let mut end = self.lock();
-        while end.is_none() {
-            end = match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
+        let mut state = lock(&self.exit);
+        while state.exit.is_none() {
+            state = match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
                 Some(Duration::ZERO) => break,
-                Some(left) => self.ended.wait_timeout(end, left).unwrap_or_else(PoisonError::into_inner).0,
-                None => self.ended.wait(end).unwrap_or_else(PoisonError::into_inner),
+                Some(left) => self.exited.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
+                None => self.exited.wait(state).unwrap_or_else(PoisonError::into_inner),
             };
         }
-        *end
+        state.exit
     }
 
-    pub fn signal(&self, signal: Signal) -> std::io::Result<()> {
-        // It is reaped under this lock: as long as it has not ended, the pid is its own.
-        let end = self.lock();
-        if end.is_none() { gone_is_fine(kill_process(self.pid, signal)) } else { Ok(()) }
+    /// The exit, or else registers a waker that is woken at the exit.
+    pub fn poll_exit(&self, waker: &Arc<Mutex<Waker>>) -> Option<Exit> {
+        let mut state = lock(&self.exit);
+        if state.exit.is_none() {
+            // Futures that were dropped need no waking.
+            state.wakers.retain(|other| other.strong_count() > 0 && !other.ptr_eq(&Arc::downgrade(waker)));
+            state.wakers.push(Arc::downgrade(waker));
+        }
+        state.exit
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Exit>> {
-        self.end.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        // The child is reaped under this lock: without an exit, the pid is still its own.
+        let state = lock(&self.exit);
+        if state.exit.is_none() { ignore_esrch(kill_process(self.pid, signal)) } else { Ok(()) }
     }
 
-    fn watch(&self, mut child: std::process::Child, mut output: Output, terminal: Option<Terminal>) {
-        let mut alarm = crate::runtime::watch::Alarm::new(self.pid, &output);
-        // The logger is the embedding program's. If it panics, the child still has to be reaped, and the lines after the
-        // one that it panics on passed on: that one counts as passed on already, so this ends.
-        let mut pass_on = |at_end| while catch_unwind(AssertUnwindSafe(|| output.pass_on(at_end))).is_err() {};
+    fn supervise(&self, mut child: std::process::Child, mut output: Output, state: Option<&StateDir>) {
+        let watcher = ChildWatcher::new(self.exit_fd.clone(), &output);
+        // The logger is the embedding program's. If it panics, the child must still be reaped, and the lines after the one
+        // at which it panicked must be passed on. That line counts as passed on, so this ends.
+        let mut pass_on =
+            |has_exited| while catch_unwind(AssertUnwindSafe(|| output.pass_on(state, has_exited))).is_err() {};
         while is_alive(self.pid) {
             pass_on(false);
-            alarm.wait();
+            watcher.wait();
         }
-        // Ended, too, before anyone hears of it.
-        drop(self.companion.lock().unwrap_or_else(PoisonError::into_inner).take());
+        // All that belongs to the child is ended before anybody learns of its exit, and before its pid is free.
+        let Resources { terminal, vsock_daemon, owner } = std::mem::take(&mut *lock(&self.resources));
+        owner.into_iter().for_each(OwnerLink::release);
+        drop(vsock_daemon);
         pass_on(true);
         drop(terminal);
-        let ear = self.ear.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let told = ear.and_then(|ear| ear.join().ok()).flatten();
-        let mut end = self.lock();
-        alive().retain(|other| other.pid != self.pid);
-        // Where SIGCHLD is ignored, the system has reaped it, and nobody knows.
-        *end = Some(child.wait().map_or(Exit::Unknown, |status| self.engine.exit(status, told)));
-        self.ended.notify_all();
+        let listener = lock(&self.exit_listener).take();
+        let reported = listener.and_then(|thread| thread.join().ok()).flatten();
+        let mut exit = lock(&self.exit);
+        children().retain(|other| other.pid != self.pid);
+        // If SIGCHLD is ignored, the system has reaped the child, and its status is lost.
+        exit.exit = Some(child.wait().map_or(Exit::Unknown, |status| self.driver.exit(status, reported)));
+        let wakers = std::mem::take(&mut exit.wakers);
+        drop(exit);
+        self.exited.notify_all();
+        wakers.iter().filter_map(Weak::upgrade).for_each(|waker| lock(&waker).wake_by_ref());
     }
 }
 
-/// Looks without reaping.
+/// Whether the child has not exited. Does not reap it.
 fn is_alive(pid: Pid) -> bool {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
     matches!(waitid(WaitId::Pid(pid), options), Ok(None) | Err(rustix::io::Errno::INTR))
+}
+
+/// Becomes readable when the child has exited.
+fn exit_fd(pid: Pid) -> io::Result<ExitFd> {
+    #[cfg(target_os = "linux")]
+    if let Ok(pidfd) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) {
+        return Ok(pidfd.into());
+    }
+    ExitFd::from_waiting(move || {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        while matches!(waitid(WaitId::Pid(pid), options), Err(rustix::io::Errno::INTR)) {}
+    })
 }

@@ -1,54 +1,50 @@
 //! Cleanup of a state directory on start, on exit and on removal.
 
 use std::ffi::OsString;
-use std::fs::{self, FileType};
+use std::fs;
 use std::io;
-use std::os::unix::fs::FileTypeExt;
 
+use crate::engine::is_engine_socket;
 use crate::error::{Error, Result};
 use crate::plan::serial_ports::{ALL_LOGS, ALL_TTYS};
-use crate::preflight::image;
-use crate::runtime::vhost_vsock::wait_until_gone;
-use crate::state::UNFINISHED;
-use crate::state::{
-    EVENTS_SOCKET, JSON_FILE, LOG_FILE, Lock, PID_FILE, QMP_SOCKET, StateDir, VHOST_LINE, VHOST_SOCKET, VSOCK_SOCKET,
-};
+use crate::preflight::image::unfinished_name;
+use crate::runtime::vhost_vsock::wait_until_unread;
+use crate::state::{JSON_FILE, LOG_FILE, Lock, PID_FILE, StateDir, UNFINISHED, VHOST_LINE};
 use crate::sys::file::remove_file;
-use crate::sys::unix_socket::is_listening_place;
 
 impl StateDir {
-    /// Makes room for a new machine: nothing there is older than it, but for the state file and disks.
-    pub fn prepare(&self, lock: &Lock) -> Result<()> {
-        self.clear(lock)?;
+    /// Prepares a start: removes everything of the previous VM except `hyperkit.json` and disks.
+    pub fn clear_for_start(&self, lock: &Lock) -> Result<()> {
+        self.clear_runtime_files(lock)?;
         ALL_LOGS.iter().map(|name| self.file(name)).try_for_each(remove_file)
     }
 
-    /// Removes what leads to a machine that no longer runs; what it has said stays.
-    pub fn clear(&self, _: &Lock) -> Result<()> {
-        // Until then it might make its sockets anew.
-        wait_until_gone(&self.file(VHOST_LINE));
+    /// Removes pid file, tty files and sockets of a VM that has exited. Logs stay.
+    pub fn clear_runtime_files(&self, _: &Lock) -> Result<()> {
+        // Until then the vsock daemon could create its sockets again.
+        wait_until_unread(&self.file(VHOST_LINE));
         let files = [PID_FILE, UNFINISHED, VHOST_LINE].into_iter().chain(ALL_TTYS);
         let stale = files.map(str::to_owned).chain(self.sockets()?);
         stale.map(|name| self.file(&name)).try_for_each(remove_file)
     }
 
-    /// Clears up after a machine that has ended, unless another was started since.
+    /// Cleans up after a VM that has exited, unless another one was started in the directory since.
     pub fn clear_if_idle(&self) -> Result<()> {
         let Some(lock) = self.lock()? else { return Ok(()) };
-        match self.running(self.load().ok().as_ref()) {
+        match self.running(self.load_if_recorded()?.as_ref())? {
             Some(_) => Ok(()),
-            None => self.clear(&lock),
+            None => self.clear_runtime_files(&lock),
         }
     }
 
-    /// Sockets, and links to sockets, of a machine that no longer runs.
+    /// The sockets, and links to sockets, of a VM.
     fn sockets(&self) -> Result<Vec<String>> {
-        let failed = |error| Error::io("list", &self.0)(error);
+        let failed = |error| Error::io("list", self.path())(error);
         let mut found = Vec::new();
-        for entry in fs::read_dir(&self.0).map_err(failed)? {
+        for entry in fs::read_dir(self.path()).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             if let (Some(name), Ok(kind)) = (entry.file_name().to_str(), entry.file_type()) {
-                if is_machine_socket(name, kind) {
+                if is_engine_socket(name, kind) {
                     found.push(name.to_owned());
                 }
             }
@@ -56,31 +52,21 @@ impl StateDir {
         Ok(found)
     }
 
-    /// Removes what the machine and this crate have put into the directory, and the directory if that was all.
-    pub fn remove(&self, made_disks: &[String], lock: Lock) -> Result<()> {
-        self.clear(&lock)?;
-        let files = [LOG_FILE].into_iter().chain(ALL_LOGS).map(OsString::from);
-        // With each what a crash has left of its making.
-        let disks = made_disks.iter().filter(|name| !name.contains('/'));
-        let disks = disks.flat_map(|name| [OsString::from(name), image::unfinished_name(name)]);
-        // The state file last: until then a removal that was cut short can be done again.
-        let names = disks.chain(files).chain([JSON_FILE.into()]);
+    /// Removes what the VM and this crate created in the directory, with these disks, and then the directory if it is
+    /// empty.
+    pub fn remove(&self, disks: &[String], lock: Lock) -> Result<()> {
+        self.clear_runtime_files(&lock)?;
+        let logs = [LOG_FILE].into_iter().chain(ALL_LOGS).map(OsString::from);
+        // A crash may have left an unfinished image of each disk.
+        let disks = disks.iter().filter(|name| !name.contains('/'));
+        let disks = disks.flat_map(|name| [OsString::from(name), unfinished_name(name)]);
+        // The state file comes last: until then an interrupted removal can be repeated.
+        let names = disks.chain(logs).chain([JSON_FILE.into()]);
         names.map(|name| self.file(&name)).try_for_each(remove_file)?;
-        match fs::remove_dir(&self.0) {
+        match fs::remove_dir(self.path()) {
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
-            removed => removed.map_err(Error::io("remove", &self.0)),
+            removed => removed.map_err(Error::io("remove", self.path())),
         }
-    }
-}
-
-/// The names that QEMU, vhost-device-vsock and hyperkit give the sockets they make here.
-fn is_machine_socket(name: &str, kind: FileType) -> bool {
-    let hex = |text: &str| text.len() == 8 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    match name.split_once('.') {
-        Some(("guest", port)) => kind.is_symlink() && hex(port),
-        Some((cid, port)) if hex(cid) => kind.is_socket() && hex(port),
-        _ if kind.is_socket() && is_listening_place(name) => true,
-        _ => kind.is_socket() && ["connect", QMP_SOCKET, EVENTS_SOCKET, VHOST_SOCKET, VSOCK_SOCKET].contains(&name),
     }
 }
 
@@ -96,7 +82,7 @@ mod tests {
     const LINK: &str = "guest.00000946";
 
     #[test]
-    fn a_socket_is_the_machines_by_its_kind_and_its_name() {
+    fn sockets_of_a_vm_are_told_by_kind_and_name() {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::new(dir.path()).unwrap();
         for name in OURS.iter().chain(&[LINK]) {

@@ -1,74 +1,110 @@
-//! Which process is the VM of a state directory.
+//! Finds the hypervisor of a state directory among the running processes.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs;
+use std::io;
 use std::path::Path;
 
 use crate::config::HyperKit;
-use crate::engine::hyperkit;
-use crate::process::Process;
-use crate::process::{Seen, look_at_all};
+use crate::engine::pid_files;
+use crate::error::{Error, Result};
+use crate::process::{Process, ProcessInfo, list_all};
 use crate::state::{PID_FILE, StateDir};
 use crate::sys::path::canonical;
 
 impl StateDir {
-    /// The machine that runs in this directory, going by the pid file and by what was recorded.
-    pub fn running(&self, recorded: Option<&HyperKit>) -> Option<Process> {
-        let recorded_pid = recorded.and_then(|machine| machine.pid);
-        let in_file = self.pid();
-        let is_ours =
-            |seen: &Seen| self.is_named_by(seen) && recorded.is_none_or(|machine| fits(machine, in_file, seen));
-        [in_file, recorded_pid.filter(|_| in_file != recorded_pid)]
-            .into_iter()
-            .flatten()
-            .find_map(|pid| Process::find(pid, is_ours))
-            .or_else(|| {
-                // A starter may have died before its machine wrote a pid file, or the state file is unreadable: then
-                // there is only the command line. In an empty directory there has been nothing.
-                let may_be = |seen: &Seen| match recorded {
-                    Some(machine) => seen.has_arguments(&machine.arguments),
-                    None => self.is_named_by(seen),
-                };
-                let is_worth_it = match recorded {
-                    Some(machine) => recorded_pid.is_none() && !machine.arguments.is_empty(),
-                    None => fs::read_dir(&self.0).is_ok_and(|mut entries| entries.next().is_some()),
-                };
-                let seen = is_worth_it.then(look_at_all)?.into_iter().find(may_be)?;
-                Process::find(seen.pid, is_ours)
-            })
-    }
-
-    /// Whether a process was told to write our pid file.
-    fn is_named_by(&self, seen: &Seen) -> bool {
-        pid_files(&seen.command).any(|file| {
-            // The Go package passes on a relative path as it is.
-            let file = Path::new(file);
-            let path =
-                if file.is_absolute() { file.to_owned() } else { seen.directory().unwrap_or_default().join(file) };
-            path.file_name() == Some(OsStr::new(PID_FILE))
-                && path.parent().is_some_and(|dir| dir == self.0 || canonical(dir) == self.0)
-        })
-    }
-}
-
-/// Whether a process is the one that was recorded; another may have been started since, if it wrote the pid file.
-/// The clock may have been set since the start, so the time only decides where the pid file does not.
-fn fits(recorded: &HyperKit, in_file: Option<u32>, seen: &Seen) -> bool {
-    if recorded.pid != Some(seen.pid) {
-        return true;
-    }
-    let same_time = || recorded.pid_started.is_none_or(|started| seen.began_at(started));
-    seen.has_arguments(&recorded.arguments) && (in_file == Some(seen.pid) || same_time())
-}
-
-/// What stands behind QEMU's `-pidfile` or hyperkit's `-F`, which may share its dash with other letters, and be one word
-/// with the file.
-fn pid_files(command: &[OsString]) -> impl Iterator<Item = &OsStr> {
-    command.iter().enumerate().filter_map(|(at, word)| {
-        let file = match word.to_str()? {
-            "-pidfile" => "",
-            letters => letters.strip_prefix('-')?.trim_start_matches(hyperkit::SWITCHES).strip_prefix('F')?,
+    /// The hypervisor that runs for this directory, by the pid file and by the record. `None` if none runs.
+    ///
+    /// # Errors
+    /// [`Error::CannotTell`] if the processes, or files of the directory, cannot be read.
+    pub fn running(&self, recorded: Option<&HyperKit>) -> Result<Option<Process>> {
+        let pid_in_file = match self.pid() {
+            Err(Error::Io { source, .. }) => return Err(Error::cannot_tell(Some(self.path()))(source)),
+            pid => pid?,
         };
-        if file.is_empty() { command.get(at + 1).map(OsString::as_os_str) } else { Some(OsStr::new(file)) }
-    })
+        self.find_running(recorded, pid_in_file).map_err(Error::cannot_tell(Some(self.path())))
+    }
+
+    fn find_running(&self, recorded: Option<&HyperKit>, pid_in_file: Option<u32>) -> io::Result<Option<Process>> {
+        let record = recorded.map(|recorded| &recorded.record);
+        let is_ours = |process: &ProcessInfo| {
+            Ok(self.owns_pid_file(process)?
+                && match recorded {
+                    Some(recorded) => matches_record(recorded, pid_in_file, process)?,
+                    None => true,
+                })
+        };
+        let recorded_pid = record.and_then(|record| record.pid);
+        for pid in [pid_in_file, recorded_pid.filter(|_| pid_in_file != recorded_pid)].into_iter().flatten() {
+            if let Some(process) = Process::find(pid, is_ours)? {
+                return Ok(Some(process));
+            }
+        }
+        // A starter may have been killed before its hypervisor wrote a pid file, or the state file may be unreadable. Then
+        // only the command lines of all processes tell. An empty directory never had a VM.
+        let should_scan = match record {
+            Some(record) => record.pid.is_none() && !record.arguments.is_empty(),
+            None => has_files(self.path())?,
+        };
+        if !should_scan {
+            return Ok(None);
+        }
+        for process in list_all()? {
+            let may_be_ours = match record {
+                Some(record) => process.has_arguments(&record.arguments),
+                None => self.owns_pid_file(&process)?,
+            };
+            if may_be_ours {
+                if let Some(process) = Process::find(process.pid, is_ours)? {
+                    return Ok(Some(process));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether the process was told to write the pid file of this directory.
+    fn owns_pid_file(&self, process: &ProcessInfo) -> io::Result<bool> {
+        for file in pid_files(&process.command).map(Path::new) {
+            if file.file_name() != Some(OsStr::new(PID_FILE)) {
+                continue;
+            }
+            // The Go package passes relative paths.
+            let path = match file.is_absolute() {
+                true => file.to_owned(),
+                false => match process.working_dir()? {
+                    Some(dir) => dir.join(file),
+                    None => return Ok(false), // it has exited
+                },
+            };
+            if path.parent().is_some_and(|dir| dir == self.path() || canonical(dir) == self.path()) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// Whether the process is the recorded one, or one that was started later and wrote the pid file. The clock may have
+/// been set since the start, so the start time decides only if the pid file does not.
+fn matches_record(recorded: &HyperKit, pid_in_file: Option<u32>, process: &ProcessInfo) -> io::Result<bool> {
+    let record = &recorded.record;
+    if record.pid != Some(process.pid) {
+        return Ok(true);
+    }
+    if !process.has_arguments(&record.arguments) {
+        return Ok(false);
+    }
+    match record.pid_started {
+        Some(started) if pid_in_file != Some(process.pid) => process.started_at(started),
+        _ => Ok(true),
+    }
+}
+
+fn has_files(dir: &Path) -> io::Result<bool> {
+    match fs::read_dir(dir) {
+        Ok(mut entries) => Ok(entries.next().is_some()),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(false),
+        Err(error) => Err(error),
+    }
 }

@@ -1,9 +1,12 @@
-//! A started hypervisor: supervision, output, helper programs, cleanup.
+//! A running hypervisor: supervision of a child, its output, helper programs, finding it again, cleanup.
 
 pub(crate) mod child;
 pub(crate) mod cleanup;
 pub(crate) mod discovery;
+pub(crate) mod exit_wakers;
+pub(crate) mod log_tail;
 pub(crate) mod output;
+pub(crate) mod owner;
 pub(crate) mod ring;
 pub(crate) mod vhost_vsock;
 mod watch;

@@ -1,159 +1,172 @@
-//! Goes off when a child has ended or printed something, so that whoever watches it sleeps until then.
+//! Wakes the thread that supervises a child when the child has exited or its output file was written to.
 
-pub(crate) use system::Alarm;
+use std::os::fd::AsFd;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::process::ExitFd;
+use crate::runtime::output::Output;
+
+/// How often a child's output is looked at if the system cannot report that it was written to.
+const POLL_INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+
+pub(super) struct ChildWatcher {
+    exit: ExitFd,
+    output: Option<FileWatch>,
+}
+
+impl ChildWatcher {
+    pub fn new(exit: ExitFd, output: &Output) -> Self {
+        Self { exit, output: FileWatch::new(output.file()) }
+    }
+
+    /// Waits until the child has exited or its output was written to. Can return without a reason.
+    pub fn wait(&self) {
+        let output = self.output.as_ref().map(|output| PollFd::from_borrowed_fd(output.as_fd(), PollFlags::IN));
+        let timeout = if output.is_some() { None } else { Some(&POLL_INTERVAL) };
+        let exit = PollFd::from_borrowed_fd(self.exit.as_fd(), PollFlags::IN);
+        let _ = poll(&mut [exit].into_iter().chain(output).collect::<Vec<_>>(), timeout);
+        if let Some(output) = &self.output {
+            output.reset();
+        }
+    }
+}
 
 #[cfg(target_os = "linux")]
-mod system {
+use linux::FileWatch;
+
+#[cfg(target_os = "linux")]
+mod linux {
     use std::collections::HashMap;
     use std::fs::File;
     use std::io;
     use std::mem::MaybeUninit;
-    use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+    use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
     use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
     use std::thread;
 
-    use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+    use rustix::event::{EventfdFlags, eventfd};
     use rustix::fs::inotify::{CreateFlags, ReadFlags, Reader, WatchFlags, add_watch, init, remove_watch};
     use rustix::io::Errno;
-    use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-    use crate::runtime::output::Output;
-
-    /// How often a child is looked at where the system has no handle or no bell left to give.
-    const PACE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
-
-    pub(crate) struct Alarm {
-        process: Option<OwnedFd>,
-        bell: Option<Bell>,
-    }
-
-    impl Alarm {
-        pub fn new(pid: Pid, output: &Output) -> Self {
-            // pidfds came with Linux 5.3.
-            Self { process: pidfd_open(pid, PidfdFlags::empty()).ok(), bell: Bell::new(output.file()).ok() }
-        }
-
-        pub fn wait(&mut self) {
-            let handles = [self.process.as_ref(), self.bell.as_ref().map(|bell| &*bell.rings)];
-            let is_complete = handles.iter().all(Option::is_some);
-            let mut polled: Vec<_> = handles.into_iter().flatten().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
-            let _ = poll(&mut polled, if is_complete { None } else { Some(&PACE) });
-            if let Some(bell) = &self.bell {
-                let _ = rustix::io::read(&bell.rings, &mut [0_u8; 8]);
-            }
-        }
-    }
-
-    /// Rings when a file is written to.
-    struct Bell {
-        rings: Arc<OwnedFd>,
+    /// Becomes readable when a file is written to.
+    pub(super) struct FileWatch {
+        written: Arc<OwnedFd>,
         watch: i32,
-        events: Arc<OwnedFd>,
+        inotify: Arc<OwnedFd>,
     }
 
-    /// Who rings the bells, by the watch of each. A user may have some 128 instances of inotify, so all machines share one,
-    /// and a thread that is there as long as there are bells.
-    struct Ringer {
-        events: Arc<OwnedFd>,
-        bells: HashMap<i32, Arc<OwnedFd>>,
+    /// One inotify instance and one thread for all VMs, as long as there are any: a user may have only some 128
+    /// instances.
+    struct InotifyHub {
+        inotify: Arc<OwnedFd>,
+        watches: HashMap<i32, Arc<OwnedFd>>,
     }
 
-    static RINGER: Mutex<Option<Ringer>> = Mutex::new(None);
+    static HUB: Mutex<Option<InotifyHub>> = Mutex::new(None);
 
-    fn ringer() -> MutexGuard<'static, Option<Ringer>> {
-        RINGER.lock().unwrap_or_else(PoisonError::into_inner)
+    fn hub() -> MutexGuard<'static, Option<InotifyHub>> {
+        HUB.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    impl Bell {
-        fn new(file: &File) -> io::Result<Self> {
-            let rings = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+    impl FileWatch {
+        /// `None` if the system has no inotify watches left.
+        pub fn new(file: &File) -> Option<Self> {
+            Self::add(file).ok()
+        }
+
+        fn add(file: &File) -> io::Result<Self> {
+            let written = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
             let path = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
-            let watch_in = |events: &OwnedFd| add_watch(events, &path, WatchFlags::MODIFY);
-            let mut ringer = ringer();
-            let (events, watch) = if let Some(Ringer { events, .. }) = &*ringer {
-                (events.clone(), watch_in(events)?)
+            let add_to = |inotify: &OwnedFd| add_watch(inotify, &path, WatchFlags::MODIFY);
+            let mut hub = hub();
+            let (inotify, watch) = if let Some(InotifyHub { inotify, .. }) = &*hub {
+                (inotify.clone(), add_to(inotify)?)
             } else {
-                let events = Arc::new(init(CreateFlags::CLOEXEC)?);
-                let watch = watch_in(&events)?;
-                let listens = events.clone();
-                thread::Builder::new().name("hyperkit-bells".to_owned()).spawn(move || ring(&listens))?;
-                (events, watch)
+                let inotify = Arc::new(init(CreateFlags::CLOEXEC)?);
+                let watch = add_to(&inotify)?;
+                let events = inotify.clone();
+                thread::Builder::new().name("hyperkit-inotify".to_owned()).spawn(move || dispatch(&events))?;
+                (inotify, watch)
             };
-            let Ringer { bells, .. } =
-                ringer.get_or_insert_with(|| Ringer { events: events.clone(), bells: HashMap::new() });
-            bells.insert(watch, rings.clone());
-            Ok(Self { rings, watch, events })
+            let InotifyHub { watches, .. } =
+                hub.get_or_insert_with(|| InotifyHub { inotify: inotify.clone(), watches: HashMap::new() });
+            watches.insert(watch, written.clone());
+            Ok(Self { written, watch, inotify })
+        }
+
+        pub fn reset(&self) {
+            let _ = rustix::io::read(&self.written, &mut [0_u8; 8]);
         }
     }
 
-    impl Drop for Bell {
+    impl AsFd for FileWatch {
+        fn as_fd(&self) -> BorrowedFd<'_> {
+            self.written.as_fd()
+        }
+    }
+
+    impl Drop for FileWatch {
         fn drop(&mut self) {
-            if let Some(ringer) = &mut *ringer() {
-                ringer.bells.remove(&self.watch);
+            if let Some(hub) = &mut *hub() {
+                hub.watches.remove(&self.watch);
             }
-            // It tells the ringer, who goes if it was the last.
-            let _ = remove_watch(&self.events, self.watch);
+            // This wakes the thread, which ends with the last watch.
+            let _ = remove_watch(&self.inotify, self.watch);
         }
     }
 
-    fn ring(events: &OwnedFd) {
+    /// Passes on events until no watch is left.
+    fn dispatch(inotify: &OwnedFd) {
         let mut buffer = [MaybeUninit::uninit(); 4096];
-        let mut events = Reader::new(events, &mut buffer);
+        let mut events = Reader::new(inotify, &mut buffer);
         loop {
             let (watch, flags) = match events.next() {
                 Ok(event) => (event.wd(), event.events()),
                 Err(Errno::INTR) => continue,
-                // Nothing that a descriptor of our own should give. What is printed is then passed on at the end.
+                // This should not happen to a descriptor of our own. Output is then passed on at the exit.
                 Err(_) => {
-                    *ringer() = None;
+                    *hub() = None;
                     return;
                 }
             };
-            let mut ringer = ringer();
-            let bells = ringer.iter().flat_map(|ringer| &ringer.bells);
-            for (_, bell) in bells.filter(|(of, _)| **of == watch || flags.contains(ReadFlags::QUEUE_OVERFLOW)) {
-                let _ = rustix::io::write(bell, &1_u64.to_ne_bytes());
+            let mut hub = hub();
+            let watches = hub.iter().flat_map(|hub| &hub.watches);
+            for (_, written) in watches.filter(|(of, _)| **of == watch || flags.contains(ReadFlags::QUEUE_OVERFLOW)) {
+                let _ = rustix::io::write(written, &1_u64.to_ne_bytes());
             }
-            if ringer.as_ref().is_none_or(|ringer| ringer.bells.is_empty()) {
-                *ringer = None;
+            if hub.as_ref().is_none_or(|hub| hub.watches.is_empty()) {
+                *hub = None;
                 return;
             }
         }
     }
 }
 
-/// Elsewhere a thread of its own waits for the end, and what is printed is looked for now and then.
 #[cfg(not(target_os = "linux"))]
-mod system {
-    use std::sync::mpsc;
-    use std::thread;
-    use std::time::Duration;
+use other::FileWatch;
 
-    use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+#[cfg(not(target_os = "linux"))]
+mod other {
+    use std::fs::File;
+    use std::os::fd::{AsFd, BorrowedFd};
 
-    use crate::runtime::output::Output;
+    /// Other systems do not report writes to a file that is only known by its descriptor.
+    pub(super) enum FileWatch {}
 
-    pub(crate) struct Alarm {
-        end: mpsc::Receiver<()>,
-    }
-
-    impl Alarm {
-        pub fn new(pid: Pid, _: &Output) -> Self {
-            let (ended, end) = mpsc::channel();
-            let wait = move || {
-                let _ = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
-                drop(ended);
-            };
-            // Without that thread the channel is closed at once, and the pause below does its work.
-            let _ = thread::Builder::new().name("hyperkit-end".to_owned()).spawn(wait);
-            Self { end }
+    impl FileWatch {
+        pub fn new(_: &File) -> Option<Self> {
+            None
         }
 
-        pub fn wait(&mut self) {
-            let pause = Duration::from_millis(100);
-            if self.end.recv_timeout(pause) == Err(mpsc::RecvTimeoutError::Disconnected) {
-                thread::sleep(Duration::from_millis(1));
-            }
+        pub fn reset(&self) {
+            match *self {}
+        }
+    }
+
+    impl AsFd for FileWatch {
+        fn as_fd(&self) -> BorrowedFd<'_> {
+            match *self {}
         }
     }
 }

@@ -1,5 +1,4 @@
-//! The state directory: what is in it, who may change it, and what is cleared away.
-//! Each file has its line in `guide/state_directory.md`.
+//! The state directory as files: names, lock, reading and writing. `guide/state_directory.md` describes each file.
 
 pub(crate) mod tty_file;
 
@@ -23,29 +22,35 @@ pub(crate) const VHOST_SOCKET: &str = "vhost.sock";
 pub(crate) const VHOST_LINE: &str = "vhost.line";
 pub(crate) const VSOCK_SOCKET: &str = "v.sock";
 
-/// A file on its way to be another; left behind only by a crash.
+/// A file that is renamed once it is written whole. Only a crash leaves it.
 pub(crate) const UNFINISHED: &str = "hyperkit.new";
 
-/// hyperkit writes the pid alone, QEMU a newline behind it.
-const LONGEST_PID_FILE: u64 = 32;
-/// A state file is a few KiB; what is longer than this is none.
-const LONGEST_JSON: u64 = 16 * 1024 * 1024;
+/// hyperkit writes the pid alone, QEMU a newline after it.
+const MAX_PID_BYTES: u64 = 32;
+/// A state file has a few KiB; a longer one is something else.
+const MAX_JSON_BYTES: u64 = 16 * 1024 * 1024;
 
-/// A state directory, under its one name without symlinks.
+/// A state directory, by its absolute path without symlinks.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct StateDir(pub(crate) PathBuf);
+pub(crate) struct StateDir(PathBuf);
 
-/// While this lives, no one else starts or clears away a machine in the directory.
+/// The exclusive right to start a VM in the directory, and to clean it up.
 ///
-/// A program that is being started inherits it until its `exec`: a starter that dies in between leaves the lock
-/// with its child until that can be recognized by its arguments.
+/// A hypervisor inherits the lock until its `exec`. If the starter dies before that, the lock stays with the child until
+/// the child can be recognized by its arguments.
 #[must_use]
+#[derive(Debug)]
 pub(crate) struct Lock(#[expect(dead_code, reason = "holds the lock")] File);
 
 impl StateDir {
     pub fn new(dir: &Path) -> Result<Self> {
         let absolute = std::path::absolute(dir).map_err(Error::io("make absolute", dir))?;
         Ok(Self(canonical(&absolute)))
+    }
+
+    /// The state directory of a description, if it names one.
+    pub fn of(description: &HyperKit) -> Result<Option<Self>> {
+        description.state_dir.as_deref().map(Self::new).transpose()
     }
 
     pub fn path(&self) -> &Path {
@@ -56,16 +61,16 @@ impl StateDir {
         self.0.join(name)
     }
 
-    /// Makes the directory if it is not there, and locks it: whoever removes it in between does no harm.
+    /// Creates the directory if it is missing, and locks it. It may be removed by others meanwhile.
     pub fn create_and_lock(&self) -> Result<Lock> {
-        let mut make = DirBuilder::new();
-        make.recursive(true).mode(0o700);
-        let made = || make.create(&self.0).and_then(|()| File::open(&self.0));
-        open_locked(&self.0, made).map(Lock).map_err(Error::io("make and lock", &self.0))
+        let mut builder = DirBuilder::new();
+        builder.recursive(true).mode(0o700);
+        let create = || builder.create(&self.0).and_then(|()| File::open(&self.0));
+        open_locked(&self.0, create).map(Lock).map_err(Error::io("create and lock", &self.0))
     }
 
-    /// Waits for whoever else has the lock. Nothing is made for it: what is locked is the directory itself. There is
-    /// none where there is no directory, or where it is removed in the meantime.
+    /// Waits for the lock. The directory itself is locked, so no lock file is left. `None` if there is no directory, or
+    /// if it is removed meanwhile.
     pub fn lock(&self) -> Result<Option<Lock>> {
         match open_locked(&self.0, || File::open(&self.0)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -73,31 +78,43 @@ impl StateDir {
         }
     }
 
-    /// What `hyperkit.json` says, with the directory as it is called now.
+    /// Reads `hyperkit.json`: the description as it was started, with the record. Its state directory is this one, also
+    /// if the directory was moved.
     pub fn load(&self) -> Result<HyperKit> {
         let path = self.file(JSON_FILE);
-        let json = read_at_most(&path, LONGEST_JSON).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => Error::NoState { path: path.clone() },
+        let json = read_at_most(&path, MAX_JSON_BYTES).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => Error::StateNotFound { path: path.clone() },
             _ => Error::io("read", &path)(error),
         })?;
-        let mut machine: HyperKit =
+        let mut description: HyperKit =
             serde_json::from_slice(&json).map_err(|source| Error::DamagedState { path, source: source.into() })?;
-        // What was in a directory that was moved or copied is with it: above all its disks.
-        if let Some(before) = machine.state_dir.replace(self.0.clone()).filter(|dir| *dir != self.0) {
-            for path in machine.paths_mut() {
+        // Files in a directory that was moved or copied, above all its disks, moved with it.
+        if let Some(before) = description.state_dir.replace(self.0.clone()).filter(|dir| *dir != self.0) {
+            for path in description.paths_mut() {
                 if let Ok(rest) = path.strip_prefix(&before) {
                     *path = self.0.join(rest);
                 }
             }
         }
-        Ok(machine)
+        Ok(description)
     }
 
-    pub fn save(&self, machine: &HyperKit) -> Result<()> {
-        self.write(JSON_FILE, machine.to_string().as_bytes())
+    /// [`load`](Self::load) where a missing or damaged file means that nothing is recorded. A file that cannot be read
+    /// stays an error: what it records is not known.
+    pub fn load_if_recorded(&self) -> Result<Option<HyperKit>> {
+        match self.load() {
+            Ok(description) => Ok(Some(description)),
+            Err(Error::StateNotFound { .. } | Error::DamagedState { .. }) => Ok(None),
+            Err(Error::Io { source, .. }) if is_not_a_state_file(&source) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
-    /// Writes a file whole or not at all. The lock is held, so there is one unfinished file at most.
+    pub fn save(&self, description: &HyperKit) -> Result<()> {
+        self.write(JSON_FILE, description.to_string().as_bytes())
+    }
+
+    /// Writes a file whole or not at all. The caller holds the lock, so there is at most one unfinished file.
     pub fn write(&self, name: &str, content: &[u8]) -> Result<()> {
         let (unfinished, path) = (self.file(UNFINISHED), self.file(name));
         let written = OpenOptions::new()
@@ -114,9 +131,18 @@ impl StateDir {
         })
     }
 
-    /// The pid in the pid file, if there is one.
-    pub fn pid(&self) -> Option<u32> {
-        let content = read_at_most(&self.file(PID_FILE), LONGEST_PID_FILE).ok()?;
-        std::str::from_utf8(&content).ok()?.trim_ascii_end().parse().ok()
+    /// The pid in the pid file. `None` if there is no such file, or if it holds no pid.
+    pub fn pid(&self) -> Result<Option<u32>> {
+        let path = self.file(PID_FILE);
+        match read_at_most(&path, MAX_PID_BYTES) {
+            Ok(content) => Ok(std::str::from_utf8(&content).ok().and_then(|pid| pid.trim_ascii_end().parse().ok())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound || is_not_a_state_file(&error) => Ok(None),
+            Err(error) => Err(Error::io("read", path)(error)),
+        }
     }
+}
+
+/// Whether a file in the state directory is of another kind or size than the files of this crate and of engines.
+fn is_not_a_state_file(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::NotADirectory)
 }

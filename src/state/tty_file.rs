@@ -1,4 +1,4 @@
-//! The files that name the ptys of serial ports.
+//! The files in a state directory that name the ptys of serial ports.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -6,14 +6,16 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::sys::file::read_at_most;
 
-/// A path is shorter than this, in bytes.
-const LONGEST_PATH: u64 = 4096;
+const MAX_PATH_BYTES: u64 = 4096;
 
-/// The pty that a `tty` file leads to: it is a symlink to it up to v0.20200224 of hyperkit, and a text file since.
-pub(crate) fn pty_in(file: &Path) -> Option<PathBuf> {
+/// The pty that the file names. Up to v0.20200224 hyperkit creates a symlink to the pty, since then a text file.
+pub(crate) fn read_pty_path(file: &Path) -> Option<PathBuf> {
     let path = match file.read_link() {
-        Ok(link) => link,
-        Err(_) => PathBuf::from(OsString::from_vec(read_at_most(file, LONGEST_PATH).ok()?.trim_ascii_end().to_vec())),
+        Ok(target) => target,
+        Err(_) => {
+            let content = read_at_most(file, MAX_PATH_BYTES).ok()?;
+            PathBuf::from(OsString::from_vec(content.trim_ascii_end().to_vec()))
+        }
     };
     let mut below = path.strip_prefix("/dev").ok()?.components().peekable();
     let is_device = below.peek().is_some() && below.all(|component| matches!(component, Component::Normal(_)));

@@ -1,39 +1,44 @@
-//! Files: opened, read and removed.
+//! Opening, reading and removing files.
 
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use crate::error::{Error, Result};
+use crate::error::{ConfigError, Error, Result};
 
-/// Opens a file for reading, if it is of the right kind: a pipe, for one, would block.
-pub(crate) fn open(field: &'static str, path: &Path, right: impl Fn(&Metadata) -> bool) -> Result<(File, Metadata)> {
-    let inaccessible = |source: io::Error| match source.kind() {
-        // A link that leads nowhere is a file that does not exist, but none that could be made either.
-        io::ErrorKind::NotFound if !path.is_symlink() => Error::NotFound { field, path: path.to_owned() },
-        _ => Error::Inaccessible { field, path: path.to_owned(), source },
+/// Opens a file of a description for reading, if it is of the right kind: opening a FIFO would block.
+pub(crate) fn open(
+    field: &'static str,
+    path: &Path,
+    is_right_kind: impl Fn(&Metadata) -> bool,
+) -> Result<(File, Metadata), ConfigError> {
+    let inaccessible = |error: io::Error| match error.kind() {
+        // A dangling symlink is reported as such: no file can be created there.
+        io::ErrorKind::NotFound if !path.is_symlink() => ConfigError::NotFound { field, path: path.to_owned() },
+        _ => ConfigError::inaccessible(field, path, &error),
     };
     let metadata = path.metadata().map_err(inaccessible)?;
-    if !right(&metadata) {
-        return Err(Error::NotAFile { field, path: path.to_owned() });
+    if !is_right_kind(&metadata) {
+        return Err(ConfigError::NotAFile { field, path: path.to_owned() });
     }
     Ok((File::open(path).map_err(inaccessible)?, metadata))
 }
 
-/// A file with something in it; how much.
-pub(crate) fn not_empty(field: &'static str, path: &Path) -> Result<u64> {
+/// The length of a file of a description, which must not be empty.
+pub(crate) fn nonzero_length(field: &'static str, path: &Path) -> Result<u64, ConfigError> {
     match open(field, path, Metadata::is_file)?.1.len() {
-        0 => Err(Error::EmptyFile { field, path: path.to_owned() }),
+        0 => Err(ConfigError::EmptyFile { field, path: path.to_owned() }),
         length => Ok(length),
     }
 }
 
-/// What a file is, whatever it is called.
+/// Device and inode, which identify a file under whatever name.
 pub(crate) fn inode(path: &Path) -> Option<(u64, u64)> {
     path.metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
+/// Removes a file. It is no error if there is none.
 pub(crate) fn remove_file(path: impl AsRef<Path>) -> Result<()> {
     match fs::remove_file(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -41,11 +46,11 @@ pub(crate) fn remove_file(path: impl AsRef<Path>) -> Result<()> {
     }
 }
 
-/// A regular file's content, if it has no more than `limit` bytes: what is in the directory may be anything.
+/// Reads a regular file of at most `limit` bytes. Others could put anything into a state directory.
 pub(crate) fn read_at_most(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let metadata = path.metadata()?;
     if !metadata.is_file() || metadata.len() > limit {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a file of a reasonable size"));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("not a file of at most {limit} bytes")));
     }
     fs::read(path)
 }
@@ -55,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_there_may_be_anything() {
+    fn only_regular_files_up_to_the_limit_are_read() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         fs::write(&file, "12345").unwrap();
@@ -63,6 +68,13 @@ mod tests {
         assert_eq!(read_at_most(&file, 6).unwrap(), b"12345");
         assert_eq!(read_at_most(&file, 4).unwrap_err().kind(), io::ErrorKind::InvalidData);
         assert_eq!(read_at_most(dir.path(), 1000).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn removing_a_missing_file_is_no_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "12345").unwrap();
         remove_file(&file).unwrap();
         remove_file(&file).unwrap();
         assert!(matches!(remove_file(dir.path()), Err(Error::Io { action: "remove", .. })));

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
+/// Makes a path absolute without looking at the file system. An empty path stays empty.
 pub(crate) fn make_absolute(path: &mut PathBuf) -> Result<()> {
     if !path.as_os_str().is_empty() {
         *path = std::path::absolute(&*path).map_err(Error::io("make absolute", &*path))?;
@@ -11,7 +12,7 @@ pub(crate) fn make_absolute(path: &mut PathBuf) -> Result<()> {
     Ok(())
 }
 
-/// `path` without symlinks, as far as it exists: a directory has one name, however it was reached.
+/// `path` with the symlinks of its existing part resolved, so that a directory has one name however it was reached.
 pub(crate) fn canonical(path: &Path) -> PathBuf {
     for existing in path.ancestors() {
         if let (Ok(real), Ok(rest)) = (existing.canonicalize(), path.strip_prefix(existing)) {

@@ -1,7 +1,8 @@
-//! Connecting to a unix socket, and finding out whether somebody is there.
+//! Unix sockets: connecting with a timeout, and telling stale ones from those in use.
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -10,14 +11,12 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 
 use crate::error::{Error, Result};
-use crate::state::VSOCK_SOCKET;
 use crate::sys::file::remove_file;
-use std::os::unix::fs::FileTypeExt;
 
-/// Connects without ever waiting for longer than `patience`: the queue of a program that hangs fills up.
-pub(crate) fn connect(socket: &Path, patience: Duration) -> io::Result<UnixStream> {
+/// Connects within the timeout: the queue of a listener that hangs fills up, and then connecting would block.
+pub(crate) fn connect(socket: &Path, timeout: Duration) -> io::Result<UnixStream> {
     let address = SocketAddrUnix::new(socket)?;
-    let deadline = Instant::now() + patience;
+    let deadline = Instant::now() + timeout;
     loop {
         let stream = UnixStream::from(unconnected(SocketType::STREAM)?);
         match rustix::net::connect(&stream, &address) {
@@ -31,14 +30,23 @@ pub(crate) fn connect(socket: &Path, patience: Duration) -> io::Result<UnixStrea
     }
 }
 
-/// Whether of a socket only the file is left. Who listens on a stream socket is not disturbed: datagrams are refused there
-/// for being of the wrong kind, and for want of a listener where there is none.
-pub(crate) fn is_left_behind(socket: &Path) -> bool {
+/// Removes a stale socket, which would be taken for the new one. Anything else at this path stays and is an error.
+pub(crate) fn remove_stale_socket(socket: &Path) -> Result<()> {
+    let Ok(metadata) = socket.symlink_metadata() else { return Ok(()) };
+    if metadata.file_type().is_socket() && is_stale(socket) {
+        return remove_file(socket);
+    }
+    Err(Error::SocketInUse { path: socket.to_owned() })
+}
+
+/// Whether nobody listens on a socket. This does not disturb a listener on a stream socket: a datagram is refused there
+/// for being of the wrong kind, and without a listener with another error.
+fn is_stale(socket: &Path) -> bool {
     let tried = || rustix::net::connect(unconnected(SocketType::DGRAM)?, &SocketAddrUnix::new(socket)?);
     tried() == Err(Errno::CONNREFUSED)
 }
 
-/// A socket that does not wait, and that no other child inherits.
+/// A socket that does not block, and that no other child inherits.
 fn unconnected(kind: SocketType) -> rustix::io::Result<OwnedFd> {
     #[cfg(target_os = "linux")]
     return rustix::net::socket_with(
@@ -53,23 +61,8 @@ fn unconnected(kind: SocketType) -> rustix::io::Result<OwnedFd> {
         rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::CLOEXEC)?;
         rustix::io::ioctl_fionbio(&socket, true)?;
         #[cfg(target_vendor = "apple")]
-        // as std has it: writing to who is gone is an error, and does not end the program
+        // as std does: writing to a closed connection is an error, and does not kill the program
         rustix::net::sockopt::set_socket_nosigpipe(&socket, true)?;
         Ok(socket)
     }
-}
-
-/// Of a listener that is gone only the file is left, and would pass for the new one. What is not ours stays.
-pub(crate) fn make_way(socket: &Path) -> Result<()> {
-    let Ok(metadata) = socket.symlink_metadata() else { return Ok(()) };
-    if metadata.file_type().is_socket() && is_left_behind(socket) {
-        return remove_file(socket);
-    }
-    Err(Error::SocketTaken { path: socket.to_owned() })
-}
-
-/// The names of sockets that [`Vm::vsock_listen`] makes for QEMU.
-pub(crate) fn is_listening_place(name: &str) -> bool {
-    let port = name.strip_prefix(VSOCK_SOCKET).and_then(|rest| rest.strip_prefix('_'));
-    port.is_some_and(|port| port.parse::<u32>().is_ok())
 }

@@ -1,10 +1,12 @@
-//! The guest's serial ports from outside: which ptys they are, and a stream on the console's.
+//! The console as a stream, and the ptys of the serial ports.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -13,131 +15,211 @@ use rustix::io::Errno;
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
 use crate::config::HyperKit;
-use crate::error::{Error, Result};
+use crate::error::{ConfigError, Error, Result};
 use crate::plan::serial_ports::{Line, ports};
 use crate::state::StateDir;
-use crate::state::tty_file::pty_in;
-use crate::vm::{PATIENCE, Vm};
+use crate::state::tty_file::read_pty_path;
+use crate::vm::{CONTROL_TIMEOUT, Vm};
 
-/// How often a pty is looked at that cannot be waited for.
-const PACE: Duration = Duration::from_millis(5);
+/// How often a pty is tried that the system cannot poll.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 impl HyperKit {
-    /// The ptys of the machine's serial ports, com1 first; those ports that lead elsewhere have none.
+    /// Returns the ptys of the VM's serial ports, com1 first. Ports that lead elsewhere have none.
     ///
     /// ```
     /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
     /// # let _here = here::running();
-    /// for pty in hyperkit::HyperKit::from_state("vm")?.ttys()? {
+    /// for pty in hyperkit::HyperKit::from_state("vm")?.pty_paths()? {
     ///     println!("screen {}", pty.display());
     /// }
     /// # Ok::<(), hyperkit::Error>(())
     /// ```
     ///
     /// # Errors
-    /// [`Error::StateDirRequired`]; [`Error::NoTty`] if the machine does not run, or its file does not say.
-    pub fn ttys(&self) -> Result<Vec<PathBuf>> {
-        let mut ttys = Vec::new();
+    /// [`ConfigError::StateDirRequired`]; [`Error::PtyNotFound`] if the VM does not run, or its file names no pty.
+    pub fn pty_paths(&self) -> Result<Vec<PathBuf>> {
+        let mut paths = Vec::new();
         for port in ports(self)? {
-            let Line::Tty(name) = port.line else { continue };
-            let dir = self.state_dir.as_deref().ok_or(Error::StateDirRequired { field: "console" })?;
-            let file = StateDir::new(dir)?.file(name);
-            ttys.push(pty_in(&file).ok_or(Error::NoTty { path: file })?);
+            let Line::Pty(name) = port.line else { continue };
+            let state = StateDir::of(self)?.ok_or(ConfigError::StateDirRequired { field: "console" })?;
+            let file = state.file(name);
+            paths.push(read_pty_path(&file).ok_or(Error::PtyNotFound { path: file })?);
         }
-        Ok(ttys)
+        Ok(paths)
     }
 }
 
-/// The console of a running machine: what the guest says is read from it, what is written to it the guest reads.
+/// The console of a running VM: reading returns what the guest writes, and the guest reads what is written.
 ///
-/// It is the machine's pty in raw mode, so bytes go both ways as they are (Return is `\r`, ^C is byte 3). Reading waits
-/// for the guest to say something, and ends with 0 bytes when the machine has ended; a [`timeout`](Self::set_timeout)
-/// bounds the wait. One stream can be read and written at once from two threads, through `&ConsoleStream`; of two that are
-/// read at once each gets a part. Dropping it leaves the machine alone.
+/// It is the pty of the first serial port in raw mode: bytes pass unchanged in both directions (Return is `\r`, ^C is
+/// byte 3). Reading waits for output of the guest, and returns 0 bytes when the VM has exited. The wait can be bounded
+/// ([`set_timeout`](Self::set_timeout)) or turned off ([`set_nonblocking`](Self::set_nonblocking)). Two threads can read
+/// and write at once, through `&ConsoleStream` or [`try_clone`](Self::try_clone); if two read at once, each gets a part.
+/// Dropping it does not affect the VM.
 ///
-/// **Read what you have opened.** A pty holds some KiB. With QEMU, a guest that says more waits until somebody reads, and
-/// so does its log: whoever only wants to write has to read, too, or to close the stream. With nobody there nothing waits.
-/// QEMU takes up to a second to see that somebody has come; what the guest says until then is only in the log, and what was
-/// written to a stream that is closed before reaches the guest when the next one is opened.
+/// **Read the console while it is open.** A pty holds a few KiB. On QEMU, a guest that writes more waits until somebody
+/// reads, and so does its log. A program that only writes has to read, too, or close the stream. While nobody has the
+/// console open, nothing waits. QEMU takes up to a second to notice that it was opened; what the guest writes until then
+/// is only in the log. Input that is written to a stream that is closed before that reaches the guest when the console is
+/// opened the next time.
 ///
 /// ```
 /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
 /// # let _here = here::running();
-/// use std::io::{Read, Write};
 /// use std::time::Duration;
 ///
+/// let minute = Duration::from_secs(60);
 /// let vm = hyperkit::HyperKit::from_state("vm")?.vm()?.ok_or("it does not run")?;
-/// vm.wait_for_console("is up", Duration::from_secs(300))?;
-/// let mut console = vm.console()?;
-/// console.set_timeout(Some(Duration::from_secs(60)));
-/// console.write_all(b"echo $((6 * 7))\r")?;
-/// let (mut said, mut buffer) = (String::new(), [0; 4096]);
-/// while !said.contains("42") {
-///     match console.read(&mut buffer)? {
-///         0 => return Err("the machine has ended".into()),
-///         length => said += &String::from_utf8_lossy(&buffer[..length]),
-///     }
-/// }
+/// vm.wait_for_console("is up", 5 * minute)?;
+/// let console = vm.console()?;
+/// console.send_line("echo $((6 * 7))")?;
+/// console.expect("42", minute)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
 pub struct ConsoleStream {
     pty: File,
-    timeout: Option<Duration>,
+    timeout: Mutex<Option<Duration>>,
+    nonblocking: AtomicBool,
+    vm: Vm,
 }
 
 impl Vm {
-    /// Opens the console, from whichever program: the first serial port that leads to a pty.
+    /// Opens the console: the first serial port that leads to a pty. Any program can do this.
     ///
     /// # Errors
-    /// [`Error::NotRunning`]; [`Error::StateDirRequired`] and [`Error::NoConsole`] if the console leads elsewhere;
-    /// [`Error::NoTty`] if its file does not say where; [`Error::Io`] if it cannot be opened.
+    /// [`Error::NotRunning`]; [`ConfigError::StateDirRequired`] and [`Error::NoConsole`] if the console leads elsewhere;
+    /// [`Error::PtyNotFound`] if its file names no pty; [`Error::Io`] if it cannot be opened.
     pub fn console(&self) -> Result<ConsoleStream> {
-        let state = self.state.as_ref().ok_or(Error::StateDirRequired { field: "console" })?;
-        let machine = state.load()?;
-        let ttys = match machine.ttys() {
-            // The starter may have been killed before it wrote down what QEMU had told it.
-            Err(Error::NoTty { .. }) if self.try_wait()?.is_none() => {
+        let state = self.required_state("console")?;
+        let description = self.description();
+        let paths = match description.pty_paths() {
+            // The starter may have been killed before it wrote the file for QEMU.
+            Err(Error::PtyNotFound { .. }) if self.try_wait().is_none() => {
                 let _lock = state.lock()?;
-                self.engine.is_set_up(&machine, state, PATIENCE)?;
-                machine.ttys()
+                self.driver().is_ready(description, state, CONTROL_TIMEOUT)?;
+                description.pty_paths()
             }
-            ttys => ttys,
+            paths => paths,
         };
-        let pty = ttys.and_then(|ttys| ttys.into_iter().next().ok_or(Error::NoConsole));
-        // A machine that has ended has no console, whatever is left of its file.
-        if self.try_wait()?.is_some() {
-            return Err(Error::NotRunning);
-        }
-        let pty = pty?;
+        let no_console = || Error::NoConsole { state_dir: self.state_dir().map(Path::to_owned) };
+        let path = paths.and_then(|paths| paths.into_iter().next().ok_or_else(no_console));
+        // A VM that has exited has no console, whatever its file names.
+        self.check_running()?;
+        let path = path?;
         let flags = (OFlags::NOCTTY | OFlags::NONBLOCK).bits() as i32;
-        let opened = OpenOptions::new().read(true).write(true).custom_flags(flags).open(&pty);
-        // The pty was the machine's when it was opened, if the machine still runs: else another may have its name now.
-        if self.try_wait()?.is_some() {
-            return Err(Error::NotRunning);
-        }
+        let opened = OpenOptions::new().read(true).write(true).custom_flags(flags).open(&path);
+        // If the VM still runs, the pty was the VM's when it was opened. Otherwise another program may have it by now.
+        self.check_running()?;
         let stream = opened.and_then(|pty| {
             let mut settings = tcgetattr(&pty)?;
             settings.make_raw();
             tcsetattr(&pty, OptionalActions::Now, &settings)?;
-            Ok(ConsoleStream { pty, timeout: None })
+            Ok(ConsoleStream { pty, timeout: Mutex::new(None), nonblocking: AtomicBool::new(false), vm: self.clone() })
         });
-        stream.map_err(Error::io("open the console", &pty))
+        stream.map_err(Error::io("open the console", &path))
     }
 }
 
 impl ConsoleStream {
-    /// How long each reading and writing may wait before it fails with [`TimedOut`](io::ErrorKind::TimedOut); `None`,
-    /// as at first, is for ever.
-    pub fn set_timeout(&mut self, timeout: Option<Duration>) {
-        self.timeout = timeout;
+    /// Sets how long each read and write waits before it fails with [`TimedOut`](io::ErrorKind::TimedOut). `None`, the
+    /// default, is forever.
+    pub fn set_timeout(&self, timeout: Option<Duration>) {
+        *self.timeout.lock().unwrap_or_else(PoisonError::into_inner) = timeout;
     }
 
-    /// Does something that does not wait, and waits where it would have.
-    fn when(&self, ready: PollFlags, mut act: impl FnMut(&File) -> io::Result<usize>) -> io::Result<usize> {
-        let deadline = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+    /// Sets whether reads and writes that would have to wait fail with [`WouldBlock`](io::ErrorKind::WouldBlock), as an
+    /// async runtime expects. The guide's page [`embedding`](crate::guide::embedding) has an example for tokio.
+    pub fn set_nonblocking(&self, nonblocking: bool) {
+        self.nonblocking.store(nonblocking, Ordering::Relaxed);
+    }
+
+    /// Returns another stream on the same console, with the same settings.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the descriptor cannot be duplicated.
+    pub fn try_clone(&self) -> Result<Self> {
+        Ok(Self {
+            pty: self.pty.try_clone().map_err(Error::io("duplicate", "the console"))?,
+            timeout: Mutex::new(self.timeout()),
+            nonblocking: AtomicBool::new(self.nonblocking.load(Ordering::Relaxed)),
+            vm: self.vm.clone(),
+        })
+    }
+
+    /// Reads until the guest has written `text`, such as a prompt, and returns all that was read, `text` included.
+    ///
+    /// Reading continues where the last read ended, and nothing after `text` is read. What the guest wrote before the
+    /// console was opened is not found; [`Vm::wait_for_console`] searches the log. The settings of
+    /// [`set_timeout`](Self::set_timeout) and [`set_nonblocking`](Self::set_nonblocking) do not apply.
+    ///
+    /// # Errors
+    /// [`Error::ConsoleTextNotFound`] if the text did not come within `timeout`, or before the VM exited; [`Error::Io`].
+    pub fn expect(&self, text: &str, timeout: Duration) -> Result<String> {
+        let deadline = Instant::now().checked_add(timeout);
+        let mut output = Vec::new();
+        // Single bytes, so that what follows the text is left for the next read.
+        while !output.ends_with(text.as_bytes()) {
+            let mut byte = [0];
+            match self.read_until(deadline, &mut byte) {
+                Ok(1..) => output.push(byte[0]),
+                Ok(0) => return Err(self.not_found(text, timeout, true, &output)),
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                    return Err(self.not_found(text, timeout, false, &output));
+                }
+                Err(error) => return Err(Error::io("read", "the console")(error)),
+            }
+        }
+        Ok(String::from_utf8_lossy(&output).into_owned())
+    }
+
+    /// Writes a line to the guest, with the Return that ends it.
+    ///
+    /// A guest that reads nothing lets this wait, unless [`set_timeout`](Self::set_timeout) bounds it.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn send_line(&self, line: &str) -> Result<()> {
+        let line = format!("{line}\r");
+        (&mut &*self).write_all(line.as_bytes()).map_err(Error::io("write to", "the console"))
+    }
+
+    fn not_found(&self, text: &str, timeout: Duration, has_exited: bool, output: &[u8]) -> Error {
+        Error::ConsoleTextNotFound {
+            text: text.to_owned(),
+            exit: has_exited.then(|| self.vm.wait()),
+            timeout,
+            state_dir: self.vm.state_dir().map(Path::to_owned),
+            log_tail: self.vm.log_tail().with_console(output),
+        }
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        *self.timeout.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does something that does not wait. If it would have to, waits and tries again, as the settings say.
+    fn retry_until_ready(
+        &self,
+        ready: PollFlags,
+        attempt: impl FnMut(&File) -> io::Result<usize>,
+    ) -> io::Result<usize> {
+        if self.nonblocking.load(Ordering::Relaxed) {
+            let mut attempt = attempt;
+            return attempt(&self.pty);
+        }
+        self.retry_until(self.timeout().and_then(|timeout| Instant::now().checked_add(timeout)), ready, attempt)
+    }
+
+    fn retry_until(
+        &self,
+        deadline: Option<Instant>,
+        ready: PollFlags,
+        mut attempt: impl FnMut(&File) -> io::Result<usize>,
+    ) -> io::Result<usize> {
         loop {
-            match act(&self.pty) {
+            match attempt(&self.pty) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 done => return done,
@@ -150,30 +232,38 @@ impl ConsoleStream {
             let mut polled = [PollFd::new(&self.pty, ready)];
             match poll(&mut polled, left.as_ref()) {
                 // macOS does not poll terminals.
-                Ok(_) if polled[0].revents().contains(PollFlags::NVAL) => std::thread::sleep(PACE),
+                Ok(_) if polled[0].revents().contains(PollFlags::NVAL) => std::thread::sleep(POLL_INTERVAL),
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
         }
     }
+
+    fn read_until(&self, deadline: Option<Instant>, buffer: &mut [u8]) -> io::Result<usize> {
+        eio_is_end(self.retry_until(deadline, PollFlags::IN, |mut pty| pty.read(buffer)))
+    }
+}
+
+/// Linux reports EIO when the other end of a pty is closed.
+fn eio_is_end(read: io::Result<usize>) -> io::Result<usize> {
+    match read {
+        Err(error) if error.raw_os_error() == Some(Errno::IO.raw_os_error()) => Ok(0),
+        read => read,
+    }
 }
 
 impl Read for &ConsoleStream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self.when(PollFlags::IN, |mut pty| pty.read(buffer)) {
-            // So Linux says that the other end of a pty is gone.
-            Err(error) if error.raw_os_error() == Some(Errno::IO.raw_os_error()) => Ok(0),
-            read => read,
-        }
+        eio_is_end(self.retry_until_ready(PollFlags::IN, |mut pty| pty.read(buffer)))
     }
 }
 
 impl Write for &ConsoleStream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.when(PollFlags::OUT, |mut pty| pty.write(bytes))
+        self.retry_until_ready(PollFlags::OUT, |mut pty| pty.write(bytes))
     }
 
-    /// What was written is with the machine already.
+    /// Nothing is buffered.
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
@@ -198,5 +288,18 @@ impl Write for ConsoleStream {
 impl AsFd for ConsoleStream {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.pty.as_fd()
+    }
+}
+
+impl AsRawFd for ConsoleStream {
+    fn as_raw_fd(&self) -> RawFd {
+        self.pty.as_raw_fd()
+    }
+}
+
+impl From<ConsoleStream> for OwnedFd {
+    /// The descriptor of the pty, which does not block: a read or write that would have to wait gives EAGAIN.
+    fn from(console: ConsoleStream) -> Self {
+        console.pty.into()
     }
 }

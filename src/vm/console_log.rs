@@ -1,68 +1,77 @@
-//! What the guest has said on its console, as far as it is kept: in one piece, line by line as it comes, or awaited.
-//!
-//! QEMU appends to a file. hyperkit writes 65536 bytes round and round, and does not say where it is: as long as the file
-//! was not filled, NULs tell, and after that the times in front of the kernel's lines, which go back where the oldest
-//! follow the newest. Without such lines it is the beginning of the file.
+//! The console's output, as far as it is kept: as a whole, line by line, or until it contains a text.
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
+use std::iter::FusedIterator;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::config::HyperKit;
-use crate::engine::Engine;
-use crate::error::{Error, Result};
+use crate::engine::driver_of;
+use crate::error::{ConfigError, Error, Result};
 use crate::plan::serial_ports::ports;
-use crate::runtime::ring::Log;
+use crate::runtime::ring::ConsoleLog;
 use crate::state::StateDir;
 use crate::vm::Vm;
 
-/// How often a log is looked at that somebody follows.
-const PACE: Duration = Duration::from_millis(50);
-/// A longer line is handed out in pieces, so that a guest that sends no newline costs no memory.
-const LONGEST_LINE: usize = 64 * 1024;
+/// How often a log is read while its lines are awaited.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// A longer line is returned in pieces, so that a guest that writes no newline needs no memory.
+const MAX_LINE_BYTES: usize = 64 * 1024;
 
 impl HyperKit {
-    /// What the guest has said on its console, oldest first, as far as it is kept: of hyperkit's ring all, of QEMU's file
-    /// the last MiB. The machine may run or have ended.
+    /// Returns the console's output, oldest first, as far as it is kept: all of hyperkit's ring of 64 KiB, the last MiB of
+    /// QEMU's file. The VM may run or have exited.
     ///
-    /// Where hyperkit's ring has gone round, its beginning is found by the times that Linux puts before its lines.
+    /// hyperkit's ring does not say where it starts. If it was full, the times that Linux puts before its lines tell.
     ///
     /// ```
     /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
     /// # let _here = here::running();
-    /// let said = hyperkit::HyperKit::from_state("vm")?.console_log()?;
-    /// print!("{}", String::from_utf8_lossy(&said));
+    /// let output = hyperkit::HyperKit::from_state("vm")?.console_log()?;
+    /// print!("{}", String::from_utf8_lossy(&output));
     /// # Ok::<(), hyperkit::Error>(())
     /// ```
     ///
     /// # Errors
-    /// [`Error::StateDirRequired`]; [`Error::NoLog`] if no serial port keeps a log; [`Error::Io`] if it was not begun.
+    /// [`ConfigError::StateDirRequired`]; [`Error::NoConsoleLog`] if no serial port has a log; [`Error::Io`] if there is
+    /// no log yet.
     pub fn console_log(&self) -> Result<Vec<u8>> {
-        let (mut log, path) = self.open_log()?;
-        log.more().map_err(Error::io("read", path))
-    }
-
-    /// The log of the first serial port that keeps one.
-    fn open_log(&self) -> Result<(Log, PathBuf)> {
-        let dir = self.state_dir.as_deref().ok_or(Error::StateDirRequired { field: "console" })?;
-        let name = ports(self)?.iter().find_map(|port| port.log).ok_or(Error::NoLog)?;
-        let path = StateDir::new(dir)?.file(name);
-        let log = Log::open(&path, Engine::of_machine(self)).map_err(Error::io("open", &path))?;
-        Ok((log, path))
+        let (mut log, path) = open_log(self)?;
+        log.read_new().map_err(Error::io("read", path))
     }
 }
 
+/// Opens the log of the first serial port that has one.
+fn open_log(description: &HyperKit) -> Result<(ConsoleLog, PathBuf)> {
+    let state = StateDir::of(description)?.ok_or(ConfigError::StateDirRequired { field: "console" })?;
+    let no_log = || Error::NoConsoleLog { state_dir: Some(state.path().to_owned()) };
+    let name = ports(description)?.iter().find_map(|port| port.log).ok_or_else(no_log)?;
+    let path = state.file(name);
+    let log = ConsoleLog::open(&path, driver_of(description).has_ring_log()).map_err(Error::io("open", &path))?;
+    Ok((log, path))
+}
+
 impl Vm {
-    /// The lines on the console, those that are kept and then each as it comes, until the machine ends.
+    /// Returns the console's output as far as it is kept; see [`HyperKit::console_log`].
     ///
-    /// A line comes without its end; the last one also if it has none. If hyperkit's ring goes round once between two
-    /// looks (20 a second), what was overwritten is lost.
+    /// # Errors
+    /// Those of [`HyperKit::console_log`].
+    pub fn console_log(&self) -> Result<Vec<u8>> {
+        self.description().console_log()
+    }
+
+    /// Returns the lines on the console: those that are kept, and then each new one, until the VM exits.
+    ///
+    /// Lines come without their line break, also a last one that had none. If hyperkit's ring is overwritten completely
+    /// between two reads (20 each second), the overwritten lines are lost.
     ///
     /// ```
     /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
     /// # let _here = here::running();
     /// let vm = hyperkit::HyperKit::from_state("vm")?.vm()?.ok_or("it does not run")?;
-    /// # vm.stop()?; // so that it ends
+    /// # vm.kill()?; // so that it ends
     /// for line in vm.console_lines()? {
     ///     println!("{}", line?);
     /// }
@@ -71,14 +80,26 @@ impl Vm {
     ///
     /// # Errors
     /// Those of [`HyperKit::console_log`].
-    pub fn console_lines(&self) -> Result<ConsoleLines<'_>> {
-        let state = self.state.as_ref().ok_or(Error::StateDirRequired { field: "console" })?;
-        let (log, path) = state.load()?.open_log()?;
-        Ok(ConsoleLines { vm: self, log, path, lines: VecDeque::new(), rest: Vec::new(), ended: false })
+    pub fn console_lines(&self) -> Result<ConsoleLines> {
+        let (log, path) = open_log(self.description())?;
+        Ok(ConsoleLines {
+            vm: self.clone(),
+            log,
+            path,
+            complete: VecDeque::new(),
+            partial: Vec::new(),
+            has_ended: false,
+            is_closed: Arc::default(),
+        })
     }
 
-    /// Waits until the console has said `text`, such as a prompt, for `patience` at most: also before, as far as it is
-    /// kept. Returns the line it is in, as far as that has come.
+    /// Waits until the console's log contains `text`, such as a prompt, but at most `timeout`. Returns the line that
+    /// contains it, as far as the guest has written it.
+    ///
+    /// The search starts at the beginning of the log, so the text is also found if the guest wrote it before. For a
+    /// dialogue, in which the same prompt comes again, use [`ConsoleStream::expect`](crate::ConsoleStream::expect). If a
+    /// [`ConsoleStream`](crate::ConsoleStream) is open and not read, a guest on QEMU stops writing, and the text may never
+    /// come.
     ///
     /// ```
     /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
@@ -89,94 +110,168 @@ impl Vm {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NotSaid`], with the machine's last words, if it has not said so in time, or has ended without; those of
-    /// [`console_lines`](Self::console_lines).
-    pub fn wait_for_console(&self, text: &str, patience: Duration) -> Result<String> {
-        let deadline = Instant::now().checked_add(patience);
+    /// [`Error::ConsoleTextNotFound`], with the last lines of the log, if the text did not come within `timeout` or before
+    /// the VM exited; those of [`console_lines`](Self::console_lines).
+    pub fn wait_for_console(&self, text: &str, timeout: Duration) -> Result<String> {
+        let deadline = Instant::now().checked_add(timeout);
         let mut lines = self.console_lines()?;
         loop {
-            let more = lines.look(deadline)?;
-            while let Some(line) = lines.lines.pop_front() {
+            let has_more = lines.read_once(deadline)?;
+            while let Some(line) = lines.complete.pop_front() {
                 if line.contains(text) {
                     return Ok(line);
                 }
             }
-            // A prompt has no end of line.
-            let rest = String::from_utf8_lossy(&lines.rest);
-            if rest.contains(text) {
-                return Ok(rest.into_owned());
+            // A prompt has no line break.
+            let partial = String::from_utf8_lossy(&lines.partial);
+            if partial.contains(text) {
+                return Ok(partial.into_owned());
             }
-            if !more || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                let exit = if more { None } else { self.try_wait()? };
-                return Err(Error::NotSaid { text: text.to_owned(), exit, last_words: self.last_words() });
+            if !has_more || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Err(Error::ConsoleTextNotFound {
+                    text: text.to_owned(),
+                    exit: if has_more { None } else { self.try_wait() },
+                    timeout,
+                    state_dir: self.state_dir().map(Path::to_owned),
+                    log_tail: self.log_tail(),
+                });
             }
         }
     }
 }
 
-/// The lines on a machine's console; see [`Vm::console_lines`].
+/// The lines on a VM's console; see [`Vm::console_lines`]. It is owned, so a thread or task of its own can follow them.
 #[derive(Debug)]
-pub struct ConsoleLines<'a> {
-    vm: &'a Vm,
-    log: Log,
+#[must_use = "lines are read when they are asked for"]
+pub struct ConsoleLines {
+    vm: Vm,
+    log: ConsoleLog,
     path: PathBuf,
-    lines: VecDeque<String>,
-    /// Of a line that has not ended.
-    rest: Vec<u8>,
-    ended: bool,
+    complete: VecDeque<String>,
+    /// The bytes of a line whose end did not come yet.
+    partial: Vec<u8>,
+    has_ended: bool,
+    is_closed: Arc<AtomicBool>,
 }
 
-impl ConsoleLines<'_> {
-    /// Looks once for what has come; before that, if nothing had, waits a little, until the deadline at most. Whether
-    /// there may be more.
-    fn look(&mut self, deadline: Option<Instant>) -> Result<bool> {
-        if self.ended {
-            return Ok(false);
-        }
-        let mut more = self.read()?;
-        if more.is_empty() {
-            let left = deadline.map_or(PACE, |deadline| deadline.saturating_duration_since(Instant::now()));
-            let has_ended = !matches!(self.vm.wait_timeout(left.min(PACE)), Ok(None));
-            more = self.read()?;
-            self.ended = has_ended && more.is_empty(); // what it said at its end comes, too
-        }
-        self.rest.extend(more);
-        let complete = self.rest.iter().rposition(|&byte| byte == b'\n').map_or(0, |last| last + 1);
-        let rest = self.rest.split_off(complete);
-        let lines = std::mem::replace(&mut self.rest, rest);
-        lines.split_inclusive(|&byte| byte == b'\n').for_each(|line| self.push(line));
-        if self.rest.len() > LONGEST_LINE || (self.ended && !self.rest.is_empty()) {
-            let rest = std::mem::take(&mut self.rest);
-            self.push(&rest);
-        }
-        Ok(!self.ended)
-    }
+/// The result of [`ConsoleLines::next_timeout`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum NextLine {
+    /// A line, without its line break.
+    Line(String),
+    /// No line came in time.
+    TimedOut,
+    /// The VM has exited, or the lines were closed: no more lines will come.
+    Ended,
+}
 
-    fn read(&mut self) -> Result<Vec<u8>> {
-        self.log.more().map_err(Error::io("read", &self.path))
-    }
+/// Ends [`ConsoleLines`] from elsewhere; from [`ConsoleLines::closer`].
+#[derive(Clone, Debug)]
+pub struct ConsoleLinesCloser(Arc<AtomicBool>);
 
-    fn push(&mut self, line: &[u8]) {
-        self.lines.push_back(String::from_utf8_lossy(line).trim_end_matches(['\r', '\n']).to_owned());
+impl ConsoleLinesCloser {
+    /// Ends the lines: a thread that waits for the next one gets the end within 50 ms.
+    pub fn close(&self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
-impl Iterator for ConsoleLines<'_> {
-    type Item = Result<String>;
+impl ConsoleLines {
+    /// Waits for the next line, but at most `timeout`.
+    ///
+    /// ```
+    /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
+    /// # let _here = here::running();
+    /// use std::time::Duration;
+    /// use hyperkit::{HyperKit, NextLine};
+    ///
+    /// let vm = HyperKit::from_state("vm")?.vm()?.ok_or("it does not run")?;
+    /// let mut lines = vm.console_lines()?;
+    /// while let NextLine::Line(line) = lines.next_timeout(Duration::from_secs(1))? {
+    ///     println!("{line}");
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the log cannot be read. No more lines come after that.
+    pub fn next_timeout(&mut self, timeout: Duration) -> Result<NextLine> {
+        self.next_until(Instant::now().checked_add(timeout))
+    }
 
-    fn next(&mut self) -> Option<Self::Item> {
+    /// Returns a handle that ends the lines from another thread.
+    #[must_use]
+    pub fn closer(&self) -> ConsoleLinesCloser {
+        ConsoleLinesCloser(self.is_closed.clone())
+    }
+
+    fn next_until(&mut self, deadline: Option<Instant>) -> Result<NextLine> {
         loop {
-            if let Some(line) = self.lines.pop_front() {
-                return Some(Ok(line));
+            if let Some(line) = self.complete.pop_front() {
+                return Ok(NextLine::Line(line));
             }
-            match self.look(None) {
-                Ok(false) if self.lines.is_empty() => return None,
+            if self.is_closed.load(Ordering::Relaxed) {
+                self.has_ended = true;
+                return Ok(NextLine::Ended);
+            }
+            match self.read_once(deadline) {
+                Ok(false) if self.complete.is_empty() => return Ok(NextLine::Ended),
+                Ok(_) if !self.complete.is_empty() => {}
+                Ok(_) if deadline.is_some_and(|deadline| Instant::now() >= deadline) => return Ok(NextLine::TimedOut),
                 Ok(_) => {}
                 Err(error) => {
-                    self.ended = true;
-                    return Some(Err(error));
+                    self.has_ended = true;
+                    return Err(error);
                 }
             }
         }
     }
+
+    /// Reads the log once. If there is nothing new, waits a little, but not beyond the deadline, and reads again. Returns
+    /// whether more can come.
+    fn read_once(&mut self, deadline: Option<Instant>) -> Result<bool> {
+        if self.has_ended {
+            return Ok(false);
+        }
+        let mut new = self.read_new()?;
+        if new.is_empty() {
+            let left = deadline.map_or(POLL_INTERVAL, |deadline| deadline.saturating_duration_since(Instant::now()));
+            let has_exited = self.vm.wait_timeout(left.min(POLL_INTERVAL)).is_some();
+            new = self.read_new()?;
+            self.has_ended = has_exited && new.is_empty(); // what the guest wrote last comes first
+        }
+        self.partial.extend(new);
+        let complete = self.partial.iter().rposition(|&byte| byte == b'\n').map_or(0, |last| last + 1);
+        let partial = self.partial.split_off(complete);
+        let lines = std::mem::replace(&mut self.partial, partial);
+        lines.split_inclusive(|&byte| byte == b'\n').for_each(|line| self.push(line));
+        if self.partial.len() > MAX_LINE_BYTES || (self.has_ended && !self.partial.is_empty()) {
+            let partial = std::mem::take(&mut self.partial);
+            self.push(&partial);
+        }
+        Ok(!self.has_ended)
+    }
+
+    fn read_new(&mut self) -> Result<Vec<u8>> {
+        self.log.read_new().map_err(Error::io("read", &self.path))
+    }
+
+    fn push(&mut self, line: &[u8]) {
+        self.complete.push_back(String::from_utf8_lossy(line).trim_end_matches(['\r', '\n']).to_owned());
+    }
 }
+
+impl Iterator for ConsoleLines {
+    type Item = Result<String>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self.next_until(None) {
+            Ok(NextLine::Line(line)) => Some(Ok(line)),
+            Ok(_) => None,
+            Err(error) => Some(Err(error)),
+        }
+    }
+}
+
+impl FusedIterator for ConsoleLines {}

@@ -1,178 +1,285 @@
-//! A running machine, and how it ended.
+//! A VM that was started, by this program or another.
 
 pub(crate) mod console;
 pub(crate) mod console_log;
+mod exited;
 pub(crate) mod network;
+pub(crate) mod scoped;
 mod vsock;
 
+use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use serde::Serialize;
 
-use crate::engine::{Control, Engine};
-use crate::error::{Error, Result};
-use crate::exit::{Exit, Shutdown};
-use crate::process::Process;
+pub use exited::Exited;
+
+use crate::config::HyperKit;
+use crate::engine::{Control, EngineDriver, driver_of};
+use crate::error::{ConfigError, Error, Result};
+use crate::exit::{Exit, ShutdownOutcome};
+use crate::process::{ExitFd, Process};
 use crate::runtime::child::Child;
-use crate::runtime::output::{LastWords, Output};
+use crate::runtime::log_tail::LogTail;
+use crate::runtime::output::Output;
 use crate::state::StateDir;
 
-/// A guest that has not listened yet may do so now; QEMU's and hyperkit's take presses at this pace.
-const PRESS_AGAIN: Duration = Duration::from_millis(500);
-/// How long a program may take to answer. Another client of its that is being served counts in.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+/// How often the power button is pressed: a guest that is not ready loses a press.
+const PRESS_INTERVAL: Duration = Duration::from_millis(500);
+/// How long a hypervisor may take to answer, including the time in which it serves another client.
+pub(crate) const CONTROL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A machine that was started, by this program or another.
+/// A VM that was started, by this program or another.
 ///
-/// All methods take `&self` and may be called from any thread, as often as one likes. Dropping it leaves the machine
-/// running; [`HyperKit::vm`](crate::HyperKit::vm) takes it up again.
+/// All methods take `&self` and can be called from any thread. A clone is another handle of the same VM. Dropping all
+/// handles leaves the VM running; [`HyperKit::vm`] finds it again. (A [`ScopedVm`](crate::ScopedVm) is killed when it is
+/// dropped.)
 ///
 /// ```
 /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
 /// # let _here = here::alone();
-/// let vm = hyperkit::HyperKit::new().kernel("vmlinuz").initrd("initrd.img").start("console=ttyS0")?;
-/// println!("process {}", vm.pid());
-/// # vm.stop()?; // nobody is here to do it
-/// let exit = vm.wait()?;
-/// println!("the machine {exit}");
+/// use hyperkit::{Disks, HyperKit};
+///
+/// let vm = HyperKit::new().state_dir("vm").kernel("vmlinuz").initrd("initrd.img").start("console=ttyS0")?;
+/// println!("process {} in {:?}", vm.pid(), vm.state_dir());
+/// # vm.kill()?; // nobody is here to do it
+/// let exit = vm.wait();
+/// println!("the VM {exit}");
+/// vm.remove(Disks::Delete)?;
 /// # Ok::<(), hyperkit::Error>(())
 /// ```
+#[derive(Clone, Debug)]
+pub struct Vm(Arc<Inner>);
+
 #[derive(Debug)]
-pub struct Vm {
-    pub(crate) process: Handle,
-    pub(crate) engine: Engine,
-    pub(crate) state: Option<StateDir>,
-    /// What the program prints, if this is who has started it.
-    pub(crate) output: Option<Output>,
+struct Inner {
+    process: Handle,
+    /// The description as it was started.
+    description: HyperKit,
+    state: Option<StateDir>,
+    /// The hypervisor's output, if this program has started it.
+    output: Option<Output>,
+    #[cfg(target_os = "linux")]
+    exit_fd: ExitFd,
 }
 
-/// Only the parent of a process learns how it ended.
+/// The hypervisor's process. Only its parent learns how it exited.
 #[derive(Debug)]
 pub(crate) enum Handle {
     Child(Arc<Child>),
     Found(Process),
 }
 
+/// What a VM is doing; see [`Vm::status`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum VmStatus {
+    /// The hypervisor runs. hyperkit does not report whether the VM is paused, and then it counts as running.
+    Running,
+    /// The guest's vCPUs are stopped.
+    Paused,
+    /// The hypervisor has exited.
+    Exited(Exit),
+}
+
+impl fmt::Display for VmStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Running => f.write_str("running"),
+            Self::Paused => f.write_str("paused"),
+            Self::Exited(exit) => write!(f, "exited: {exit}"),
+        }
+    }
+}
+
+/// Whether [`remove`](Vm::remove) deletes the disk images that this crate created in the state directory.
+///
+/// Images elsewhere, and images that this crate did not create, are never deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Disks {
+    /// Disk images stay.
+    Keep,
+    /// Disk images that this crate created in the state directory are deleted.
+    Delete,
+}
+
 impl Vm {
-    /// The process that runs the machine.
+    pub(crate) fn new(
+        process: Handle,
+        description: HyperKit,
+        state: Option<StateDir>,
+        output: Option<Output>,
+    ) -> Result<Self> {
+        #[cfg(target_os = "linux")]
+        let exit_fd = exit_fd(&process)?;
+        Ok(Self(Arc::new(Inner {
+            process,
+            description,
+            state,
+            output,
+            #[cfg(target_os = "linux")]
+            exit_fd,
+        })))
+    }
+
+    /// The process ID of the hypervisor.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        match &self.process {
+        match &self.0.process {
             Handle::Child(child) => child.pid(),
             Handle::Found(process) => process.pid(),
         }
     }
 
-    /// Waits until the machine has ended, and for our own child until the logger has what its program printed: a logger
-    /// that blocks holds this up.
-    ///
-    /// # Errors
-    /// None so far.
-    pub fn wait(&self) -> Result<Exit> {
-        Ok(self.wait_until(None).unwrap_or(Exit::Unknown))
+    /// The description as it was started: absolute paths, the hypervisor and the formats of disks that were found.
+    #[must_use]
+    pub fn description(&self) -> &HyperKit {
+        &self.0.description
     }
 
-    /// Waits until the machine has ended, for `patience` at most; `None` if it runs still.
-    ///
-    /// # Errors
-    /// None so far.
-    pub fn wait_timeout(&self, patience: Duration) -> Result<Option<Exit>> {
-        // A deadline beyond what the clock can say is none.
-        Ok(self.wait_until(Instant::now().checked_add(patience)))
+    /// The state directory, absolute and without symlinks.
+    #[must_use]
+    pub fn state_dir(&self) -> Option<&Path> {
+        self.0.state.as_ref().map(StateDir::path)
     }
 
-    /// How the machine ended; `None` if it runs still.
-    ///
-    /// # Errors
-    /// None so far.
-    pub fn try_wait(&self) -> Result<Option<Exit>> {
+    /// Waits until the VM has exited. For a VM that this program started, also until the logger has got all of the
+    /// hypervisor's output, so a logger that blocks delays this.
+    #[must_use = "how the VM exited"]
+    pub fn wait(&self) -> Exit {
+        self.wait_until(None).unwrap_or(Exit::Unknown)
+    }
+
+    /// Waits until the VM has exited, but at most `timeout`; `None` if it still runs.
+    #[must_use = "whether and how the VM exited"]
+    pub fn wait_timeout(&self, timeout: Duration) -> Option<Exit> {
+        // A deadline that the clock cannot represent is none.
+        self.wait_until(Instant::now().checked_add(timeout))
+    }
+
+    /// How the VM exited; `None` if it still runs.
+    #[must_use]
+    pub fn try_wait(&self) -> Option<Exit> {
         self.wait_timeout(Duration::ZERO)
     }
 
-    /// Pulls the plug: ends the machine at once, and returns when its process is gone and its pid file with it.
-    ///
-    /// The guest gets no chance to write what it has not written. A machine that has ended already is no error.
+    /// Returns whether the VM runs, is paused or has exited.
     ///
     /// # Errors
-    /// [`Error::Io`] if the system does not let this program end it, or if its pid file cannot be removed.
-    pub fn stop(&self) -> Result<()> {
-        self.end()?;
-        self.clear()
+    /// [`Error::Qmp`] or [`Error::Io`] if QEMU does not answer within 5 s.
+    pub fn status(&self) -> Result<VmStatus> {
+        if let Some(exit) = self.try_wait() {
+            return Ok(VmStatus::Exited(exit));
+        }
+        match self.driver().is_paused(self.state(), CONTROL_TIMEOUT) {
+            Ok(Some(true)) => Ok(VmStatus::Paused),
+            Ok(_) => Ok(VmStatus::Running),
+            // It may have exited meanwhile.
+            Err(error) => self.try_wait().map(VmStatus::Exited).ok_or(error),
+        }
     }
 
-    /// Ends the process, and leaves the state directory as it is.
-    pub(crate) fn end(&self) -> Result<()> {
+    /// Kills the hypervisor (SIGKILL), and returns when its process and its pid file are gone.
+    ///
+    /// What the guest has not written to its disks is lost. It is no error if the VM has exited already.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the operating system refuses the signal, or the pid file cannot be removed;
+    /// [`Error::CannotTell`].
+    pub fn kill(&self) -> Result<()> {
+        self.kill_process()?;
+        self.clean_up()
+    }
+
+    /// Kills the process, and leaves the state directory as it is.
+    pub(crate) fn kill_process(&self) -> Result<()> {
         self.signal(Signal::KILL)?;
         self.wait_until(None);
         Ok(())
     }
 
-    /// The last lines of what the program printed and of what the guest said on its console, also after the end.
+    /// The last lines of the hypervisor's output and of the console, also after the VM has exited.
     #[must_use]
-    pub fn last_words(&self) -> LastWords {
-        LastWords::read(self.output.as_ref(), self.state.as_ref(), self.engine)
+    pub fn log_tail(&self) -> LogTail {
+        LogTail::read(self.0.output.as_ref(), self.state(), self.driver())
     }
 
-    /// Presses the power button, waits for the guest to power off, and pulls the plug if it has not after `grace`.
+    /// Presses the power button, waits for the guest to power off, and kills the hypervisor if that takes longer than
+    /// `grace`.
     ///
-    /// A guest that does not listen yet loses the press, so it is repeated; a paused machine is resumed for it. With
-    /// hyperkit, pressing the button before the guest has turned ACPI on kills the machine. Returns when the process
-    /// is gone and its pid file with it.
+    /// The press is repeated, since a guest that is not ready loses it; a paused VM is resumed. On hyperkit, a press before
+    /// the guest has turned ACPI on kills the VM. Returns when the process and its pid file are gone.
     ///
     /// ```
     /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
     /// # let _here = here::running();
-    /// use hyperkit::{HyperKit, Shutdown};
+    /// use hyperkit::{HyperKit, ShutdownOutcome};
     /// use std::time::Duration;
     ///
     /// if let Some(vm) = HyperKit::from_state("vm")?.vm()? {
     ///     match vm.shutdown(Duration::from_secs(30))? {
-    ///         Shutdown::Plug(_) => println!("it had to be unplugged"),
-    ///         clean => println!("the machine {}", clean.exit()),
+    ///         ShutdownOutcome::Graceful(exit) => println!("the guest {exit}"),
+    ///         other => println!("{other}"),
     ///     }
     /// }
     /// # Ok::<(), hyperkit::Error>(())
     /// ```
     ///
     /// # Errors
-    /// Those of [`stop`](Self::stop). A button that cannot be pressed is none: that is what the plug is for.
-    pub fn shutdown(&self, grace: Duration) -> Result<Shutdown> {
-        if let Some(exit) = self.try_wait()? {
-            self.clear()?;
-            return Ok(Shutdown::Ended(exit));
+    /// Those of [`kill`](Self::kill). It is no error if the power button cannot be pressed: the VM is then killed.
+    pub fn shutdown(&self, grace: Duration) -> Result<ShutdownOutcome> {
+        if let Some(exit) = self.try_wait() {
+            self.clean_up()?;
+            return Ok(ShutdownOutcome::AlreadyExited(exit));
         }
-        let began = Instant::now();
-        while let Some(left) = grace.checked_sub(began.elapsed()).filter(|left| !left.is_zero()) {
-            for what in [Control::Resume, Control::PressPowerButton] {
-                if let Err(error) = self.engine.control(what, self, left.min(PATIENCE)) {
-                    log::debug!(target: "hyperkit", "{what:?}: {error}");
+        let start = Instant::now();
+        while let Some(left) = grace.checked_sub(start.elapsed()).filter(|left| !left.is_zero()) {
+            for control in [Control::Resume, Control::PressPowerButton] {
+                if let Err(error) = self.send_control(control, left.min(CONTROL_TIMEOUT)) {
+                    log::debug!(target: "hyperkit", "{control:?}: {error:#}");
                 }
             }
-            if let Some(exit) = self.wait_timeout(grace.saturating_sub(began.elapsed()).min(PRESS_AGAIN))? {
-                self.clear()?;
-                return Ok(Shutdown::PowerButton(exit));
+            if let Some(exit) = self.wait_timeout(grace.saturating_sub(start.elapsed()).min(PRESS_INTERVAL)) {
+                let outcome = self.outcome(exit)?;
+                self.clean_up()?;
+                return Ok(outcome);
             }
         }
-        self.stop()?;
-        Ok(match self.wait()? {
-            exit if exit.is_the_guests() => Shutdown::PowerButton(exit), // at the last moment
-            exit => Shutdown::Plug(exit),
+        self.kill()?;
+        Ok(match self.wait() {
+            exit if exit.is_guest() => ShutdownOutcome::Graceful(exit), // at the last moment
+            exit => ShutdownOutcome::Forced(exit),
         })
     }
 
-    /// Stops the guest's processors until [`resume`](Self::resume). The machine counts as running.
+    /// What an exit within the grace period means. If the exit status is another program's to learn, the pid file tells:
+    /// hypervisors remove it at a normal exit.
+    fn outcome(&self, exit: Exit) -> Result<ShutdownOutcome> {
+        Ok(match (exit, self.state()) {
+            (Exit::Unknown, Some(state)) if state.pid()? == Some(self.pid()) => ShutdownOutcome::Forced(exit),
+            (Exit::Unknown, Some(_)) => ShutdownOutcome::Graceful(exit),
+            (Exit::Unknown, None) => ShutdownOutcome::Unknown,
+            (exit, _) if exit.is_guest() => ShutdownOutcome::Graceful(exit),
+            (exit, _) => ShutdownOutcome::Forced(exit),
+        })
+    }
+
+    /// Stops the guest's vCPUs until [`resume`](Self::resume). The VM still counts as running.
     ///
-    /// With hyperkit, pausing a machine whose first vCPU does not run yet kills it.
+    /// On hyperkit, pausing a VM whose first vCPU does not run yet kills it.
     ///
     /// # Errors
-    /// [`Error::NotRunning`]; [`Error::Io`]; with QEMU, [`Error::Qmp`], and [`Error::StateDirRequired`] for a machine
+    /// [`Error::NotRunning`]; [`Error::Io`]; on QEMU [`Error::Qmp`], and [`ConfigError::StateDirRequired`] for a VM
     /// without a state directory.
     pub fn pause(&self) -> Result<()> {
         self.control(Control::Pause)
     }
 
-    /// Lets a paused guest go on. One that is not paused is left as it is.
+    /// Lets a paused guest continue. A guest that is not paused is not affected.
     ///
     /// # Errors
     /// Those of [`pause`](Self::pause).
@@ -180,20 +287,49 @@ impl Vm {
         self.control(Control::Resume)
     }
 
-    fn control(&self, what: Control) -> Result<()> {
-        match self.try_wait()? {
-            Some(_) => Err(Error::NotRunning),
-            None => self.engine.control(what, self, PATIENCE),
+    fn control(&self, control: Control) -> Result<()> {
+        self.check_running()?;
+        self.send_control(control, CONTROL_TIMEOUT)
+    }
+
+    fn send_control(&self, control: Control, timeout: Duration) -> Result<()> {
+        self.driver().control(control, self.state(), &|signal| self.signal(signal), timeout)
+    }
+
+    pub(crate) fn check_running(&self) -> Result<()> {
+        match self.try_wait() {
+            Some(_) => Err(Error::NotRunning { state_dir: self.state_dir().map(Path::to_owned) }),
+            None => Ok(()),
         }
     }
 
-    /// Clears up in the state directory, unless another machine was started there since.
-    fn clear(&self) -> Result<()> {
-        self.state.as_ref().map_or(Ok(()), StateDir::clear_if_idle)
+    pub(crate) fn driver(&self) -> &'static dyn EngineDriver {
+        driver_of(&self.0.description)
     }
 
-    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
-        let sent = match &self.process {
+    pub(crate) fn state(&self) -> Option<&StateDir> {
+        self.0.state.as_ref()
+    }
+
+    /// The state directory, for a call that needs one.
+    pub(crate) fn required_state(&self, call: &'static str) -> Result<&StateDir, ConfigError> {
+        self.state().ok_or(ConfigError::StateDirRequired { field: call })
+    }
+
+    pub(crate) fn child(&self) -> Option<&Arc<Child>> {
+        match &self.0.process {
+            Handle::Child(child) => Some(child),
+            Handle::Found(_) => None,
+        }
+    }
+
+    /// Cleans up in the state directory, unless another VM was started there since.
+    fn clean_up(&self) -> Result<()> {
+        self.state().map_or(Ok(()), StateDir::clear_if_idle)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let sent = match &self.0.process {
             Handle::Child(child) => child.signal(signal),
             Handle::Found(process) => process.signal(signal),
         };
@@ -201,9 +337,25 @@ impl Vm {
     }
 
     fn wait_until(&self, deadline: Option<Instant>) -> Option<Exit> {
-        match &self.process {
+        match &self.0.process {
             Handle::Child(child) => child.wait(deadline),
             Handle::Found(process) => process.wait(deadline).then_some(Exit::Unknown),
         }
+    }
+}
+
+/// Becomes readable at the exit.
+fn exit_fd(process: &Handle) -> Result<ExitFd> {
+    match process {
+        Handle::Child(child) => Ok(child.exit_fd().clone()),
+        Handle::Found(process) => process.exit_fd().map_err(Error::io("watch", format!("process {}", process.pid()))),
+    }
+}
+
+/// The descriptor (usually a pidfd) becomes readable when the hypervisor has exited. Linux only.
+#[cfg(target_os = "linux")]
+impl std::os::fd::AsFd for Vm {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.0.exit_fd.as_fd()
     }
 }

@@ -51,7 +51,7 @@ impl Guest {
     pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let state_dir = dir.path().canonicalize().unwrap().join("vm");
-        let description = description().state_dir(&state_dir).console(Console::File).memory(256);
+        let description = description().state_dir(&state_dir).memory_mib(256);
         Self { description, _stop: StopOnDrop(state_dir.clone()), state_dir, _dir: dir }
     }
 }

@@ -38,16 +38,16 @@ pub fn pid_file(bytes: &[u8]) {
         .expect("the directory is writable");
     fs::write(dir.path().join("hyperkit.pid"), bytes).expect("the directory is writable");
     let description = HyperKit::from_state(dir.path()).expect("the state file is valid");
-    assert_eq!(description.pid, None);
-    assert!(!description.is_running());
+    assert_eq!(description.recorded_pid(), None);
+    assert!(!description.is_running().unwrap());
 }
 
 /// A tty file, or the target of a symlink with its name: it names a pty or nothing.
 pub fn tty_file(bytes: &[u8]) {
     let dir = tempfile::tempdir().expect("the temporary directory is writable");
-    let (file, description) = (dir.path().join("tty"), HyperKit::new().state_dir(dir.path()).console(Console::File));
+    let (file, description) = (dir.path().join("tty"), HyperKit::new().state_dir(dir.path()).console(Console::Pty));
     let check = || {
-        for tty in description.ttys().into_iter().flatten() {
+        for tty in description.pty_paths().into_iter().flatten() {
             assert!(is_below_dev(&tty), "{tty:?}");
         }
     };

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use hyperkit::{Console, HyperKit, Vm};
+use hyperkit::{HyperKit, Vm};
 use rustix::process::Pid;
 use tempfile::TempDir;
 
@@ -75,7 +75,6 @@ impl TestDir {
             .state_dir(self.path("vm"))
             .kernel(self.path("vmlinuz"))
             .initrd(self.path("initrd.img"))
-            .console(Console::File)
     }
 
     /// Returns a guard that kills the VM in the state directory on drop.
@@ -141,7 +140,7 @@ pub struct KillOnDrop<'a>(pub &'a Vm);
 
 impl Drop for KillOnDrop<'_> {
     fn drop(&mut self) {
-        let _ = self.0.stop();
+        let _ = self.0.kill();
     }
 }
 
@@ -165,7 +164,7 @@ pub fn wait_until(condition: &str, mut holds: impl FnMut() -> bool) {
 /// Starts a VM on the stand-in. The guard kills it when the test has passed or failed.
 pub fn start_vm(test_dir: &TestDir, guest: &str) -> (HyperKit, Vm, StopOnDrop) {
     let stop = test_dir.stop_on_drop();
-    let mut description = test_dir.description();
+    let description = test_dir.description();
     let vm = description.start(guest).unwrap();
     (description, vm, stop)
 }

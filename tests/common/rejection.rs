@@ -3,30 +3,40 @@
 use std::fs::{self, File};
 use std::path::PathBuf;
 
-use hyperkit::{Error, HyperKit};
+use hyperkit::{ConfigError, HyperKit};
 
 use super::{StopOnDrop, TestDir, file_names, wait_until};
 
-/// Changes a valid description and returns the error of `start`.
+/// Changes a valid description and returns the violations that `start` reports.
 ///
-/// Asserts that `check` returns the same error if the kernel command line is empty (`check` does not know it), that no file is
-/// created, and that `start` does not change the description.
-pub fn rejection_with(test_dir: &TestDir, cmdline: &str, change: impl FnOnce(HyperKit) -> HyperKit) -> Error {
+/// Asserts that `check` reports the same if the kernel command line is empty (`check` does not know it), that no file is
+/// created, and that the description does not change.
+pub fn violations_with(
+    test_dir: &TestDir,
+    cmdline: &str,
+    change: impl FnOnce(HyperKit) -> HyperKit,
+) -> Vec<ConfigError> {
     let description = change(test_dir.description());
-    let before = file_names(&test_dir.dir());
+    let (before, files) = (description.clone(), file_names(&test_dir.dir()));
+    let error = description.start(cmdline).expect_err("it started");
+    assert!(!error.violations().is_empty(), "{error:?}");
     if cmdline.is_empty() {
-        let checked = description.check().expect_err("check passed").to_string();
-        assert_eq!(description.clone().start(cmdline).expect_err("it started").to_string(), checked);
+        assert_eq!(description.check().expect_err("check passed").violations(), error.violations());
     }
-    let mut started = description.clone();
-    let error = started.start(cmdline).expect_err("it started");
-    assert_eq!(started, description);
-    assert_eq!(file_names(&test_dir.dir()), before, "a file was created");
-    error
+    assert_eq!(description, before);
+    assert_eq!(file_names(&test_dir.dir()), files, "a file was created");
+    error.violations().to_vec()
+}
+
+/// The only violation of [`violations_with`].
+pub fn rejection_with(test_dir: &TestDir, cmdline: &str, change: impl FnOnce(HyperKit) -> HyperKit) -> ConfigError {
+    let mut violations = violations_with(test_dir, cmdline, change);
+    assert_eq!(violations.len(), 1, "{violations:?}");
+    violations.remove(0)
 }
 
 /// [`rejection_with`] a new directory and an empty kernel command line.
-pub fn rejection(change: impl FnOnce(HyperKit) -> HyperKit) -> Error {
+pub fn rejection(change: impl FnOnce(HyperKit) -> HyperKit) -> ConfigError {
     rejection_with(&TestDir::new(), "", change)
 }
 
@@ -36,25 +46,26 @@ pub fn modify(mut description: HyperKit, change: impl FnOnce(&mut HyperKit)) -> 
     description
 }
 
-/// [`rejection`], after asserting that `arguments`, which reads no files, returns the same kind of error.
-pub fn rejection_by_arguments(change: impl Fn(HyperKit) -> HyperKit) -> Error {
-    let error = rejection(&change);
+/// [`rejection`], after asserting that `arguments`, which reads no files, reports the same kind of violation.
+pub fn rejection_by_arguments(change: impl Fn(HyperKit) -> HyperKit) -> ConfigError {
+    let violation = rejection(&change);
     let pure = change(TestDir::new().description()).arguments("").expect_err("`arguments` accepted it");
-    assert_eq!(std::mem::discriminant(&pure), std::mem::discriminant(&error));
-    error
+    let [pure] = pure.violations() else { panic!("{pure:?}") };
+    assert_eq!(std::mem::discriminant(pure), std::mem::discriminant(&violation));
+    violation
 }
 
 /// Starts a VM on the stand-in, waits for the first output of its guest, and stops it. The stand-in's guest prints nothing before
 /// the stand-in has accepted every option.
-pub fn assert_boots_with(mut description: HyperKit, cmdline: &str) {
+pub fn assert_boots_with(description: HyperKit, cmdline: &str) {
     let dir = description.state_dir.clone().unwrap();
     let _stop = StopOnDrop(dir.clone());
     let vm = description.start(cmdline).unwrap();
     wait_until("the guest prints something", || {
-        assert_eq!(vm.try_wait().unwrap(), None, "{:?}", vm.last_words());
+        assert_eq!(vm.try_wait(), None, "{:?}", vm.log_tail());
         fs::read(dir.join("console-ring")).unwrap().starts_with(b"Linux")
     });
-    vm.stop().unwrap();
+    vm.kill().unwrap();
 }
 
 /// [`assert_boots_with`] an empty kernel command line.

@@ -1,6 +1,6 @@
 //! Reading and writing `hyperkit.json`: three versions are read, the first is written.
 
-use hyperkit::{Console, Disk, Error, Format, HyperKit, VpnKit};
+use hyperkit::{Console, Disk, Error, Format, HyperKit, Network};
 use serde_json::{Value, json};
 
 fn load(json: Value) -> HyperKit {
@@ -8,13 +8,13 @@ fn load(json: Value) -> HyperKit {
 }
 
 fn everything() -> HyperKit {
-    let mut description = HyperKit::new()
+    let description = HyperKit::new()
         .hyperkit("/bin/hyperkit")
         .state_dir("/vm")
-        .vpnkit(VpnKit::Socket("/run/vpnkit.sock".into()))
+        .vpnkit(Network::VpnKit("/run/vpnkit.sock".into()))
         .vpnkit_key("0f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55")
         .uuid("1f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55")
-        .disk(Disk::raw("/d.img").size(64))
+        .disk(Disk::raw("/d.img").size_mib(64))
         .iso("/i.iso")
         .vsock(true)
         .vsock_port(2374)
@@ -23,8 +23,8 @@ fn everything() -> HyperKit {
         .kernel("/k")
         .initrd("/i")
         .cpus(3)
-        .memory(512)
-        .console(Console::File);
+        .memory_mib(512)
+        .console(Console::Pty);
     description.pid = Some(17);
     description.arguments = vec!["-A".to_owned()];
     description.cmdline = "/bin/hyperkit -A".to_owned();
@@ -101,7 +101,7 @@ fn go_disk_with_empty_format_is_raw() {
     assert_eq!(disks(json!({"path": "/a.img", "format": ""})), [Disk::raw("/a.img")]);
     assert_eq!(disks(json!({"path": "/a.img"})), [Disk::new("/a.img")]);
     let mut nowhere = HyperKit::new().disk(Disk::default());
-    nowhere.disks[0].format = Some(Format::Raw);
+    nowhere.disks[0].format = Some(DiskFormat::Raw);
     assert_eq!(load(serde_json::to_value(&nowhere).unwrap()), nowhere, "a raw disk without a path");
 }
 
@@ -124,13 +124,13 @@ fn unusual_values_are_preserved_or_unset() {
     assert_eq!(serde_json::from_str::<HyperKit>(&written).unwrap(), description);
     let written: Value = serde_json::from_str(&written).unwrap();
     assert_eq!((&written["disks"][0]["format"], &written["disks"][0]["driver"]), (&json!(2), &json!(["x"])));
-    assert!(matches!(description.kernel("/k").arguments(""), Err(Error::UnknownSetting { .. })));
+    assert!(matches!(description.kernel("/k").arguments(""), Err(ConfigError::UnknownSetting { .. })));
 }
 
 #[test]
 fn vpnkit_auto_and_each_console_round_trip() {
-    for console in [Console::Stdio, Console::File, Console::Log] {
-        let description = HyperKit::new().vpnkit(VpnKit::Auto).console(console);
+    for console in [Console::Stdio, Console::Pty, Console::AppleLog] {
+        let description = HyperKit::new().vpnkit(Network::Nat).console(console);
         assert_eq!(load(serde_json::to_value(&description).unwrap()), description);
     }
 }

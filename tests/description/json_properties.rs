@@ -17,7 +17,7 @@ proptest! {
         test_dir.write("vm/hyperkit.json", &bytes);
         test_dir.write("vm/hyperkit.pid", &bytes);
         match HyperKit::from_state(test_dir.path("vm")) {
-            Ok(description) => prop_assert!(!description.is_running()),
+            Ok(description) => prop_assert!(!description.is_running().unwrap()),
             Err(error) => prop_assert!(matches!(error, Error::DamagedState { .. }), "{error:?}"),
         }
     }
@@ -28,10 +28,10 @@ proptest! {
         texts in proptest::collection::vec("\\PC{1,12}", 5), sizes in proptest::collection::vec(1..u64::MAX, 0..4),
         ports in proptest::collection::vec(any::<u32>(), 0..6), isos in proptest::collection::vec("/\\PC{0,12}", 0..4),
     ) {
-        let mut description = HyperKit::new().cpus(cpus).memory(memory).vsock_guest_cid(cid).vsock(cid % 2 == 0);
+        let description = HyperKit::new().cpus(cpus).memory_mib(memory).vsock_guest_cid(cid).vsock(cid % 2 == 0);
         description.pid = pid;
         description = description.kernel(&texts[0]).initrd(&texts[1]).uuid(&texts[2]).socket_9p(&texts[3], &texts[4]);
-        description = sizes.iter().fold(description, |description, &size| description.disk(Disk::raw(&texts[0]).size(size)));
+        description = sizes.iter().fold(description, |description, &size| description.disk(Disk::raw(&texts[0]).size_mib(size)));
         description = ports.into_iter().fold(description, HyperKit::vsock_port);
         description = isos.into_iter().fold(description, HyperKit::iso);
         description.arguments = texts;

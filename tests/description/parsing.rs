@@ -1,7 +1,7 @@
 //! `parse_arguments` with command lines of other programs: recorded ones of the Go packages, those of Docker Desktop, minikube and
 //! linuxkit, options without a field, and arguments that hyperkit rejects.
 
-use hyperkit::{Console, Disk, Error, HyperKit, Multiboot, OnFlush, Qcow, Serial, VpnKit, parse_arguments};
+use hyperkit::{Console, Disk, Error, FlushMode, HyperKit, Multiboot, Network, QcowOptions, Serial, parse_arguments};
 use serde_json::Value;
 
 /// Splits a command line at spaces, except the value of `-f`, which comes last in these tests.
@@ -19,7 +19,7 @@ const BARE: &str = "-A -s 0:0,hostbridge -s 31,lpc";
 
 /// Returns the description that results from [`BARE`] and a kernel.
 fn bare() -> HyperKit {
-    HyperKit::new().kernel("/k").memory(256).random(false).utc(false).no_serials()
+    HyperKit::new().kernel("/k").memory_mib(256).random(false).utc(false).no_serials()
 }
 
 #[test]
@@ -52,8 +52,8 @@ fn docker_desktop_arguments_are_parsed() {
         .hyperkit("com.docker.hyperkit")
         .state_dir("vms/0")
         .cpus(2)
-        .memory(2048)
-        .vpnkit(VpnKit::Socket("vpnkit.eth.sock".into()))
+        .memory_mib(2048)
+        .vpnkit(Network::VpnKit("vpnkit.eth.sock".into()))
         .vpnkit_key("61b9ed19-44f8-4b92-bdd6-81bfa8f2e4c0")
         .uuid("b9f6cfc1-9d43-4b2b-8a9c-6b9f04f4e6d2")
         .disk(Disk::raw("/Users/x/Library/Containers/com.docker.docker/Data/vms/0/data/Docker.raw"))
@@ -76,20 +76,20 @@ fn docker_desktop_arguments_with_qcow2_are_parsed() {
          guest_cid=3,path=vms/0 -s 4,ahci-cd,/app/linuxkit.iso -s 5,ahci-cd,vms/0/config.iso -s 6,virtio-rnd -s 7,virtio-9p,\
          path=s51,tag=port -l com1,autopty=vms/0/tty,asl -f bootrom,/app/UEFI.fd,,",
     );
-    let mut qcow = Qcow::default();
-    (qcow.on_flush, qcow.compact_after, qcow.keep_erased) = (OnFlush::Os, 262_144, 262_144);
+    let mut qcow = QcowOptions::default();
+    (qcow.flush, qcow.compact_after, qcow.keep_erased) = (FlushMode::Os, 262_144, 262_144);
     let expected = HyperKit::new()
         .hyperkit("com.docker.hyperkit")
         .state_dir("vms/0")
         .cpus(4)
-        .memory(2048)
-        .vpnkit(VpnKit::Socket("s50".into()))
+        .memory_mib(2048)
+        .vpnkit(Network::VpnKit("s50".into()))
         .disk(Disk::qcow2("/Users/x/Library/Group Containers/Docker.qcow2", qcow).ahci().trim())
         .vsock(true)
         .iso("/app/linuxkit.iso")
         .iso("vms/0/config.iso")
         .socket_9p("s51", "port")
-        .console(Console::Log)
+        .console(Console::AppleLog)
         .bootrom("/app/UEFI.fd");
     assert_eq!(description, expected);
 }
@@ -109,12 +109,12 @@ fn minikube_arguments_are_parsed() {
         .hyperkit("/usr/local/bin/hyperkit")
         .state_dir("/Users/x/.minikube/machines/minikube")
         .cpus(2)
-        .memory(4000)
+        .memory_mib(4000)
         .vmnet(true)
         .uuid("b97ad302-0a93-11ec-9e3f-acde48001122")
         .disk(Disk::raw(dir("minikube.rawdisk")))
         .iso(dir("boot2docker.iso"))
-        .console(Console::File)
+        .console(Console::Pty)
         .kernel(dir("bzimage"))
         .initrd(dir("initrd"));
     assert_eq!(description, expected);
@@ -132,7 +132,7 @@ fn linuxkit_arguments_are_parsed() {
     let expected = HyperKit::new()
         .hyperkit("hyperkit")
         .state_dir("linuxkit-state")
-        .vpnkit(VpnKit::Socket("/Users/x/vpnkit.eth.sock".into()))
+        .vpnkit(Network::VpnKit("/Users/x/vpnkit.eth.sock".into()))
         .uuid("1f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55")
         .vsock(true)
         .iso("linuxkit-state/metadata.iso")
@@ -239,7 +239,7 @@ fn unknown_options_become_extra_arguments() {
 #[test]
 fn arguments_that_hyperkit_rejects_are_an_error() {
     let foreign = |words: &[&str], culprit: &str| match parse_arguments(words) {
-        Err(Error::ForeignArguments { argument, .. }) => assert_eq!(argument, culprit, "{words:?}"),
+        Err(Error::InvalidArguments { argument, .. }) => assert_eq!(argument, culprit, "{words:?}"),
         other => panic!("{words:?}: {other:?}"),
     };
     foreign(&[], "-A");
@@ -286,11 +286,11 @@ fn arguments_that_hyperkit_rejects_are_an_error() {
     for missing in ["-A", "0:0,hostbridge", "31,lpc"] {
         let words = words(&format!("{BARE} -f kexec,/k"));
         let without: Vec<_> = words.iter().map(|word| if word == missing { "-u" } else { word }).collect();
-        assert!(matches!(parse_arguments(&without), Err(Error::ForeignArguments { .. })), "{missing}");
+        assert!(matches!(parse_arguments(&without), Err(Error::InvalidArguments { .. })), "{missing}");
     }
     foreign(&["hyperkit", "operand", "-A", "-s", "0,hostbridge", "-s", "31,lpc", "-f", "kexec,/k"], "-A");
     let qemu = parse_arguments(&["/usr/bin/qemu-system-x86_64", "-A"]);
-    assert!(matches!(qemu, Err(Error::Unsupported { .. })), "{qemu:?}");
+    assert!(matches!(qemu, Err(ConfigError::Unsupported { .. })), "{qemu:?}");
 }
 
 #[test]
@@ -298,19 +298,19 @@ fn kernel_cmdline_returns_the_last_one_on_each_engine() {
     let linux = HyperKit::new().kernel("/k").initrd("/i");
     let multiboot = HyperKit::new().multiboot(Multiboot::new("/k").module("/m", "words"));
     for mut description in [linux, multiboot] {
-        assert_eq!(description.kernel_cmdline(), None, "the VM was never started");
+        assert_eq!(description.recorded_kernel_cmdline(), None, "the VM was never started");
         for program in ["hyperkit", "qemu-system-x86_64"] {
             description.hyperkit = Some(program.into());
             for line in ["console=ttyS0 a=1,2", "earlyprintk=serial again"] {
                 description.arguments = description.arguments(line).unwrap();
-                assert_eq!(description.kernel_cmdline().as_deref(), Some(line), "{program}");
+                assert_eq!(description.recorded_kernel_cmdline().as_deref(), Some(line), "{program}");
             }
         }
     }
     for program in ["hyperkit", "qemu-system-x86_64"] {
-        let mut description = HyperKit::new().hyperkit(program).bootrom("/rom");
-        assert_eq!(description.kernel_cmdline(), None);
+        let description = HyperKit::new().hyperkit(program).bootrom("/rom");
+        assert_eq!(description.recorded_kernel_cmdline(), None);
         description.arguments = description.arguments("").unwrap();
-        assert_eq!(description.kernel_cmdline().as_deref(), Some(""));
+        assert_eq!(description.recorded_kernel_cmdline().as_deref(), Some(""));
     }
 }

@@ -1,7 +1,8 @@
 //! Property tests: `parse_arguments` is the inverse of `arguments` for any valid description and for any order of the options.
 
 use hyperkit::{
-    Console, Disk, Driver, Format, HyperKit, Multiboot, OnFlush, Qcow, Serial, SerialLine, VpnKit, parse_arguments,
+    Console, Disk, Driver, FlushMode, Format, HyperKit, Multiboot, Network, QcowOptions, Serial, SerialBackend,
+    parse_arguments,
 };
 use proptest::collection::vec;
 use proptest::option::of;
@@ -17,12 +18,12 @@ fn path(dir: &'static str) -> impl Strategy<Value = String> {
     TEXT.prop_map(move |name| format!("{dir}/{name}x"))
 }
 
-fn qcow() -> impl Strategy<Value = Qcow> {
-    let on_flush = select(vec![OnFlush::Default, OnFlush::None, OnFlush::Os, OnFlush::Drive]);
-    (on_flush, any::<u64>(), any::<u64>(), any::<bool>(), of(TEXT)).prop_map(
-        |(on_flush, compact_after, keep_erased, runtime_asserts, stats)| {
-            let mut qcow = Qcow::default();
-            (qcow.on_flush, qcow.compact_after, qcow.keep_erased) = (on_flush, compact_after, keep_erased);
+fn qcow() -> impl Strategy<Value = QcowOptions> {
+    let flush = select(vec![FlushMode::Default, FlushMode::None, FlushMode::Os, FlushMode::Drive]);
+    (flush, any::<u64>(), any::<u64>(), any::<bool>(), of(TEXT)).prop_map(
+        |(flush, compact_after, keep_erased, runtime_asserts, stats)| {
+            let mut qcow = QcowOptions::default();
+            (qcow.flush, qcow.compact_after, qcow.keep_erased) = (flush, compact_after, keep_erased);
             (qcow.runtime_asserts, qcow.stats) = (runtime_asserts, stats);
             qcow
         },
@@ -36,8 +37,8 @@ fn disk() -> impl Strategy<Value = Disk> {
             let mut disk = Disk::new(format!("/disks/{name}"));
             // Only qcow2 images have an option for it.
             disk.trim = trim && qcow.is_some();
-            disk.format = Some(qcow.map_or(Format::Raw, Format::Qcow2));
-            disk.driver = if ahci { Driver::Ahci } else { Driver::VirtioBlk };
+            disk.format = Some(qcow.map_or(DiskFormat::Raw, DiskFormat::Qcow2));
+            disk.interface = if ahci { DiskInterface::Ahci } else { DiskInterface::VirtioBlk };
             (disk.read_only, disk.sync) = (read_only, sync);
             sectors.into_iter().fold(disk, |disk, (logical, physical)| disk.sector_size(logical, physical))
         },
@@ -67,9 +68,9 @@ fn serial(description: HyperKit, console: Console, serials: Option<Vec<Serial>>)
     let has_dir = description.state_dir.is_some();
     let mut on_stdio = 0;
     let mut usable = |serial: &Serial| {
-        on_stdio += u8::from(serial.line == SerialLine::Stdio);
-        (has_dir || (serial.line != SerialLine::Tty && !serial.log))
-            && (serial.line != SerialLine::Stdio || on_stdio < 2)
+        on_stdio += u8::from(serial.line == SerialBackend::Stdio);
+        (has_dir || (serial.line != SerialBackend::Pty && !serial.log))
+            && (serial.line != SerialBackend::Stdio || on_stdio < 2)
     };
     match serials.map(|serials| serials.into_iter().filter(&mut usable).collect::<Vec<_>>()) {
         Some(serials) if serials == [Serial::stdio()] => description,
@@ -83,16 +84,16 @@ fn networks() -> impl Strategy<Value = HyperKit> {
     let vpnkit = of((path("/net"), of((UUID, of("10\\.0\\.[1-9]\\.[1-9]")))));
     let tap = of(("[a-z]{1,9}[ #=:]?", of("02(:[0-9a-f]{2}){5}")));
     (vpnkit, any::<bool>(), tap).prop_map(|(vpnkit, vmnet, tap)| {
-        let mut description = HyperKit::new().vmnet(vmnet);
+        let description = HyperKit::new().vmnet(vmnet);
         if let Some((socket, key)) = vpnkit {
-            description = description.vpnkit(VpnKit::Socket(socket.into()));
+            description = description.vpnkit(Network::VpnKit(socket.into()));
             if let Some((key, address)) = key {
                 (description.vpnkit_key, description.vpnkit_preferred_ipv4) = (Some(key), address);
             }
         }
         if let Some((tap, mac)) = tap {
             // Only the first NIC can have a MAC address.
-            description.mac = mac.filter(|_| !vmnet && description.vpnkit == VpnKit::None);
+            description.mac = mac.filter(|_| !vmnet && description.vpnkit == Network::None);
             description.tap = Some(tap);
         }
         description
@@ -108,8 +109,8 @@ fn description() -> impl Strategy<Value = (HyperKit, String)> {
     });
     let vsock = of((3_u32..1 << 31, of(path("/sockets")), vec(0..u32::MAX, 0..5)));
     let shares = vec((TEXT, of(1_u16..), TEXT), 0..4);
-    let console = select(vec![Console::Stdio, Console::File, Console::Log]);
-    let ports = [Serial::none(), Serial::stdio(), Serial::tty()];
+    let console = select(vec![Console::Stdio, Console::Pty, Console::AppleLog]);
+    let ports = [Serial::none(), Serial::stdio(), Serial::pty()];
     let ports = ports.into_iter().flat_map(|port| [port, port.log(), port.asl(), port.log().asl()]).collect::<Vec<_>>();
     let serials = of(vec(select(ports), 0..3));
     // In slot order, as they are parsed.
@@ -118,7 +119,7 @@ fn description() -> impl Strategy<Value = (HyperKit, String)> {
     let rest = (vsock, shares, console, serials, extra, any::<[bool; 8]>());
     let numbers = (of(UUID), 1..=64_u32, 2..1_u64 << 42, of(1_u16..));
     (host, rest, numbers, firmware()).prop_map(|(host, rest, numbers, (firmware, cmdline))| {
-        let mut description = host.2;
+        let description = host.2;
         (description.hyperkit, description.state_dir) = (host.0.map(Into::into), host.1.map(Into::into));
         (description.kernel, description.initrd) = (firmware.kernel, firmware.initrd);
         (description.bootrom, description.multiboot) = (firmware.bootrom, firmware.multiboot);
@@ -140,7 +141,7 @@ fn description() -> impl Strategy<Value = (HyperKit, String)> {
         description.extra_arguments = extra.iter().flat_map(|extra| extra.splitn(2, ' ')).map(str::to_owned).collect();
         [description.random, description.utc, description.exit_on_hlt, description.exit_on_pause, ..] = switches;
         [.., description.x2apic, description.msix, description.mptable, description.core_dumps] = switches;
-        (description.uuid, description.cpus, description.memory, description.gdb_port) = numbers;
+        (description.uuid, description.cpus, description.memory_mib, description.gdb_port) = numbers;
         (description, cmdline)
     })
 }
@@ -196,7 +197,7 @@ proptest! {
 #[test]
 fn respelled_arguments_differ_but_keep_their_letters() {
     let chance: Vec<u8> = (0..64_u8).map(|i| i.wrapping_mul(151)).collect();
-    let description = HyperKit::new().kernel("k").cpus(2).memory(64).uuid("01234567-89ab-cdef-0123-456789abcdef");
+    let description = HyperKit::new().kernel("k").cpus(2).memory_mib(64).uuid("01234567-89ab-cdef-0123-456789abcdef");
     let arguments = command_line(&description, "x");
     let respelled = respelled(&arguments, &chance);
     let sorted = |words: &[String]| {

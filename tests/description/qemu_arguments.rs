@@ -1,6 +1,6 @@
 //! QEMU arguments that the tests with a real guest do not cover.
 
-use hyperkit::{Console, Disk, HyperKit, Multiboot, PortForward, Qcow, Serial, VpnKit};
+use hyperkit::{Console, Disk, HyperKit, Multiboot, Network, PortForward, QcowOptions, Serial};
 
 const UUID: &str = "1f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55";
 
@@ -22,7 +22,7 @@ fn hypervisor_name_selects_the_engine() {
 
 #[test]
 fn pci_slots_equal_those_of_hyperkit_in_hexadecimal() {
-    let full = (0..27).fold(description().vpnkit(VpnKit::Auto), |description, index| {
+    let full = (0..27).fold(description().vpnkit(Network::Nat), |description, index| {
         description.disk(Disk::raw(format!("/disk{index}.img")))
     });
     let full = full.iso("/i.iso");
@@ -40,7 +40,7 @@ fn pci_slots_equal_those_of_hyperkit_in_hexadecimal() {
 
 #[test]
 fn vsock_console_and_qmp_options() {
-    let description = description().state_dir("/vm").console(Console::File).vsock(true).vsock_guest_cid(7).uuid(UUID);
+    let description = description().state_dir("/vm").console(Console::Pty).vsock(true).vsock_guest_cid(7).uuid(UUID);
     assert!(values(&description, "-device").contains(&"vhost-vsock-pci,guest-cid=7,bus=pcie.0,addr=1.0".to_owned()));
     assert_eq!(
         values(&description, "-chardev"),
@@ -64,7 +64,7 @@ fn no_file_options_without_state_directory() {
 
 #[test]
 fn each_nic_has_a_network_and_the_first_has_mac_and_port_forwards() {
-    let mut all = description().vpnkit(VpnKit::Auto).vmnet(true).tap("tap7").mac("02:00:00:00:00:09");
+    let mut all = description().vpnkit(Network::Nat).vmnet(true).tap("tap7").mac("02:00:00:00:00:09");
     all = all.port_forward(PortForward::tcp(8080, 80)).port_forward(PortForward::udp(0, 53));
     assert_eq!(
         values(&all, "-netdev"),
@@ -82,7 +82,7 @@ fn each_nic_has_a_network_and_the_first_has_mac_and_port_forwards() {
             "virtio-net-pci,netdev=net3,bus=pcie.0,addr=3.0,romfile="
         ]
     );
-    let preferred = description().vpnkit(VpnKit::Auto).vpnkit_key(UUID).vpnkit_preferred_ipv4("192.168.65.10");
+    let preferred = description().vpnkit(Network::Nat).vpnkit_key(UUID).vpnkit_preferred_ipv4("192.168.65.10");
     assert_eq!(values(&preferred, "-netdev"), ["user,id=net1,net=192.168.65.0/24,dhcpstart=192.168.65.10"]);
 }
 
@@ -91,7 +91,7 @@ fn each_disk_has_its_format_and_options() {
     let disks = description()
         .disk(Disk::new("/a.qcow2").trim())
         .disk(Disk::raw("/b.qcow2").read_only().sync().sector_size(512, 4096))
-        .disk(Disk::qcow2("/c", Qcow::default()).ahci());
+        .disk(Disk::qcow2("/c", QcowOptions::default()).ahci());
     assert_eq!(
         values(&disks, "-drive"),
         [
@@ -123,7 +123,7 @@ fn isos_and_shares_are_passed_unchanged() {
 
 #[test]
 fn each_serial_port_has_its_backend_and_log() {
-    let description = description().state_dir("/vm").serial(Serial::none().log()).serial(Serial::tty().log());
+    let description = description().state_dir("/vm").serial(Serial::none().log()).serial(Serial::pty().log());
     assert_eq!(
         values(&description, "-chardev")[2..],
         ["null,id=com1,logfile=/vm/console-ring,logappend=off", "pty,id=com2,logfile=/vm/console-ring2,logappend=off"]

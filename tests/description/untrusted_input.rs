@@ -22,7 +22,7 @@ fn command_lines() -> Vec<Vec<u8>> {
     recorded().iter().map(|case| words(case).join("\n").into_bytes()).collect()
 }
 
-fn ttys() -> Vec<Vec<u8>> {
+fn pty_paths() -> Vec<Vec<u8>> {
     ["/dev/ttys001", "/dev/pts/7\n", "/dev", "/dev/", "/dev/../etc/passwd", "/dev/./x", "/dev/pts/..", "dev/ttys001"]
         .map(|tty| tty.as_bytes().to_vec())
         .to_vec()
@@ -92,7 +92,7 @@ proptest! {
     }
 
     #[test]
-    fn any_tty_file_names_a_device_or_nothing(bytes in any_or(ttys())) {
+    fn any_tty_file_names_a_device_or_nothing(bytes in any_or(pty_paths())) {
         inputs::tty_file(&bytes);
     }
 }

@@ -1,27 +1,31 @@
-// Where the examples in the documentation run: a directory of their own with the guest of `examples/setup.sh` in it, where
-// `vm` remembers a machine, as the only one in `machines`. What they have started ends with them.
+// Where the examples in the documentation run: a directory of their own with the guest of `examples/setup.sh`, in which
+// `vm` is the state directory of a VM, the only one in `machines`. What the examples start ends with them.
 
 use std::env::set_current_dir;
 use std::fs::create_dir_all;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use hyperkit::{Console, HyperKit, VpnKit};
+use hyperkit::{HyperKit, Network};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
-/// A kernel command line with which the guest ends by itself.
+/// A kernel command line with which the guest powers off by itself.
 pub const POWERS_OFF: &str = "console=ttyS0 panic=1 quiet hyperkit.report";
 
 pub struct Here(tempfile::TempDir);
 
 impl Drop for Here {
     fn drop(&mut self) {
-        HyperKit::list("machines").unwrap().into_iter().flatten().for_each(|machine| machine.stop().unwrap());
+        for found in HyperKit::list("machines").unwrap() {
+            if let Some(vm) = found.vm.unwrap() {
+                vm.kill().unwrap();
+            }
+        }
         set_current_dir("/").unwrap();
     }
 }
 
-/// No machine was started here.
+/// No VM was started yet.
 pub fn alone() -> Here {
     let dir = tempfile::tempdir().unwrap();
     set_current_dir(&dir).unwrap();
@@ -35,19 +39,20 @@ pub fn alone() -> Here {
     Here(dir)
 }
 
-/// One runs here.
+/// A VM runs.
 pub fn running() -> Here {
-    start(|machine| machine)
+    start(|description| description)
 }
 
-/// One with vsock runs here.
+/// A VM with vsock runs.
 pub fn with_vsock() -> Here {
-    start(|machine| machine.vsock(true).vhost_device_vsock(Path::new(ROOT).join("target/tools/bin/vhost-device-vsock")))
+    let daemon = Path::new(ROOT).join("target/tools/bin/vhost-device-vsock");
+    start(|description| description.vsock(true).vhost_device_vsock(daemon))
 }
 
-fn start(change: impl Fn(HyperKit) -> HyperKit) -> Here {
+fn start(change: impl FnOnce(HyperKit) -> HyperKit) -> Here {
     let here = alone();
-    let machine = HyperKit::new().state_dir("vm").kernel("vmlinuz").initrd("initrd.img").vpnkit(VpnKit::Auto);
-    change(machine.memory(256).console(Console::File)).start("console=ttyS0").unwrap();
+    let description = HyperKit::new().state_dir("vm").kernel("vmlinuz").initrd("initrd.img").network(Network::Nat);
+    change(description.memory_mib(256)).start("console=ttyS0").unwrap();
     here
 }

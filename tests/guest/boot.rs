@@ -5,7 +5,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::process::{Command, Stdio};
 use std::time::SystemTime;
 
-use hyperkit::{Card, Console, Disk, Error, Exit, HyperKit, VpnKit};
+use hyperkit::{Console, Disk, Error, Exit, HyperKit, Network, NicKind};
 
 use crate::common::guest::{self, BOOT_TIMEOUT, Report, description, guest_file};
 use crate::common::{StopOnDrop, example_path, file_names};
@@ -25,17 +25,17 @@ fn guest_reports_the_described_hardware() {
 
     let state = dir.join("vm");
     let _stop = StopOnDrop(state.clone());
-    let mut description = description()
+    let description = description()
         .state_dir(&state)
         .cpus(2)
-        .memory(768)
+        .memory_mib(768)
         .uuid(UUID)
-        .vpnkit(VpnKit::Auto)
+        .vpnkit(Network::Nat)
         .disk(Disk::in_state_dir(64))
-        .disk(Disk::raw(dir.join("second.img")).size(8))
+        .disk(Disk::raw(dir.join("second.img")).size_mib(8))
         .iso(&iso)
         .socket_9p(&share, "share")
-        .console(Console::File);
+        .console(Console::Pty);
     let marker = format!("marker-{}", std::process::id());
     let cmdline = format!("console=ttyS0 panic=1 quiet hyperkit.report hyperkit.marker={marker}");
     let began = seconds();
@@ -43,8 +43,8 @@ fn guest_reports_the_described_hardware() {
     let addresses = vm.addresses().unwrap();
     let pty = fs::read_to_string(state.join("tty")).unwrap();
     assert!(fs::metadata(&pty).unwrap().file_type().is_char_device(), "{pty}");
-    assert_eq!(vm.wait_timeout(BOOT_TIMEOUT).unwrap(), Some(Exit::PowerOff));
-    assert!(!description.is_running());
+    assert_eq!(vm.wait_timeout(BOOT_TIMEOUT), Some(Exit::PowerOff));
+    assert!(!description.is_running().unwrap());
     assert!(!state.join("hyperkit.pid").exists());
 
     let report = Report::parse(&fs::read(state.join("console-ring")).unwrap());
@@ -82,12 +82,12 @@ fn guest_reports_the_described_hardware() {
     assert!(bytes.len() == 32 && bytes.bytes().any(|digit| digit != b'0'), "{bytes}");
     let (_, address) = single("net").rsplit_once(' ').unwrap();
     assert!(single("net").starts_with("0000:00:01.0 "), "{}", single("net"));
-    assert_eq!(addresses, [(Card::VpnKit, address.trim_end_matches("/24").parse().unwrap())]);
-    assert!(matches!(vm.addresses(), Err(Error::NotRunning)));
+    assert_eq!(addresses, [(NicKind::Network, address.trim_end_matches("/24").parse().unwrap())]);
+    assert!(matches!(vm.addresses(), Err(Error::NotRunning { .. })));
     let clock: u64 = single("clock").parse().unwrap();
     assert!((began - 60..seconds() + 60).contains(&clock), "the guest's clock is {clock}");
 
-    description.remove(true).unwrap();
+    description.remove(Disks::Keep).unwrap();
     assert_eq!(file_names(&state), ["disk.img"]);
 }
 
@@ -129,10 +129,10 @@ fn another_process_attaches_and_stops_the_vm() {
     let vm = description.vm().unwrap().expect("the VM is running");
     assert!(output.contains(&format!("process {}", vm.pid())), "{output}");
     assert!(output.contains(&fs::read_to_string(state.join("tty")).unwrap()), "{output}");
-    assert!(matches!(description.remove(false), Err(Error::StillRunning { .. })));
+    assert!(matches!(description.remove(Disks::Delete), Err(Error::StillRunning { .. })));
     boot(&["--stop"]);
-    assert_eq!(vm.wait().unwrap(), Exit::Unknown);
-    assert!(!description.is_running());
+    assert_eq!(vm.wait(), Exit::Unknown);
+    assert!(!description.is_running().unwrap());
     boot(&["--remove"]);
     assert!(!state.exists());
 }
@@ -142,12 +142,12 @@ fn error_contains_qemu_output_when_start_fails() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().canonicalize().unwrap().join("vm");
     let _stop = StopOnDrop(state.clone());
-    let mut description = description().state_dir(&state).console(Console::File).extra_argument("-no-such-option");
+    let description = description().state_dir(&state).console(Console::Pty).extra_argument("-no-such-option");
     match description.start("console=ttyS0") {
-        Err(Error::ProgramFailed { exit: Exit::Failed(1), last_words }) => {
-            assert!(last_words.program.contains("no-such-option"), "{last_words}");
+        Err(Error::HypervisorFailed { exit: Exit::Failed(1), log_tail }) => {
+            assert!(log_tail.program.contains("no-such-option"), "{log_tail}");
         }
         other => panic!("{other:?}"),
     }
-    assert!(!HyperKit::from_state(&state).unwrap().is_running());
+    assert!(!HyperKit::from_state(&state).unwrap().is_running().unwrap());
 }

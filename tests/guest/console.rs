@@ -25,7 +25,7 @@ fn shell_session_through_console_stream_and_boot_attach() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().canonicalize().unwrap().join("vm");
     let _stop = StopOnDrop(state.clone());
-    let mut description = description().state_dir(&state).console(Console::File);
+    let description = description().state_dir(&state).console(Console::Pty);
     let vm = description.start("console=ttyS0 quiet").unwrap();
     fs::remove_file(state.join("tty")).unwrap(); // as if the starter had been killed before it knew the pty
     vm.wait_for_console("is up", BOOT_TIMEOUT).unwrap();
@@ -70,5 +70,5 @@ fn shell_session_through_console_stream_and_boot_attach() {
     assert!(output.status.success() && stdout.contains("The machine has ended."), "{output:?}");
     let log = || fs::read_to_string(state.join("console-ring")).unwrap();
     wait_until("the answer is in the log", || log().contains("42 is it"));
-    assert!(vm.wait_timeout(BOOT_TIMEOUT).unwrap().is_some());
+    assert!(vm.wait_timeout(BOOT_TIMEOUT).is_some());
 }

@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use hyperkit::{Error, Exit, HyperKit, Shutdown};
+use hyperkit::{Error, Exit, HyperKit, ShutdownOutcome};
 use rustix::process::{Signal, kill_process};
 
 use crate::common::guest::{Guest, QUIET_CMDLINE};
@@ -15,14 +15,14 @@ fn killed_vm_starts_again_and_forced_shutdown_is_reported() {
     for _ in 0..5 {
         let vm = guest.description.start(QUIET_CMDLINE).unwrap();
         kill_process(to_pid(vm.pid()), Signal::KILL).unwrap();
-        assert_eq!(vm.wait().unwrap(), Exit::Killed(9));
-        assert!(guest.state_dir.join("hyperkit.pid").exists() && !guest.description.is_running());
+        assert_eq!(vm.wait(), Exit::Killed(9));
+        assert!(guest.state_dir.join("hyperkit.pid").exists() && !guest.description.is_running().unwrap());
     }
     let vm = guest.description.start(QUIET_CMDLINE).unwrap();
     kill_process(to_pid(vm.pid()), Signal::TERM).unwrap(); // a power cut for the guest, although QEMU then exits with success
-    assert_eq!(vm.wait().unwrap(), Exit::Killed(15));
+    assert_eq!(vm.wait(), Exit::Killed(15));
     let vm = guest.description.start(QUIET_CMDLINE).unwrap();
-    assert_eq!(vm.shutdown(Duration::ZERO).unwrap(), Shutdown::Plug(Exit::Killed(9)));
+    assert_eq!(vm.shutdown(Duration::ZERO).unwrap(), ShutdownOutcome::Forced(Exit::Killed(9)));
 }
 
 /// Whenever its starter is killed, either the VM is found, or there is no VM and the next start succeeds.
@@ -38,10 +38,10 @@ fn killed_starter_leaves_no_vm_or_one_that_is_found() {
         starter.kill().unwrap();
         starter.wait().unwrap();
         match guest.description.start(QUIET_CMDLINE) {
-            Ok(vm) => vm.stop().unwrap(),
-            Err(Error::AlreadyRunning { pid }) => {
+            Ok(vm) => vm.kill().unwrap(),
+            Err(Error::AlreadyRunning { pid, .. }) => {
                 let found = HyperKit::from_state(&guest.state_dir).unwrap();
-                assert!(found.is_running() && found.pid == Some(pid));
+                assert!(found.is_running().unwrap() && found.pid == Some(pid));
                 found.stop().unwrap();
             }
             Err(error) => panic!("killed after {delay} ms: {error}"),

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::FileExt;
 
-use hyperkit::{Disk, Driver, Exit, HyperKit, PortForward, Qcow, Serial, VpnKit};
+use hyperkit::{Disk, Driver, Exit, HyperKit, Network, PortForward, QcowOptions, Serial};
 
 use crate::common::StopOnDrop;
 use crate::common::guest::{BOOT_TIMEOUT, REPORT_CMDLINE, Report, create_iso, create_share, description, setup_file};
@@ -37,7 +37,7 @@ fn run(mut description: HyperKit, cmdline: &str) -> Report {
     let state = description.state_dir.clone().unwrap();
     let _stop = StopOnDrop(state.clone());
     let vm = description.start(cmdline).unwrap();
-    assert_eq!(vm.wait_timeout(BOOT_TIMEOUT).unwrap(), Some(Exit::PowerOff));
+    assert_eq!(vm.wait_timeout(BOOT_TIMEOUT), Some(Exit::PowerOff));
     Report::parse(&fs::read(state.join("console-ring")).unwrap())
 }
 
@@ -50,22 +50,24 @@ fn guest_finds_one_device_of_every_kind() {
     fs::File::options().write(true).open(&read_only).unwrap().set_len(2 * 1024 * 1024).unwrap();
     let description = description()
         .state_dir(dir.join("vm"))
-        .memory(512)
-        .vpnkit(VpnKit::Auto)
+        .memory_mib(512)
+        .vpnkit(Network::Nat)
         .vpnkit_key("0f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55")
         .vpnkit_preferred_ipv4("192.168.65.10")
         .mac("02:00:00:00:00:07")
         .port_forward(PortForward::tcp(0, 22))
         .vmnet(true)
         .disk(Disk::in_state_dir(5))
-        .disk(Disk::raw(dir.join("sata.img")).size(4).ahci())
-        .disk(Disk::qcow2(dir.join("a.qcow2"), Qcow::default()).size(8).trim().sync().sector_size(4096, 4096))
+        .disk(Disk::raw(dir.join("sata.img")).size_mib(4).ahci())
+        .disk(
+            Disk::qcow2(dir.join("a.qcow2"), QcowOptions::default()).size_mib(8).trim().sync().sector_size(4096, 4096),
+        )
         .disk(Disk::new(&read_only).read_only().sector_size(512, 4096))
         .vsock(true)
         .vhost_device_vsock(setup_file("target/tools/bin", "vhost-device-vsock"))
         .iso(create_iso(&dir, "one", "from the image"))
         .socket_9p(create_share(&dir, "shared", "from the share"), "tag")
-        .serial(Serial::tty().log())
+        .serial(Serial::pty().log())
         .serial(Serial::none().log());
 
     let report = run(description, &format!("{REPORT_CMDLINE} hyperkit.marker=here"));
@@ -111,11 +113,11 @@ fn guest_finds_thirty_devices() {
     const SHARES: usize = 6;
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().canonicalize().unwrap();
-    let mut description = description().state_dir(dir.join("vm")).serial(Serial::none().log());
-    description = description.vpnkit(VpnKit::Auto).vmnet(true).vsock(true);
+    let description = description().state_dir(dir.join("vm")).serial(Serial::none().log());
+    description = description.vpnkit(Network::Nat).vmnet(true).vsock(true);
     description = description.vhost_device_vsock(setup_file("target/tools/bin", "vhost-device-vsock"));
     for index in 0..DISKS {
-        let image = Disk::raw(dir.join(format!("{index}.img"))).size(index as u64 + 1);
+        let image = Disk::raw(dir.join(format!("{index}.img"))).size_mib(index as u64 + 1);
         description = description.disk(if index % 3 == 2 { image.ahci() } else { image });
     }
     for index in 0..ISOS {
@@ -127,7 +129,7 @@ fn guest_finds_thirty_devices() {
     }
     let kinds: Vec<_> = [NETWORK; 2]
         .into_iter()
-        .chain(description.disks.iter().map(|image| if image.driver == Driver::Ahci { AHCI } else { BLOCK }))
+        .chain(description.disks.iter().map(|image| if image.interface == DiskInterface::Ahci { AHCI } else { BLOCK }))
         .chain([VSOCK])
         .chain([AHCI; ISOS])
         .chain([RANDOM])
@@ -151,8 +153,8 @@ fn guest_finds_thirty_devices() {
     };
     let mut letters = 'a'..;
     let disks = (0..DISKS).map(|index| {
-        let virtio =
-            (description.disks[index].driver == Driver::VirtioBlk).then(|| format!("vd{} ", letters.next().unwrap()));
+        let virtio = (description.disks[index].interface == DiskInterface::VirtioBlk)
+            .then(|| format!("vd{} ", letters.next().unwrap()));
         let size = (index + 1) * 2048;
         let rest = "ro=0 sectors=512/512 cache=write-back discard=1 begin=";
         at(index + 3, &format!("{}{size} {rest}", virtio.unwrap_or_default()))

@@ -9,9 +9,9 @@ fn guest_reboot_exits_with_reset() {
     let mut guest = Guest::new();
     // A kernel without an init panics. With `panic=1` it then reboots.
     let vm = guest.description.start(&format!("{QUIET_CMDLINE} rdinit=/nothing root=/dev/nothing")).unwrap();
-    assert_eq!(vm.wait_timeout(BOOT_TIMEOUT).unwrap(), Some(Exit::Reset));
-    let last_words = vm.last_words();
-    assert!(last_words.console.contains("Kernel panic") || last_words.console.contains("Rebooting"), "{last_words}");
+    assert_eq!(vm.wait_timeout(BOOT_TIMEOUT), Some(Exit::Reset));
+    let log_tail = vm.log_tail();
+    assert!(log_tail.console.contains("Kernel panic") || log_tail.console.contains("Rebooting"), "{log_tail}");
     assert_eq!(
         guest.description.run(&format!("{QUIET_CMDLINE} rdinit=/nothing root=/dev/nothing")).unwrap(),
         Exit::Reset

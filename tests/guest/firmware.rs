@@ -15,10 +15,10 @@ const UEFI: &str = "/usr/share/ovmf/OVMF.fd";
 fn console_output(dir: &Path, description: HyperKit, cmdline: &str) -> String {
     let state = dir.join("vm");
     let _stop = StopOnDrop(state.clone());
-    let mut description =
-        description.hyperkit("qemu-system-x86_64").state_dir(&state).memory(256).console(Console::File);
+    let description =
+        description.hyperkit("qemu-system-x86_64").state_dir(&state).memory_mib(256).console(Console::Pty);
     let vm = description.start(cmdline).unwrap();
-    assert_eq!(vm.wait_timeout(BOOT_TIMEOUT).unwrap(), Some(Exit::PowerOff));
+    assert_eq!(vm.wait_timeout(BOOT_TIMEOUT), Some(Exit::PowerOff));
     String::from_utf8_lossy(&fs::read(state.join("console-ring")).unwrap()).into_owned()
 }
 
@@ -50,8 +50,8 @@ fn largest_boot_rom_is_accepted() {
     let rom = dir.path().join("rom");
     fs::File::create(&rom).unwrap().set_len(16 * 1024 * 1024).unwrap();
     let description =
-        HyperKit::new().bootrom(rom).hyperkit("qemu-system-x86_64").state_dir(state).console(Console::File);
-    description.clone().start("").unwrap().stop().unwrap();
+        HyperKit::new().bootrom(rom).hyperkit("qemu-system-x86_64").state_dir(state).console(Console::Pty);
+    description.clone().start("").unwrap().kill().unwrap();
 }
 
 /// Returns a kernel that prints its command line, then the command line and content of each module, and powers off.

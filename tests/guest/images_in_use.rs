@@ -12,9 +12,9 @@ fn image_in_use_by_qemu_is_rejected_before_start() {
     let dir = dir.path().canonicalize().unwrap();
     let (first, second) = (dir.join("first"), dir.join("second"));
     let _stops = (StopOnDrop(first.clone()), StopOnDrop(second.clone()));
-    for shared in [Disk::raw(dir.join("shared.img")).size(1), Disk::new(dir.join("shared.qcow2")).size(1)] {
+    for shared in [Disk::raw(dir.join("shared.img")).size_mib(1), Disk::new(dir.join("shared.qcow2")).size_mib(1)] {
         let start = |state: &std::path::Path, disk: Disk| {
-            let mut description = description().state_dir(state).disk(disk).console(Console::File);
+            let description = description().state_dir(state).disk(disk).console(Console::Pty);
             description.start("console=ttyS0")
         };
         let vm = start(&first, shared.clone()).unwrap();
@@ -28,11 +28,11 @@ fn image_in_use_by_qemu_is_rejected_before_start() {
                 assert!(!second.exists());
             }
         }
-        vm.stop().unwrap();
+        vm.kill().unwrap();
         // Readers can share an image, but not with a writer.
         let readers = [&first, &second].map(|state| start(state, shared.clone().read_only()).unwrap());
         assert!(matches!(start(&dir.join("third"), shared.clone()), Err(Error::DiskInUse { .. })));
-        readers.iter().for_each(|vm| vm.stop().unwrap());
-        HyperKit::from_state(&second).unwrap().remove(false).unwrap();
+        readers.iter().for_each(|vm| vm.kill().unwrap());
+        HyperKit::from_state(&second).unwrap().remove(Disks::Delete).unwrap();
     }
 }

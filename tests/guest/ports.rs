@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
-use hyperkit::{Console, Error, HyperKit, PortForward, Protocol, VpnKit};
+use hyperkit::{Console, Error, HyperKit, Network, PortForward, Protocol};
 
 use crate::common::guest::description;
 use crate::common::{StopOnDrop, wait_until};
@@ -28,7 +28,7 @@ fn free_host_port_is_forwarded_and_reported() {
     let state = dir.path().canonicalize().unwrap().join("vm");
     let _stop = StopOnDrop(state.clone());
     // Only the network of the first NIC forwards ports.
-    let mut description = description().state_dir(&state).console(Console::File).vpnkit(VpnKit::Auto).vmnet(true);
+    let description = description().state_dir(&state).console(Console::Pty).vpnkit(Network::Nat).vmnet(true);
     description.port_forwards = vec![PortForward::tcp(0, 7), PortForward::udp(0, 53), PortForward::tcp(0, 8)];
     let vm = description.start("console=ttyS0 hyperkit.echo=7").unwrap();
     let mut forwards = vm.port_forwards().unwrap();
@@ -41,20 +41,20 @@ fn free_host_port_is_forwarded_and_reported() {
     // An attached VM reports them as well, and other VMs cannot use the ports.
     let attached = HyperKit::from_state(&state).unwrap().vm().unwrap().unwrap();
     assert_eq!(attached.port_forwards().unwrap().len(), 3);
-    let mut other = crate::common::guest::description().state_dir(state.with_file_name("other")).console(Console::File);
+    let mut other = crate::common::guest::description().state_dir(state.with_file_name("other")).console(Console::Pty);
     let _stop_other = StopOnDrop(state.with_file_name("other"));
-    other = other.vpnkit(VpnKit::Auto).port_forward(PortForward::tcp(forwards[0].host, 7));
+    other = other.vpnkit(Network::Nat).port_forward(PortForward::tcp(forwards[0].host, 7));
     match other.start("console=ttyS0") {
-        Err(Error::PortTaken { field: "port_forwards", port, .. }) => assert_eq!(port, forwards[0].host),
+        Err(Error::PortInUse { field: "port_forwards", port, .. }) => assert_eq!(port, forwards[0].host),
         other => panic!("{other:?}"),
     }
     other.port_forwards.clear();
     match other.gdb_port(forwards[1].host).start("console=ttyS0") {
-        Err(Error::PortTaken { field: "gdb_port", port, .. }) => assert_eq!(port, forwards[1].host),
+        Err(Error::PortInUse { field: "gdb_port", port, .. }) => assert_eq!(port, forwards[1].host),
         other => panic!("{other:?}"),
     }
-    vm.stop().unwrap();
-    assert!(matches!(vm.port_forwards(), Err(Error::NotRunning)));
+    vm.kill().unwrap();
+    assert!(matches!(vm.port_forwards(), Err(Error::NotRunning { .. })));
 }
 
 #[test]
@@ -65,9 +65,9 @@ fn debugger_connects_to_the_gdb_port() {
     // This port was free a moment ago, but another process may use it now. QEMU does not accept port 0 here.
     let (port, vm) = loop {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let description = description().state_dir(&state).console(Console::File).gdb_port(port);
+        let description = description().state_dir(&state).console(Console::Pty).gdb_port(port);
         match description.core_dumps(true).argv0("a name").start("console=ttyS0") {
-            Err(Error::PortTaken { .. }) => {}
+            Err(Error::PortInUse { .. }) => {}
             started => break (port, started.unwrap()),
         }
     };
@@ -76,6 +76,6 @@ fn debugger_connects_to_the_gdb_port() {
     assert!(why.trim_start_matches('+').starts_with("$T"), "{why}");
     #[cfg(target_os = "linux")]
     assert!(std::fs::read(format!("/proc/{}/cmdline", vm.pid())).unwrap().starts_with(b"a name\0"));
-    assert!(HyperKit::from_state(&state).unwrap().is_running(), "`argv0` does not matter");
-    vm.stop().unwrap();
+    assert!(HyperKit::from_state(&state).unwrap().is_running().unwrap(), "`argv0` does not matter");
+    vm.kill().unwrap();
 }

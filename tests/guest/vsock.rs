@@ -33,7 +33,7 @@ impl Vsock {
     }
 
     fn description(&self) -> HyperKit {
-        description().state_dir(&self.state_dir).console(Console::File).vsock(true).vhost_device_vsock(Self::program())
+        description().state_dir(&self.state_dir).console(Console::Pty).vsock(true).vhost_device_vsock(Self::program())
     }
 
     fn programs(&self) -> Vec<u32> {
@@ -53,13 +53,13 @@ fn connection_to_port_without_listener_is_refused() {
     let vsock = Vsock::new();
     let vm = vsock.description().start("console=ttyS0 quiet").unwrap();
     vm.wait_for_console("is up", BOOT_TIMEOUT).unwrap();
-    assert!(matches!(vm.vsock_connect(1234), Err(Error::NobodyListens { port: 1234 })));
+    assert!(matches!(vm.vsock_connect(1234), Err(Error::VsockConnectionRefused { port: 1234 })));
     let listener = vm.vsock_listen(5555).unwrap();
     assert!(vsock.state_dir.join("v.sock_5555").exists());
-    assert!(matches!(vm.vsock_listen(5555), Err(Error::SocketTaken { .. })));
+    assert!(matches!(vm.vsock_listen(5555), Err(Error::SocketInUse { .. })));
     drop(listener);
     vm.vsock_listen(5555).unwrap();
-    vm.stop().unwrap();
+    vm.kill().unwrap();
     assert!(!vsock.state_dir.join("v.sock_5555").exists());
 }
 
@@ -119,15 +119,15 @@ fn transfers_of_100_mb_are_intact_both_ways() {
 #[test]
 fn daemon_exits_with_the_vm_and_leaves_no_files() {
     let vsock = Vsock::new();
-    let mut description = vsock.description();
+    let description = vsock.description();
     for _ in 0..3 {
         let vm = description.start("console=ttyS0").unwrap();
         assert!(vsock.state_dir.join("v.sock").exists());
         assert!(!vsock.programs().is_empty());
-        vm.stop().unwrap();
+        vm.kill().unwrap();
         assert_eq!(vsock.programs(), [] as [u32; 0]);
     }
-    description.remove(false).unwrap();
+    description.remove(Disks::Delete).unwrap();
     assert!(!vsock.state_dir.exists());
 }
 
@@ -136,7 +136,7 @@ fn sockets_are_created_in_vsock_dir() {
     let vsock = Vsock::new();
     let elsewhere = vsock.state_dir.with_file_name("sockets");
     fs::create_dir(&elsewhere).unwrap();
-    let mut description = vsock.description().vsock_dir(&elsewhere);
+    let description = vsock.description().vsock_dir(&elsewhere);
     description.start("console=ttyS0").unwrap();
     assert_eq!(file_names(&elsewhere), ["v.sock"]);
     assert!(!vsock.state_dir.join("v.sock").exists());
@@ -154,27 +154,27 @@ fn daemon_exits_when_the_vm_is_killed_after_its_starter_exited() {
     let output = boot.output().unwrap();
     assert!(output.status.success(), "{output:?}");
     let description = HyperKit::from_state(&vsock.state_dir).unwrap();
-    assert!(description.is_running() && !vsock.programs().is_empty());
+    assert!(description.is_running().unwrap() && !vsock.programs().is_empty());
     kill_process(to_pid(description.pid.unwrap()), Signal::KILL).unwrap();
     wait_until("the daemon has exited", || vsock.programs().is_empty());
-    description.clone().start("console=ttyS0").unwrap().stop().unwrap();
-    description.remove(false).unwrap();
+    description.clone().start("console=ttyS0").unwrap().kill().unwrap();
+    description.remove(Disks::Delete).unwrap();
     assert!(!vsock.state_dir.exists());
 }
 
 #[test]
 fn vm_survives_a_killed_daemon_and_leaves_no_files() {
     let vsock = Vsock::new();
-    let mut description = vsock.description();
+    let description = vsock.description();
     let vm = description.start("console=ttyS0").unwrap();
     for pid in vsock.programs() {
         let _ = kill_process(to_pid(pid), Signal::KILL);
     }
     wait_until("the daemon is gone", || vsock.programs().is_empty());
-    assert_eq!(vm.try_wait().unwrap(), None);
-    vm.stop().unwrap();
-    description.start("console=ttyS0").unwrap().stop().unwrap();
-    description.remove(false).unwrap();
+    assert_eq!(vm.try_wait(), None);
+    vm.kill().unwrap();
+    description.start("console=ttyS0").unwrap().kill().unwrap();
+    description.remove(Disks::Delete).unwrap();
     assert!(!vsock.state_dir.exists());
 }
 
@@ -182,7 +182,7 @@ fn vm_survives_a_killed_daemon_and_leaves_no_files() {
 #[test]
 fn killed_watcher_process_leaves_no_processes() {
     let vsock = Vsock::new();
-    let mut description = vsock.description();
+    let description = vsock.description();
     let count = {
         description.start("console=ttyS0").unwrap();
         vsock.programs().len()
@@ -192,7 +192,7 @@ fn killed_watcher_process_leaves_no_processes() {
     for index in 0..count {
         let vm = description.start("console=ttyS0").unwrap();
         kill_process(to_pid(vsock.programs()[index]), Signal::KILL).unwrap();
-        vm.stop().unwrap();
+        vm.kill().unwrap();
         wait_until("they have exited", || vsock.programs().is_empty());
     }
 }
@@ -203,7 +203,7 @@ fn existing_file_or_live_socket_is_not_replaced() {
     let elsewhere = vsock.state_dir.with_file_name("sockets");
     fs::create_dir(&elsewhere).unwrap();
     let refused = || match vsock.description().vsock_dir(&elsewhere).start("console=ttyS0") {
-        Err(Error::SocketTaken { path }) => assert_eq!(path, elsewhere.join("v.sock")),
+        Err(Error::SocketInUse { path }) => assert_eq!(path, elsewhere.join("v.sock")),
         other => panic!("{other:?}"),
     };
     fs::write(elsewhere.join("v.sock"), "precious").unwrap();
@@ -218,7 +218,7 @@ fn existing_file_or_live_socket_is_not_replaced() {
     refused();
     first.stop().unwrap();
     // A stale socket of a VM that has exited is replaced.
-    vsock.description().vsock_dir(&elsewhere).start("console=ttyS0").unwrap().stop().unwrap();
+    vsock.description().vsock_dir(&elsewhere).start("console=ttyS0").unwrap().kill().unwrap();
     assert_eq!(vsock.programs(), [] as [u32; 0]);
 }
 
@@ -226,13 +226,13 @@ fn existing_file_or_live_socket_is_not_replaced() {
 fn daemon_exits_when_qemu_fails_to_start() {
     let vsock = Vsock::new();
     match vsock.description().extra_argument("-no-such-option").start("console=ttyS0") {
-        Err(Error::ProgramFailed { exit: Exit::Failed(1), last_words }) => {
-            assert!(last_words.program.contains("no-such-option"), "{last_words}");
+        Err(Error::HypervisorFailed { exit: Exit::Failed(1), log_tail }) => {
+            assert!(log_tail.program.contains("no-such-option"), "{log_tail}");
         }
         other => panic!("{other:?}"),
     }
     assert_eq!(vsock.programs(), [] as [u32; 0]);
-    vsock.description().start("console=ttyS0").unwrap().stop().unwrap();
+    vsock.description().start("console=ttyS0").unwrap().kill().unwrap();
 }
 
 #[test]
@@ -240,13 +240,13 @@ fn daemon_failure_is_an_error_with_its_output() {
     let vsock = Vsock::new();
     let program = vsock.write_program("vhost-device-vsock", "#!/bin/sh\necho cannot do it >&2\nexit 3\n");
     match vsock.description().vhost_device_vsock(&program).start("console=ttyS0") {
-        Err(Error::VsockFailed { program: named, last_words }) => {
-            assert_eq!((named, last_words.program.as_str()), (program, "cannot do it"));
+        Err(Error::VsockDaemonFailed { program: named, log_tail }) => {
+            assert_eq!((named, log_tail.program.as_str()), (program, "cannot do it"));
         }
         other => panic!("{other:?}"),
     }
-    assert!(!HyperKit::from_state(&vsock.state_dir).unwrap().is_running());
-    vsock.description().start("console=ttyS0").unwrap().stop().unwrap();
+    assert!(!HyperKit::from_state(&vsock.state_dir).unwrap().is_running().unwrap());
+    vsock.description().start("console=ttyS0").unwrap().kill().unwrap();
 }
 
 /// If QEMU hangs before it opens the lifetime FIFO, only the starter has it open.

@@ -36,7 +36,7 @@ fn commands_report_and_control_a_vm_in_json() {
     assert_eq!(list, [entry]);
     let (shown, _) = json(&["show"], &dir);
     assert_eq!(shown[0]["cmdline"], "guest guest.say=hello");
-    assert_eq!(shown[0]["consoles"], json!(description.ttys().unwrap()));
+    assert_eq!(shown[0]["consoles"], json!(description.pty_paths().unwrap()));
     assert_eq!(serde_json::from_value::<HyperKit>(shown[0]["description"].clone()).unwrap(), description);
     let (log, _) = json(&["log"], &dir);
     assert!(log.contains(&json!("hello")), "{log:?}");
@@ -46,7 +46,7 @@ fn commands_report_and_control_a_vm_in_json() {
         assert!(success);
         assert_eq!(done, [json!({ "dir": dir, "done": command, "said": result })]);
     }
-    assert!(!description.is_running());
+    assert!(!description.is_running().unwrap());
     let (done, _) = json(&["start"], &dir);
     let again = HyperKit::from_state(&dir).unwrap();
     assert_eq!(json!(again.pid), done[0]["pid"]);
@@ -69,7 +69,7 @@ fn log_follow_prints_everything_and_ends_with_the_vm() {
     let mut follower = ctl(&["log", "-f"], &test_dir.path("vm")).stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines().map(Result::unwrap);
     assert!(lines.any(|line| line == "first"));
-    vm.stop().unwrap();
+    vm.kill().unwrap();
     drop(lines);
     assert!(follower.wait().unwrap().success());
 }
@@ -98,7 +98,7 @@ fn list_prints_a_table_and_invalid_usage_is_rejected() {
         .unwrap();
     assert!(!stopped.status.success());
     assert!(String::from_utf8(stopped.stderr).unwrap().contains("no machine is remembered here"));
-    assert!(vm.wait_timeout(TEST_TIMEOUT).unwrap().is_some(), "the other VM is stopped nevertheless");
+    assert!(vm.wait_timeout(TEST_TIMEOUT).is_some(), "the other VM is stopped nevertheless");
 
     for words in [&["start", "-f", "vm"][..], &["no-such", "vm"], &["console", "--json", "vm"], &["stop"], &[]] {
         let output = Command::new(example_path("ctl")).args(words).current_dir(test_dir.dir()).output().unwrap();

@@ -96,7 +96,7 @@ impl Pool {
     fn answer(&mut self) -> Vec<String> {
         let lines = self.answers.by_ref().map(Result::unwrap);
         let mut answer: Vec<_> = lines.take_while(|line| line != "ready").collect();
-        if self.process.try_wait().unwrap().is_some() {
+        if self.process.try_wait().is_some() {
             answer.push("the pool has exited".to_owned());
         }
         answer

@@ -29,24 +29,24 @@ fn kernel_and_initrd_have_to_fit_into_low_memory() {
     let test_dir = TestDir::new();
     let kernel = test_dir.path("vmlinuz");
     for (memory, low_memory) in [(4, 4), (3072, 3072), (3073, 3072), (8192, 3072)] {
-        let no_initrd = |description| modify(description, |d| d.initrd = None).memory(memory);
+        let no_initrd = |description| modify(description, |d| d.initrd = None).memory_mib(memory);
         test_dir.write("vmlinuz", &kernel_to(low_memory * MIB));
         assert_boots(no_initrd(test_dir.description()));
         test_dir.write("vmlinuz", &kernel_to(low_memory * MIB + 1));
         assert_error!(
             rejection_with(&test_dir, "", no_initrd),
-            Error::DoesNotFit { field: "kernel", path, needed } if path == kernel && needed == low_memory + 1
+            ConfigError::DoesNotFit { field: "kernel", path, needed } if path == kernel && needed == low_memory + 1
         );
 
         let end = 2 * MIB + PAGE;
         test_dir.write("vmlinuz", &kernel_to(end));
         let most = low_memory * MIB - 1 - end;
         let initrd = sparse_file(most, &test_dir, "initrd.img");
-        assert_boots(test_dir.description().memory(memory));
+        assert_boots(test_dir.description().memory_mib(memory));
         sparse_file(most + 1, &test_dir, "initrd.img");
         assert_error!(
-            rejection_with(&test_dir, "", |d| d.memory(memory)),
-            Error::DoesNotFit { field: "initrd", path, needed } if path == initrd && needed == low_memory + 1
+            rejection_with(&test_dir, "", |d| d.memory_mib(memory)),
+            ConfigError::DoesNotFit { field: "initrd", path, needed } if path == initrd && needed == low_memory + 1
         );
     }
 }
@@ -60,14 +60,14 @@ fn fixed_load_address_and_initrd_limit_are_respected() {
     fixed[0x234] = 0; // not relocatable
     fixed[0x258..0x260].copy_from_slice(&(64 * MIB).to_le_bytes());
     test_dir.write("vmlinuz", &fixed);
-    assert_boots(test_dir.description().memory(66));
-    let error = rejection_with(&test_dir, "", |d| d.memory(64));
-    assert_error!(error, Error::DoesNotFit { field: "kernel", path, needed: 65 } if path == kernel);
+    assert_boots(test_dir.description().memory_mib(66));
+    let error = rejection_with(&test_dir, "", |d| d.memory_mib(64));
+    assert_error!(error, ConfigError::DoesNotFit { field: "kernel", path, needed: 65 } if path == kernel);
     // The reported size also has room for the initrd, so that following the advice does not lead to another error.
     sparse_file(3 * MIB, &test_dir, "initrd.img");
-    let error = rejection_with(&test_dir, "", |d| d.memory(64));
-    assert_error!(error, Error::DoesNotFit { field: "kernel", path, needed: 68 } if path == kernel);
-    assert_boots(test_dir.description().memory(68));
+    let error = rejection_with(&test_dir, "", |d| d.memory_mib(64));
+    assert_error!(error, ConfigError::DoesNotFit { field: "kernel", path, needed: 68 } if path == kernel);
+    assert_boots(test_dir.description().memory_mib(68));
 
     let end = 2 * MIB + PAGE;
     let mut low = kernel_to(end);
@@ -75,10 +75,10 @@ fn fixed_load_address_and_initrd_limit_are_respected() {
     low[0x22c..0x230].copy_from_slice(&u32::try_from(last).unwrap().to_le_bytes());
     test_dir.write("vmlinuz", &low);
     let initrd = sparse_file(last - end, &test_dir, "initrd.img");
-    assert_boots(test_dir.description().memory(64));
+    assert_boots(test_dir.description().memory_mib(64));
     sparse_file(last - end + 1, &test_dir, "initrd.img");
-    let error = rejection_with(&test_dir, "", |d| d.memory(64));
-    assert_error!(error, Error::DoesNotFit { field: "initrd", path, .. } if path == initrd);
+    let error = rejection_with(&test_dir, "", |d| d.memory_mib(64));
+    assert_error!(error, ConfigError::DoesNotFit { field: "initrd", path, .. } if path == initrd);
 }
 
 /// Returns the header of a multiboot kernel.
@@ -131,7 +131,7 @@ fn multiboot_header_is_validated() {
     for (image, why) in bad {
         let kernel = test_dir.write("kernel", &image);
         let error = rejection_with(&test_dir, "", with_kernel);
-        assert_error!(error, Error::NotMultiboot { path, reason } if path == kernel && reason == why);
+        assert_error!(error, ConfigError::NotMultiboot { path, reason } if path == kernel && reason == why);
     }
 }
 
@@ -148,7 +148,7 @@ fn multiboot_kernel_and_modules_have_to_fit_into_memory() {
     };
     let with = |d: HyperKit| {
         without_boot_source(d)
-            .memory(4)
+            .memory_mib(4)
             .multiboot(Multiboot::new(test_dir.path("kernel")).module(test_dir.path("m"), ""))
     };
     load_at(0x20_0000);
@@ -158,13 +158,13 @@ fn multiboot_kernel_and_modules_have_to_fit_into_memory() {
             true => assert_boots_with(with(test_dir.description()), ""),
             false => {
                 let error = rejection_with(&test_dir, "", with);
-                assert_error!(error, Error::DoesNotFit { field: "multiboot", path, needed: 5 } if path == module);
+                assert_error!(error, ConfigError::DoesNotFit { field: "multiboot", path, needed: 5 } if path == module);
             }
         }
     }
     let kernel = load_at(0x4000_0000);
     let error = rejection_with(&test_dir, "", with);
-    assert_error!(error, Error::DoesNotFit { field: "multiboot", path, needed: 1025 } if path == kernel);
+    assert_error!(error, ConfigError::DoesNotFit { field: "multiboot", path, needed: 1025 } if path == kernel);
 }
 
 /// Loads into 4 MiB, from 2 MiB on: the whole file, the part that its header specifies, or its ELF segments.
@@ -199,19 +199,19 @@ fn end_of_multiboot_kernel_is_computed_from_header_or_segments() {
         test_dir.write("kernel", &kernel);
         let with = |d: HyperKit| {
             without_boot_source(d)
-                .memory(4)
+                .memory_mib(4)
                 .multiboot(Multiboot::new(test_dir.path("kernel")).module(test_dir.path("m"), ""))
         };
         sparse_file(room, &test_dir, "m");
         with(test_dir.description()).check().unwrap();
         sparse_file(room + 1, &test_dir, "m");
-        assert_error!(rejection_with(&test_dir, "", with), Error::DoesNotFit { field: "multiboot", .. });
+        assert_error!(rejection_with(&test_dir, "", with), ConfigError::DoesNotFit { field: "multiboot", .. });
     }
     let mut cut = elf(&[load]);
     cut[28..32].copy_from_slice(&[0, 0, 1, 0]);
     let kernel = test_dir.write("kernel", &cut);
     let error = rejection_with(&test_dir, "", |d| without_boot_source(d).multiboot(Multiboot::new(&kernel)));
-    assert_error!(error, Error::NotMultiboot { reason: "its end is missing", .. });
+    assert_error!(error, ConfigError::NotMultiboot { reason: "its end is missing", .. });
 }
 
 #[test]
@@ -225,15 +225,15 @@ fn multiboot_modules_are_validated() {
     for forbidden in [',', ':', ';', '\0'] {
         let path = PathBuf::from(format!("/a{forbidden}b"));
         let error = rejection_by_arguments(|d| with(d, &path, ""));
-        assert_error!(error, Error::ForbiddenCharacter { field: "multiboot", character, .. } if character == forbidden);
+        assert_error!(error, ConfigError::ForbiddenCharacter { field: "multiboot", character, .. } if character == forbidden);
     }
     for forbidden in [',', ':', '\0'] {
         let error = rejection_by_arguments(|d| with(d, &module, &format!("a{forbidden}b")));
-        assert_error!(error, Error::ForbiddenCharacter { field: "multiboot", character, .. } if character == forbidden);
+        assert_error!(error, ConfigError::ForbiddenCharacter { field: "multiboot", character, .. } if character == forbidden);
     }
     let error = rejection_with(&test_dir, "", |d| with(d, &test_dir.path("none"), ""));
-    assert_error!(error, Error::NotFound { field: "multiboot", path } if path == test_dir.path("none"));
+    assert_error!(error, ConfigError::NotFound { field: "multiboot", path } if path == test_dir.path("none"));
     let empty = test_dir.write("empty", b"");
     let error = rejection_with(&test_dir, "", |d| with(d, &empty, ""));
-    assert_error!(error, Error::EmptyFile { field: "multiboot", path } if path == empty);
+    assert_error!(error, ConfigError::EmptyFile { field: "multiboot", path } if path == empty);
 }

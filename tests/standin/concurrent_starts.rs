@@ -38,7 +38,7 @@ fn start_locks_the_current_directory_after_a_rename() {
         lock
     };
     let first = locked();
-    let mut description = test_dir.description();
+    let description = test_dir.description();
     let starting = std::thread::spawn(move || description.start("guest"));
     std::thread::sleep(Duration::from_millis(300)); // Now it waits for the lock. If it does not, the test proves nothing.
     fs::rename(&dir, test_dir.path("elsewhere")).unwrap();
@@ -58,10 +58,10 @@ fn stop_and_remove_during_a_removal_succeed() {
         let test_dir = TestDir::new();
         let (description, vm, _stop) = start_vm(&test_dir, "guest");
         kill_process(to_pid(vm.pid()), Signal::KILL).unwrap();
-        vm.wait().unwrap();
+        vm.wait();
         let lock = fs::File::open(test_dir.path("vm")).unwrap();
         flock(&lock, FlockOperation::LockExclusive).unwrap();
-        let second = std::thread::spawn(move || if remove { description.remove(false) } else { vm.stop() });
+        let second = std::thread::spawn(move || if remove { description.remove(Disks::Delete) } else { vm.kill() });
         std::thread::sleep(Duration::from_millis(200)); // as above
         fs::remove_dir_all(test_dir.path("vm")).unwrap();
         drop(lock);
@@ -76,7 +76,7 @@ fn one_of_many_concurrent_threads_starts_the_vm() {
     let all = Barrier::new(12);
     let started: Vec<_> = std::thread::scope(|scope| {
         let start = || {
-            let mut description = test_dir.description();
+            let description = test_dir.description();
             all.wait();
             description.start("guest")
         };
@@ -87,7 +87,7 @@ fn one_of_many_concurrent_threads_starts_the_vm() {
     assert_eq!(winners.len(), 1);
     for started in &started {
         assert!(matches!(started, Ok(_) | Err(Error::AlreadyRunning { .. })), "{started:?}");
-        if let Err(Error::AlreadyRunning { pid }) = started {
+        if let Err(Error::AlreadyRunning { pid, .. }) = started {
             assert_eq!(*pid, winners[0].pid());
         }
     }

@@ -88,10 +88,10 @@ fn log_is_complete_and_in_order_before_at_and_after_wraparound() {
             _ => assert!(log.ends_with(kept), "after {last} lines"),
         }
     }
-    echo.vm.stop().unwrap();
+    echo.vm.kill().unwrap();
     // The log is the same after the exit and in the log tail.
     assert!(echo.log().ends_with(&line(last - 1)));
-    assert!(echo.vm.last_words().console.ends_with(line(last - 1).trim_end()));
+    assert!(echo.vm.log_tail().console.ends_with(line(last - 1).trim_end()));
     assert_eq!(HyperKit::from_state(echo.test_dir.path("vm")).unwrap().console_log().unwrap(), echo.log().as_bytes());
 }
 
@@ -175,14 +175,14 @@ fn wait_for_console_finds_past_and_future_text_without_newline() {
         assert_eq!(waits.join().unwrap(), "login: ");
     });
     match echo.vm.wait_for_console("never", Duration::from_millis(20)) {
-        Err(Error::NotSaid { text, exit: None, last_words }) => {
-            assert!(text == "never" && last_words.console.ends_with("login:"));
+        Err(Error::ConsoleTextNotFound { text, exit: None, log_tail }) => {
+            assert!(text == "never" && log_tail.console.ends_with("login:"));
         }
         other => panic!("{other:?}"),
     }
-    echo.vm.stop().unwrap();
+    echo.vm.kill().unwrap();
     match echo.vm.wait_for_console("never", TEST_TIMEOUT) {
-        Err(Error::NotSaid { exit: Some(Exit::Killed(9)), .. }) => {}
+        Err(Error::ConsoleTextNotFound { exit: Some(Exit::Killed(9)), .. }) => {}
         other => panic!("waiting ends when the VM exits: {other:?}"),
     }
 }
@@ -190,14 +190,14 @@ fn wait_for_console_finds_past_and_future_text_without_newline() {
 #[test]
 fn console_log_without_log_is_an_error() {
     let test_dir = TestDir::new();
-    let description = test_dir.description().serial(Serial::tty());
-    assert!(matches!(description.console_log(), Err(Error::NoLog)));
+    let description = test_dir.description().serial(Serial::pty());
+    assert!(matches!(description.console_log(), Err(Error::NoConsoleLog)));
     assert!(
         matches!(test_dir.description().console_log(), Err(Error::Io { .. })),
         "there is no log before the first start"
     );
     fs::create_dir(test_dir.path("vm")).unwrap();
     fs::write(test_dir.path("vm/console-ring2"), b"of com2").unwrap();
-    let description = test_dir.description().serial(Serial::tty()).serial(Serial::none().log());
+    let description = test_dir.description().serial(Serial::pty()).serial(Serial::none().log());
     assert_eq!(description.console_log().unwrap(), b"of com2");
 }

@@ -75,9 +75,9 @@ fn vm_exit_ends_the_stream_and_a_blocked_read() {
         let mut rest = Vec::new();
         reader.read_to_end(&mut rest).map(|_| rest)
     });
-    vm.stop().unwrap();
+    vm.kill().unwrap();
     rest.join().unwrap().unwrap();
-    assert!(matches!(vm.console(), Err(Error::NotRunning)));
+    assert!(matches!(vm.console(), Err(Error::NotRunning { .. })));
 }
 
 /// Otherwise the exit of the VM would send SIGHUP to a caller without a controlling terminal, such as a service.
@@ -92,7 +92,7 @@ fn console_does_not_become_the_controlling_terminal() {
     let mut attach = attach.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     attach.stdin.take().unwrap().write_all(b"x").unwrap();
     attach.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
-    vm.stop().unwrap();
+    vm.kill().unwrap();
     let output = attach.wait_with_output().unwrap();
     assert!(output.status.success(), "{output:?}");
 }
@@ -102,15 +102,15 @@ fn console_without_pty_is_an_error() {
     in_child_process("console_stream::console_without_pty_is_an_error", || {
         let test_dir = TestDir::new();
         let _stop = test_dir.stop_on_drop();
-        let mut description = test_dir.description().serial(Serial::none().log());
+        let description = test_dir.description().serial(Serial::none().log());
         let vm = description.start("guest").unwrap();
         assert!(matches!(vm.console(), Err(Error::NoConsole)));
-        vm.stop().unwrap();
-        let mut description = test_dir.description().console(Console::Stdio);
+        vm.kill().unwrap();
+        let description = test_dir.description().console(Console::Stdio);
         description.state_dir = None;
         assert_eq!(description.run("guest.exit=0").unwrap(), Exit::PowerOff);
         // The console is the first port with a pty.
-        let mut description = test_dir.description().serial(Serial::none()).serial(Serial::tty());
+        let description = test_dir.description().serial(Serial::none()).serial(Serial::pty());
         let vm = description.start("guest").unwrap();
         console(&vm).write_all(b"x").unwrap();
     });

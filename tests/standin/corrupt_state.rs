@@ -19,7 +19,7 @@ fn corrupt_variants(whole: &[u8]) -> Vec<Vec<u8>> {
 fn corrupt_state_file_is_an_error_and_start_replaces_it() {
     let test_dir = TestDir::new();
     let (description, vm, _stop) = start_vm(&test_dir, "guest");
-    vm.stop().unwrap();
+    vm.kill().unwrap();
     let whole = fs::read(test_dir.path("vm/hyperkit.json")).unwrap();
     for (count, content) in corrupt_variants(&whole).into_iter().enumerate() {
         test_dir.write("vm/hyperkit.json", &content);
@@ -28,13 +28,13 @@ fn corrupt_state_file_is_an_error_and_start_replaces_it() {
             other => panic!("{count}: {other:?}"),
         }
         if count % 97 == 0 || content.is_empty() {
-            description.clone().start("guest").unwrap().stop().unwrap();
+            description.clone().start("guest").unwrap().kill().unwrap();
         }
     }
     // The file can also be missing or too large.
     fs::File::create(test_dir.path("vm/hyperkit.json")).unwrap().set_len(1 << 40).unwrap();
     assert!(matches!(HyperKit::from_state(test_dir.path("vm")), Err(Error::Io { .. })));
-    description.clone().start("guest").unwrap().stop().unwrap();
+    description.clone().start("guest").unwrap().kill().unwrap();
     fs::remove_file(test_dir.path("vm/hyperkit.json")).unwrap();
     fs::create_dir(test_dir.path("vm/hyperkit.json")).unwrap();
     assert!(matches!(HyperKit::from_state(test_dir.path("vm")), Err(Error::Io { .. })));
@@ -52,14 +52,16 @@ fn corrupt_state_file_of_a_running_vm_allows_no_second_start() {
     let whole = fs::read(test_dir.path("vm/hyperkit.json")).unwrap();
     for content in corrupt_variants(&whole).into_iter().step_by(61) {
         test_dir.write("vm/hyperkit.json", &content);
-        assert!(matches!(description.clone().start("guest"), Err(Error::AlreadyRunning { pid }) if pid == vm.pid()));
+        assert!(
+            matches!(description.clone().start("guest"), Err(Error::AlreadyRunning { pid, .. }) if pid == vm.pid())
+        );
     }
     fs::remove_file(test_dir.path("vm/hyperkit.json")).unwrap();
-    assert!(matches!(description.clone().start("guest"), Err(Error::AlreadyRunning { pid }) if pid == vm.pid()));
+    assert!(matches!(description.clone().start("guest"), Err(Error::AlreadyRunning { pid, .. }) if pid == vm.pid()));
     fs::remove_file(test_dir.path("vm/hyperkit.pid")).unwrap();
     let without_files = test_dir.description().start("guest");
-    assert!(matches!(without_files, Err(Error::AlreadyRunning { pid }) if pid == vm.pid()), "{without_files:?}");
-    assert!(description.is_running());
+    assert!(matches!(without_files, Err(Error::AlreadyRunning { pid, .. }) if pid == vm.pid()), "{without_files:?}");
+    assert!(description.is_running().unwrap());
     description.stop().unwrap();
 }
 
@@ -71,14 +73,16 @@ fn corrupt_pid_file_hides_no_vm_and_blocks_no_start() {
     let (mut description, vm, _stop) = start_vm(&test_dir, "guest");
     for content in contents {
         test_dir.write("vm/hyperkit.pid", content);
-        assert!(description.is_running(), "{content:?}");
-        assert!(matches!(test_dir.description().start("guest"), Err(Error::AlreadyRunning { pid }) if pid == vm.pid()));
+        assert!(description.is_running().unwrap(), "{content:?}");
+        assert!(
+            matches!(test_dir.description().start("guest"), Err(Error::AlreadyRunning { pid, .. }) if pid == vm.pid())
+        );
     }
-    vm.stop().unwrap();
+    vm.kill().unwrap();
     for content in contents {
         test_dir.write("vm/hyperkit.pid", content);
-        assert!(!description.is_running(), "{content:?}");
-        description.start("guest").unwrap().stop().unwrap();
+        assert!(!description.is_running().unwrap(), "{content:?}");
+        description.start("guest").unwrap().kill().unwrap();
     }
     // With and without a newline.
     let vm = description.start("guest").unwrap();
@@ -90,7 +94,7 @@ fn corrupt_pid_file_hides_no_vm_and_blocks_no_start() {
         test_dir.write("vm/hyperkit.pid", format!("{}{newline}", vm.pid()).as_bytes());
         assert_eq!(HyperKit::from_state(test_dir.path("vm")).unwrap().pid, Some(vm.pid()));
     }
-    vm.stop().unwrap();
+    vm.kill().unwrap();
 }
 
 /// Recorded disk names that point outside of the state directory are ignored.
@@ -98,13 +102,13 @@ fn corrupt_pid_file_hides_no_vm_and_blocks_no_start() {
 fn remove_deletes_no_recorded_disk_outside_the_state_directory() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest");
-    vm.stop().unwrap();
+    vm.kill().unwrap();
     let precious = test_dir.write("precious", b"precious");
     let path = test_dir.path("vm/hyperkit.json");
     let mut state: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     state["made_disks"] = serde_json::json!(["../precious", precious.to_str().unwrap()]);
     fs::write(&path, state.to_string()).unwrap();
-    HyperKit::from_state(test_dir.path("vm")).unwrap().remove(false).unwrap();
+    HyperKit::from_state(test_dir.path("vm")).unwrap().remove(Disks::Delete).unwrap();
     assert_eq!(fs::read(&precious).unwrap(), b"precious");
     assert!(!test_dir.path("vm").exists());
 }

@@ -13,9 +13,9 @@ fn stale_pid_file_does_not_block_start() {
     let test_dir = TestDir::new();
     let (mut description, vm, _stop) = start_vm(&test_dir, "guest");
     kill_process(to_pid(vm.pid()), Signal::KILL).unwrap();
-    assert_eq!(vm.wait().unwrap(), Exit::Killed(9));
+    assert_eq!(vm.wait(), Exit::Killed(9));
     assert!(test_dir.path("vm/hyperkit.pid").exists(), "the stand-in leaves its pid file when it is killed");
-    assert!(!description.is_running());
+    assert!(!description.is_running().unwrap());
     let again = description.start("guest").unwrap();
     assert_ne!(again.pid(), vm.pid());
 }
@@ -26,8 +26,8 @@ fn start_succeeds_after_each_of_a_hundred_kills() {
     let (mut description, mut vm, _stop) = start_vm(&test_dir, "guest");
     for _ in 0..100 {
         kill_process(to_pid(vm.pid()), Signal::KILL).unwrap();
-        assert_eq!(vm.wait().unwrap(), Exit::Killed(9));
-        assert!(test_dir.path("vm/hyperkit.pid").exists() && !description.is_running());
+        assert_eq!(vm.wait(), Exit::Killed(9));
+        assert!(test_dir.path("vm/hyperkit.pid").exists() && !description.is_running().unwrap());
         vm = description.start("guest").unwrap();
     }
     assert_eq!(hypervisors_in(&test_dir.path("vm")), [vm.pid()]);
@@ -59,14 +59,14 @@ fn killed_starters_leave_no_vm_or_one_that_is_found() {
     let began = Instant::now();
     assert!(boot_command(&test_dir, "guest").output().unwrap().status.success());
     let whole = began.elapsed();
-    HyperKit::from_state(&dir).unwrap().remove(false).unwrap_err();
+    HyperKit::from_state(&dir).unwrap().remove(Disks::Delete).unwrap_err();
     let (mut found, mut nothing) = (0, 0);
     let mut random = u64::from(std::process::id());
     println!("seed {random}"); // printed if the test fails
     for round in 0..200 {
         test_dir.description().state_dir(&dir).stop().unwrap();
         if round % 4 == 0 {
-            HyperKit::from_state(&dir).map_or(Ok(()), |description| description.remove(false)).unwrap();
+            HyperKit::from_state(&dir).map_or(Ok(()), |description| description.remove(Disks::Delete)).unwrap();
         }
         let mut starter = boot_command(&test_dir, "guest").spawn().unwrap();
         random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
@@ -77,7 +77,7 @@ fn killed_starters_leave_no_vm_or_one_that_is_found() {
         // The state file is complete or missing, never truncated.
         let recorded = match HyperKit::from_state(&dir) {
             Ok(description) => Some(description),
-            Err(Error::NoState { .. }) => None,
+            Err(Error::StateNotFound { .. }) => None,
             Err(error) => panic!("round {round}: {error}"),
         };
         // A child before its `exec` still holds the lock, so the result is only known after a start, which waits for the lock.
@@ -86,12 +86,12 @@ fn killed_starters_leave_no_vm_or_one_that_is_found() {
                 nothing += 1;
                 assert_eq!(hypervisors_in(&dir), [vm.pid()], "round {round}");
             }
-            Err(Error::AlreadyRunning { pid }) => {
+            Err(Error::AlreadyRunning { pid, .. }) => {
                 found += 1;
                 assert_eq!(hypervisors_in(&dir), [pid], "round {round}");
                 assert!(recorded.is_some());
                 let attached = HyperKit::from_state(&dir).unwrap();
-                assert!(attached.is_running() && attached.pid == Some(pid), "round {round}");
+                assert!(attached.is_running().unwrap() && attached.pid == Some(pid), "round {round}");
             }
             Err(error) => panic!("round {round}: {error}"),
         }
@@ -103,14 +103,14 @@ fn killed_starters_leave_no_vm_or_one_that_is_found() {
 fn start_removes_stale_files_of_a_killed_vm() {
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
-    let mut description = test_dir.description().vsock(true).vsock_port(2374);
+    let description = test_dir.description().vsock(true).vsock_port(2374);
     let vm = description.start("guest.say=long-ago").unwrap();
     wait_until("the guest has printed its line", || console_output(&test_dir).contains("long-ago"));
     kill_process(to_pid(vm.pid()), Signal::KILL).unwrap();
-    vm.wait().unwrap();
+    vm.wait();
     // This hypervisor dies before it creates any of the files again.
     match description.start("vmm.die-early=7") {
-        Err(Error::ProgramFailed { last_words, .. }) => assert_eq!(last_words.console, ""),
+        Err(Error::HypervisorFailed { log_tail, .. }) => assert_eq!(log_tail.console, ""),
         other => panic!("{other:?}"),
     }
     assert_eq!(test_dir.state_files(), ["hyperkit.json", "hyperkit.log"]);
@@ -118,6 +118,6 @@ fn start_removes_stale_files_of_a_killed_vm() {
     // A stopped VM leaves only its logs.
     let vm = description.start("guest").unwrap();
     test_dir.write("vm/hyperkit.new", b"unfinished");
-    vm.stop().unwrap();
+    vm.kill().unwrap();
     assert_eq!(test_dir.state_files(), ["console-ring", "hyperkit.json", "hyperkit.log"]);
 }

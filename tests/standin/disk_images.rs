@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Barrier;
 
-use hyperkit::{Disk, Error, Format, HyperKit, Qcow, create_disk_image};
+use hyperkit::{Disk, Error, Format, HyperKit, QcowOptions, create_disk_image};
 
 use crate::common::{TestDir, file_names};
 
@@ -51,7 +51,7 @@ fn invalid_size_is_rejected_and_creates_nothing() {
     let dir = tempfile::tempdir().unwrap();
     for size in [0, 1 << 43, u64::MAX] {
         let result = create_disk_image(dir.path().join("sub/d.img"), size);
-        assert!(matches!(result, Err(Error::InvalidDiskSize { value, .. }) if value == size));
+        assert!(matches!(result, Err(ConfigError::InvalidDiskSize { value, .. }) if value == size));
     }
     assert!(file_names(dir.path()).is_empty());
 }
@@ -109,7 +109,7 @@ fn image_info(path: &Path) -> (String, u64) {
 }
 
 fn qcow2(path: impl Into<PathBuf>) -> Disk {
-    Disk::qcow2(path, Qcow::default())
+    Disk::qcow2(path, QcowOptions::default())
 }
 
 #[test]
@@ -117,13 +117,13 @@ fn qcow2_image_is_created_and_grown() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a/d.qcow2");
     for disk in [qcow2(&path), Disk::new(dir.path().join("by-name.qcow2"))] {
-        let disk = disk.size(3);
+        let disk = disk.size_mib(3);
         let path = disk.path.clone().unwrap();
         disk.create().unwrap();
         assert_eq!(image_info(&path), ("qcow2".to_owned(), 3 * MIB));
         assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o600);
         assert!(matches!(disk.create(), Err(Error::DiskExists { .. })));
-        disk.clone().size(70_000).grow().unwrap();
+        disk.clone().size_mib(70_000).grow().unwrap();
         assert_eq!(image_info(&path), ("qcow2".to_owned(), 70_000 * MIB));
     }
     assert_eq!(file_names(&dir.path().join("a")), ["d.qcow2"]);
@@ -133,25 +133,25 @@ fn qcow2_image_is_created_and_grown() {
 fn grow_never_shrinks() {
     let dir = tempfile::tempdir().unwrap();
     for disk in [Disk::raw(dir.path().join("raw")), qcow2(dir.path().join("qcow2"))] {
-        let disk = disk.size(4);
+        let disk = disk.size_mib(4);
         disk.create().unwrap();
         let path = disk.path.clone().unwrap();
         let before = fs::read(&path).unwrap();
-        match disk.clone().size(3).grow() {
-            Err(Error::DiskShrinks { path: named, from: 4, to: 3 }) => assert_eq!(named, path),
+        match disk.clone().size_mib(3).grow() {
+            Err(ConfigError::DiskShrinks { path: named, from: 4, to: 3 }) => assert_eq!(named, path),
             other => panic!("{other:?}"),
         }
         disk.grow().unwrap();
         assert_eq!(fs::read(&path).unwrap(), before, "it already has this size");
-        assert!(matches!(disk.clone().size(0).grow(), Err(Error::InvalidDiskSize { value: 0, .. })));
+        assert!(matches!(disk.clone().size_mib(0).grow(), Err(ConfigError::InvalidDiskSize { value: 0, .. })));
     }
     let raw = Disk::raw(dir.path().join("raw"));
     fs::write(dir.path().join("raw"), vec![7; MIB as usize + 1]).unwrap();
-    raw.clone().size(5).grow().unwrap();
+    raw.clone().size_mib(5).grow().unwrap();
     let grown = fs::read(dir.path().join("raw")).unwrap();
     assert_eq!((grown.len() as u64, grown[MIB as usize], grown[MIB as usize + 1]), (5 * MIB, 7, 0));
-    assert!(matches!(raw.grow(), Err(Error::DiskSizeMissing { .. })));
-    assert!(matches!(Disk::in_state_dir(1).create(), Err(Error::DiskPlaceMissing)));
+    assert!(matches!(raw.grow(), Err(ConfigError::DiskSizeMissing { .. })));
+    assert!(matches!(Disk::in_state_dir(1).create(), Err(ConfigError::MissingDiskPath)));
 }
 
 fn script(test_dir: &TestDir, name: &str, script: &str) -> PathBuf {
@@ -159,9 +159,9 @@ fn script(test_dir: &TestDir, name: &str, script: &str) -> PathBuf {
 }
 
 fn disk_by_tool(tool: &Path, path: impl Into<PathBuf>) -> Disk {
-    let mut qcow = Qcow::default();
+    let mut qcow = QcowOptions::default();
     qcow.tool = Some(tool.to_owned());
-    Disk::qcow2(path, qcow).size(7)
+    Disk::qcow2(path, qcow).size_mib(7)
 }
 
 /// Scripts stand in for the tools: `qemu-img` fails, and `qcow-tool` records its arguments.
@@ -172,12 +172,12 @@ fn qcow_tool_gets_its_own_arguments_and_its_failure_is_an_error() {
     let with = |tool: &Path| disk_by_tool(tool, test_dir.path("d.qcow2"));
     let failing = script("qemu-img", "echo no room >&2; exit 1");
     match with(&failing).create() {
-        Err(Error::ToolFailed { tool, said, .. }) => assert_eq!((tool, said.as_str()), (failing, "no room")),
+        Err(Error::ImageToolFailed { tool, said, .. }) => assert_eq!((tool, said.as_str()), (failing, "no room")),
         other => panic!("{other:?}"),
     }
     assert_eq!(file_names(&test_dir.dir()), ["initrd.img", "qemu-img", "vmlinuz"], "no unfinished image is left");
     match with(&test_dir.path("none")).create() {
-        Err(Error::ToolNotFound { looked, .. }) => assert_eq!(looked, [test_dir.path("none")]),
+        Err(ConfigError::ToolNotFound { searched, .. }) => assert_eq!(searched, [test_dir.path("none")]),
         other => panic!("{other:?}"),
     }
     let tool = script("qcow-tool", "printf '%s\\n' \"$@\" >\"$2\"");
@@ -192,7 +192,7 @@ fn image_tool_gets_an_absolute_path() {
     let test_dir = TestDir::new();
     let tool = script(&test_dir, "qemu-img", "echo \"$5\" >&2; exit 1");
     match disk_by_tool(&tool, "nbd:no-such.qcow2").create() {
-        Err(Error::ToolFailed { said, .. }) => {
+        Err(Error::ImageToolFailed { said, .. }) => {
             assert_eq!(Path::new(&said), std::path::absolute(".nbd:no-such.qcow2.new").unwrap());
         }
         other => panic!("{other:?}"),
@@ -215,9 +215,9 @@ fn failed_create_records_no_created_disk() {
     let test_dir = TestDir::new();
     let tool = script(&test_dir, "qemu-img", "exit 1");
     let started = test_dir.description().disk(disk_by_tool(&tool, test_dir.path("vm/d.qcow2"))).start("guest");
-    assert!(matches!(started, Err(Error::ToolFailed { .. })), "{started:?}");
+    assert!(matches!(started, Err(Error::ImageToolFailed { .. })), "{started:?}");
     let precious = test_dir.write("vm/d.qcow2", b"precious");
-    HyperKit::from_state(test_dir.path("vm")).unwrap().remove(false).unwrap();
+    HyperKit::from_state(test_dir.path("vm")).unwrap().remove(Disks::Delete).unwrap();
     assert_eq!(fs::read(precious).unwrap(), b"precious");
 }
 
@@ -225,17 +225,17 @@ fn failed_create_records_no_created_disk() {
 fn missing_image_tool_is_an_error_before_anything_is_created() {
     let test_dir = TestDir::new();
     let description = test_dir.description().disk(disk_by_tool(&test_dir.path("none"), test_dir.path("d.qcow2")));
-    assert!(matches!(description.check(), Err(Error::ToolNotFound { field: "disks", .. })));
-    assert!(matches!(description.clone().start("guest"), Err(Error::ToolNotFound { .. })));
+    assert!(matches!(description.check(), Err(ConfigError::ToolNotFound { field: "disks", .. })));
+    assert!(matches!(description.clone().start("guest"), Err(ConfigError::ToolNotFound { .. })));
     assert!(!test_dir.path("vm").exists());
 }
 
 #[test]
 fn grow_leaves_a_device_alone() {
     let test_dir = TestDir::new();
-    let device = Disk::raw("/dev/null").size(1);
+    let device = Disk::raw("/dev/null").size_mib(1);
     device.grow().unwrap();
-    test_dir.description().disk(device).start("guest").unwrap().stop().unwrap();
+    test_dir.description().disk(device).start("guest").unwrap().kill().unwrap();
 }
 
 #[test]
@@ -243,24 +243,24 @@ fn start_creates_and_grows_but_never_shrinks_a_disk() {
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
     let length = || test_dir.path("d.img").metadata().unwrap().len();
-    let description = |size| test_dir.description().disk(Disk::raw(test_dir.path("d.img")).size(size));
+    let description = |size| test_dir.description().disk(Disk::raw(test_dir.path("d.img")).size_mib(size));
     for size in [2, 3, 3] {
-        description(size).start("guest").unwrap().stop().unwrap();
+        description(size).start("guest").unwrap().kill().unwrap();
         assert_eq!(length(), size * MIB);
     }
-    assert!(matches!(description(2).start("guest"), Err(Error::DiskShrinks { from: 3, to: 2, .. })));
-    assert!(matches!(description(2).check(), Err(Error::DiskShrinks { .. })));
+    assert!(matches!(description(2).start("guest"), Err(ConfigError::DiskShrinks { from: 3, to: 2, .. })));
+    assert!(matches!(description(2).check(), Err(ConfigError::DiskShrinks { .. })));
     // The Go package of 2017 creates images that are 100 bytes per MiB too long. They are accepted.
     fs::File::options().write(true).open(test_dir.path("d.img")).unwrap().set_len(3 * (MIB + 100)).unwrap();
-    description(3).start("guest").unwrap().stop().unwrap();
+    description(3).start("guest").unwrap().kill().unwrap();
     assert_eq!(length(), 3 * (MIB + 100));
     // Without a size, the image stays unchanged.
-    test_dir.description().disk(Disk::raw(test_dir.path("d.img"))).start("guest").unwrap().stop().unwrap();
+    test_dir.description().disk(Disk::raw(test_dir.path("d.img"))).start("guest").unwrap().kill().unwrap();
 }
 
 /// Starts a VM with a disk and returns the detected format, which `start` stores in the description.
 fn detected_format(test_dir: &TestDir, disk: Disk) -> Result<Option<Format>, Error> {
-    let mut description = test_dir.description().disk(disk);
+    let description = test_dir.description().disk(disk);
     description.start("guest")?.stop()?;
     assert_eq!(HyperKit::from_state(test_dir.path("vm"))?.disks, description.disks);
     Ok(description.disks[0].format.clone())
@@ -270,19 +270,22 @@ fn detected_format(test_dir: &TestDir, disk: Disk) -> Result<Option<Format>, Err
 fn format_is_probed_from_content_then_from_the_name() {
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
-    let qcow = Some(Format::Qcow2(Qcow::default()));
+    let qcow = Some(DiskFormat::Qcow2(QcowOptions::default()));
     // A new image: the name decides.
-    assert_eq!(detected_format(&test_dir, Disk::new(test_dir.path("new.qcow2")).size(1)).unwrap(), qcow);
-    assert_eq!(detected_format(&test_dir, Disk::new(test_dir.path("new.img")).size(1)).unwrap(), Some(Format::Raw));
+    assert_eq!(detected_format(&test_dir, Disk::new(test_dir.path("new.qcow2")).size_mib(1)).unwrap(), qcow);
+    assert_eq!(
+        detected_format(&test_dir, Disk::new(test_dir.path("new.img")).size_mib(1)).unwrap(),
+        Some(DiskFormat::Raw)
+    );
     // An existing image: the content decides, whatever the name is.
     fs::rename(test_dir.path("new.qcow2"), test_dir.path("image")).unwrap();
     fs::rename(test_dir.path("new.img"), test_dir.path("image.qcow2")).unwrap();
     assert_eq!(detected_format(&test_dir, Disk::new(test_dir.path("image"))).unwrap(), qcow);
-    assert_eq!(detected_format(&test_dir, Disk::new(test_dir.path("image.qcow2"))).unwrap(), Some(Format::Raw));
+    assert_eq!(detected_format(&test_dir, Disk::new(test_dir.path("image.qcow2"))).unwrap(), Some(DiskFormat::Raw));
     // An explicit format is used, unless the content contradicts it.
-    assert_eq!(detected_format(&test_dir, Disk::raw(test_dir.path("image"))).unwrap(), Some(Format::Raw));
+    assert_eq!(detected_format(&test_dir, Disk::raw(test_dir.path("image"))).unwrap(), Some(DiskFormat::Raw));
     match detected_format(&test_dir, qcow2(test_dir.path("image.qcow2"))) {
-        Err(Error::NotAQcow2 { path }) => assert_eq!(path, test_dir.path("image.qcow2")),
+        Err(ConfigError::NotQcow2 { path }) => assert_eq!(path, test_dir.path("image.qcow2")),
         other => panic!("{other:?}"),
     }
 }
@@ -298,7 +301,7 @@ fn probed_qcow2_image_with_backing_file_is_rejected() {
     make.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]).arg(&secret).arg(&image);
     assert!(make.status().unwrap().success());
     match detected_format(&test_dir, Disk::new(&image)) {
-        Err(Error::DiskRestsOnOthers { path }) => assert_eq!(path, image),
+        Err(ConfigError::DiskHasBackingFile { path }) => assert_eq!(path, image),
         other => panic!("{other:?}"),
     }
     assert!(detected_format(&test_dir, qcow2(&image)).is_ok(), "an explicit qcow2 format allows it");
@@ -312,7 +315,7 @@ fn unwritable_disk_has_to_be_read_only() {
     let is_root = fs::OpenOptions::new().write(true).open(&image).is_ok(); // root can write to every file
     match test_dir.description().disk(Disk::raw(&image)).check() {
         Ok(()) => assert!(is_root),
-        Err(Error::DiskNotWritable { path, .. }) => assert!(!is_root && path == image),
+        Err(ConfigError::DiskNotWritable { path, .. }) => assert!(!is_root && path == image),
         other => panic!("{other:?}"),
     }
     test_dir.description().disk(Disk::raw(&image).read_only()).check().unwrap();

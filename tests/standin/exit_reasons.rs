@@ -17,9 +17,9 @@ fn run_returns_the_exit_reason() {
         let test_dir = TestDir::new();
         match test_dir.description().run(&format!("vmm.say=working guest.exit={code}")) {
             Ok(actual) => assert!(actual == exit && code != 1 && code != 100),
-            Err(Error::ProgramFailed { exit: actual, last_words }) => {
+            Err(Error::HypervisorFailed { exit: actual, log_tail }) => {
                 assert!(actual == exit && (code == 1 || code == 100));
-                assert!(last_words.program.contains("working"), "{last_words}");
+                assert!(log_tail.program.contains("working"), "{log_tail}");
             }
             Err(error) => panic!("{error}"),
         }
@@ -42,7 +42,7 @@ fn signals_map_to_exit_reasons() {
         let (_, vm, _stop) = start_vm(&test_dir, guest);
         wait_until("the guest is up", || console_output(&test_dir).contains("Command line"));
         kill_process(to_pid(vm.pid()), signal).unwrap();
-        assert_eq!(vm.wait_timeout(TEST_TIMEOUT).unwrap(), Some(exit));
+        assert_eq!(vm.wait_timeout(TEST_TIMEOUT), Some(exit));
         assert_eq!(test_dir.path("vm/hyperkit.pid").exists(), exit != Exit::PowerOff);
     }
 }
@@ -50,18 +50,18 @@ fn signals_map_to_exit_reasons() {
 #[test]
 fn hypervisor_that_dies_at_start_is_an_error_with_its_output() {
     let test_dir = TestDir::new();
-    let mut description = test_dir.description();
+    let description = test_dir.description();
     let before = description.clone();
     match description.start("vmm.die-early=7") {
-        Err(Error::ProgramFailed { exit: Exit::Failed(7), last_words }) => {
-            assert_eq!(last_words.program, "dying early")
+        Err(Error::HypervisorFailed { exit: Exit::Failed(7), log_tail }) => {
+            assert_eq!(log_tail.program, "dying early")
         }
         other => panic!("{other:?}"),
     }
     assert_eq!(description, before);
     assert!(!test_dir.path("vm/hyperkit.pid").exists());
-    assert!(!HyperKit::from_state(test_dir.path("vm")).unwrap().is_running());
-    description.start("guest").unwrap().stop().unwrap();
+    assert!(!HyperKit::from_state(test_dir.path("vm")).unwrap().is_running().unwrap());
+    description.start("guest").unwrap().kill().unwrap();
 }
 
 #[test]
@@ -71,11 +71,11 @@ fn hypervisor_that_dies_around_its_pid_file_is_an_error() {
     {
         let test_dir = TestDir::new();
         match test_dir.description().start(guest) {
-            Err(Error::ProgramFailed { exit: how, .. }) => assert_eq!(how, exit, "{guest}"),
+            Err(Error::HypervisorFailed { exit: how, .. }) => assert_eq!(how, exit, "{guest}"),
             other => panic!("{guest}: {other:?}"),
         }
         assert_eq!(hypervisors_in(&test_dir.path("vm")), [] as [u32; 0]);
-        test_dir.description().start("guest").unwrap().stop().unwrap();
+        test_dir.description().start("guest").unwrap().kill().unwrap();
     }
 }
 
@@ -83,9 +83,9 @@ fn hypervisor_that_dies_around_its_pid_file_is_an_error() {
 fn hypervisor_that_closes_its_output_is_still_tracked() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "vmm.no-stdout");
-    assert_eq!(vm.wait_timeout(Duration::from_millis(50)).unwrap(), None);
-    vm.stop().unwrap();
-    assert_eq!(vm.wait().unwrap(), Exit::Killed(9));
+    assert_eq!(vm.wait_timeout(Duration::from_millis(50)), None);
+    vm.kill().unwrap();
+    assert_eq!(vm.wait(), Exit::Killed(9));
 }
 
 /// The script requests a reset at the first two starts and runs the stand-in at the third.
@@ -103,8 +103,8 @@ fn run_through_resets_starts_the_vm_again() {
         .as_bytes(),
     );
 
-    let mut description = test_dir.description().hyperkit(script);
-    assert_eq!(description.run_through_resets("guest.exit=0").unwrap(), Exit::PowerOff);
+    let description = test_dir.description().hyperkit(script);
+    assert_eq!(description.run_restarting_on_reset("guest.exit=0").unwrap(), Exit::PowerOff);
     assert!(test_dir.path("first").exists() && test_dir.path("second").exists());
     assert!(console_output(&test_dir).contains("guest.exit=0"));
 }
@@ -112,17 +112,17 @@ fn run_through_resets_starts_the_vm_again() {
 #[test]
 fn failure_contains_log_tails_of_hypervisor_and_console() {
     let test_dir = TestDir::new();
-    let mut description = test_dir.description();
+    let description = test_dir.description();
     match description.run("vmm.say=from-the-program guest.say=from-the-guest guest.exit=1") {
-        Err(Error::ProgramFailed { exit: Exit::Failed(1), last_words }) => {
-            assert!(last_words.program.contains("from-the-program"), "{last_words}");
-            assert!(last_words.console.ends_with("\nfrom-the-guest"), "{last_words}");
-            assert!(last_words.to_string().contains("console: "), "{last_words}");
+        Err(Error::HypervisorFailed { exit: Exit::Failed(1), log_tail }) => {
+            assert!(log_tail.program.contains("from-the-program"), "{log_tail}");
+            assert!(log_tail.console.ends_with("\nfrom-the-guest"), "{log_tail}");
+            assert!(log_tail.to_string().contains("console: "), "{log_tail}");
         }
         other => panic!("{other:?}"),
     }
     let (_, vm, _stop) = start_vm(&test_dir, "guest.say=still-there");
     wait_until("the guest has printed its line", || console_output(&test_dir).contains("still-there"));
-    vm.stop().unwrap();
-    assert!(vm.last_words().console.ends_with("still-there"), "the log tail is also available after the exit");
+    vm.kill().unwrap();
+    assert!(vm.log_tail().console.ends_with("still-there"), "the log tail is also available after the exit");
 }

@@ -41,22 +41,22 @@ fn output_reaches_the_logger_while_the_vm_runs_and_at_exit() {
 
         let test_dir = TestDir::new();
         let _stop = test_dir.stop_on_drop();
-        let mut description = test_dir.description();
+        let description = test_dir.description();
         let vm = description.start("vmm.say=first guest.say=on-the-console").unwrap();
         assert_eq!(next(), "first");
         assert!(next().starts_with("COM1 connected to"));
-        vm.stop().unwrap();
+        vm.kill().unwrap();
         assert!(lines.try_recv().is_err(), "console output is not logged");
         let log = fs::read_to_string(test_dir.path("vm/hyperkit.log")).unwrap();
         assert!(log.starts_with("first\nCOM1 connected to"), "{log}");
 
         // With the console on stdio, stderr of the hypervisor is still logged. The last line is complete before the exit is
         // reported. No state directory is needed.
-        let mut description = test_dir.description().console(Console::Stdio);
+        let description = test_dir.description().console(Console::Stdio);
         description.state_dir = None;
         match description.run("vmm.die-early=5") {
-            Err(Error::ProgramFailed { exit: Exit::Failed(5), last_words }) => {
-                assert_eq!(last_words.program, "dying early")
+            Err(Error::HypervisorFailed { exit: Exit::Failed(5), log_tail }) => {
+                assert_eq!(log_tail.program, "dying early")
             }
             other => panic!("{other:?}"),
         }
@@ -66,8 +66,8 @@ fn output_reaches_the_logger_while_the_vm_runs_and_at_exit() {
         // contains the log tail.
         let lines = ["logger-panics"; 20].join("|");
         match test_dir.description().start(&format!("vmm.say={lines} vmm.die=6")) {
-            Err(Error::ProgramFailed { exit: Exit::Failed(6), last_words }) => {
-                assert!(last_words.program.ends_with("logger-panics\ndying"), "{last_words}");
+            Err(Error::HypervisorFailed { exit: Exit::Failed(6), log_tail }) => {
+                assert!(log_tail.program.ends_with("logger-panics\ndying"), "{log_tail}");
             }
             other => panic!("{other:?}"),
         }

@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 use std::process::{Command, Stdio};
 use std::sync::Barrier;
 
-use hyperkit::{Disk, Error, HyperKit, Qcow};
+use hyperkit::{Disk, Error, HyperKit, QcowOptions};
 
 use crate::common::{StopOnDrop, TestDir, console_output};
 
@@ -22,12 +22,12 @@ fn one_image_under_two_names_is_a_duplicate() {
             [(Disk::raw(&image), Disk::raw(other)), (Disk::raw(&image).read_only(), Disk::new(other))]
         {
             match test_dir.description().disk(first).disk(second).check() {
-                Err(Error::DiskTwice { path }) => assert_eq!(path, *other),
+                Err(ConfigError::DuplicateDisk { path }) => assert_eq!(path, *other),
                 other => panic!("{other:?}"),
             }
         }
         let twice = test_dir.description().disk(Disk::raw(other)).iso(&image);
-        assert!(matches!(twice.check(), Err(Error::DiskTwice { .. })));
+        assert!(matches!(twice.check(), Err(ConfigError::DuplicateDisk { .. })));
         test_dir
             .description()
             .disk(Disk::raw(&image).read_only())
@@ -43,9 +43,9 @@ fn one_image_under_two_names_is_a_duplicate() {
 fn one_new_image_under_two_names_is_a_duplicate() {
     let test_dir = TestDir::new();
     symlink(test_dir.dir(), test_dir.path("here")).unwrap();
-    let disks = test_dir.description().disk(Disk::raw(test_dir.path("d.img")).size(1));
-    let twice = disks.disk(Disk::raw(test_dir.path("here/d.img")).size(1));
-    assert!(matches!(twice.check(), Err(Error::DiskTwice { path }) if path == test_dir.path("here/d.img")));
+    let disks = test_dir.description().disk(Disk::raw(test_dir.path("d.img")).size_mib(1));
+    let twice = disks.disk(Disk::raw(test_dir.path("here/d.img")).size_mib(1));
+    assert!(matches!(twice.check(), Err(ConfigError::DuplicateDisk { path }) if path == test_dir.path("here/d.img")));
 }
 
 #[test]
@@ -55,12 +55,12 @@ fn image_in_use_by_another_vm_is_rejected_before_start() {
     let image = test_dir.path("shared.img");
     let link = test_dir.path("link.img");
     let shared = |disk: Disk| test_dir.description().state_dir(test_dir.path("vm2")).disk(disk);
-    let qcow2 = Disk::qcow2(test_dir.path("shared #1.qcow2"), Qcow::default()).size(1);
-    let mut first = test_dir.description().disk(Disk::raw(&image).size(1)).disk(qcow2.clone());
+    let qcow2 = Disk::qcow2(test_dir.path("shared #1.qcow2"), QcowOptions::default()).size_mib(1);
+    let mut first = test_dir.description().disk(Disk::raw(&image).size_mib(1)).disk(qcow2.clone());
     first.start("guest").unwrap();
     std::os::unix::fs::symlink(&image, &link).unwrap();
     let raw = Disk::raw(&image);
-    for disk in [raw.clone(), Disk::new(&link), raw.clone().read_only(), raw.size(2), qcow2.clone().size(2)] {
+    for disk in [raw.clone(), Disk::new(&link), raw.clone().read_only(), raw.size_mib(2), qcow2.clone().size_mib(2)] {
         if disk.size.is_some() {
             assert!(matches!(disk.grow(), Err(Error::DiskInUse { .. })));
         }
@@ -74,7 +74,7 @@ fn image_in_use_by_another_vm_is_rejected_before_start() {
         Err(Error::DiskInUse { path }) => assert_eq!(path, link),
         other => panic!("{other:?}"),
     }
-    Disk::raw(&image).size(1).grow().unwrap(); // it already has this size
+    Disk::raw(&image).size_mib(1).grow().unwrap(); // it already has this size
     assert_eq!(image.metadata().unwrap().len(), 1024 * 1024);
     assert!(
         matches!(first.start("guest"), Err(Error::AlreadyRunning { .. })),
@@ -85,7 +85,7 @@ fn image_in_use_by_another_vm_is_rejected_before_start() {
     let _stops = [test_dir.path("vm"), test_dir.path("vm2")].map(StopOnDrop);
     for disk in [Disk::raw(&image).read_only(), qcow2.read_only()] {
         let first = test_dir.description().disk(disk.clone()).iso(&image).start("guest").unwrap();
-        shared(disk).iso(&image).start("guest").unwrap().stop().unwrap();
+        shared(disk).iso(&image).start("guest").unwrap().kill().unwrap();
         first.stop().unwrap();
     }
 }
@@ -94,10 +94,10 @@ fn image_in_use_by_another_vm_is_rejected_before_start() {
 #[test]
 fn one_of_many_concurrent_starts_gets_a_shared_image() {
     let test_dir = TestDir::new();
-    let image = Disk::new(test_dir.path("image.qcow2")).size(1);
+    let image = Disk::new(test_dir.path("image.qcow2")).size_mib(1);
     image.create().unwrap();
     symlink(test_dir.path("image.qcow2"), test_dir.path("link.qcow2")).unwrap();
-    let raw = Disk::raw(test_dir.path("raw.img")).size(1);
+    let raw = Disk::raw(test_dir.path("raw.img")).size_mib(1);
     raw.create().unwrap();
     for disks in [[image, Disk::new(test_dir.path("link.qcow2"))], [raw.clone(), raw]] {
         for _ in 0..5 {
@@ -108,7 +108,7 @@ fn one_of_many_concurrent_starts_gets_a_shared_image() {
                     .into_iter()
                     .zip(disks.iter().cycle())
                     .map(|(name, disk)| {
-                        let mut description = test_dir.description().state_dir(test_dir.path(name)).disk(disk.clone());
+                        let description = test_dir.description().state_dir(test_dir.path(name)).disk(disk.clone());
                         let all = &all;
                         scope.spawn(move || (all.wait(), description.start("guest")).1)
                     })
@@ -125,22 +125,22 @@ fn one_of_many_concurrent_starts_gets_a_shared_image() {
 #[test]
 fn image_is_locked_from_check_to_start() {
     let test_dir = TestDir::new();
-    let image = Disk::new(test_dir.path("image.qcow2")).size(1);
+    let image = Disk::new(test_dir.path("image.qcow2")).size_mib(1);
     image.create().unwrap();
     let fifo = test_dir.path("fifo");
     assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
     let tool = test_dir
         .write_executable("qemu-img", format!("#!/bin/sh\nread -r word <'{}'\nexit 1\n", fifo.display()).as_bytes());
-    let mut qcow = Qcow::default();
+    let mut qcow = QcowOptions::default();
     qcow.tool = Some(tool);
     let mut first =
-        test_dir.description().disk(image.clone()).disk(Disk::qcow2(test_dir.path("second.qcow2"), qcow).size(1));
+        test_dir.description().disk(image.clone()).disk(Disk::qcow2(test_dir.path("second.qcow2"), qcow).size_mib(1));
     let first = std::thread::spawn(move || first.start("guest").map(drop));
     let held = fs::File::options().write(true).open(&fifo).unwrap(); // blocks until the tool opens it
     let _stop = StopOnDrop(test_dir.path("vm2"));
     let second = test_dir.description().state_dir(test_dir.path("vm2")).disk(image).start("guest").map(drop);
     drop(held);
-    assert!(matches!(first.join().unwrap(), Err(Error::ToolFailed { .. })));
+    assert!(matches!(first.join().unwrap(), Err(Error::ImageToolFailed { .. })));
     assert!(matches!(second, Err(Error::DiskInUse { .. })), "{second:?}");
 }
 
@@ -148,7 +148,7 @@ fn image_is_locked_from_check_to_start() {
 #[test]
 fn unescaped_qcow2_path_of_the_go_package_is_in_use() {
     let test_dir = TestDir::new();
-    let image = Disk::new(test_dir.path("100%25.qcow2")).size(1);
+    let image = Disk::new(test_dir.path("100%25.qcow2")).size_mib(1);
     image.create().unwrap();
     let argument =
         format!("2:0,virtio-blk,file://{}?sync=os&buffered=1,format=qcow", test_dir.path("100%25.qcow2").display());
@@ -166,8 +166,8 @@ fn unescaped_qcow2_path_of_the_go_package_is_in_use() {
 fn rejected_start_keeps_the_previous_console_log() {
     let test_dir = TestDir::new();
     let _stops = [test_dir.path("vm"), test_dir.path("vm2")].map(StopOnDrop);
-    let image = Disk::raw(test_dir.path("d.img")).size(1);
-    let mut description = test_dir.description().disk(image.clone());
+    let image = Disk::raw(test_dir.path("d.img")).size_mib(1);
+    let description = test_dir.description().disk(image.clone());
     description.run("guest.say=hello guest.exit=0").unwrap();
     assert!(console_output(&test_dir).contains("hello"));
     let mut other = test_dir.description().state_dir(test_dir.path("vm2")).disk(image);
@@ -181,14 +181,14 @@ fn rejected_start_keeps_the_previous_console_log() {
 fn remove_keeps_a_disk_in_use() {
     let test_dir = TestDir::new();
     let _stop = StopOnDrop(test_dir.path("vm2"));
-    let mut description = test_dir.description().disk(Disk::in_state_dir(1));
-    description.start("guest").unwrap().stop().unwrap();
+    let description = test_dir.description().disk(Disk::in_state_dir(1));
+    description.start("guest").unwrap().kill().unwrap();
     let disk = test_dir.path("vm/disk.img");
     let vm = test_dir.description().state_dir(test_dir.path("vm2")).disk(Disk::raw(&disk)).start("guest").unwrap();
-    assert!(matches!(description.remove(false), Err(Error::DiskInUse { path }) if path == disk));
+    assert!(matches!(description.remove(Disks::Delete), Err(Error::DiskInUse { path }) if path == disk));
     assert!(disk.exists());
-    vm.stop().unwrap();
-    description.remove(false).unwrap();
+    vm.kill().unwrap();
+    description.remove(Disks::Delete).unwrap();
     assert!(!test_dir.path("vm").exists());
 }
 
@@ -201,10 +201,10 @@ fn concurrent_starts_with_separate_disks_succeed() {
     std::thread::scope(|scope| {
         for name in names {
             let image = |extension: &str| test_dir.path(&format!("{name}.{extension}"));
-            let disks = [Disk::raw(image("img")).size(1), Disk::new(image("qcow2")).size(1)];
-            let mut description =
+            let disks = [Disk::raw(image("img")).size_mib(1), Disk::new(image("qcow2")).size_mib(1)];
+            let description =
                 disks.into_iter().fold(test_dir.description().state_dir(test_dir.path(name)), HyperKit::disk);
-            scope.spawn(move || (0..25).for_each(|_| description.start("guest").unwrap().stop().unwrap()));
+            scope.spawn(move || (0..25).for_each(|_| description.start("guest").unwrap().kill().unwrap()));
         }
     });
 }

@@ -67,7 +67,7 @@ fn children() -> String {
 fn no_leaks_after_a_thousand_vms_no_idle_wakeups_and_constant_memory() {
     in_child_process("leaks::no_leaks_after_a_thousand_vms_no_idle_wakeups_and_constant_memory", || {
         let test_dir = TestDir::new();
-        let mut description = test_dir.description();
+        let description = test_dir.description();
         // Below the hard limit: sysinfo would raise the soft limit if it were allowed to.
         let limit = Rlimit { current: Some(256), ..getrlimit(Resource::Nofile) };
         setrlimit(Resource::Nofile, limit).unwrap();
@@ -75,9 +75,9 @@ fn no_leaks_after_a_thousand_vms_no_idle_wakeups_and_constant_memory() {
         let wait_for_threads = || wait_until("the threads of the VMs have exited", || usage().0 == threads);
         let mut cycle = || {
             let vm = description.start("guest").unwrap();
-            assert!(description.is_running());
+            assert!(description.is_running().unwrap());
             drop(description.vm().unwrap());
-            vm.stop().unwrap();
+            vm.kill().unwrap();
         };
         (0..50).for_each(|_| cycle()); // after this, one-time initialization is done
         wait_for_threads();
@@ -94,9 +94,9 @@ fn no_leaks_after_a_thousand_vms_no_idle_wakeups_and_constant_memory() {
         let vm = description.start("guest").unwrap();
         wait_until("the guest is up", || console_output(&test_dir).contains("Command line"));
         let switches = context_switches("hyperkit");
-        assert!(vm.wait_timeout(Duration::from_millis(500)).unwrap().is_none());
+        assert!(vm.wait_timeout(Duration::from_millis(500)).is_none());
         assert_eq!(context_switches("hyperkit"), switches);
-        vm.stop().unwrap();
+        vm.kill().unwrap();
 
         log::set_logger(Box::leak(Box::new(Slow(test_dir.path("vm/hyperkit.log"))))).unwrap();
         log::set_max_level(log::LevelFilter::Info);

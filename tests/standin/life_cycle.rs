@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use hyperkit::{Disk, Error, Exit, HyperKit, VpnKit};
+use hyperkit::{Disk, Error, Exit, HyperKit, Network};
 use rustix::process::{Signal, getpgid, kill_process, test_kill_process};
 use serde_json::Value;
 
@@ -18,7 +18,7 @@ use crate::common::{
 #[test]
 fn start_records_the_whole_state() {
     let test_dir = TestDir::new();
-    let mut description = test_dir.description().disk(Disk::in_state_dir(3));
+    let description = test_dir.description().disk(Disk::in_state_dir(3));
     let _stop = test_dir.stop_on_drop();
     let vm = description.start("guest").unwrap();
 
@@ -62,9 +62,9 @@ fn another_process_stops_and_removes_the_vm() {
 
     let stopped = other("--stop");
     assert!(stopped.status.success(), "{stopped:?}");
-    assert!(!description.is_running());
+    assert!(!description.is_running().unwrap());
     assert!(!test_dir.path("vm/hyperkit.pid").exists());
-    assert_eq!(vm.wait().unwrap(), Exit::Killed(9));
+    assert_eq!(vm.wait(), Exit::Killed(9));
     assert!(other("--remove").status.success());
     assert!(!test_dir.path("vm").exists());
     let nothing = other("--stop");
@@ -75,16 +75,16 @@ fn another_process_stops_and_removes_the_vm() {
 #[test]
 fn stop_waits_for_process_and_pid_file_removal_and_start_works_again() {
     let test_dir = TestDir::new();
-    let mut description = test_dir.description();
+    let description = test_dir.description();
     for _ in 0..3 {
         let vm = description.start("guest").unwrap();
-        assert!(description.is_running());
+        assert!(description.is_running().unwrap());
         description.stop().unwrap();
         assert!(test_kill_process(to_pid(vm.pid())).is_err(), "the process is gone, and not a zombie");
         assert!(!test_dir.path("vm/hyperkit.pid").exists());
-        assert!(!description.is_running());
-        assert_eq!(vm.wait().unwrap(), Exit::Killed(9));
-        vm.stop().unwrap(); // a second stop is no error
+        assert!(!description.is_running().unwrap());
+        assert_eq!(vm.wait(), Exit::Killed(9));
+        vm.kill().unwrap(); // a second stop is no error
         description.stop().unwrap();
     }
 }
@@ -98,18 +98,18 @@ fn second_start_is_an_error_and_changes_nothing() {
         [test_dir.description(), description.clone(), test_dir.description().cpus(2).disk(Disk::in_state_dir(1))]
     {
         let before = second.clone();
-        assert!(matches!(second.start("other"), Err(Error::AlreadyRunning { pid }) if pid == vm.pid()));
-        assert!(matches!(second.run("other"), Err(Error::AlreadyRunning { pid }) if pid == vm.pid()));
+        assert!(matches!(second.start("other"), Err(Error::AlreadyRunning { pid, .. }) if pid == vm.pid()));
+        assert!(matches!(second.run("other"), Err(Error::AlreadyRunning { pid, .. }) if pid == vm.pid()));
         assert_eq!(second, before);
     }
-    assert!(vm.try_wait().unwrap().is_none());
+    assert!(vm.try_wait().is_none());
     assert_eq!(fs::read(test_dir.path("vm/hyperkit.json")).unwrap(), recorded);
     assert!(!test_dir.path("vm/disk.img").exists());
     // A symlink to the state directory refers to the same VM.
     symlink(test_dir.path("vm"), test_dir.path("alias")).unwrap();
     let second = test_dir.description().state_dir(test_dir.path("alias")).start("other");
-    assert!(matches!(second, Err(Error::AlreadyRunning { pid }) if pid == vm.pid()));
-    assert!(HyperKit::from_state(test_dir.path("alias")).unwrap().is_running());
+    assert!(matches!(second, Err(Error::AlreadyRunning { pid, .. }) if pid == vm.pid()));
+    assert!(HyperKit::from_state(test_dir.path("alias")).unwrap().is_running().unwrap());
 }
 
 #[test]
@@ -122,8 +122,8 @@ fn vm_is_found_after_its_state_directory_symlink_is_deleted() {
     fs::remove_file(test_dir.path("alias")).unwrap();
     assert_eq!(HyperKit::from_state(test_dir.path("vm")).unwrap().pid, Some(vm.pid()));
     let second = test_dir.description().start("guest");
-    assert!(matches!(second, Err(Error::AlreadyRunning { pid }) if pid == vm.pid()), "{second:?}");
-    vm.stop().unwrap();
+    assert!(matches!(second, Err(Error::AlreadyRunning { pid, .. }) if pid == vm.pid()), "{second:?}");
+    vm.kill().unwrap();
 }
 
 /// Another process may attach from another working directory.
@@ -134,26 +134,26 @@ fn start_makes_paths_absolute() {
     let _vpnkit = UnixListener::bind(test_dir.path("vpnkit")).unwrap();
     let up = std::env::current_dir().unwrap().components().skip(1).map(|_| "..").collect::<PathBuf>();
     let relative = |name: &str| up.join(test_dir.path(name).strip_prefix("/").unwrap());
-    let mut description = test_dir.description().kernel(relative("vmlinuz")).vpnkit(VpnKit::Socket(relative("vpnkit")));
+    let description = test_dir.description().kernel(relative("vmlinuz")).vpnkit(Network::VpnKit(relative("vpnkit")));
     description.start("guest").unwrap();
     assert!(description.kernel.unwrap().is_absolute());
-    assert!(matches!(description.vpnkit, VpnKit::Socket(path) if path.is_absolute()));
+    assert!(matches!(description.vpnkit, Network::VpnKit(path) if path.is_absolute()));
 }
 
 #[test]
 fn disks_follow_a_moved_or_copied_state_directory() {
     let test_dir = TestDir::new();
     let _stops = ["vm", "moved", "copy"].map(|name| StopOnDrop(test_dir.path(name)));
-    let elsewhere = Disk::raw(test_dir.path("elsewhere.img")).size(1);
-    let mut description = test_dir.description().disk(Disk::in_state_dir(1)).disk(elsewhere.clone());
-    description.start("guest").unwrap().stop().unwrap();
+    let elsewhere = Disk::raw(test_dir.path("elsewhere.img")).size_mib(1);
+    let description = test_dir.description().disk(Disk::in_state_dir(1)).disk(elsewhere.clone());
+    description.start("guest").unwrap().kill().unwrap();
     fs::write(test_dir.path("vm/disk.img"), vec![7; 1024 * 1024]).unwrap();
     fs::rename(test_dir.path("vm"), test_dir.path("moved")).unwrap();
 
     let mut moved = HyperKit::from_state(test_dir.path("moved")).unwrap();
     assert_eq!(moved.disks[0].path, Some(test_dir.path("moved/disk.img")));
     assert_eq!(moved.disks[1].path, elsewhere.path);
-    moved.start("guest").unwrap().stop().unwrap();
+    moved.start("guest").unwrap().kill().unwrap();
     assert!(!test_dir.path("vm").exists(), "nothing is created in the old place");
     fs::create_dir(test_dir.path("copy")).unwrap();
     for name in ["hyperkit.json", "disk.img"] {
@@ -161,7 +161,7 @@ fn disks_follow_a_moved_or_copied_state_directory() {
     }
     let copy = HyperKit::from_state(test_dir.path("copy")).unwrap();
     assert_eq!(copy.disks[0].path, Some(test_dir.path("copy/disk.img")));
-    copy.remove(false).unwrap();
+    copy.remove(Disks::Delete).unwrap();
     assert_eq!(fs::read(test_dir.path("moved/disk.img")).unwrap(), vec![7; 1024 * 1024]);
 }
 
@@ -173,24 +173,24 @@ fn unexecutable_hypervisor_leaves_no_vm() {
         Err(Error::Io { action: "start", path, .. }) => assert_eq!(path, program),
         other => panic!("{other:?}"),
     }
-    assert!(!HyperKit::from_state(test_dir.path("vm")).unwrap().is_running());
-    test_dir.description().start("guest").unwrap().stop().unwrap();
+    assert!(!HyperKit::from_state(test_dir.path("vm")).unwrap().is_running().unwrap());
+    test_dir.description().start("guest").unwrap().kill().unwrap();
 }
 
 #[test]
 fn wait_works_from_many_threads_and_after_exit() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest");
-    assert_eq!(vm.try_wait().unwrap(), None);
-    assert_eq!(vm.wait_timeout(Duration::from_millis(1)).unwrap(), None);
+    assert_eq!(vm.try_wait(), None);
+    assert_eq!(vm.wait_timeout(Duration::from_millis(1)), None);
     wait_until("the guest is up", || console_output(&test_dir).contains("Command line"));
     std::thread::scope(|scope| {
-        let waiting: Vec<_> = (0..10).map(|_| scope.spawn(|| vm.wait().unwrap())).collect();
+        let waiting: Vec<_> = (0..10).map(|_| scope.spawn(|| vm.wait())).collect();
         kill_process(to_pid(vm.pid()), Signal::TERM).unwrap();
         waiting.into_iter().for_each(|thread| assert_eq!(thread.join().unwrap(), Exit::PowerOff));
     });
-    assert_eq!(vm.try_wait().unwrap(), Some(Exit::PowerOff));
-    assert_eq!(vm.wait_timeout(Duration::MAX).unwrap(), Some(Exit::PowerOff));
+    assert_eq!(vm.try_wait(), Some(Exit::PowerOff));
+    assert_eq!(vm.wait_timeout(Duration::MAX), Some(Exit::PowerOff));
 }
 
 #[test]
@@ -199,7 +199,7 @@ fn vm_keeps_running_after_handle_drop_and_is_reaped() {
     let (description, vm, _stop) = start_vm(&test_dir, "guest");
     let pid = to_pid(vm.pid());
     drop(vm);
-    assert!(description.is_running());
+    assert!(description.is_running().unwrap());
     kill_process(pid, Signal::KILL).unwrap();
     // Signals to a zombie succeed.
     wait_until("it is reaped", || test_kill_process(pid).is_err());

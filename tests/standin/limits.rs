@@ -5,7 +5,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use hyperkit::{Disk, Error, HyperKit, Multiboot, PortForward, Qcow, Serial, VpnKit};
+use hyperkit::{Disk, Error, HyperKit, Multiboot, Network, PortForward, QcowOptions, Serial};
 
 use crate::common::rejection::{
     assert_boots, assert_boots_with, assert_error, modify, rejection_by_arguments, rejection_with, sparse_file,
@@ -29,7 +29,7 @@ fn vcpu_limits() {
         assert_boots(test_dir.description().cpus(count));
     }
     for count in [0, 65, u32::MAX] {
-        assert_error!(rejection_by_arguments(|d| d.cpus(count)), Error::InvalidCpus { value } if value == count);
+        assert_error!(rejection_by_arguments(|d| d.cpus(count)), ConfigError::InvalidCpus { value } if value == count);
     }
 }
 
@@ -40,10 +40,10 @@ fn memory_limits() {
     low[0x230..0x234].copy_from_slice(&0x10_0000_u32.to_le_bytes()); // alignment
     test_dir.write("vmlinuz", &low);
     for memory_mib in [2, (1 << 43) - 1] {
-        assert_boots(test_dir.description().memory(memory_mib));
+        assert_boots(test_dir.description().memory_mib(memory_mib));
     }
     for memory_mib in [0, 1, 1 << 43, u64::MAX] {
-        assert_error!(rejection_by_arguments(|d| d.memory(memory_mib)), Error::InvalidMemory { value } if value == memory_mib);
+        assert_error!(rejection_by_arguments(|d| d.memory_mib(memory_mib)), ConfigError::InvalidMemory { value } if value == memory_mib);
     }
 }
 
@@ -54,7 +54,7 @@ fn kernel_command_line_limit() {
     let fixed = "earlyprintk=serial ".len();
     assert_boots_with(test_dir.description(), &"x".repeat(99 - fixed));
     let error = rejection_with(&test_dir, &"x".repeat(100 - fixed), |d| d);
-    assert_error!(error, Error::CommandLineTooLong { length: 100, limit: 99 });
+    assert_error!(error, ConfigError::CommandLineTooLong { length: 100, limit: 99 });
 }
 
 #[test]
@@ -62,17 +62,17 @@ fn uuid_and_ipv4_syntax() {
     let test_dir = TestDir::new();
     let socket = test_dir.path("vpnkit");
     let _listener = UnixListener::bind(&socket).unwrap();
-    let network = |d: HyperKit| d.vpnkit(VpnKit::Socket(socket.clone())).vpnkit_key(UUID);
+    let network = |d: HyperKit| d.vpnkit(Network::VpnKit(socket.clone())).vpnkit_key(UUID);
     assert_boots(network(test_dir.description()).uuid(UUID.to_uppercase()).vpnkit_preferred_ipv4("255.255.255.255"));
     let bad = ["", &UUID[1..], &format!("{UUID}0"), &UUID.replace('-', ""), &UUID.replace('a', "g")];
     for bad in [&bad[..], &["0123456-789ab-cdef-0123-456789abcdef0"]].concat() {
-        assert_error!(rejection_by_arguments(|d| d.uuid(bad)), Error::InvalidUuid { field: "uuid", value } if value == bad);
+        assert_error!(rejection_by_arguments(|d| d.uuid(bad)), ConfigError::InvalidUuid { field: "uuid", value } if value == bad);
         let error = rejection_by_arguments(|d| d.vpnkit_key(bad));
-        assert_error!(error, Error::InvalidUuid { field: "vpnkit_key", value } if value == bad);
+        assert_error!(error, ConfigError::InvalidUuid { field: "vpnkit_key", value } if value == bad);
     }
     for bad in ["", "1.2.3", "1.2.3.4.5", "1.2.3.256", "::1", " 1.2.3.4", "vm.local"] {
         let error = rejection_by_arguments(|d| network(d).vpnkit_preferred_ipv4(bad));
-        assert_error!(error, Error::InvalidIpv4 { value } if value == bad);
+        assert_error!(error, ConfigError::InvalidIpv4 { value } if value == bad);
     }
 }
 
@@ -83,14 +83,14 @@ fn tap_name_limit_and_mac_syntax() {
         assert_boots(test_dir.description().tap("t".repeat(74)).mac(good));
     }
     let error = rejection_by_arguments(|d| d.tap("t".repeat(75)));
-    assert_error!(error, Error::TooLong { field: "tap", length: 75, limit: 74, .. });
+    assert_error!(error, ConfigError::TooLong { field: "tap", length: 75, limit: 74, .. });
     let error = rejection_by_arguments(|d| d.tap("../tap0"));
-    assert_error!(error, Error::ForbiddenCharacter { field: "tap", character: '/', .. });
-    assert_error!(rejection_by_arguments(|d| d.tap("")), Error::Missing { field: "tap" });
+    assert_error!(error, ConfigError::ForbiddenCharacter { field: "tap", character: '/', .. });
+    assert_error!(rejection_by_arguments(|d| d.tap("")), ConfigError::Missing { field: "tap" });
     let (multicast, zero) = ("01:00:00:00:00:01", "00:00:00:00:00:00");
     let misspelt = ["02:00:00:00:00", "02:00:00:00:00:01:02", "02-00-00-00-00-01", "02:00:00:00:00:0g", "2:0:0:0:0:1"];
     for bad in [&[multicast, zero, "", "02:00:00:00:00:+1"], &misspelt[..]].concat() {
-        assert_error!(rejection_by_arguments(|d| d.tap("tap0").mac(bad)), Error::InvalidMac { value } if value == bad);
+        assert_error!(rejection_by_arguments(|d| d.tap("tap0").mac(bad)), ConfigError::InvalidMac { value } if value == bad);
     }
 }
 
@@ -103,14 +103,14 @@ fn thirty_devices_fit() {
     };
     assert_boots(disks(test_dir.description(), 29)); // plus the random number generator
     assert_boots(disks(test_dir.description().random(false), 30));
-    assert_error!(rejection_by_arguments(|d| disks(d, 30)), Error::TooManyDevices { count: 31 });
-    assert_error!(rejection_by_arguments(|d| disks(d.random(false), 31)), Error::TooManyDevices { count: 31 });
+    assert_error!(rejection_by_arguments(|d| disks(d, 30)), ConfigError::TooManyDevices { count: 31 });
+    assert_error!(rejection_by_arguments(|d| disks(d.random(false), 31)), ConfigError::TooManyDevices { count: 31 });
     let shares = |description: HyperKit, count: usize| {
         (0..count).fold(description, |d, index| d.socket_9p("/s", format!("{index}")))
     };
     assert_error!(
         rejection_by_arguments(|d| shares(d.vsock(true).vmnet(true), 28)),
-        Error::TooManyDevices { count: 31 }
+        ConfigError::TooManyDevices { count: 31 }
     );
 }
 
@@ -127,7 +127,7 @@ fn sector_size_limits() {
         let error = rejection_by_arguments(|d| d.disk(Disk::raw(&image).sector_size(sizes.0, sizes.1)));
         assert_error!(
             error,
-            Error::InvalidSectorSize { path, value } if path == image && (value.logical, value.physical) == sizes
+            ConfigError::InvalidSectorSize { path, value } if path == image && (value.logical, value.physical) == sizes
         );
     }
 }
@@ -140,10 +140,13 @@ fn vsock_cid_and_port_limits() {
     assert_boots(ports(test_dir.description(), 4).vsock_guest_cid(3));
     assert_boots(vsock(test_dir.description()).vsock_port(0).vsock_port(u32::MAX - 1).vsock_guest_cid(0x7fff_ffff));
     for cid in [0, 2, 0x8000_0000, u32::MAX] {
-        assert_error!(rejection_by_arguments(|d| vsock(d).vsock_guest_cid(cid)), Error::InvalidCid { value } if value == cid);
+        assert_error!(rejection_by_arguments(|d| vsock(d).vsock_guest_cid(cid)), ConfigError::InvalidCid { value } if value == cid);
     }
-    assert_error!(rejection_by_arguments(|d| ports(d, 5)), Error::TooManyPorts { count: 5 });
-    assert_error!(rejection_by_arguments(|d| vsock(d).vsock_port(u32::MAX)), Error::InvalidPort { value: u32::MAX });
+    assert_error!(rejection_by_arguments(|d| ports(d, 5)), ConfigError::TooManyVsockPorts { count: 5 });
+    assert_error!(
+        rejection_by_arguments(|d| vsock(d).vsock_port(u32::MAX)),
+        ConfigError::InvalidVsockPort { value: u32::MAX }
+    );
 }
 
 #[test]
@@ -153,10 +156,10 @@ fn vsock_directory_path_limit() {
     assert_boots(test_dir.description().vsock(true).state_dir(&longest));
     assert_boots(test_dir.description().state_dir(&too_long)); // without vsock there are no sockets in it
     let error = rejection_with(&test_dir, "", |d| d.vsock(true).state_dir(&too_long));
-    assert_error!(error, Error::TooLong { field: "state_dir", length: 86, limit: 85, .. });
+    assert_error!(error, ConfigError::TooLong { field: "state_dir", length: 86, limit: 85, .. });
     assert_boots(test_dir.description().vsock(true).state_dir(&too_long).vsock_dir(&longest));
     let error = rejection_with(&test_dir, "", |d| d.vsock(true).vsock_dir(&too_long));
-    assert_error!(error, Error::TooLong { field: "vsock_dir", length: 86, limit: 85, .. });
+    assert_error!(error, ConfigError::TooLong { field: "vsock_dir", length: 86, limit: 85, .. });
 }
 
 #[test]
@@ -164,17 +167,17 @@ fn socket_path_tag_and_port_limits_of_9p_and_vpnkit() {
     let test_dir = TestDir::new();
     let [longest, too_long] = [103, 104].map(|length| path_of(length, &test_dir.dir()));
     let _listener = UnixListener::bind(&longest).unwrap();
-    assert_boots(test_dir.description().vpnkit(VpnKit::Socket(longest.clone())).socket_9p(&longest, "t".repeat(256)));
+    assert_boots(test_dir.description().vpnkit(Network::VpnKit(longest.clone())).socket_9p(&longest, "t".repeat(256)));
     assert_boots(test_dir.description().port_9p(1, "t").port_9p(65535, "u"));
-    let error = rejection_by_arguments(|d| d.vpnkit(VpnKit::Socket(too_long.clone())));
-    assert_error!(error, Error::TooLong { field: "vpnkit", length: 104, limit: 103, .. });
+    let error = rejection_by_arguments(|d| d.vpnkit(Network::VpnKit(too_long.clone())));
+    assert_error!(error, ConfigError::TooLong { field: "vpnkit", length: 104, limit: 103, .. });
     let error = rejection_by_arguments(|d| d.socket_9p(&too_long, "tag"));
-    assert_error!(error, Error::TooLong { field: "sockets_9p", length: 104, limit: 103, .. });
+    assert_error!(error, ConfigError::TooLong { field: "shares_9p", length: 104, limit: 103, .. });
     for with_tag in [|d: HyperKit, tag| d.socket_9p("/s", tag), |d: HyperKit, tag| d.port_9p(1, tag)] {
         let error = rejection_by_arguments(|d| with_tag(d, "t".repeat(257)));
-        assert_error!(error, Error::TooLong { field: "sockets_9p", length: 257, limit: 256, .. });
+        assert_error!(error, ConfigError::TooLong { field: "shares_9p", length: 257, limit: 256, .. });
     }
-    assert_error!(rejection_by_arguments(|d| d.port_9p(0, "tag")), Error::ZeroPort { field: "sockets_9p" });
+    assert_error!(rejection_by_arguments(|d| d.port_9p(0, "tag")), ConfigError::ZeroPort { field: "shares_9p" });
 }
 
 #[test]
@@ -183,24 +186,24 @@ fn port_limits() {
     for port in [1, 65535] {
         assert_boots(test_dir.description().gdb_port(port));
     }
-    assert_error!(rejection_by_arguments(|d| d.gdb_port(0)), Error::ZeroPort { field: "gdb_port" });
+    assert_error!(rejection_by_arguments(|d| d.gdb_port(0)), ConfigError::ZeroPort { field: "gdb_port" });
     for forward in [PortForward::tcp, PortForward::udp] {
         // Only QEMU forwards ports.
         let forwarding =
             |d: HyperKit, guest| d.hyperkit("qemu-system-x86_64").vmnet(true).port_forward(forward(0, guest));
         forwarding(test_dir.description(), 1).arguments("").unwrap();
-        assert_error!(rejection_by_arguments(|d| forwarding(d, 0)), Error::ZeroPort { field: "port_forwards" });
+        assert_error!(rejection_by_arguments(|d| forwarding(d, 0)), ConfigError::ZeroPort { field: "port_forwards" });
     }
 }
 
 #[test]
 fn serial_port_limits() {
     let test_dir = TestDir::new();
-    assert_boots(test_dir.description().serial(Serial::tty().log()).serial(Serial::none().log()));
+    assert_boots(test_dir.description().serial(Serial::pty().log()).serial(Serial::none().log()));
     let serials = |d: HyperKit, all: &[Serial]| all.iter().fold(d, |d, &serial| d.serial(serial));
     let error = rejection_by_arguments(|d| serials(d, &[Serial::none(); 3]));
-    assert_error!(error, Error::TooManySerials { count: 3 });
-    assert_error!(rejection_by_arguments(|d| serials(d, &[Serial::stdio(); 2])), Error::StdioTwice);
+    assert_error!(error, ConfigError::TooManySerials { count: 3 });
+    assert_error!(rejection_by_arguments(|d| serials(d, &[Serial::stdio(); 2])), ConfigError::DuplicateStdio);
 
     // Run directly instead of by `start`, since the port is stdout.
     let one = modify(test_dir.description(), |d| d.state_dir = None).serial(Serial::none()).serial(Serial::stdio());
@@ -221,15 +224,15 @@ fn boot_rom_size_limits() {
     for bad in [0, PAGE - 1, PAGE + 1, 2 * PAGE - 1, 16 * MIB + 1, 16 * MIB + PAGE] {
         sparse_file(bad, &test_dir, "rom");
         let error = rejection_with(&test_dir, "", with_rom);
-        assert_error!(error, Error::InvalidBootrom { path, length } if path == rom && length == bad);
+        assert_error!(error, ConfigError::InvalidBootrom { path, length } if path == rom && length == bad);
     }
     sparse_file(PAGE, &test_dir, "rom");
     let error = rejection_with(&test_dir, "x", with_rom);
-    assert_error!(error, Error::CommandLineForRom { value } if value == "x");
+    assert_error!(error, ConfigError::CommandLineForRom { value } if value == "x");
 }
 
-fn qcow(change: impl FnOnce(&mut Qcow)) -> Disk {
-    let mut qcow = Qcow::default();
+fn qcow(change: impl FnOnce(&mut QcowOptions)) -> Disk {
+    let mut qcow = QcowOptions::default();
     change(&mut qcow);
     Disk::qcow2("/q.qcow2", qcow)
 }
@@ -244,24 +247,24 @@ fn commas_and_nul_bytes_are_rejected() {
         ("initrd", |d, text| d.initrd(text)),
         ("bootrom", |d, text| without_boot_source(d).bootrom(text)),
         ("multiboot", |d, text| without_boot_source(d).multiboot(Multiboot::new(text))),
-        ("disks", |d, text| d.disk(Disk::raw(text).size(1))),
-        ("disks", |d, text| d.disk(Disk::qcow2(text, Qcow::default()))),
+        ("disks", |d, text| d.disk(Disk::raw(text).size_mib(1))),
+        ("disks", |d, text| d.disk(Disk::qcow2(text, QcowOptions::default()))),
         ("disks", |d, text| d.disk(qcow(|qcow| qcow.stats = Some(text.to_owned())))),
         ("disks", |d, text| d.disk(qcow(|qcow| qcow.tool = Some(text.into())))),
         ("isos", |d, text| d.iso(text)),
         ("tap", |d, text| d.tap(text.trim_start_matches('/'))),
-        ("vpnkit", |d, text| d.vpnkit(VpnKit::Socket(text.into()))),
+        ("vpnkit", |d, text| d.vpnkit(Network::VpnKit(text.into()))),
         ("vsock_dir", |d, text| d.vsock(true).vsock_dir(text)),
         ("vhost_device_vsock", |d, text| d.vhost_device_vsock(text)),
-        ("sockets_9p", |d, text| d.socket_9p(text, "tag")),
-        ("sockets_9p", |d, text| d.socket_9p("/socket", text)),
+        ("shares_9p", |d, text| d.socket_9p(text, "tag")),
+        ("shares_9p", |d, text| d.socket_9p("/socket", text)),
     ];
     for (name, change) in fields {
         for forbidden in [',', '\0'] {
             let value = format!("/a{forbidden}b");
             assert_error!(
                 rejection_by_arguments(|d| change(d, &value)),
-                Error::ForbiddenCharacter { field, value: v, character } if field == name && value.ends_with(&v) && character == forbidden
+                ConfigError::ForbiddenCharacter { field, value: v, character } if field == name && value.ends_with(&v) && character == forbidden
             );
         }
     }
@@ -270,8 +273,8 @@ fn commas_and_nul_bytes_are_rejected() {
     for (name, change) in whole {
         change(TestDir::new().description(), "a,b").check().unwrap();
         let error = rejection_by_arguments(|d| change(d, "a\0b"));
-        assert_error!(error, Error::ForbiddenCharacter { field, character: '\0', .. } if field == name);
+        assert_error!(error, ConfigError::ForbiddenCharacter { field, character: '\0', .. } if field == name);
     }
     let error = rejection_with(&TestDir::new(), "a\0b", |d| d);
-    assert_error!(error, Error::ForbiddenCharacter { field: "cmdline", character: '\0', .. });
+    assert_error!(error, ConfigError::ForbiddenCharacter { field: "cmdline", character: '\0', .. });
 }

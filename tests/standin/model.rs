@@ -94,7 +94,7 @@ fn act(test_dir: &TestDir, description: &mut HyperKit, model: &mut Model, step: 
                 *description = loaded;
                 model.made_by_memory = model.made_by_state;
             }
-            Err(Error::NoState { .. }) if !model.recorded => {}
+            Err(Error::StateNotFound { .. }) if !model.recorded => {}
             other => panic!("{other:?}"),
         },
         Step::Remove { keep_disk } => match description.remove(keep_disk) {
@@ -117,13 +117,13 @@ proptest! {
     fn any_sequence_of_calls_matches_the_model(steps in steps()) {
         let test_dir = TestDir::new();
         let _stop = test_dir.stop_on_drop();
-        let mut description = test_dir.description().disk(Disk::in_state_dir(1));
+        let description = test_dir.description().disk(Disk::in_state_dir(1));
         let mut model = Model::default();
         for step in steps {
             act(&test_dir, &mut description, &mut model, step);
             let alive = hypervisors_in(&test_dir.path("vm"));
             prop_assert_eq!(alive.len(), usize::from(model.running), "{:?} after {:?}", &alive, step);
-            prop_assert_eq!(description.is_running(), model.running, "after {:?}", step);
+            prop_assert_eq!(description.is_running().unwrap(), model.running, "after {:?}", step);
             prop_assert_eq!(test_dir.path("vm/hyperkit.json").exists(), model.recorded, "after {:?}", step);
             prop_assert_eq!(test_dir.path("vm/disk.img").exists(), model.disk, "after {:?}", step);
             prop_assert_eq!(test_dir.path("vm").exists(), model.recorded || model.disk, "after {:?}", step);

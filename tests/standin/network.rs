@@ -11,17 +11,17 @@ const UUID: &str = "1f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55";
 fn vmnet_mac_address_is_recorded() {
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
-    let mut description = test_dir.description().vmnet(true).uuid(UUID);
+    let description = test_dir.description().vmnet(true).uuid(UUID);
     let vm = description.start("guest").unwrap();
     let state: serde_json::Value =
         serde_json::from_slice(&fs::read(test_dir.path("vm/hyperkit.json")).unwrap()).unwrap();
     assert_eq!(state["vmnet_mac"], "02:00:00:00:00:01");
     assert_eq!(vm.addresses().unwrap(), [], "there is no DHCP lease here");
-    vm.stop().unwrap();
+    vm.kill().unwrap();
 
     let description = test_dir.description().vpnkit_preferred_ipv4("192.168.65.9").vpnkit_key(UUID);
     let socket = test_dir.path("vpnkit.sock");
     let _vpnkit = std::os::unix::net::UnixListener::bind(&socket).unwrap();
-    let vm = description.vpnkit(hyperkit::VpnKit::Socket(socket)).start("guest").unwrap();
-    assert_eq!(vm.addresses().unwrap(), [(hyperkit::Card::VpnKit, "192.168.65.9".parse().unwrap())]);
+    let vm = description.vpnkit(hyperkit::Network::VpnKit(socket)).start("guest").unwrap();
+    assert_eq!(vm.addresses().unwrap(), [(hyperkit::NicKind::Network, "192.168.65.9".parse().unwrap())]);
 }

@@ -15,21 +15,21 @@ use crate::common::{TestDir, hypervisors_in, standin_path, start_vm, to_pid, wai
 fn zombie_is_not_running() {
     let test_dir = TestDir::new();
     fs::create_dir(test_dir.path("vm")).unwrap();
-    let mut description = test_dir.description();
+    let description = test_dir.description();
     description.arguments = description.arguments("guest").unwrap();
     let mut zombie = Command::new(standin_path()).args(&description.arguments).spawn().unwrap();
     description.pid = Some(zombie.id());
     test_dir.write("vm/hyperkit.json", description.to_string().as_bytes());
     wait_until("it is running", || {
-        HyperKit::from_state(test_dir.path("vm")).is_ok_and(|description| description.is_running())
+        HyperKit::from_state(test_dir.path("vm")).is_ok_and(|description| description.is_running().unwrap())
     });
     kill_process(to_pid(zombie.id()), Signal::KILL).unwrap();
-    wait_until("it is a zombie", || !description.is_running());
+    wait_until("it is a zombie", || !description.is_running().unwrap());
     rustix::process::test_kill_process(to_pid(zombie.id())).expect("the zombie still exists");
     description.stop().unwrap();
     let vm = description.start("guest").unwrap();
     assert_eq!(hypervisors_in(&test_dir.path("vm")), [vm.pid()]);
-    vm.stop().unwrap();
+    vm.kill().unwrap();
     zombie.wait().unwrap();
 }
 
@@ -39,16 +39,16 @@ fn unrelated_process_with_the_recorded_pid_is_left_alone() {
     let test_dir = TestDir::new();
     let mut other_process = Command::new("sleep").arg("1000").spawn().unwrap();
     fs::create_dir(test_dir.path("vm")).unwrap();
-    let mut description = test_dir.description();
+    let description = test_dir.description();
     description.pid = Some(other_process.id());
     test_dir.write("vm/hyperkit.json", description.to_string().as_bytes());
     test_dir.write("vm/hyperkit.pid", other_process.id().to_string().as_bytes());
-    let mut description = HyperKit::from_state(test_dir.path("vm")).unwrap();
-    assert!(!description.is_running());
+    let description = HyperKit::from_state(test_dir.path("vm")).unwrap();
+    assert!(!description.is_running().unwrap());
     description.stop().unwrap();
-    description.start("guest").unwrap().stop().unwrap();
-    description.remove(false).unwrap();
-    assert!(other_process.try_wait().unwrap().is_none(), "the unrelated process was killed");
+    description.start("guest").unwrap().kill().unwrap();
+    description.remove(Disks::Delete).unwrap();
+    assert!(other_process.try_wait().is_none(), "the unrelated process was killed");
     other_process.kill().unwrap();
     other_process.wait().unwrap();
 }
@@ -61,15 +61,15 @@ fn unrelated_process_that_names_the_pid_file_is_left_alone() {
     let pid_file = test_dir.path("vm/hyperkit.pid");
     let mut other_process =
         Command::new("sh").args(["-c", "sleep 1000; :", "sh", "-F"]).arg(&pid_file).process_group(0).spawn().unwrap();
-    let mut description = test_dir.description();
+    let description = test_dir.description();
     description.pid = Some(other_process.id());
     description.arguments = description.arguments("guest").unwrap();
     test_dir.write("vm/hyperkit.json", description.to_string().as_bytes());
     test_dir.write("vm/hyperkit.pid", other_process.id().to_string().as_bytes());
     let found = HyperKit::from_state(test_dir.path("vm")).unwrap();
-    let was_running = found.is_running();
+    let was_running = found.is_running().unwrap();
     found.stop().unwrap();
-    let alive = other_process.try_wait().unwrap().is_none();
+    let alive = other_process.try_wait().is_none();
     rustix::process::kill_process_group(to_pid(other_process.id()), rustix::process::Signal::KILL).unwrap();
     other_process.wait().unwrap();
     assert!(!was_running && alive);
@@ -85,13 +85,13 @@ fn start_time_identifies_the_process_without_a_pid_file() {
     let mut state: serde_json::Value = serde_json::from_str(&json).unwrap();
     state["pid_started"] = (state["pid_started"].as_u64().expect("the start time is recorded") - 1000).into();
     test_dir.write("vm/hyperkit.json", state.to_string().as_bytes());
-    let is_running = || HyperKit::from_state(test_dir.path("vm")).unwrap().is_running();
+    let is_running = || HyperKit::from_state(test_dir.path("vm")).unwrap().is_running().unwrap();
     assert!(is_running());
     fs::remove_file(test_dir.path("vm/hyperkit.pid")).unwrap();
     assert!(!is_running());
     test_dir.write("vm/hyperkit.json", json.as_bytes());
     assert!(is_running());
-    vm.stop().unwrap();
+    vm.kill().unwrap();
 }
 
 /// On Linux, threads have PIDs and command lines as well.
@@ -111,5 +111,5 @@ fn thread_id_of_the_hypervisor_is_not_its_pid() {
     for _ in 0..20 {
         assert_eq!(HyperKit::from_state(test_dir.path("vm")).unwrap().pid, Some(vm.pid()));
     }
-    vm.stop().unwrap();
+    vm.kill().unwrap();
 }

@@ -13,16 +13,18 @@ fn remove_deletes_only_created_files() {
     fs::create_dir(test_dir.path("vm")).unwrap();
     let own = test_dir.write("vm/own.img", &[0; 4096]);
     let outside = test_dir.path("outside.img");
-    let mut description = test_dir
+    let description = test_dir
         .description()
         .disk(Disk::in_state_dir(1))
         .disk(Disk::raw(&own))
-        .disk(Disk::raw(test_dir.path("vm/made.img")).size(1))
-        .disk(Disk::raw(&outside).size(1))
+        .disk(Disk::raw(test_dir.path("vm/made.img")).size_mib(1))
+        .disk(Disk::raw(&outside).size_mib(1))
         .vsock(true)
         .vsock_port(2374);
     description.start("guest").unwrap();
-    assert!(matches!(description.remove(false), Err(Error::StillRunning { pid }) if Some(pid) == description.pid));
+    assert!(
+        matches!(description.remove(Disks::Delete), Err(Error::StillRunning { pid, .. }) if Some(pid) == description.pid)
+    );
     let all = [
         "00000003.00000946",
         "connect",
@@ -40,11 +42,11 @@ fn remove_deletes_only_created_files() {
     description.stop().unwrap();
     test_dir.write("vm/notes.txt", b"mine");
 
-    description.remove(true).unwrap();
+    description.remove(Disks::Keep).unwrap();
     assert_eq!(test_dir.state_files(), ["disk.img", "made.img", "notes.txt", "own.img"]);
     // A start that uses the remaining files does not count as their creation.
-    description.start("guest").unwrap().stop().unwrap();
-    HyperKit::from_state(test_dir.path("vm")).unwrap().remove(false).unwrap();
+    description.start("guest").unwrap().kill().unwrap();
+    HyperKit::from_state(test_dir.path("vm")).unwrap().remove(Disks::Delete).unwrap();
     assert_eq!(test_dir.state_files(), ["notes.txt", "own.img"]);
     assert_eq!(fs::read(&own).unwrap(), [0; 4096]);
     assert!(outside.exists());
@@ -56,9 +58,9 @@ fn remove_keeps_a_file_named_like_a_disk_created_elsewhere() {
     let test_dir = TestDir::new();
     fs::create_dir(test_dir.path("vm")).unwrap();
     let own = test_dir.write("vm/d.img", b"precious");
-    let mut description = test_dir.description().disk(Disk::raw(test_dir.path("d.img")).size(1));
-    description.start("guest").unwrap().stop().unwrap();
-    description.remove(false).unwrap();
+    let description = test_dir.description().disk(Disk::raw(test_dir.path("d.img")).size_mib(1));
+    description.start("guest").unwrap().kill().unwrap();
+    description.remove(Disks::Delete).unwrap();
     assert_eq!(fs::read(own).unwrap(), b"precious");
 }
 
@@ -68,10 +70,10 @@ fn created_disk_stays_recorded_across_starts_and_symlinks() {
     fs::create_dir(test_dir.path("vm")).unwrap();
     symlink(test_dir.path("vm"), test_dir.path("alias")).unwrap();
     for _ in 0..2 {
-        let mut description = test_dir.description().disk(Disk::raw(test_dir.path("alias/d.img")).size(1));
-        description.start("guest").unwrap().stop().unwrap();
+        let description = test_dir.description().disk(Disk::raw(test_dir.path("alias/d.img")).size_mib(1));
+        description.start("guest").unwrap().kill().unwrap();
     }
-    test_dir.description().remove(false).unwrap();
+    test_dir.description().remove(Disks::Delete).unwrap();
     assert!(!test_dir.path("vm").exists());
 }
 
@@ -82,17 +84,17 @@ fn remove_without_a_state_file_deletes_nothing() {
     for own in ["tty", "console-ring", "hyperkit.log", "disk.img"] {
         test_dir.write(&format!("vm/{own}"), b"mine");
     }
-    test_dir.description().remove(false).unwrap();
+    test_dir.description().remove(Disks::Delete).unwrap();
     assert_eq!(test_dir.state_files(), ["console-ring", "disk.img", "hyperkit.log", "tty"]);
 }
 
 #[test]
 fn remove_deletes_an_unfinished_disk_image() {
     let test_dir = TestDir::new();
-    let mut description = test_dir.description().disk(Disk::in_state_dir(1));
-    description.start("guest").unwrap().stop().unwrap();
+    let description = test_dir.description().disk(Disk::in_state_dir(1));
+    description.start("guest").unwrap().kill().unwrap();
     test_dir.write("vm/.disk.img.new", b"");
-    description.remove(false).unwrap();
+    description.remove(Disks::Delete).unwrap();
     assert!(!test_dir.path("vm").exists());
 }
 
@@ -100,7 +102,7 @@ fn remove_deletes_an_unfinished_disk_image() {
 fn remove_of_inaccessible_directory_is_an_error() {
     let test_dir = TestDir::new();
     let below_a_file = test_dir.path("initrd.img/vm");
-    match test_dir.description().state_dir(&below_a_file).remove(false) {
+    match test_dir.description().state_dir(&below_a_file).remove(Disks::Delete) {
         Err(Error::Io { path, .. }) => assert_eq!(path, below_a_file),
         other => panic!("{other:?}"),
     }
@@ -109,9 +111,9 @@ fn remove_of_inaccessible_directory_is_an_error() {
 #[test]
 fn remove_deletes_an_empty_state_directory() {
     let test_dir = TestDir::new();
-    let mut description = test_dir.description().disk(Disk::in_state_dir(1));
-    description.start("guest").unwrap().stop().unwrap();
-    description.remove(false).unwrap();
+    let description = test_dir.description().disk(Disk::in_state_dir(1));
+    description.start("guest").unwrap().kill().unwrap();
+    description.remove(Disks::Delete).unwrap();
     assert_eq!(file_names(&test_dir.dir()), ["initrd.img", "vmlinuz"]);
-    description.remove(false).unwrap(); // nothing is left to remove
+    description.remove(Disks::Delete).unwrap(); // nothing is left to remove
 }

@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use hyperkit::{Error, Exit, HyperKit, Shutdown};
+use hyperkit::{Error, Exit, HyperKit, ShutdownOutcome};
 use rustix::process::{Signal, kill_process};
 
 use crate::common::{
@@ -15,9 +15,9 @@ fn power_button_shuts_down_the_guest() {
     let test_dir = TestDir::new();
     let (description, vm, _stop) = start_vm(&test_dir, "guest");
     wait_until("the guest is up", || console_output(&test_dir).contains("Command line"));
-    assert_eq!(vm.shutdown(TEST_TIMEOUT).unwrap(), Shutdown::PowerButton(Exit::PowerOff));
-    assert!(!description.is_running() && !test_dir.path("vm/hyperkit.pid").exists());
-    assert_eq!(vm.shutdown(TEST_TIMEOUT).unwrap(), Shutdown::Ended(Exit::PowerOff));
+    assert_eq!(vm.shutdown(TEST_TIMEOUT).unwrap(), ShutdownOutcome::Graceful(Exit::PowerOff));
+    assert!(!description.is_running().unwrap() && !test_dir.path("vm/hyperkit.pid").exists());
+    assert_eq!(vm.shutdown(TEST_TIMEOUT).unwrap(), ShutdownOutcome::AlreadyExited(Exit::PowerOff));
 }
 
 /// SIGTERM kills hyperkit if the guest has not enabled ACPI yet, and the pid file is left. `shutdown` deletes it.
@@ -26,7 +26,7 @@ fn power_button_kills_a_guest_without_acpi() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest.no-acpi");
     wait_until("the guest is up", || console_output(&test_dir).contains("Command line"));
-    assert_eq!(vm.shutdown(TEST_TIMEOUT).unwrap(), Shutdown::PowerButton(Exit::Killed(15)));
+    assert_eq!(vm.shutdown(TEST_TIMEOUT).unwrap(), ShutdownOutcome::Graceful(Exit::Killed(15)));
     assert!(!test_dir.path("vm/hyperkit.pid").exists());
 }
 
@@ -35,7 +35,7 @@ fn guest_that_ignores_the_power_button_is_killed() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest.deaf");
     wait_until("the guest is up", || console_output(&test_dir).contains("Command line"));
-    assert_eq!(vm.shutdown(Duration::from_millis(700)).unwrap(), Shutdown::Plug(Exit::Killed(9)));
+    assert_eq!(vm.shutdown(Duration::from_millis(700)).unwrap(), ShutdownOutcome::Forced(Exit::Killed(9)));
     assert!(
         console_output(&test_dir).matches("power button, ignored").count() >= 2,
         "the button is pressed again: {}",
@@ -51,7 +51,7 @@ fn vm_started_by_another_process_shuts_down() {
     assert!(boot_command(&test_dir, "guest").output().unwrap().status.success());
     wait_until("the guest is up", || console_output(&test_dir).contains("Command line"));
     let vm = HyperKit::from_state(test_dir.path("vm")).unwrap().vm().unwrap().unwrap();
-    assert_eq!(vm.shutdown(TEST_TIMEOUT).unwrap(), Shutdown::PowerButton(Exit::Unknown));
+    assert_eq!(vm.shutdown(TEST_TIMEOUT).unwrap(), ShutdownOutcome::Graceful(Exit::Unknown));
     assert!(console_output(&test_dir).contains("power button"));
     assert_eq!(hypervisors_in(&test_dir.path("vm")), [] as [u32; 0]);
     assert!(!test_dir.path("vm/hyperkit.pid").exists());
@@ -70,8 +70,8 @@ fn concurrent_stop_and_shutdown_from_several_processes_succeed() {
         for mut program in programs {
             assert!(program.wait().unwrap().success());
         }
-        assert!(!description.is_running());
-        assert!(vm.wait_timeout(TEST_TIMEOUT).unwrap().is_some(), "the child of this process has exited");
+        assert!(!description.is_running().unwrap());
+        assert!(vm.wait_timeout(TEST_TIMEOUT).is_some(), "the child of this process has exited");
         assert!(!test_dir.path("vm/hyperkit.pid").exists());
     }
 }
@@ -83,13 +83,13 @@ fn paused_vm_is_running_and_can_be_resumed_after_reattach() {
     wait_until("the guest is up", || console_output(&test_dir).contains("Command line"));
     vm.pause().unwrap();
     wait_until("the VM is paused", || console_output(&test_dir).contains("paused"));
-    assert!(description.is_running());
+    assert!(description.is_running().unwrap());
     let attached = HyperKit::from_state(test_dir.path("vm")).unwrap().vm().unwrap().unwrap();
     attached.resume().unwrap();
     wait_until("the VM is resumed", || console_output(&test_dir).contains("resumed"));
-    vm.stop().unwrap();
-    assert!(matches!(vm.pause(), Err(Error::NotRunning)));
-    assert!(matches!(vm.resume(), Err(Error::NotRunning)));
+    vm.kill().unwrap();
+    assert!(matches!(vm.pause(), Err(Error::NotRunning { .. })));
+    assert!(matches!(vm.resume(), Err(Error::NotRunning { .. })));
 }
 
 /// A handle of the previous VM deletes no files of the running VM.
@@ -99,12 +99,12 @@ fn stopping_an_exited_vm_leaves_its_successor_alone() {
     let (mut description, first, _stop) = start_vm(&test_dir, "guest");
     kill_process(to_pid(first.pid()), Signal::KILL).unwrap();
     assert_eq!(first.wait().unwrap(), Exit::Killed(9));
-    assert_eq!(first.shutdown(TEST_TIMEOUT).unwrap(), Shutdown::Ended(Exit::Killed(9)));
+    assert_eq!(first.shutdown(TEST_TIMEOUT).unwrap(), ShutdownOutcome::AlreadyExited(Exit::Killed(9)));
     assert!(!test_dir.path("vm/hyperkit.pid").exists());
     let second = description.start("guest").unwrap();
     let all = test_dir.state_files();
     first.stop().unwrap();
-    assert_eq!(first.shutdown(TEST_TIMEOUT).unwrap(), Shutdown::Ended(Exit::Killed(9)));
+    assert_eq!(first.shutdown(TEST_TIMEOUT).unwrap(), ShutdownOutcome::AlreadyExited(Exit::Killed(9)));
     assert_eq!(test_dir.state_files(), all);
     assert_eq!(hypervisors_in(&test_dir.path("vm")), [second.pid()]);
 }

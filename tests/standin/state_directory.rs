@@ -18,23 +18,23 @@ fn unusual_state_directory_names_and_symlinks_work() {
         let _stop = StopOnDrop(dir.clone());
         let vm = test_dir.description().state_dir(&dir).start("guest").unwrap();
         let found = HyperKit::from_state(&dir).unwrap();
-        assert_eq!((found.is_running(), found.pid), (true, Some(vm.pid())), "{name}");
+        assert_eq!((found.is_running().unwrap(), found.pid), (true, Some(vm.pid())), "{name}");
         let second = test_dir.description().state_dir(&dir).start("guest");
-        assert!(matches!(second, Err(Error::AlreadyRunning { pid }) if pid == vm.pid()), "{name}");
+        assert!(matches!(second, Err(Error::AlreadyRunning { pid, .. }) if pid == vm.pid()), "{name}");
         found.stop().unwrap();
-        test_dir.description().state_dir(&dir).start("guest").unwrap().stop().unwrap();
-        found.remove(false).unwrap();
+        test_dir.description().state_dir(&dir).start("guest").unwrap().kill().unwrap();
+        found.remove(Disks::Delete).unwrap();
         assert!(!dir.exists(), "{name}");
     }
     // With a symlink to a directory, `remove` deletes the directory and leaves the symlink.
     fs::create_dir(test_dir.path("real")).unwrap();
     symlink(test_dir.path("real"), test_dir.path("link")).unwrap();
-    let mut description = test_dir.description().state_dir(test_dir.path("link"));
+    let description = test_dir.description().state_dir(test_dir.path("link"));
     description.start("guest").unwrap();
-    assert!(HyperKit::from_state(test_dir.path("real")).unwrap().is_running());
+    assert!(HyperKit::from_state(test_dir.path("real")).unwrap().is_running().unwrap());
     HyperKit::from_state(test_dir.path("link")).unwrap().stop().unwrap();
-    assert!(!description.is_running());
-    description.remove(false).unwrap();
+    assert!(!description.is_running().unwrap());
+    description.remove(Disks::Delete).unwrap();
     assert!(!test_dir.path("real").exists());
 }
 
@@ -86,7 +86,7 @@ fn failed_state_file_write_starts_no_vm() {
     assert!(!output.status.success() && why.contains("cannot write") && why.contains("hyperkit.json"), "{why}");
     assert_eq!(test_dir.state_files(), [] as [&str; 0]);
     assert_eq!(hypervisors_in(&test_dir.path("vm")), [] as [u32; 0]);
-    test_dir.description().start("guest").unwrap().stop().unwrap();
+    test_dir.description().start("guest").unwrap().kill().unwrap();
 }
 
 /// The same with a real file system: a small tmpfs, filled to the last byte. This needs a mount namespace, so Linux.

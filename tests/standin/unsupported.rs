@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
-use hyperkit::{Console, Disk, Engine, Error, HyperKit, Multiboot, PortForward, Serial, VpnKit};
+use hyperkit::{Console, Disk, Engine, Error, HyperKit, Multiboot, Network, PortForward, Serial};
 
 use crate::common::rejection::{assert_error, modify, rejection_by_arguments, rejection_with};
 use crate::common::{TestDir, standin_path};
@@ -25,7 +25,7 @@ fn unneeded_vsock_daemon_is_not_looked_up() {
 fn features_unsupported_by_hyperkit_are_rejected() {
     let refuse = |change: &dyn Fn(HyperKit) -> HyperKit, words: &str| {
         let error = rejection_by_arguments(change);
-        assert_error!(error, Error::Unsupported { engine: Engine::HyperKit, feature } if feature.contains(words));
+        assert_error!(error, ConfigError::Unsupported { engine: Engine::HyperKit, feature } if feature.contains(words));
     };
     refuse(&|d| d.vmnet(true).port_forward(PortForward::tcp(0, 80)), "port_forwards");
     refuse(&|d| d.vmnet(true).mac("02:00:00:00:00:01"), "MAC address");
@@ -48,20 +48,20 @@ fn features_unsupported_by_qemu_are_rejected() {
     let _listener = UnixListener::bind(&socket).unwrap();
     let refuse = |change: &dyn Fn(HyperKit) -> HyperKit, words: &str| {
         let error = rejection_with(&test_dir, "", |d| change(d.hyperkit(&qemu)));
-        assert_error!(error, Error::Unsupported { engine: Engine::Qemu, feature } if feature.contains(words));
+        assert_error!(error, ConfigError::Unsupported { engine: Engine::Qemu, feature } if feature.contains(words));
     };
-    test_dir.description().hyperkit(&qemu).vpnkit(VpnKit::Auto).socket_9p(test_dir.dir(), "tag").check().unwrap();
-    refuse(&|d| d.vpnkit(VpnKit::Socket(socket.clone())), "VPNKit socket");
-    refuse(&|d| d.console(Console::Log), "Apple System Log");
+    test_dir.description().hyperkit(&qemu).vpnkit(Network::Nat).socket_9p(test_dir.dir(), "tag").check().unwrap();
+    refuse(&|d| d.vpnkit(Network::VpnKit(socket.clone())), "VPNKit socket");
+    refuse(&|d| d.console(Console::AppleLog), "Apple System Log");
     refuse(&|d| d.socket_9p(&socket, "tag"), "9p");
     refuse(&|d| d.port_9p(564, "tag"), "9p from a TCP port");
     let error = rejection_with(&test_dir, "", |d| d.hyperkit(&qemu).socket_9p("/no/such", "tag"));
-    assert_error!(error, Error::NotFound { field: "sockets_9p", .. });
+    assert_error!(error, ConfigError::NotFound { field: "shares_9p", .. });
     let bare = |d: HyperKit| modify(d, |d| (d.kernel, d.initrd) = (None, None));
     let multiboot = test_dir.write("kernel", &multiboot());
     let module = test_dir.write("a module", b"module");
     refuse(&|d| bare(d).multiboot(Multiboot::new(&multiboot).module(&module, "")), "module with a space");
-    refuse(&|d| d.serial(Serial::tty().asl()), "Apple System Log");
+    refuse(&|d| d.serial(Serial::pty().asl()), "Apple System Log");
     refuse(&|d| d.x2apic(true), "x2APIC");
     refuse(&|d| d.msix(false), "MSI");
     refuse(&|d| d.mptable(false), "MPtable");
@@ -71,7 +71,7 @@ fn features_unsupported_by_qemu_are_rejected() {
     refuse(&|d| d.disk(disk.clone().sector_size(512, 1 << 22)), "2 MiB");
     test_dir.description().hyperkit(&qemu).disk(disk.clone().sector_size(512, 1 << 21)).check().unwrap();
     let address = |d: HyperKit, address: &str| {
-        d.vpnkit(VpnKit::Auto).vpnkit_key("0f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55").vpnkit_preferred_ipv4(address)
+        d.vpnkit(Network::Nat).vpnkit_key("0f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55").vpnkit_preferred_ipv4(address)
     };
     for used_by_the_network in ["10.0.2.0", "10.0.2.3", "10.0.2.255"] {
         refuse(&|d| address(d, used_by_the_network), "preferred address");
@@ -86,18 +86,18 @@ fn features_unsupported_by_qemu_are_rejected() {
         // QEMU would truncate the name, fill in the number, or create the interface.
         for other_interface in ["no-such-tap", "tap%d", "lo"] {
             let error = rejection_with(&test_dir, "", |d| d.hyperkit(&qemu).tap(other_interface));
-            assert_error!(error, Error::NotFound { field: "tap", path } if path.to_str().unwrap().contains(other_interface));
+            assert_error!(error, ConfigError::NotFound { field: "tap", path } if path.to_str().unwrap().contains(other_interface));
         }
         let error = rejection_with(&test_dir, "", |d| d.hyperkit(&qemu).tap("t".repeat(16)));
-        assert_error!(error, Error::TooLong { field: "tap", limit: 15, .. });
+        assert_error!(error, ConfigError::TooLong { field: "tap", limit: 15, .. });
     } else {
         refuse(&|d| d.tap("tap0"), "tap");
     }
     // What does not depend on the host is also rejected by `arguments`.
     let arguments = test_dir.description().hyperkit(&qemu).x2apic(true).arguments("");
-    assert!(matches!(arguments, Err(Error::Unsupported { .. })), "{arguments:?}");
+    assert!(matches!(arguments, Err(ConfigError::Unsupported { .. })), "{arguments:?}");
     let error = rejection_with(&test_dir, "", |d| d.hyperkit(&qemu).socket_9p(test_dir.dir(), "t".repeat(32)));
-    assert_error!(error, Error::TooLong { field: "sockets_9p", limit: 31, .. });
+    assert_error!(error, ConfigError::TooLong { field: "shares_9p", limit: 31, .. });
     let has_device = fs::OpenOptions::new().read(true).write(true).open("/dev/vhost-vsock").is_ok();
     let path = std::env::var_os("PATH").unwrap();
     match std::env::split_paths(&path).any(|dir| dir.join("vhost-device-vsock").exists()) || has_device {
@@ -113,11 +113,11 @@ fn features_unsupported_by_qemu_are_rejected() {
         let error = rejection_with(&test_dir, "", |d| {
             without_state_dir(d.hyperkit(&qemu).vsock(true).vhost_device_vsock(&program))
         });
-        assert_error!(error, Error::StateDirRequired { field: "vsock" });
+        assert_error!(error, ConfigError::StateDirRequired { field: "vsock" });
     }
     let error = rejection_with(&test_dir, "", |d| d.hyperkit(&qemu).vsock(true).vhost_device_vsock("/no/such"));
-    assert_error!(error, Error::ToolNotFound { looked, .. } if looked == [Path::new("/no/such")]);
+    assert_error!(error, ConfigError::ToolNotFound { searched, .. } if searched == [Path::new("/no/such")]);
     let long = test_dir.dir().join("x".repeat(100));
     let error = rejection_with(&test_dir, "", |d| d.hyperkit(&qemu).state_dir(&long));
-    assert_error!(error, Error::TooLong { field: "state_dir", limit: 91, .. });
+    assert_error!(error, ConfigError::TooLong { field: "state_dir", limit: 91, .. });
 }

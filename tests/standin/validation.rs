@@ -9,7 +9,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use hyperkit::{Console, Disk, Error, HyperKit, Multiboot, PortForward, Serial, VpnKit};
+use hyperkit::{Console, Disk, Error, HyperKit, Multiboot, Network, PortForward, Serial};
 
 use crate::common::rejection::{assert_error, modify, rejection, rejection_by_arguments, rejection_with};
 use crate::common::{TestDir, bz_image, file_names, standin_path};
@@ -24,16 +24,16 @@ fn base_description_of_these_tests_is_valid() {
 #[test]
 fn features_with_files_require_a_state_directory() {
     let without = |description| modify(description, |d| d.state_dir = None);
-    for console in [Console::File, Console::Log] {
+    for console in [Console::Pty, Console::AppleLog] {
         let error = rejection_by_arguments(|d| without(d.console(console)));
-        assert_error!(error, Error::StateDirRequired { field: "console" });
+        assert_error!(error, ConfigError::StateDirRequired { field: "console" });
     }
     let error = rejection_by_arguments(|d| without(d.console(Console::Stdio).vsock(true)));
-    assert_error!(error, Error::StateDirRequired { field: "vsock" });
-    let serials = [Serial::tty(), Serial::none().log(), Serial::stdio().log()];
+    assert_error!(error, ConfigError::StateDirRequired { field: "vsock" });
+    let serials = [Serial::pty(), Serial::none().log(), Serial::stdio().log()];
     for serial in serials {
         let error = rejection_by_arguments(|d| without(d.serial(serial)));
-        assert_error!(error, Error::StateDirRequired { field: "serials" });
+        assert_error!(error, ConfigError::StateDirRequired { field: "serials" });
     }
     without(TestDir::new().description().serial(Serial::stdio()).serial(Serial::none())).arguments("").unwrap();
 }
@@ -45,13 +45,13 @@ fn missing_prerequisite_is_rejected() {
     let all: [(&str, &str, Change); 6] = [
         ("vsock_ports", "vsock", |d| d.vsock_port(1)),
         ("vsock_dir", "vsock", |d| d.vsock_dir("/tmp")),
-        ("vpnkit_preferred_ipv4", "vpnkit_key", |d| d.vpnkit(VpnKit::Auto).vpnkit_preferred_ipv4("10.0.2.4")),
+        ("vpnkit_preferred_ipv4", "vpnkit_key", |d| d.vpnkit(Network::Nat).vpnkit_preferred_ipv4("10.0.2.4")),
         ("vpnkit_preferred_ipv4", "vpnkit", |d| d.vmnet(true).vpnkit_key(KEY).vpnkit_preferred_ipv4("10.0.2.4")),
         ("mac", "vpnkit", |d| d.mac("02:00:00:00:00:01")),
         ("port_forwards", "vpnkit", |d| d.tap("tap0").port_forward(PortForward::tcp(0, 80))),
     ];
     for (name, other, change) in all {
-        assert_error!(rejection_by_arguments(change), Error::Needs { field, needs } if (field, needs) == (name, other));
+        assert_error!(rejection_by_arguments(change), ConfigError::MissingPrerequisite { field, needs } if (field, needs) == (name, other));
     }
 }
 
@@ -59,17 +59,17 @@ fn missing_prerequisite_is_rejected() {
 fn conflicting_boot_sources_are_rejected() {
     let rom = |d: HyperKit| d.bootrom("/rom");
     let error = rejection_by_arguments(rom);
-    assert_error!(error, Error::TwoFirmwares { first: "kernel", second: "bootrom" });
+    assert_error!(error, ConfigError::ConflictingBootSources { first: "kernel", second: "bootrom" });
     let error = rejection_by_arguments(|d| modify(rom(d), |d| d.kernel = None));
-    assert_error!(error, Error::TwoFirmwares { first: "bootrom", second: "initrd" });
+    assert_error!(error, ConfigError::ConflictingBootSources { first: "bootrom", second: "initrd" });
     let error = rejection_by_arguments(|d| modify(rom(d), |d| d.kernel = None).multiboot(Multiboot::new("/k")));
-    assert_error!(error, Error::TwoFirmwares { first: "bootrom", second: "multiboot" });
+    assert_error!(error, ConfigError::ConflictingBootSources { first: "bootrom", second: "multiboot" });
 }
 
 /// The description is invalid on every host.
 #[test]
 fn invalid_description_is_reported_before_a_missing_hypervisor() {
-    assert_error!(rejection(|d| d.hyperkit("/no/such").cpus(0)), Error::InvalidCpus { value: 0 });
+    assert_error!(rejection(|d| d.hyperkit("/no/such").cpus(0)), ConfigError::InvalidCpus { value: 0 });
 }
 
 #[test]
@@ -87,7 +87,7 @@ fn host_port_in_use_is_rejected() {
         (test_dir.description().gdb_port(tcp.1), "gdb_port", tcp.1),
     ] {
         let error = description.start("").expect_err("it started");
-        assert_error!(error, Error::PortTaken { field, port, .. } if (field, port) == (name, taken));
+        assert_error!(error, Error::PortInUse { field, port, .. } if (field, port) == (name, taken));
         assert!(!test_dir.path("vm").exists());
     }
 }
@@ -98,8 +98,8 @@ fn disk_at_dangling_symlink_is_rejected() {
     let test_dir = TestDir::new();
     let link = test_dir.path("d.img");
     symlink("nowhere", &link).unwrap();
-    let error = rejection_with(&test_dir, "", |d| d.disk(Disk::raw(&link).size(1)));
-    assert_error!(error, Error::Inaccessible { field: "disks", path, .. } if path == link);
+    let error = rejection_with(&test_dir, "", |d| d.disk(Disk::raw(&link).size_mib(1)));
+    assert_error!(error, ConfigError::Inaccessible { field: "disks", path, .. } if path == link);
 }
 
 #[test]
@@ -107,26 +107,26 @@ fn vsock_dir_has_to_be_a_directory() {
     let test_dir = TestDir::new();
     let file = test_dir.write("file", b"");
     let error = rejection_with(&test_dir, "", |d| d.vsock(true).vsock_dir(&file));
-    assert_error!(error, Error::NotADirectory { field: "vsock_dir", path } if path == file);
+    assert_error!(error, ConfigError::NotADirectory { field: "vsock_dir", path } if path == file);
     let error = rejection_with(&test_dir, "", |d| d.vsock(true).vsock_dir("/no/such"));
-    assert_error!(error, Error::NotFound { field: "vsock_dir", .. });
+    assert_error!(error, ConfigError::NotFound { field: "vsock_dir", .. });
 }
 
 #[test]
 fn empty_paths_and_tags_are_rejected() {
-    assert_error!(rejection_by_arguments(|d| modify(d, |d| d.kernel = None)), Error::Missing { field: "kernel" });
-    assert_error!(rejection_by_arguments(|d| d.kernel("")), Error::Missing { field: "kernel" });
-    assert_error!(rejection_by_arguments(|d| d.iso("")), Error::Missing { field: "isos" });
-    assert_error!(rejection_by_arguments(|d| d.socket_9p("/s", "")), Error::Missing { field: "sockets_9p" });
+    assert_error!(rejection_by_arguments(|d| modify(d, |d| d.kernel = None)), ConfigError::Missing { field: "kernel" });
+    assert_error!(rejection_by_arguments(|d| d.kernel("")), ConfigError::Missing { field: "kernel" });
+    assert_error!(rejection_by_arguments(|d| d.iso("")), ConfigError::Missing { field: "isos" });
+    assert_error!(rejection_by_arguments(|d| d.socket_9p("/s", "")), ConfigError::Missing { field: "shares_9p" });
 }
 
 #[test]
 fn non_utf8_paths_are_rejected() {
     let path = PathBuf::from(OsStr::from_bytes(b"/\xff"));
     let error = rejection_by_arguments(|d| d.kernel(&path));
-    assert_error!(error, Error::NotUtf8 { field: "kernel", path: p } if p == path);
+    assert_error!(error, ConfigError::NotUtf8 { field: "kernel", path: p } if p == path);
     let error = rejection_by_arguments(|d| d.hyperkit(&path));
-    assert_error!(error, Error::NotUtf8 { field: "hyperkit", path: p } if p == path);
+    assert_error!(error, ConfigError::NotUtf8 { field: "hyperkit", path: p } if p == path);
     assert!(!HyperKit::new().kernel(&path).iso(&path).to_string().is_empty(), "`Display` does not panic");
 }
 
@@ -135,28 +135,32 @@ fn disk_without_path_or_valid_size_is_rejected() {
     let error = rejection_by_arguments(|d| {
         modify(d.console(Console::Stdio), |d| d.state_dir = None).disk(Disk::in_state_dir(1))
     });
-    assert_error!(error, Error::DiskPlaceMissing);
-    assert_error!(rejection_by_arguments(|d| d.disk(Disk::default())), Error::DiskPlaceMissing);
+    assert_error!(error, ConfigError::MissingDiskPath);
+    assert_error!(rejection_by_arguments(|d| d.disk(Disk::default())), ConfigError::MissingDiskPath);
     let error = rejection(|d| d.disk(Disk::raw("/no/such.img")));
-    assert_error!(error, Error::DiskSizeMissing { path } if path == Path::new("/no/such.img"));
+    assert_error!(error, ConfigError::DiskSizeMissing { path } if path == Path::new("/no/such.img"));
     for value in [0, u64::MAX] {
-        let error = rejection_by_arguments(|d| d.disk(Disk::raw("/no/such.img").size(value)));
-        assert_error!(error, Error::InvalidDiskSize { value: v, .. } if v == value);
+        let error = rejection_by_arguments(|d| d.disk(Disk::raw("/no/such.img").size_mib(value)));
+        assert_error!(error, ConfigError::InvalidDiskSize { value: v, .. } if v == value);
     }
 }
 
 #[test]
 fn duplicate_disk_path_is_rejected() {
-    let error = rejection_by_arguments(|d| d.disk(Disk::raw("/d.img").size(1)).disk(Disk::raw("/d.img").size(1)));
-    assert_error!(error, Error::DiskTwice { path } if path == Path::new("/d.img"));
+    let error =
+        rejection_by_arguments(|d| d.disk(Disk::raw("/d.img").size_mib(1)).disk(Disk::raw("/d.img").size_mib(1)));
+    assert_error!(error, ConfigError::DuplicateDisk { path } if path == Path::new("/d.img"));
 }
 
 #[test]
 fn disk_below_a_file_is_rejected() {
     let test_dir = TestDir::new();
     let file = test_dir.write("file", b"");
-    let error = rejection_with(&test_dir, "", |d| d.disk(Disk::raw(file.join("d.img")).size(1)));
-    assert_error!(error, Error::NotADirectory { field: "disks", .. } | Error::Inaccessible { field: "disks", .. });
+    let error = rejection_with(&test_dir, "", |d| d.disk(Disk::raw(file.join("d.img")).size_mib(1)));
+    assert_error!(
+        error,
+        ConfigError::NotADirectory { field: "disks", .. } | ConfigError::Inaccessible { field: "disks", .. }
+    );
 }
 
 /// Without a setting that this version does not know, the VM would be a different one.
@@ -167,7 +171,7 @@ fn unknown_settings_are_rejected_and_preserved() {
         disk[key] = value.into();
         let description: HyperKit = serde_json::from_value(serde_json::json!({ "disks": [disk] })).unwrap();
         let error = rejection_by_arguments(|d| d.disk(description.disks[0].clone()));
-        assert_error!(error, Error::UnknownSetting { key: k } if k.contains(key) && k.contains(value));
+        assert_error!(error, ConfigError::UnknownSetting { key: k } if k.contains(key) && k.contains(value));
         assert_eq!(serde_json::to_value(&description).unwrap()["disks"][0][key], value, "the setting is preserved");
     }
 }
@@ -179,11 +183,11 @@ fn missing_files_are_rejected() {
         ("kernel", |d, path| d.kernel(path)),
         ("initrd", |d, path| d.initrd(path)),
         ("isos", |d, path| d.iso(path)),
-        ("vpnkit", |d, path| d.vpnkit(VpnKit::Socket(path.into()))),
+        ("vpnkit", |d, path| d.vpnkit(Network::VpnKit(path.into()))),
     ];
     for (name, change) in fields {
         let error = rejection(|d| change(d, Path::new("/no/such")));
-        assert_error!(error, Error::NotFound { field, path } if field == name && path == Path::new("/no/such"));
+        assert_error!(error, ConfigError::NotFound { field, path } if field == name && path == Path::new("/no/such"));
     }
 }
 
@@ -193,7 +197,7 @@ fn non_regular_and_unreadable_files_are_rejected() {
     let fields: [(&str, Change); 4] = [
         ("kernel", |d, path| d.kernel(path)),
         ("initrd", |d, path| d.initrd(path)),
-        ("disks", |d, path| d.disk(Disk::raw(path).size(1))),
+        ("disks", |d, path| d.disk(Disk::raw(path).size_mib(1))),
         ("isos", |d, path| d.iso(path)),
     ];
     let test_dir = TestDir::new();
@@ -210,14 +214,14 @@ fn non_regular_and_unreadable_files_are_rejected() {
     for (name, change) in fields {
         for other in [&test_dir.dir(), &socket, &pipe] {
             let error = rejection_with(&test_dir, "", |d| change(d, other));
-            assert_error!(error, Error::NotAFile { field, path } if field == name && path == *other);
+            assert_error!(error, ConfigError::NotAFile { field, path } if field == name && path == *other);
         }
         let error = rejection_with(&test_dir, "", |d| change(d, &circle));
-        assert_error!(error, Error::Inaccessible { field, ref path, .. } if field == name && *path == circle);
+        assert_error!(error, ConfigError::Inaccessible { field, ref path, .. } if field == name && *path == circle);
         assert!(std::error::Error::source(&error).is_some());
         match change(test_dir.description(), &locked).check() {
             Ok(()) => assert!(is_root),
-            Err(error) => assert_error!(error, Error::Inaccessible { field, .. } if field == name && !is_root),
+            Err(error) => assert_error!(error, ConfigError::Inaccessible { field, .. } if field == name && !is_root),
         }
     }
 }
@@ -246,7 +250,7 @@ fn invalid_bz_image_is_rejected() {
         let test_dir = TestDir::new();
         let kernel = test_dir.write("kernel", &image);
         let error = rejection_with(&test_dir, "", |d| d.kernel(&kernel));
-        assert_error!(error, Error::NotABzImage { path, reason } if path == kernel && reason == why);
+        assert_error!(error, ConfigError::NotABzImage { path, reason } if path == kernel && reason == why);
     }
 }
 
@@ -255,7 +259,7 @@ fn empty_initrd_is_rejected() {
     let test_dir = TestDir::new();
     let initrd = test_dir.write("empty", b"");
     let error = rejection_with(&test_dir, "", |d| d.initrd(&initrd));
-    assert_error!(error, Error::EmptyFile { field: "initrd", path } if path == initrd);
+    assert_error!(error, ConfigError::EmptyFile { field: "initrd", path } if path == initrd);
 }
 
 #[test]
@@ -263,39 +267,42 @@ fn invalid_state_directory_is_rejected() {
     let test_dir = TestDir::new();
     let file = test_dir.write("file", b"");
     let error = rejection_with(&test_dir, "", |d| d.state_dir(&file));
-    assert_error!(error, Error::NotADirectory { field: "state_dir", path } if path == file);
+    assert_error!(error, ConfigError::NotADirectory { field: "state_dir", path } if path == file);
     let below = file.join("vm");
     let error = rejection_with(&test_dir, "", |d| d.state_dir(&below));
-    assert_error!(error, Error::Inaccessible { field: "state_dir", path, .. } if path == below);
+    assert_error!(error, ConfigError::Inaccessible { field: "state_dir", path, .. } if path == below);
     let nowhere = test_dir.path("nowhere");
     symlink("/no/such", &nowhere).unwrap();
     let error = rejection_with(&test_dir, "", |d| d.state_dir(&nowhere));
-    assert_error!(error, Error::Inaccessible { field: "state_dir", path, .. } if path == nowhere);
+    assert_error!(error, ConfigError::Inaccessible { field: "state_dir", path, .. } if path == nowhere);
 }
 
 #[test]
 fn missing_hypervisor_is_rejected() {
     let error = rejection(|d| d.hyperkit("/no/such/hyperkit"));
-    assert_error!(error, Error::ProgramNotFound { looked } if looked == [Path::new("/no/such/hyperkit")]);
+    assert_error!(error, Error::HypervisorNotFound { searched } if searched == [Path::new("/no/such/hyperkit")]);
     let test_dir = TestDir::new();
     let not_executable = test_dir.write("hyperkit", b"");
     let error = rejection_with(&test_dir, "", |d| d.hyperkit(&not_executable));
-    assert_error!(error, Error::ProgramNotFound { looked } if looked == [not_executable]);
+    assert_error!(error, Error::HypervisorNotFound { searched } if searched == [not_executable]);
     let error = rejection(|d| d.hyperkit("no-such-hyperkit-anywhere"));
-    assert_error!(error, Error::ProgramNotFound { looked } if looked.iter().all(|place| place.ends_with("no-such-hyperkit-anywhere")) && !looked.is_empty());
+    assert_error!(error, Error::HypervisorNotFound { searched } if searched.iter().all(|place| place.ends_with("no-such-hyperkit-anywhere")) && !searched.is_empty());
 }
 
 #[test]
 fn duplicate_tags_and_ports_and_blank_argv0_are_rejected() {
     for blank in ["", " ", "\t\n"] {
-        assert_error!(rejection_by_arguments(|d| d.argv0(blank)), Error::Missing { field: "argv0" });
+        assert_error!(rejection_by_arguments(|d| d.argv0(blank)), ConfigError::Missing { field: "argv0" });
     }
     let error = rejection_by_arguments(|d| d.socket_9p("/a", "tag").socket_9p("/b", "tag"));
-    assert_error!(error, Error::TagTwice { tag } if tag == "tag");
+    assert_error!(error, ConfigError::DuplicateMountTag { tag } if tag == "tag");
     let ports = |d: HyperKit, forwards: &[PortForward]| modify(d.vmnet(true), |d| d.port_forwards = forwards.to_vec());
     let (tcp, udp, any) = (PortForward::tcp(80, 1), PortForward::udp(80, 2), PortForward::tcp(0, 3));
-    assert_error!(rejection_by_arguments(|d| ports(d, &[tcp, any, tcp])), Error::PortTwice { port: 80 });
-    assert_error!(rejection_by_arguments(|d| ports(d, &[tcp]).gdb_port(80)), Error::PortTwice { port: 80 });
+    assert_error!(rejection_by_arguments(|d| ports(d, &[tcp, any, tcp])), ConfigError::DuplicateHostPort { port: 80 });
+    assert_error!(
+        rejection_by_arguments(|d| ports(d, &[tcp]).gdb_port(80)),
+        ConfigError::DuplicateHostPort { port: 80 }
+    );
     let qemu = |d: HyperKit| ports(d, &[tcp, udp, any, any]).hyperkit("/bin/qemu-system-x86_64");
     qemu(TestDir::new().description()).arguments("").unwrap();
 }
@@ -307,8 +314,8 @@ fn vpnkit_socket_without_listener_is_rejected() {
     let (plain, stale) = (test_dir.write("file", b""), test_dir.path("socket"));
     drop(UnixListener::bind(&stale).unwrap());
     for socket in [plain, stale] {
-        let error = rejection_with(&test_dir, "", |d| d.vpnkit(VpnKit::Socket(socket.clone())));
-        assert_error!(error, Error::Inaccessible { field: "vpnkit", path, .. } if path == socket);
+        let error = rejection_with(&test_dir, "", |d| d.vpnkit(Network::VpnKit(socket.clone())));
+        assert_error!(error, ConfigError::Inaccessible { field: "vpnkit", path, .. } if path == socket);
     }
 }
 
@@ -320,7 +327,7 @@ fn busy_vpnkit_is_accepted() {
     let listener = UnixListener::bind(test_dir.path("vpnkit")).unwrap();
     rustix::net::listen(&listener, 0).unwrap();
     let _first = std::os::unix::net::UnixStream::connect(test_dir.path("vpnkit")).unwrap(); // fills the queue
-    test_dir.description().vpnkit(VpnKit::Socket(test_dir.path("vpnkit"))).check().unwrap();
+    test_dir.description().vpnkit(Network::VpnKit(test_dir.path("vpnkit"))).check().unwrap();
 }
 
 #[test]

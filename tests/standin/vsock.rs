@@ -57,10 +57,10 @@ fn guest_connects_to_socket_named_after_host_cid() {
     UnixStream::connect(&socket).unwrap().write_all(b"from the guest").unwrap();
     assert_eq!(read_all(listener.accept().unwrap().0), "from the guest");
     match vm.vsock_listen(0x15b3) {
-        Err(Error::SocketTaken { path }) => assert_eq!(path, socket),
+        Err(Error::SocketInUse { path }) => assert_eq!(path, socket),
         other => panic!("{other:?}"),
     }
-    vm.stop().unwrap();
+    vm.kill().unwrap();
     assert!(!socket.exists());
 }
 
@@ -79,8 +79,8 @@ fn sockets_are_in_the_described_directory() {
 fn vsock_calls_fail_without_vsock_and_after_exit() {
     let test_dir = TestDir::new();
     let (vm, _stop) = start_vm(&test_dir, |description| description.vsock(false));
-    assert!(matches!(vm.vsock_connect(1), Err(Error::Needs { needs: "vsock", .. })));
-    vm.stop().unwrap();
-    assert!(matches!(vm.vsock_connect(1), Err(Error::NotRunning)));
-    assert!(matches!(vm.vsock_listen(1), Err(Error::NotRunning)));
+    assert!(matches!(vm.vsock_connect(1), Err(ConfigError::MissingPrerequisite { needs: "vsock", .. })));
+    vm.kill().unwrap();
+    assert!(matches!(vm.vsock_connect(1), Err(Error::NotRunning { .. })));
+    assert!(matches!(vm.vsock_listen(1), Err(Error::NotRunning { .. })));
 }

@@ -1,7 +1,7 @@
 //! The form of `hyperkit.json`.
 //!
-//! Three generations of it exist. All are read; the first is written, so that the Go package of 2017 can read it back,
-//! with keys of the later ones only for what it cannot say. `null`, `""` and a missing key all mean unset.
+//! Three generations exist. All are read. The first is written, so that the Go package of 2017 can read it, with keys of
+//! later generations only for what it cannot express. `null`, `""` and a missing key all mean unset.
 
 mod disk;
 
@@ -14,9 +14,9 @@ use serde_json::Value;
 
 pub(crate) use disk::disks;
 
-use crate::config::{Console, HyperKit, SerialLine, Server9p, Socket9p, VpnKit};
+use crate::config::{Console, HyperKit, Network, SerialBackend, Share9p, Share9pSource};
 
-/// What a key holds, if that is more than `null` or `""`.
+/// The value of a key, unless it is `null` or `""`.
 fn set<'de, T: DeserializeOwned, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
     match Value::deserialize(deserializer)? {
         Value::Null => Ok(None),
@@ -37,7 +37,7 @@ pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-/// The switches that are on unless they are turned off.
+/// Switches that are on by default.
 pub(crate) fn is_true(value: &bool) -> bool {
     *value
 }
@@ -46,7 +46,7 @@ pub(crate) fn true_unless<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
     Ok(set(deserializer)?.unwrap_or(true))
 }
 
-/// The numbers whose default is not 0.
+/// Numbers whose default is not 0.
 macro_rules! with_default_of {
     ($($field:ident: $kind:ty),*) => {$(
         pub(crate) fn $field<'de, D: Deserializer<'de>>(deserializer: D) -> Result<$kind, D::Error> {
@@ -54,9 +54,9 @@ macro_rules! with_default_of {
         }
     )*};
 }
-with_default_of!(vsock_guest_cid: u32, cpus: u32, memory: u64);
+with_default_of!(vsock_guest_cid: u32, cpus: u32, memory_mib: u64);
 
-/// A text or path where the empty string says there is none.
+/// A text for which the empty string means unset.
 pub(crate) mod text {
     use super::*;
 
@@ -69,7 +69,7 @@ pub(crate) mod text {
     }
 }
 
-/// A path that is not UTF-8 (which no check lets pass) is written with replacements.
+/// A path that is not UTF-8 (which validation refuses) is written with replacement characters.
 pub(crate) fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     path.to_string_lossy().serialize(serializer)
 }
@@ -87,7 +87,7 @@ pub(crate) mod path {
     }
 }
 
-/// A number where 0 says there is none.
+/// A number for which 0 means unset.
 pub(crate) mod count {
     use super::*;
 
@@ -115,7 +115,7 @@ pub(crate) fn list<T: Serialize, S: Serializer>(list: &[T], serializer: S) -> Re
     (!list.is_empty()).then_some(list).serialize(serializer)
 }
 
-/// `vpnkit_key` of 2017, which later generations call `vpnkit_uuid`.
+/// `vpnkit_key` of 2017; later generations call it `vpnkit_uuid`.
 pub(crate) mod vpnkit_key {
     use super::*;
 
@@ -138,7 +138,7 @@ pub(crate) mod vpnkit_key {
     }
 }
 
-/// `iso`: a string, or from two images on a list.
+/// `iso`: a string, or a list of two or more images.
 pub(crate) mod isos {
     use super::*;
 
@@ -184,20 +184,20 @@ macro_rules! numbered {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 match u8::deserialize(deserializer)? {
                     $($number => Ok(Self::$name),)*
-                    other => Err(de::Error::custom(format_args!("a {} is none of {:?}: {other}", stringify!($kind), [$($number),*]))),
+                    other => Err(de::Error::custom(format_args!("{} must be one of {:?}: {other}", stringify!($kind), [$($number),*]))),
                 }
             }
         }
     )*};
 }
 numbered! {
-    Console: Stdio = 0, File = 1, Log = 2;
-    SerialLine: None = 0, Stdio = 1, Tty = 2;
+    Console: Stdio = 0, Pty = 1, AppleLog = 2;
+    SerialBackend: None = 0, Stdio = 1, Pty = 2;
 }
 
-/// A 9p server is a socket's `path`, or a `port`, which the Go package does not know.
+/// A source is a `path` or a `port`; the Go package does not know the latter.
 #[derive(Serialize, Deserialize)]
-struct Socket9pKeys {
+struct Share9pKeys {
     #[serde(with = "path", default)]
     path: Option<PathBuf>,
     #[serde(with = "count", skip_serializing_if = "Option::is_none", default)]
@@ -205,47 +205,43 @@ struct Socket9pKeys {
     tag: String,
 }
 
-impl Serialize for Socket9p {
+impl Serialize for Share9p {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let (path, port) = match &self.server {
-            Server9p::Path(path) => (Some(path.clone()), None),
-            Server9p::Port(port) => (None, Some(*port)),
+        let (path, port) = match &self.source {
+            Share9pSource::Path(path) => (Some(path.clone()), None),
+            Share9pSource::Port(port) => (None, Some(*port)),
         };
-        Socket9pKeys { path, port, tag: self.tag.clone() }.serialize(serializer)
+        Share9pKeys { path, port, tag: self.tag.clone() }.serialize(serializer)
     }
 }
 
-impl<'de> Deserialize<'de> for Socket9p {
+impl<'de> Deserialize<'de> for Share9p {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let Socket9pKeys { path, port, tag } = Socket9pKeys::deserialize(deserializer)?;
-        let server = match port {
-            Some(port) => Server9p::Port(port),
-            None => Server9p::Path(path.unwrap_or_default()),
+        let Share9pKeys { path, port, tag } = Share9pKeys::deserialize(deserializer)?;
+        let source = match port {
+            Some(port) => Share9pSource::Port(port),
+            None => Share9pSource::Path(path.unwrap_or_default()),
         };
-        Ok(Self { server, tag })
+        Ok(Self { source, tag })
     }
 }
 
-/// Go resolves `auto` before it writes the state; QEMU has nothing to resolve it to.
+/// Go resolves `auto` before it writes the state. On QEMU there is nothing to resolve it to.
 const AUTO: &str = "auto";
 
-impl Serialize for VpnKit {
+impl Serialize for Network {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::None => "".serialize(serializer),
-            Self::Auto => AUTO.serialize(serializer),
-            Self::Socket(path) => lossy(path, serializer),
+            Self::Nat => AUTO.serialize(serializer),
+            Self::VpnKit(path) => lossy(path, serializer),
         }
     }
 }
 
-impl<'de> Deserialize<'de> for VpnKit {
+impl<'de> Deserialize<'de> for Network {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(match String::deserialize(deserializer)?.as_str() {
-            "" => Self::None,
-            AUTO => Self::Auto,
-            path => Self::Socket(path.into()),
-        })
+        Ok(Path::new(&String::deserialize(deserializer)?).into())
     }
 }
 

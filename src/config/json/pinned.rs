@@ -1,10 +1,11 @@
-//! The form of each field, of which none is left out here: a new one does not compile before it is pinned, too.
+//! The JSON of every field. A new field does not compile before it is pinned here.
 
 use serde_json::{Map, Value, json};
 
+use crate::config::record::Record;
 use crate::{
-    Console, Disk, Driver, Format, HyperKit, Module, Multiboot, OnFlush, PortForward, Protocol, Qcow, SectorSize,
-    Serial, SerialLine, Server9p, Socket9p, VpnKit,
+    Console, Disk, DiskFormat, DiskInterface, FlushMode, HyperKit, Multiboot, MultibootModule, Network, PortForward,
+    Protocol, QcowOptions, SectorSize, Serial, SerialBackend, Share9p, Share9pSource,
 };
 
 fn unknown() -> Map<String, Value> {
@@ -12,8 +13,8 @@ fn unknown() -> Map<String, Value> {
 }
 
 fn every_field() -> HyperKit {
-    let qcow = Qcow {
-        on_flush: OnFlush::Os,
+    let qcow = QcowOptions {
+        flush: FlushMode::Os,
         compact_after: 1,
         keep_erased: 2,
         runtime_asserts: true,
@@ -22,9 +23,9 @@ fn every_field() -> HyperKit {
     };
     let disk = Disk {
         path: Some("/d.qcow2".into()),
-        size: Some(3),
-        format: Some(Format::Qcow2(qcow)),
-        driver: Driver::Ahci,
+        size_mib: Some(3),
+        format: Some(DiskFormat::Qcow2(qcow)),
+        interface: DiskInterface::Ahci,
         read_only: true,
         sync: true,
         sector_size: Some(SectorSize { logical: 512, physical: 4096 }),
@@ -35,7 +36,7 @@ fn every_field() -> HyperKit {
         hyperkit: Some("/bin/hyperkit".into()),
         argv0: Some("name".to_owned()),
         state_dir: Some("/vm".into()),
-        vpnkit: VpnKit::Socket("/vpnkit.sock".into()),
+        network: Network::VpnKit("/vpnkit.sock".into()),
         vpnkit_key: Some("key".to_owned()),
         vpnkit_preferred_ipv4: Some("192.168.65.10".to_owned()),
         vmnet: true,
@@ -51,21 +52,21 @@ fn every_field() -> HyperKit {
         vsock_guest_cid: 7,
         vhost_device_vsock: Some("/bin/vhost-device-vsock".into()),
         random: false,
-        sockets_9p: vec![
-            Socket9p { server: Server9p::Path("/9p.sock".into()), tag: "by-path".to_owned() },
-            Socket9p { server: Server9p::Port(8), tag: "by-port".to_owned() },
+        shares_9p: vec![
+            Share9p { source: Share9pSource::Path("/9p.sock".into()), tag: "by-path".to_owned() },
+            Share9p { source: Share9pSource::Port(8), tag: "by-port".to_owned() },
         ],
         kernel: Some("/kernel".into()),
         initrd: Some("/initrd".into()),
         bootrom: Some("/rom".into()),
         multiboot: Some(Multiboot {
             kernel: "/multiboot".into(),
-            modules: vec![Module { path: "/module".into(), cmdline: "words".to_owned() }],
+            modules: vec![MultibootModule { path: "/module".into(), cmdline: "words".to_owned() }],
         }),
         cpus: 9,
-        memory: 10,
-        console: Console::Log,
-        serials: Some(vec![Serial { line: SerialLine::Tty, log: true, asl: true }, Serial::stdio()]),
+        memory_mib: 10,
+        console: Some(Console::AppleLog),
+        serials: Some(vec![Serial { backend: SerialBackend::Pty, log: true, apple_log: true }, Serial::stdio()]),
         utc: false,
         exit_on_hlt: true,
         exit_on_pause: true,
@@ -75,12 +76,15 @@ fn every_field() -> HyperKit {
         core_dumps: true,
         gdb_port: Some(11),
         extra_arguments: vec!["-w".to_owned()],
-        pid: Some(12),
-        arguments: vec!["-A".to_owned()],
-        cmdline: "/bin/hyperkit -A".to_owned(),
-        pid_started: Some(13),
-        vmnet_mac: Some("2:0:0:0:0:1".to_owned()),
-        made_disks: vec!["disk.img".to_owned()],
+        labels: [("owner".to_owned(), "me".to_owned())].into(),
+        record: Record {
+            pid: Some(12),
+            arguments: vec!["-A".to_owned()],
+            cmdline: "/bin/hyperkit -A".to_owned(),
+            pid_started: Some(13),
+            vmnet_mac: Some("2:0:0:0:0:1".to_owned()),
+            created_disks: vec!["disk.img".to_owned()],
+        },
         unknown: unknown(),
     }
 }
@@ -106,7 +110,7 @@ const FORM: &str = r#"{
     { "InteractiveConsole": 1, "LogToRingBuffer": false, "LogToASL": false }
 ],
 "utc": false, "exit_on_hlt": true, "exit_on_pause": true, "x2apic": true, "msix": false, "mptable": false,
-"core_dumps": true, "gdb_port": 11, "extra_arguments": ["-w"], "pid": 12, "arguments": ["-A"],
+"core_dumps": true, "gdb_port": 11, "extra_arguments": ["-w"], "labels": { "owner": "me" }, "pid": 12, "arguments": ["-A"],
 "cmdline": "/bin/hyperkit -A", "pid_started": 13, "vmnet_mac": "2:0:0:0:0:1", "made_disks": ["disk.img"], "other": [1]
 }"#;
 
@@ -115,15 +119,15 @@ fn form() -> Value {
 }
 
 #[test]
-fn each_field_has_its_form() {
+fn every_field_has_its_json() {
     assert_eq!(serde_json::to_value(every_field()).unwrap(), form());
     assert_eq!(serde_json::from_value::<HyperKit>(form()).unwrap(), every_field());
 }
 
-/// Without a key, or with `null` or `""` in its place, another machine comes out; but for the two of the first
-/// generation that the list of disks stands in for.
+/// Without a key, or with `null` or `""` as its value, the description is another one; except for the two keys of the first
+/// generation that the list of disks replaces.
 #[test]
-fn each_key_carries_something_and_can_be_unset() {
+fn every_key_matters_and_can_be_unset() {
     for key in form().as_object().unwrap().keys().filter(|key| !["disk", "disk_size"].contains(&key.as_str())) {
         for unset in [None, Some(Value::Null), Some(json!(""))] {
             let mut less = form();
@@ -131,17 +135,17 @@ fn each_key_carries_something_and_can_be_unset() {
                 None => drop(less.as_object_mut().unwrap().remove(key)),
                 Some(unset) => less[key] = unset,
             }
-            let machine: HyperKit = serde_json::from_value(less).unwrap_or_else(|error| panic!("{key}: {error}"));
-            assert_ne!(machine, every_field(), "{key}");
+            let description: HyperKit = serde_json::from_value(less).unwrap_or_else(|error| panic!("{key}: {error}"));
+            assert_ne!(description, every_field(), "{key}");
         }
     }
 }
 
-/// What is at its default stays out of the file, but for the keys that the first generation always has.
+/// Defaults are not written, except for the keys that the first generation always has.
 #[test]
-fn a_plain_machine_is_of_the_first_generation() {
-    let machine = HyperKit::new().disk(Disk::raw("/d.img").size(64)).iso("/i.iso").kernel("/k");
-    let written = serde_json::to_value(machine).unwrap();
+fn a_plain_description_is_of_the_first_generation() {
+    let description = HyperKit::new().disk(Disk::raw("/d.img").size_mib(64)).iso("/i.iso").kernel("/k");
+    let written = serde_json::to_value(description).unwrap();
     let mut keys: Vec<_> = written.as_object().unwrap().keys().map(String::as_str).collect();
     let mut first = [
         "hyperkit",

@@ -1,118 +1,120 @@
-//! A machine as arguments of `hyperkit`, which has no quoting: a comma always separates.
+//! A description as arguments of `hyperkit`, which has no quoting: a comma always separates.
 
 use std::fmt::Write;
 use std::path::Path;
 
-use crate::config::disk::{Disk, Format};
-use crate::config::{HyperKit, Multiboot, Server9p, VpnKit};
+use crate::config::disk::{Disk, DiskFormat};
+use crate::config::{HyperKit, Multiboot, Network, Share9pSource};
 use crate::engine::hyperkit::vpnkit_sockets;
-use crate::error::{Error, Result};
-use crate::plan::kernel_cmdline::kernel_command_line;
+use crate::error::ConfigError;
+use crate::plan::kernel_cmdline::with_early_console;
 use crate::plan::serial_ports::{Line, Port, ports};
-use crate::plan::slots::{Device, Network, layout};
+use crate::plan::slots::{Device, NicBackend, layout};
 use crate::plan::text::utf8;
 use crate::state::PID_FILE;
 
+type Result<T> = std::result::Result<T, ConfigError>;
+
 /// The arguments, in the order of the Go package.
-pub(crate) fn arguments(machine: &HyperKit, cmdline: &str) -> Result<Vec<String>> {
+pub(super) fn arguments(description: &HyperKit, cmdline: &str) -> Result<Vec<String>> {
     let mut args = vec!["-A".to_owned()];
     let switches = [
-        (machine.utc, "-u"),
-        (machine.exit_on_hlt, "-H"),
-        (machine.exit_on_pause, "-P"),
-        (machine.x2apic, "-x"),
-        (!machine.msix, "-W"),
-        (machine.core_dumps, "-C"),
+        (description.utc, "-u"),
+        (description.exit_on_hlt, "-H"),
+        (description.exit_on_pause, "-P"),
+        (description.x2apic, "-x"),
+        (!description.msix, "-W"),
+        (description.core_dumps, "-C"),
     ];
     args.extend(switches.into_iter().filter(|(on, _)| *on).map(|(_, switch)| switch.to_owned()));
     let mut add = |option: &str, value: String| args.extend([option.to_owned(), value]);
-    let state_dir = machine.state_dir.as_deref().map(|dir| utf8("state_dir", dir)).transpose()?.unwrap_or_default();
+    let state_dir = description.state_dir.as_deref().map(|dir| utf8("state_dir", dir)).transpose()?.unwrap_or_default();
 
-    if !machine.mptable {
-        add("-Y", "1".to_owned()); // it takes an argument, and looks at none
+    if !description.mptable {
+        add("-Y", "1".to_owned()); // it requires an argument and ignores it
     }
-    if let Some(port) = machine.gdb_port {
+    if let Some(port) = description.gdb_port {
         add("-g", port.to_string());
     }
     if !state_dir.is_empty() {
         add("-F", utf8("state_dir", &Path::new(state_dir).join(PID_FILE))?.to_owned());
     }
-    add("-c", machine.cpus.to_string());
-    add("-m", format!("{}M", machine.memory));
+    add("-c", description.cpus.to_string());
+    add("-m", format!("{}M", description.memory_mib));
     add("-s", "0:0,hostbridge".to_owned());
     add("-s", "31,lpc".to_owned());
 
-    let mut uuid = machine.uuid.clone();
-    for (slot, device) in layout(machine)? {
-        // The Go package puts the UUID behind the network cards and before everything else.
-        if !matches!(device, Device::Network(_)) {
+    let mut uuid = description.uuid.clone();
+    for (slot, device) in layout(description)? {
+        // The Go package puts the UUID between the network cards and everything else.
+        if !matches!(device, Device::Nic(_)) {
             uuid.take().into_iter().for_each(|uuid| add("-U", uuid));
         }
-        // It gives a function to some and not to others, which means the same.
-        let function = if matches!(device, Device::Network(_) | Device::Disk { .. }) { ":0" } else { "" };
-        add("-s", format!("{slot}{function},{}", config(machine, device)?));
+        // It names a function for some devices and not for others, which means the same.
+        let function = if matches!(device, Device::Nic(_) | Device::Disk { .. }) { ":0" } else { "" };
+        add("-s", format!("{slot}{function},{}", device_config(description, device)?));
     }
     uuid.into_iter().for_each(|uuid| add("-U", uuid));
-    for port in ports(machine)? {
+    for port in ports(description)? {
         add("-l", serial(&port, state_dir));
     }
-    add("-f", firmware(machine, cmdline)?);
-    args.extend(machine.extra_arguments.iter().cloned());
+    add("-f", firmware(description, cmdline)?);
+    args.extend(description.extra_arguments.iter().cloned());
     Ok(args)
 }
 
 /// The driver of a device and its options.
-fn config(machine: &HyperKit, device: Device<'_>) -> Result<String> {
+fn device_config(description: &HyperKit, device: Device<'_>) -> Result<String> {
     let option = |name: &str, value: &Option<String>| value.as_ref().map(|value| format!(",{name}={value}"));
     Ok(match device {
-        Device::Network(Network::VpnKit(network)) => {
+        Device::Nic(NicBackend::Network(network)) => {
             let path = match network {
-                VpnKit::Socket(path) => path.clone(),
+                Network::VpnKit(path) => path.clone(),
                 _ => vpnkit_sockets().swap_remove(0),
             };
-            let uuid = option("uuid", &machine.vpnkit_key).unwrap_or_default();
-            let address = option("preferred_ipv4", &machine.vpnkit_preferred_ipv4).unwrap_or_default();
-            format!("virtio-vpnkit,path={}{uuid}{address}", utf8("vpnkit", &path)?)
+            let uuid = option("uuid", &description.vpnkit_key).unwrap_or_default();
+            let address = option("preferred_ipv4", &description.vpnkit_preferred_ipv4).unwrap_or_default();
+            format!("virtio-vpnkit,path={}{uuid}{address}", utf8("network", &path)?)
         }
-        Device::Network(Network::Vmnet) => "virtio-net".to_owned(),
-        Device::Network(Network::Tap(name)) => {
-            format!("virtio-tap,{name}{}", option("mac", &machine.mac).unwrap_or_default())
+        Device::Nic(NicBackend::Vmnet) => "virtio-net".to_owned(),
+        Device::Nic(NicBackend::Tap(name)) => {
+            format!("virtio-tap,{name}{}", option("mac", &description.mac).unwrap_or_default())
         }
         Device::Disk { image, index } => {
-            let path = image.place(index, machine.state_dir.as_deref())?;
+            let path = image.image_path(index, description.state_dir.as_deref())?;
             disk(image, utf8("disks", &path)?)?
         }
         Device::Vsock => {
-            let dir = machine.vsock_place();
-            let ports: Vec<_> = machine.vsock_ports.iter().map(u32::to_string).collect();
+            let dir = description.vsock_sockets_dir();
+            let ports: Vec<_> = description.vsock_ports.iter().map(u32::to_string).collect();
             let forwards =
                 if ports.is_empty() { String::new() } else { format!(",guest_forwards={}", ports.join(";")) };
-            format!("virtio-sock,guest_cid={},path={}{forwards}", machine.vsock_guest_cid, utf8("vsock_dir", dir)?)
+            format!("virtio-sock,guest_cid={},path={}{forwards}", description.vsock_guest_cid, utf8("vsock_dir", dir)?)
         }
         Device::Iso(image) => format!("ahci-cd,{}", utf8("isos", image)?),
         Device::Random => "virtio-rnd".to_owned(),
-        Device::Share(share) => match &share.server {
-            Server9p::Path(path) => format!("virtio-9p,path={},tag={}", utf8("sockets_9p", path)?, share.tag),
-            Server9p::Port(port) => format!("virtio-9p,port={port},tag={}", share.tag),
+        Device::Share(share) => match &share.source {
+            Share9pSource::Path(path) => format!("virtio-9p,path={},tag={}", utf8("shares_9p", path)?, share.tag),
+            Share9pSource::Port(port) => format!("virtio-9p,port={port},tag={}", share.tag),
         },
     })
 }
 
 fn disk(image: &Disk, path: &str) -> Result<String> {
-    let mut config = image.driver.word().to_owned();
+    let mut config = image.interface.word().to_owned();
     match image.format_by_name() {
-        // `format=raw` is what hyperkit refuses, though the Go package passes it on.
-        Format::Raw => write!(config, ",{path}"),
-        Format::Qcow2(qcow) => {
+        // hyperkit refuses `format=raw`, though the Go package passes it.
+        DiskFormat::Raw => write!(config, ",{path}"),
+        DiskFormat::Qcow2(qcow) => {
             if !path.starts_with('/') {
-                return Err(Error::Relative { field: "disks", path: path.into() });
+                return Err(ConfigError::RelativePath { field: "disks", path: path.into() });
             }
             let stats = qcow.stats.as_ref().map(|stats| format!(",qcow-stats-config={stats}")).unwrap_or_default();
             write!(
                 config,
                 ",{}?sync={}&buffered=1,format=qcow{stats},qcow-config=discard={};compact_after_unmaps={};keep_erased={};runtime_asserts={}",
-                url(path),
-                qcow.on_flush.word(),
+                escape_url(path),
+                qcow.flush.word(),
                 image.trim,
                 qcow.compact_after,
                 qcow.keep_erased,
@@ -127,8 +129,8 @@ fn disk(image: &Disk, path: &str) -> Result<String> {
     Ok(config + &options + &sector_size)
 }
 
-/// A path as the URL that a qcow2 image is named by. What has a meaning in URLs is escaped, which the Go package forgot.
-pub(super) fn url(path: &str) -> String {
+/// The URL by which hyperkit names a qcow2 image. Characters with a meaning in URLs are escaped, which the Go package forgot.
+pub(super) fn escape_url(path: &str) -> String {
     let mut url = "file://".to_owned();
     for byte in path.bytes() {
         match byte {
@@ -143,17 +145,17 @@ fn serial(port: &Port, state_dir: &str) -> String {
     let line = match port.line {
         Line::None => "null".to_owned(),
         Line::Stdio => "stdio".to_owned(),
-        Line::Tty(file) => format!("autopty={state_dir}/{file}"),
+        Line::Pty(file) => format!("autopty={state_dir}/{file}"),
     };
     let log = port.log.map(|file| format!(",log={state_dir}/{file}")).unwrap_or_default();
-    format!("{},{line}{log}{}", port.name, if port.asl { ",asl" } else { "" })
+    format!("{},{line}{log}{}", port.name, if port.apple_log { ",asl" } else { "" })
 }
 
-fn firmware(machine: &HyperKit, cmdline: &str) -> Result<String> {
-    if let Some(rom) = &machine.bootrom {
+fn firmware(description: &HyperKit, cmdline: &str) -> Result<String> {
+    if let Some(rom) = &description.bootrom {
         return Ok(format!("bootrom,{},,", utf8("bootrom", rom)?));
     }
-    if let Some(Multiboot { kernel, modules }) = &machine.multiboot {
+    if let Some(Multiboot { kernel, modules }) = &description.multiboot {
         let modules = modules.iter().map(|module| {
             let args = if module.cmdline.is_empty() { String::new() } else { format!(";{}", module.cmdline) };
             Ok(format!("{}{args}", utf8("multiboot", &module.path)?))
@@ -161,8 +163,8 @@ fn firmware(machine: &HyperKit, cmdline: &str) -> Result<String> {
         let modules = modules.collect::<Result<Vec<_>>>()?.join(":");
         return Ok(format!("multiboot,{},{modules},{cmdline}", utf8("multiboot", kernel)?));
     }
-    let kernel = machine.kernel.as_deref().ok_or(Error::Missing { field: "kernel" })?;
-    let initrd = machine.initrd.as_deref().unwrap_or(Path::new(""));
-    let cmdline = kernel_command_line(cmdline);
+    let kernel = description.kernel.as_deref().ok_or(ConfigError::Missing { field: "kernel" })?;
+    let initrd = description.initrd.as_deref().unwrap_or(Path::new(""));
+    let cmdline = with_early_console(cmdline);
     Ok(format!("kexec,{},{},{cmdline}", utf8("kernel", kernel)?, utf8("initrd", initrd)?))
 }

@@ -1,95 +1,222 @@
-//! The macOS `hyperkit` command: how it is told of a machine, what its signals do and what its exit codes mean.
+//! The macOS `hyperkit` command.
 
 mod arguments;
-mod parse;
-pub(crate) mod vmnet;
+pub(crate) mod parse;
+mod vmnet;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::fs::FileType;
+use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::config::HyperKit;
-use crate::engine::{Control, Engine};
-use crate::error::{Error, Result};
+use crate::config::{HyperKit, Network, PortForward, Share9pSource};
+use crate::engine::Engine;
+use crate::engine::dhcp_leases::leased_address;
+use crate::engine::driver::{Control, EngineDriver, GuestAddresses, VsockEndpoint};
+use crate::error::{ConfigError, Result};
 use crate::exit::Exit;
 use crate::plan::serial_ports::{Line, ports};
-use crate::plan::slots::{Device, Network, layout};
-use crate::process::look_at_all;
+use crate::plan::slots::{Device, NicBackend, layout};
+use crate::process::list_all;
 use crate::state::StateDir;
-use crate::state::tty_file::pty_in;
+use crate::state::tty_file::read_pty_path;
 use crate::sys::file::inode;
 
-pub(crate) use arguments::arguments;
-pub(crate) use parse::command_line;
-pub use parse::parse_arguments;
-
 /// The options that take no value.
-pub(crate) const SWITCHES: &[char] = &['b', 'e', 'h', 'v', 'u', 'w', 'x', 'M', 'A', 'C', 'H', 'P', 'W'];
+const SWITCHES: &[char] = &['b', 'e', 'h', 'v', 'u', 'w', 'x', 'M', 'A', 'C', 'H', 'P', 'W'];
 
-/// Where Docker Desktop has had its VPNKit socket, newest first, below the home directory.
+/// The places of Docker Desktop's VPNKit socket below the home directory, newest first.
 const VPNKIT_SOCKETS: [&str; 2] =
     ["Library/Containers/com.docker.docker/Data/vpnkit.eth.sock", "Library/Containers/com.docker.docker/Data/s50"];
 
-/// Refuses what QEMU can do and hyperkit cannot.
-pub(crate) fn supports(machine: &HyperKit) -> Result<()> {
-    let no = |feature| Err(Error::Unsupported { engine: Engine::HyperKit, feature });
-    if !machine.port_forwards.is_empty() {
-        return no("ports of 127.0.0.1 that lead to the guest (`port_forwards`; VPNKit has ways of its own)");
-    }
-    let first = layout(machine)?.first().map(|(_, device)| *device);
-    if machine.mac.is_some() && !matches!(first, Some(Device::Network(Network::Tap(_)))) {
-        return no("a MAC address for anything but a tap (`mac`; that of vmnet follows from `uuid`)");
-    }
-    Ok(())
-}
+/// The host's context identifier on vsock.
+const HOST_CID: u32 = 2;
 
-/// Whether a hyperkit uses a qcow2 image, unless both only read. It does not lock them, but has them on its command line;
-/// from the Go package as they are, where this crate escapes what has a meaning in URLs.
-pub(crate) fn uses_qcow2(path: &Path, read_only: bool) -> bool {
-    let Some(image) = inode(path) else { return false };
-    let uses_it = |argument: &OsString| {
-        let argument = argument.to_string_lossy();
-        let Some((path, options)) = argument.split_once(",file://").and_then(|(_, url)| url.split_once('?')) else {
-            return false;
+pub(super) struct Driver;
+
+impl EngineDriver for Driver {
+    fn engine(&self) -> Engine {
+        Engine::HyperKit
+    }
+
+    fn name(&self) -> &'static str {
+        "hyperkit"
+    }
+
+    fn accepts_program_name(&self, _: &[u8]) -> bool {
+        true
+    }
+
+    /// Where the Go package looks.
+    fn default_programs(&self) -> &'static [&'static str] {
+        &[
+            "hyperkit",
+            "com.docker.hyperkit",
+            "/usr/local/bin/hyperkit",
+            "/Applications/Docker.app/Contents/Resources/bin/hyperkit",
+            "/Applications/Docker.app/Contents/MacOS/com.docker.hyperkit",
+        ]
+    }
+
+    fn unsupported(&self, description: &HyperKit) -> Vec<ConfigError> {
+        let first = layout(description).ok().and_then(|devices| devices.first().map(|(_, device)| *device));
+        let has_foreign_mac = description.mac.is_some() && !matches!(first, Some(Device::Nic(NicBackend::Tap(_))));
+        [
+            (
+                !description.port_forwards.is_empty(),
+                "port forwarding (`port_forwards`); VPNKit forwards ports by other means",
+            ),
+            (has_foreign_mac, "a MAC address for a card that is not a tap (`mac`); that of vmnet follows from `uuid`"),
+        ]
+        .into_iter()
+        .filter(|(is_set, _)| *is_set)
+        .map(|(_, feature)| unsupported(feature))
+        .collect()
+    }
+
+    fn check_host(&self, description: &HyperKit) -> Vec<ConfigError> {
+        let is_directory = |source: &Share9pSource| matches!(source, Share9pSource::Path(path) if path.is_dir());
+        match description.shares_9p.iter().any(|share| is_directory(&share.source)) {
+            true => vec![unsupported("sharing a directory (`shares_9p`); it needs the socket or port of a 9p server")],
+            false => Vec::new(),
+        }
+    }
+
+    fn resolve(&self, description: &mut HyperKit) -> Result<(), ConfigError> {
+        if description.network == Network::Nat {
+            let searched = vpnkit_sockets();
+            let found = searched.iter().find(|socket| socket.exists()).cloned();
+            description.network = Network::VpnKit(found.ok_or(ConfigError::VpnKitNotFound { searched })?);
+        }
+        Ok(())
+    }
+
+    fn arguments(&self, description: &HyperKit, cmdline: &str) -> Result<Vec<String>, ConfigError> {
+        arguments::arguments(description, cmdline)
+    }
+
+    fn recorded_cmdline(&self, description: &HyperKit) -> Option<String> {
+        let mut options = description.record.arguments.iter().skip_while(|argument| *argument != "-f");
+        parse::cmdline(options.nth(1)?)
+    }
+
+    fn describe(&self, command: &[OsString]) -> Option<HyperKit> {
+        let words: Option<Vec<_>> = command.iter().map(|word| word.to_str()).collect();
+        parse::parse_arguments(&words?).ok().map(|(description, _)| description)
+    }
+
+    /// The value of `-F`, which may share its dash with other letters, and be one word with the file.
+    fn pid_files<'a>(&self, command: &'a [OsString]) -> Vec<&'a OsStr> {
+        let value = |(at, word): (usize, &'a OsString)| {
+            let file = word.to_str()?.strip_prefix('-')?.trim_start_matches(SWITCHES).strip_prefix('F')?;
+            if file.is_empty() { command.get(at + 1).map(OsString::as_os_str) } else { Some(OsStr::new(file)) }
         };
-        let both_read = read_only && options.split(',').any(|option| option == "ro");
-        let is_it = |path: &str| inode(Path::new(path)) == Some(image);
-        !both_read && (is_it(path) || parse::unescaped(path).is_some_and(|path: String| is_it(&path)))
-    };
-    look_at_all().iter().any(|seen| seen.command.iter().any(uses_it))
-}
+        command.iter().enumerate().filter_map(value).collect()
+    }
 
-/// The serial ports come after all other devices, and what they leave in the state directory says so.
-pub(crate) fn is_set_up(machine: &HyperKit, state: &StateDir) -> bool {
-    ports(machine).unwrap_or_default().iter().all(|port| {
-        // It is made first, and written then.
-        let names_its_pty = !matches!(port.line, Line::Tty(name) if pty_in(&state.file(name)).is_none());
-        names_its_pty && port.log.is_none_or(|name| state.file(name).exists())
-    })
-}
+    fn vmnet_mac(&self, description: &HyperKit) -> Option<String> {
+        vmnet::mac(description)
+    }
 
-/// The signal that hyperkit takes for it. Each of them kills a machine whose guest is not that far: the power button
-/// before ACPI is on, the others before the first vCPU runs.
-pub(crate) fn signal(what: Control) -> Signal {
-    match what {
-        Control::PressPowerButton => Signal::TERM,
-        Control::Pause => Signal::USR1,
-        Control::Resume => Signal::USR2,
+    /// The serial ports are created after all other devices, and their files in the state directory tell of them.
+    fn is_ready(&self, description: &HyperKit, state: &StateDir, _: Duration) -> Result<bool> {
+        Ok(ports(description)?.iter().all(|port| {
+            // The file is created first and written later.
+            let names_its_pty = !matches!(port.line, Line::Pty(name) if read_pty_path(&state.file(name)).is_none());
+            names_its_pty && port.log.is_none_or(|name| state.file(name).exists())
+        }))
+    }
+
+    /// Each of these signals kills a hypervisor that has not got far enough: the power button before the guest has
+    /// turned ACPI on, the others before the first vCPU runs.
+    fn control(
+        &self,
+        control: Control,
+        _: Option<&StateDir>,
+        send: &dyn Fn(Signal) -> Result<()>,
+        _: Duration,
+    ) -> Result<()> {
+        send(match control {
+            Control::PressPowerButton => Signal::TERM,
+            Control::Pause => Signal::USR1,
+            Control::Resume => Signal::USR2,
+        })
+    }
+
+    fn exit_code(&self, code: i32) -> Exit {
+        match code {
+            2 => Exit::Reset,
+            3 => Exit::TripleFault,
+            code => Exit::Failed(code),
+        }
+    }
+
+    fn port_forwards(&self, _: Option<&StateDir>, _: Duration) -> Result<Vec<PortForward>> {
+        Ok(Vec::new())
+    }
+
+    fn addresses(&self, description: &HyperKit) -> GuestAddresses {
+        let preferred = description.vpnkit_preferred_ipv4.as_ref();
+        GuestAddresses {
+            network: preferred.and_then(|address| address.parse().ok()),
+            vmnet: description.record.vmnet_mac.as_deref().and_then(leased_address),
+        }
+    }
+
+    /// A forwarded port has a socket of its own. For any other, the socket `connect` takes `CID.PORT` in hexadecimal,
+    /// and sends no answer.
+    fn vsock_endpoint(&self, description: &HyperKit, port: u32) -> Result<VsockEndpoint, ConfigError> {
+        let dir = description.vsock_sockets_dir();
+        let (socket, request) = match description.vsock_ports.contains(&port) {
+            true => (dir.join(format!("guest.{port:08x}")), None),
+            false => (dir.join("connect"), Some(format!("{:08x}.{port:08x}\n", description.vsock_guest_cid))),
+        };
+        Ok(VsockEndpoint { socket, request, is_acknowledged: false })
+    }
+
+    fn vsock_listener_name(&self, port: u32) -> String {
+        format!("{HOST_CID:08x}.{port:08x}")
+    }
+
+    fn is_own_socket(&self, name: &str, kind: FileType) -> bool {
+        let is_hex = |text: &str| text.len() == 8 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        match name.split_once('.') {
+            Some(("guest", port)) => kind.is_symlink() && is_hex(port),
+            Some((cid, port)) => kind.is_socket() && is_hex(cid) && is_hex(port),
+            None => kind.is_socket() && name == "connect",
+        }
+    }
+
+    fn has_ring_log(&self) -> bool {
+        true
+    }
+
+    /// hyperkit does not lock qcow2 images, but has them on its command line; from the Go package unescaped, while this
+    /// crate escapes what has a meaning in URLs.
+    fn uses_image(&self, path: &Path, read_only: bool) -> io::Result<bool> {
+        let Some(image) = inode(path) else { return Ok(false) };
+        let is_image = |path: &str| inode(Path::new(path)) == Some(image);
+        let uses_it = |argument: &OsString| {
+            let argument = argument.to_string_lossy();
+            let url = argument.split_once(",file://").and_then(|(_, url)| url.split_once('?'));
+            let Some((path, options)) = url else { return false };
+            let both_read = read_only && options.split(',').any(|option| option == "ro");
+            !both_read && (is_image(path) || parse::unescape_url(path).is_some_and(|path: String| is_image(&path)))
+        };
+        Ok(list_all()?.iter().any(|process| process.command.iter().any(uses_it)))
     }
 }
 
-/// What an exit code other than 0 says.
-pub(crate) fn exit(code: i32) -> Exit {
-    match code {
-        2 => Exit::Reset,
-        3 => Exit::TripleFault,
-        code => Exit::Failed(code),
-    }
+fn unsupported(feature: &'static str) -> ConfigError {
+    ConfigError::Unsupported { engine: Engine::HyperKit, feature }
 }
 
-/// Where the VPNKit of Docker Desktop may listen; at least one place.
-pub(crate) fn vpnkit_sockets() -> Vec<PathBuf> {
+/// The places where Docker Desktop's VPNKit may listen, at least one.
+fn vpnkit_sockets() -> Vec<PathBuf> {
     let home = PathBuf::from(std::env::var_os("HOME").unwrap_or_default());
     VPNKIT_SOCKETS.iter().map(|socket| home.join(socket)).collect()
 }

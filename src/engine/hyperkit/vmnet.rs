@@ -1,44 +1,46 @@
 //! The MAC address that Apple's vmnet will give the guest.
 
-use std::io::Read;
+use std::io::{self, Read};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::config::HyperKit;
-use crate::engine::Engine;
-use crate::engine::dhcp_leases::bytes;
-use crate::vm::PATIENCE;
+use crate::engine::dhcp_leases::mac_bytes;
 
-/// The MAC address that vmnet will give the guest. It follows from the machine's UUID, and only hyperkit's `-M` tells it:
-/// of a machine that runs it might not be had any more. Nothing depends on it but [`Vm::addresses`].
-pub(crate) fn vmnet_mac(machine: &HyperKit) -> Option<String> {
-    let uuid = machine.uuid.as_ref().filter(|_| machine.vmnet && Engine::of_machine(machine) == Engine::HyperKit)?;
-    let firmware = machine.arguments.iter().position(|argument| argument == "-f")?;
-    let mut hyperkit = Command::new(machine.hyperkit.as_deref()?);
+/// How long hyperkit may take to print the address.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The MAC address that vmnet will give the guest. It follows from the VM's UUID, and hyperkit's `-M` prints it. It is
+/// asked before the start, since a running VM may not have it any more. Only `Vm::addresses` depends on it.
+pub(super) fn mac(description: &HyperKit) -> Option<String> {
+    let uuid = description.uuid.as_ref().filter(|_| description.vmnet)?;
+    let arguments = &description.record.arguments;
+    let firmware = arguments.iter().position(|argument| argument == "-f")?;
+    let mut hyperkit = Command::new(description.hyperkit.as_deref()?);
     hyperkit.args(["-A", "-M", "-U", uuid, "-s", "0:0,hostbridge", "-s", "31,lpc", "-s", "1:0,virtio-net"]);
-    hyperkit.args(machine.arguments.get(firmware..firmware + 2)?);
-    let said = output_of(hyperkit, PATIENCE).inspect_err(|error| {
+    hyperkit.args(arguments.get(firmware..firmware + 2)?);
+    let output = stdout_of(hyperkit, TIMEOUT).inspect_err(|error| {
         log::debug!(target: "hyperkit", "the guest's address will not be known: {error}");
     });
-    let mac = said.ok()?.lines().find_map(|line| line.strip_prefix("MAC:").map(str::trim).map(str::to_owned));
-    mac.filter(|mac| bytes(mac).is_some())
+    let mac = output.ok()?.lines().find_map(|line| line.strip_prefix("MAC:").map(str::trim).map(str::to_owned));
+    mac.filter(|mac| mac_bytes(mac).is_some())
 }
 
-/// What a program prints that has to end in time.
-fn output_of(mut command: Command, patience: Duration) -> std::io::Result<String> {
+/// The output of a program that must close it in time.
+fn stdout_of(mut command: Command, timeout: Duration) -> io::Result<String> {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
     let mut pipe = child.stdout.take();
     let (send, receive) = std::sync::mpsc::channel();
     let reader = std::thread::Builder::new().name("hyperkit-mac".to_owned()).spawn(move || {
-        let mut said = String::new();
-        let read = pipe.as_mut().map_or(Ok(0), |pipe| pipe.read_to_string(&mut said));
-        let _ = send.send(read.map(|_| said));
+        let mut output = String::new();
+        let read = pipe.as_mut().map_or(Ok(0), |pipe| pipe.read_to_string(&mut output));
+        let _ = send.send(read.map(|_| output));
     });
-    let said = reader
-        .and_then(|_| receive.recv_timeout(patience).unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())));
+    let output =
+        reader.and_then(|_| receive.recv_timeout(timeout).unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())));
     let _ = child.kill(); // it has closed its output, or hangs
     child.wait()?;
-    said
+    output
 }
 
 #[cfg(test)]
@@ -46,13 +48,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_program_that_prints_no_address_or_hangs_is_no_obstacle() {
+    fn output_of_a_hanging_program_times_out() {
         let mut hangs = Command::new("sleep");
         hangs.arg("1000");
-        let error = output_of(hangs, Duration::from_millis(50)).unwrap_err();
+        let error = stdout_of(hangs, Duration::from_millis(50)).unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::TimedOut);
-        let mut says = Command::new("echo");
-        says.arg("something");
-        assert_eq!(output_of(says, Duration::from_secs(60)).unwrap(), "something\n");
+        let mut prints = Command::new("echo");
+        prints.arg("something");
+        assert_eq!(stdout_of(prints, Duration::from_secs(60)).unwrap(), "something\n");
     }
 }

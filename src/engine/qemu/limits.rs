@@ -1,120 +1,147 @@
 //! What hyperkit can do and QEMU cannot, or not on this host.
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 
-use super::network::{VMNET, preferred_address};
-use super::vsock_device;
-use crate::config::disk::{Driver, SectorSize};
-use crate::config::{HyperKit, Server9p, Socket9p, VpnKit};
+use crate::config::disk::{Disk, DiskInterface, SectorSize};
+use crate::config::{HyperKit, Network, Share9p, Share9pSource};
 use crate::engine::Engine;
-use crate::error::{Error, Result};
+use crate::engine::qemu::network::{VMNET, preferred_address};
+use crate::engine::qemu::vsock_device;
+use crate::error::ConfigError;
 use crate::plan::limits::MAX_SOCKET;
 use crate::plan::serial_ports::ports;
-use crate::plan::text::{at_most, utf8};
+use crate::plan::text::{check_length, utf8};
+use crate::plan::validate::Violations;
 use crate::state::EVENTS_SOCKET;
 
 /// QEMU's limit on a mount tag, in bytes.
 const MAX_TAG: usize = 31;
 /// QEMU's limit on the size of a sector, in bytes.
 const MAX_SECTOR: u32 = 2 * 1024 * 1024;
-/// Linux's limit on the name of an interface, in bytes.
+/// Linux's limit on the name of a network interface, in bytes.
 const MAX_TAP: usize = 15;
 /// In the user-mode network .1 is unused, .2 the gateway and .3 the name server.
-const HOSTS: std::ops::RangeInclusive<u8> = 4..=254;
+const HOSTS: RangeInclusive<u8> = 4..=254;
 /// The first byte of addresses of single hosts; those from 224 on are for groups.
-const NETWORKS: std::ops::RangeInclusive<u8> = 1..=223;
+const NETWORKS: RangeInclusive<u8> = 1..=223;
 const LOOPBACK: u8 = 127;
 
-pub(super) const NO_9P_PORT: &str = "9p from a TCP port (`sockets_9p`; a directory is shared by QEMU itself)";
+const NO_9P_PORT: &str = "9p from a TCP port (`shares_9p`); it shares directories";
 
-pub(super) fn unsupported(feature: &'static str) -> Error {
-    Error::Unsupported { engine: Engine::Qemu, feature }
+fn unsupported(feature: &'static str) -> ConfigError {
+    ConfigError::Unsupported { engine: Engine::Qemu, feature }
 }
 
-/// Refuses what hyperkit can do and QEMU cannot.
-pub(crate) fn supports(machine: &HyperKit) -> Result<()> {
-    let no = |feature| Err(unsupported(feature));
-    if matches!(machine.vpnkit, VpnKit::Socket(_)) {
-        return no("a network on a VPNKit socket (`vpnkit`; `Auto` takes QEMU's own network)");
+/// The directory of a share; QEMU has no other source.
+pub(super) fn shared_dir(share: &Share9p) -> Result<&Path, ConfigError> {
+    match &share.source {
+        Share9pSource::Path(path) => Ok(path),
+        Share9pSource::Port(_) => Err(unsupported(NO_9P_PORT)),
     }
-    if let Some([a, b, c, d]) = preferred_address(machine) {
-        if !HOSTS.contains(&d) {
-            return no("a preferred address that ends in less than 4 or in 255 (`vpnkit_preferred_ipv4`)");
-        }
-        if !NETWORKS.contains(&a) || a == LOOPBACK || (machine.vmnet && [a, b, c] == VMNET) {
-            return no(
-                "a preferred address that is none for a guest, or in the network of `vmnet` (`vpnkit_preferred_ipv4`)",
-            );
-        }
-    }
-    if ports(machine)?.iter().any(|port| port.asl) {
-        return no("the Apple System Log (`console`, `serials`; a log in the state directory keeps the output)");
-    }
-    let has_port = |share: &Socket9p| matches!(share.server, Server9p::Port(_));
-    if machine.sockets_9p.iter().any(has_port) {
-        return no(NO_9P_PORT);
-    }
-    if machine.x2apic {
-        return no("x2APIC mode from the start (`x2apic`; where the processor has it the guest turns it on itself)");
-    }
-    if !machine.msix {
-        return no("virtio with single-vector MSI (`msix`)");
-    }
-    if !machine.mptable {
-        return no("a machine without an MPtable (`mptable`)");
-    }
-    let modules = machine.multiboot.iter().flat_map(|multiboot| &multiboot.modules);
-    if modules.into_iter().any(|module| module.path.as_os_str().as_encoded_bytes().contains(&b' ')) {
-        return no("a module with a space in its path (`multiboot`; QEMU takes the rest for its command line)");
-    }
-    for disk in &machine.disks {
-        let size = disk.sector_size.unwrap_or(SectorSize { logical: 512, physical: 512 });
-        if disk.driver == Driver::Ahci && disk.read_only {
-            return no("a SATA disk that is read-only (`disks`; virtio-blk can be)");
-        }
-        if disk.driver == Driver::Ahci && size.logical != 512 {
-            return no("a SATA disk with logical sectors of other than 512 bytes (`disks`; virtio-blk can have them)");
-        }
-        if size.physical > MAX_SECTOR {
-            return no("sectors of more than 2 MiB (`disks`)");
-        }
-    }
-    if !machine.vsock_ports.is_empty() {
-        return no("vsock ports as sockets on the host (`vsock_ports`; `vsock_connect` reaches any port)");
-    }
-    machine.sockets_9p.iter().try_for_each(|share| at_most(MAX_TAG, "sockets_9p", &share.tag))
 }
 
-/// Refuses what QEMU cannot do on this host.
-pub(crate) fn check(machine: &HyperKit) -> Result<()> {
-    if let Some(dir) = &machine.state_dir {
-        at_most(MAX_SOCKET - "/".len() - EVENTS_SOCKET.len(), "state_dir", utf8("state_dir", dir)?)?;
-    }
-    if let Some(name) = &machine.tap {
-        tap(name)?;
-    }
-    if machine.vsock {
-        vsock_device::check(machine)?;
-    }
-    for share in &machine.sockets_9p {
-        match &share.server {
-            Server9p::Path(path) if !path.exists() => {
-                return Err(Error::NotFound { field: "sockets_9p", path: path.clone() });
-            }
-            Server9p::Path(path) if path.is_dir() => {}
-            _ => return Err(unsupported("9p from anything but a directory (`sockets_9p`)")),
+/// The features that QEMU lacks on every host.
+pub(super) fn unsupported_features(description: &HyperKit) -> Vec<ConfigError> {
+    let mut found = Violations::default();
+    let modules = description.multiboot.iter().flat_map(|multiboot| &multiboot.modules);
+    let has_space = modules.into_iter().any(|module| module.path.as_os_str().as_encoded_bytes().contains(&b' '));
+    let apple_log = ports(description).is_ok_and(|ports| ports.iter().any(|port| port.apple_log));
+    for (is_set, feature) in [
+        (
+            matches!(description.network, Network::VpnKit(_)),
+            "a network on a VPNKit socket (`network`); `Nat` is its own user-mode network",
+        ),
+        (apple_log, "the Apple System Log (`console`, `serials`); use `Console::Pty` for a log in the state directory"),
+        (
+            description.x2apic,
+            "x2APIC mode from the start (`x2apic`); the guest turns it on by itself if the CPU has it",
+        ),
+        (!description.msix, "virtio with single-vector MSI (`msix`)"),
+        (!description.mptable, "a VM without an MPtable (`mptable`)"),
+        (has_space, "a module with a space in its path (`multiboot`); it takes the rest for the module's command line"),
+        (
+            !description.vsock_ports.is_empty(),
+            "sockets on the host for vsock ports (`vsock_ports`); `vsock_connect` reaches any port",
+        ),
+    ] {
+        if is_set {
+            found.add(unsupported(feature));
         }
+    }
+    found.collect(check_preferred_address(description));
+    for share in &description.shares_9p {
+        found.collect(shared_dir(share));
+        found.collect(check_length(MAX_TAG, "shares_9p", &share.tag));
+    }
+    for disk in &description.disks {
+        found.collect(check_disk(disk));
+    }
+    found.into_iter().collect()
+}
+
+fn check_preferred_address(description: &HyperKit) -> Result<(), ConfigError> {
+    let Some([a, b, c, d]) = preferred_address(description) else { return Ok(()) };
+    if !HOSTS.contains(&d) {
+        return Err(unsupported("a preferred address that ends in less than 4 or in 255 (`vpnkit_preferred_ipv4`)"));
+    }
+    if !NETWORKS.contains(&a) || a == LOOPBACK || (description.vmnet && [a, b, c] == VMNET) {
+        return Err(unsupported(
+            "a preferred address that is not a host address, or that is in the network of `vmnet` \
+             (`vpnkit_preferred_ipv4`)",
+        ));
     }
     Ok(())
 }
 
-/// A name that is too long is cut by Linux, `%d` is filled in, and an interface that is not there is made: by each of them
-/// the machine would be connected with something else.
-fn tap(name: &str) -> Result<()> {
-    if !cfg!(target_os = "linux") {
-        return Err(unsupported("a tap interface on this system (`tap`)"));
+fn check_disk(disk: &Disk) -> Result<(), ConfigError> {
+    let size = disk.sector_size.unwrap_or(SectorSize { logical: 512, physical: 512 });
+    if disk.interface == DiskInterface::Ahci && disk.read_only {
+        return Err(unsupported("a read-only SATA disk (`disks`); virtio-blk disks can be read-only"));
     }
-    at_most(MAX_TAP, "tap", name)?;
+    if disk.interface == DiskInterface::Ahci && size.logical != 512 {
+        return Err(unsupported("a SATA disk with logical sectors of other than 512 bytes (`disks`); use virtio-blk"));
+    }
+    if size.physical > MAX_SECTOR {
+        return Err(unsupported("sectors of more than 2 MiB (`disks`)"));
+    }
+    Ok(())
+}
+
+/// What QEMU cannot do on this host.
+pub(super) fn check_host(description: &HyperKit) -> Vec<ConfigError> {
+    let mut found = Violations::default();
+    if let Some(dir) = &description.state_dir {
+        let limit = MAX_SOCKET - "/".len() - EVENTS_SOCKET.len();
+        found.collect(utf8("state_dir", dir).and_then(|dir| check_length(limit, "state_dir", dir)));
+    }
+    if let Some(name) = &description.tap {
+        found.collect(check_tap(name));
+    }
+    if description.vsock {
+        found.collect(vsock_device::check_host(description));
+    }
+    for share in &description.shares_9p {
+        match &share.source {
+            Share9pSource::Path(path) if !path.exists() => {
+                found.add(ConfigError::NotFound { field: "shares_9p", path: path.clone() });
+            }
+            Share9pSource::Path(path) if !path.is_dir() => {
+                found.add(unsupported("9p from anything but a directory (`shares_9p`)"));
+            }
+            _ => {}
+        }
+    }
+    found.into_iter().collect()
+}
+
+/// Linux truncates a name that is too long, replaces `%d`, and creates an interface that does not exist: each would
+/// connect the VM to something else.
+fn check_tap(name: &str) -> Result<(), ConfigError> {
+    if !cfg!(target_os = "linux") {
+        return Err(unsupported("a tap interface on this operating system (`tap`)"));
+    }
+    check_length(MAX_TAP, "tap", name)?;
     let flags = Path::new("/sys/class/net").join(name).join("tun_flags");
-    if flags.exists() { Ok(()) } else { Err(Error::NotFound { field: "tap", path: flags }) }
+    if flags.exists() { Ok(()) } else { Err(ConfigError::NotFound { field: "tap", path: flags }) }
 }

@@ -1,107 +1,205 @@
-//! `qemu-system-x86_64`: how it is told of a machine, and what is said over QMP that hyperkit says by signals and exit codes.
+//! `qemu-system-x86_64`. What hyperkit tells by signals and exit codes, QEMU tells over QMP.
 
 mod arguments;
 mod limits;
 mod network;
 mod qmp;
-pub(crate) mod vsock_device;
+mod vsock_device;
 
-use std::fs::{self, OpenOptions};
-use std::path::Path;
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, FileType, OpenOptions};
+use std::os::unix::fs::FileTypeExt;
 use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::json;
 
 use crate::config::{HyperKit, PortForward, Protocol};
-use crate::engine::Control;
-use crate::engine::qemu::qmp::Qmp;
-use crate::error::{Error, Result};
+use crate::engine::Engine;
+use crate::engine::driver::{Control, EngineDriver, ExitListener, GuestAddresses, VsockDaemon, VsockEndpoint};
+use crate::error::{ConfigError, Error, Result};
 use crate::exit::Exit;
+use crate::plan::kernel_cmdline::without_early_console;
 use crate::plan::serial_ports::{Line, ports};
-use crate::state::{EVENTS_SOCKET, QMP_SOCKET, StateDir};
+use crate::state::{EVENTS_SOCKET, QMP_SOCKET, StateDir, VHOST_SOCKET, VSOCK_SOCKET};
+use qmp::Qmp;
 
-pub(crate) use arguments::arguments;
-pub(crate) use limits::{check, supports};
-pub(crate) use network::{VMNET_ADDRESS, vpnkit_address};
+/// How long a QEMU that is ready may take to accept a connection for events.
+const EVENTS_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a QEMU that is up may take to let us listen.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) struct Driver;
 
-/// QEMU answers on its QMP socket when all devices are there. It names the console's pty only there, so the `tty`
-/// file that hyperkit makes is made here.
-pub(crate) fn is_set_up(machine: &HyperKit, state: &StateDir, patience: Duration) -> Result<bool> {
-    let console = Qmp::connect(&state.file(QMP_SOCKET), patience).and_then(|mut qmp| qmp.execute("query-chardev"));
-    let chardevs = match console {
-        Ok(chardevs) => chardevs,
-        Err(error) => {
-            log::trace!(target: "hyperkit", "not yet: {error}");
-            return Ok(false);
-        }
-    };
-    for port in ports(machine)? {
-        let Line::Tty(file) = port.line else { continue };
-        let chardev = chardevs.as_array().into_iter().flatten().find(|chardev| chardev["label"] == port.name);
-        let pty = chardev.and_then(|chardev| chardev["filename"].as_str()?.strip_prefix("pty:"));
-        let pty = pty.ok_or_else(|| Error::Qmp { reason: format!("no pty for {} in {chardevs}", port.name) })?;
-        state.write(file, pty.as_bytes())?;
+impl EngineDriver for Driver {
+    fn engine(&self) -> Engine {
+        Engine::Qemu
     }
-    Ok(true)
-}
 
-/// The exit code is 0 for a power-off and for a reset; the event before it says which.
-pub(crate) fn listen(state: &StateDir) -> Option<impl FnOnce() -> Option<Exit> + Send + 'static> {
-    let mut events = match Qmp::connect(&state.file(EVENTS_SOCKET), PATIENCE) {
-        Ok(events) => events,
-        Err(error) => {
-            log::warn!(target: "hyperkit", "a reset of the guest will pass for a power-off: {error}");
-            return None;
+    fn name(&self) -> &'static str {
+        "QEMU"
+    }
+
+    fn accepts_program_name(&self, name: &[u8]) -> bool {
+        name.starts_with(b"qemu-system-")
+    }
+
+    fn default_programs(&self) -> &'static [&'static str] {
+        &["qemu-system-x86_64"]
+    }
+
+    fn unsupported(&self, description: &HyperKit) -> Vec<ConfigError> {
+        limits::unsupported_features(description)
+    }
+
+    fn check_host(&self, description: &HyperKit) -> Vec<ConfigError> {
+        limits::check_host(description)
+    }
+
+    fn resolve(&self, description: &mut HyperKit) -> Result<(), ConfigError> {
+        description.vhost_device_vsock = vsock_device::find_daemon(description)?;
+        Ok(())
+    }
+
+    fn arguments(&self, description: &HyperKit, cmdline: &str) -> Result<Vec<String>, ConfigError> {
+        arguments::arguments(description, cmdline)
+    }
+
+    fn host_arguments(&self) -> Vec<String> {
+        vec!["-accel".to_owned(), accelerator().to_owned()]
+    }
+
+    fn recorded_cmdline(&self, description: &HyperKit) -> Option<String> {
+        let arguments = &description.record.arguments;
+        if description.bootrom.is_some() {
+            return (!arguments.is_empty()).then(String::new);
         }
-    };
-    Some(move || {
-        let mut told = None;
-        while let Some(event) = events.next_event() {
-            if event["event"] == "SHUTDOWN" {
-                told = match event["data"]["reason"].as_str() {
-                    Some("guest-shutdown") => Some(Exit::PowerOff),
-                    Some("guest-reset") => Some(Exit::Reset),
-                    Some("host-signal") => Some(Exit::Killed(Signal::TERM.as_raw())),
-                    _ => Some(Exit::Unknown),
-                };
+        let line = arguments.iter().skip_while(|argument| *argument != "-append").nth(1)?;
+        Some(if description.multiboot.is_some() { line } else { without_early_console(line) }.to_owned())
+    }
+
+    fn pid_files<'a>(&self, command: &'a [OsString]) -> Vec<&'a OsStr> {
+        command.windows(2).filter(|pair| pair[0] == "-pidfile").map(|pair| pair[1].as_os_str()).collect()
+    }
+
+    /// QEMU answers on its QMP socket when all devices exist. Only there it names the ptys of the serial ports, so this
+    /// writes the files that hyperkit writes by itself.
+    fn is_ready(&self, description: &HyperKit, state: &StateDir, timeout: Duration) -> Result<bool> {
+        let answer = Qmp::connect(&state.file(QMP_SOCKET), timeout).and_then(|mut qmp| qmp.execute("query-chardev"));
+        let chardevs = match answer {
+            Ok(chardevs) => chardevs,
+            Err(error) => {
+                log::trace!(target: "hyperkit", "not ready: {error}");
+                return Ok(false);
             }
-        }
-        told
-    })
-}
-
-pub(crate) fn control(what: Control, state: &StateDir, patience: Duration) -> Result<()> {
-    let command = match what {
-        Control::PressPowerButton => "system_powerdown",
-        Control::Pause => "stop",
-        Control::Resume => "cont",
-    };
-    Qmp::connect(&state.file(QMP_SOCKET), patience)?.execute(command).map(drop)
-}
-
-/// A table for people, in which each line of a forwarded port has protocol, descriptor, address, port, address, port.
-pub(crate) fn port_forwards(state: &StateDir, patience: Duration) -> Result<Vec<PortForward>> {
-    let mut qmp = Qmp::connect(&state.file(QMP_SOCKET), patience)?;
-    let table = qmp.execute_with("human-monitor-command", json!({ "command-line": "info usernet" }))?;
-    let forward = |line: &str| {
-        let mut words = line.split_ascii_whitespace();
-        let protocol = match words.next()? {
-            "TCP[HOST_FORWARD]" => Protocol::Tcp,
-            "UDP[HOST_FORWARD]" => Protocol::Udp,
-            _ => return None,
         };
-        Some(PortForward { protocol, host: words.nth(2)?.parse().ok()?, guest: words.nth(1)?.parse().ok()? })
-    };
-    Ok(table.as_str().unwrap_or_default().lines().filter_map(forward).collect())
+        for port in ports(description)? {
+            let Line::Pty(file) = port.line else { continue };
+            let chardev = chardevs.as_array().into_iter().flatten().find(|chardev| chardev["label"] == port.name);
+            let pty = chardev.and_then(|chardev| chardev["filename"].as_str()?.strip_prefix("pty:"));
+            let pty = pty.ok_or_else(|| Error::Qmp {
+                socket: state.file(QMP_SOCKET),
+                reason: format!("no pty for {} in {chardevs}", port.name),
+            })?;
+            state.write(file, pty.as_bytes())?;
+        }
+        Ok(true)
+    }
+
+    /// The exit code is 0 for a power-off and for a reset; the event before it tells which it was.
+    fn exit_listener(&self, state: &StateDir) -> Option<ExitListener> {
+        let mut events = match Qmp::connect(&state.file(EVENTS_SOCKET), EVENTS_TIMEOUT) {
+            Ok(events) => events,
+            Err(error) => {
+                log::warn!(target: "hyperkit", "a reset of the guest will be reported as a power-off: {error}");
+                return None;
+            }
+        };
+        Some(Box::new(move || {
+            let mut exit = None;
+            while let Some(event) = events.next_event() {
+                if event["event"] == "SHUTDOWN" {
+                    exit = match event["data"]["reason"].as_str() {
+                        Some("guest-shutdown") => Some(Exit::PowerOff),
+                        Some("guest-reset") => Some(Exit::Reset),
+                        Some("host-signal") => Some(Exit::Killed(Signal::TERM.as_raw())),
+                        _ => Some(Exit::Unknown),
+                    };
+                }
+            }
+            exit
+        }))
+    }
+
+    fn control(
+        &self,
+        control: Control,
+        state: Option<&StateDir>,
+        _: &dyn Fn(Signal) -> Result<()>,
+        timeout: Duration,
+    ) -> Result<()> {
+        let state = state.ok_or(ConfigError::StateDirRequired { field: control.call() })?;
+        let command = match control {
+            Control::PressPowerButton => "system_powerdown",
+            Control::Pause => "stop",
+            Control::Resume => "cont",
+        };
+        Qmp::connect(&state.file(QMP_SOCKET), timeout)?.execute(command).map(drop)
+    }
+
+    fn is_paused(&self, state: Option<&StateDir>, timeout: Duration) -> Result<Option<bool>> {
+        let Some(state) = state else { return Ok(None) };
+        let status = Qmp::connect(&state.file(QMP_SOCKET), timeout)?.execute("query-status")?;
+        Ok(Some(status["status"] == "paused"))
+    }
+
+    fn port_forwards(&self, state: Option<&StateDir>, timeout: Duration) -> Result<Vec<PortForward>> {
+        let state = state.ok_or(ConfigError::StateDirRequired { field: "port_forwards" })?;
+        let mut qmp = Qmp::connect(&state.file(QMP_SOCKET), timeout)?;
+        let table = qmp.execute_with("human-monitor-command", json!({ "command-line": "info usernet" }))?;
+        Ok(table.as_str().unwrap_or_default().lines().filter_map(forwarded_port).collect())
+    }
+
+    fn addresses(&self, description: &HyperKit) -> GuestAddresses {
+        GuestAddresses { network: Some(network::network_address(description)), vmnet: Some(network::VMNET_ADDRESS) }
+    }
+
+    fn vsock_endpoint(&self, description: &HyperKit, port: u32) -> Result<VsockEndpoint, ConfigError> {
+        vsock_device::check_has_daemon(description)?;
+        let socket = description.vsock_sockets_dir().join(VSOCK_SOCKET);
+        Ok(VsockEndpoint { socket, request: Some(format!("CONNECT {port}\n")), is_acknowledged: true })
+    }
+
+    fn vsock_listener_name(&self, port: u32) -> String {
+        format!("{VSOCK_SOCKET}_{port}")
+    }
+
+    fn vsock_daemon(&self, description: &HyperKit, state: &StateDir) -> Result<Option<VsockDaemon>, ConfigError> {
+        vsock_device::daemon(description, state)
+    }
+
+    fn is_own_socket(&self, name: &str, kind: FileType) -> bool {
+        let is_listener = |name: &str| {
+            let port = name.strip_prefix(VSOCK_SOCKET).and_then(|rest| rest.strip_prefix('_'));
+            port.is_some_and(|port| port.parse::<u32>().is_ok())
+        };
+        kind.is_socket()
+            && ([QMP_SOCKET, EVENTS_SOCKET, VHOST_SOCKET, VSOCK_SOCKET].contains(&name) || is_listener(name))
+    }
 }
 
-/// What runs the guest's instructions. /dev/kvm alone proves nothing: on hosts whose CPU has no virtualization it can
+/// Reads a line of QEMU's table of forwarded ports: protocol, descriptor, address, port, address, port.
+fn forwarded_port(line: &str) -> Option<PortForward> {
+    let mut words = line.split_ascii_whitespace();
+    let protocol = match words.next()? {
+        "TCP[HOST_FORWARD]" => Protocol::Tcp,
+        "UDP[HOST_FORWARD]" => Protocol::Udp,
+        _ => return None,
+    };
+    Some(PortForward { protocol, host: words.nth(2)?.parse().ok()?, guest: words.nth(1)?.parse().ok()? })
+}
+
+/// QEMU's accelerator for this host. `/dev/kvm` alone proves nothing: on hosts whose CPU has no virtualization it can
 /// open, pass every probe, and then hang the guest.
-pub(crate) fn accelerator() -> &'static str {
+fn accelerator() -> &'static str {
     if !cfg!(target_arch = "x86_64") {
         return "tcg";
     }
@@ -113,7 +211,7 @@ pub(crate) fn accelerator() -> &'static str {
             .filter(|line| line.starts_with("flags"))
             .any(|line| line.split_ascii_whitespace().any(|flag| flag == "vmx" || flag == "svm"))
     });
-    let opens = || OpenOptions::new().read(true).write(true).open(Path::new("/dev/kvm")).is_ok();
+    let opens = || OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
     if can_virtualize && opens() { "kvm" } else { "tcg" }
 }
 
@@ -123,32 +221,32 @@ mod tests {
     use std::io::{BufRead, BufReader, Write};
     use std::os::unix::net::UnixListener;
 
-    /// What is told of the end of a QEMU that says these reasons.
-    fn told(reasons: &[&str]) -> Option<Exit> {
+    /// What the listener reports of a QEMU that sends shutdown events with these reasons.
+    fn reported_exit(reasons: &[&str]) -> Option<Exit> {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::new(dir.path()).unwrap();
-        assert!(listen(&state).is_none(), "nobody is there");
+        assert!(Driver.exit_listener(&state).is_none(), "no QEMU listens");
         let listener = UnixListener::bind(state.file(EVENTS_SOCKET)).unwrap();
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 let mut stream = BufReader::new(listener.accept().unwrap().0);
-                let mut say = |line| writeln!(stream.get_mut(), "{line}").unwrap();
-                say(json!({ "QMP": {} }));
-                say(json!({ "return": {} }));
-                say(json!({ "event": "RESUME" }));
-                reasons.iter().for_each(|reason| say(json!({ "event": "SHUTDOWN", "data": { "reason": reason } })));
-                stream.read_line(&mut String::new()).unwrap(); // what was asked, or the other would fail to ask
+                let mut send = |line| writeln!(stream.get_mut(), "{line}").unwrap();
+                send(json!({ "QMP": {} }));
+                send(json!({ "return": {} }));
+                send(json!({ "event": "RESUME" }));
+                reasons.iter().for_each(|reason| send(json!({ "event": "SHUTDOWN", "data": { "reason": reason } })));
+                stream.read_line(&mut String::new()).unwrap(); // the request, or the other end would fail to send it
             });
-            listen(&state).unwrap()()
+            Driver.exit_listener(&state).unwrap()()
         })
     }
 
     #[test]
     fn the_last_shutdown_event_tells_how_the_guest_ended() {
-        assert_eq!(told(&[]), None);
-        assert_eq!(told(&["guest-shutdown"]), Some(Exit::PowerOff));
-        assert_eq!(told(&["guest-shutdown", "guest-reset"]), Some(Exit::Reset));
-        assert_eq!(told(&["host-signal"]), Some(Exit::Killed(15)));
-        assert_eq!(told(&["host-qmp-quit"]), Some(Exit::Unknown));
+        assert_eq!(reported_exit(&[]), None);
+        assert_eq!(reported_exit(&["guest-shutdown"]), Some(Exit::PowerOff));
+        assert_eq!(reported_exit(&["guest-shutdown", "guest-reset"]), Some(Exit::Reset));
+        assert_eq!(reported_exit(&["host-signal"]), Some(Exit::Killed(15)));
+        assert_eq!(reported_exit(&["host-qmp-quit"]), Some(Exit::Unknown));
     }
 }

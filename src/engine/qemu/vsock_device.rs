@@ -1,51 +1,78 @@
-//! vsock for a QEMU guest: the `vhost-device-vsock` program, or `/dev/vhost-vsock`.
+//! vsock for a QEMU guest: the `vhost-device-vsock` program, which serves unix sockets of the host as hyperkit does, or
+//! the host kernel's `/dev/vhost-vsock`, which only sockets of the family AF_VSOCK reach.
 
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 
 use crate::config::HyperKit;
 use crate::engine::Engine;
-use crate::error::{Error, Result};
-use crate::state::{VHOST_LINE, VHOST_SOCKET};
+use crate::engine::driver::VsockDaemon;
+use crate::error::ConfigError;
+use crate::plan::text::utf8;
+use crate::state::{StateDir, VHOST_LINE, VHOST_SOCKET, VSOCK_SOCKET};
 use crate::sys::find_program::first_program;
 
-const DEVICE: &str = "/dev/vhost-vsock";
+const KERNEL_DEVICE: &str = "/dev/vhost-vsock";
+const DAEMON: &str = "vhost-device-vsock";
 
-const PROGRAM: &str = "vhost-device-vsock";
-
-/// The program that has to run beside QEMU, if that is needed and there is one.
-pub(crate) fn find(machine: &HyperKit) -> Result<Option<PathBuf>> {
-    match &machine.vhost_device_vsock {
-        _ if !machine.vsock => Ok(None),
+/// The path of the daemon, if the VM needs one and it is installed.
+pub(super) fn find_daemon(description: &HyperKit) -> Result<Option<PathBuf>, ConfigError> {
+    match &description.vhost_device_vsock {
+        _ if !description.vsock => Ok(None),
         Some(program) => first_program(&[program])
             .map(Some)
-            .map_err(|looked| Error::ToolNotFound { field: "vhost_device_vsock", looked }),
-        // It serves sockets on the host, which `/dev/vhost-vsock` does not.
-        None => Ok(first_program(&[Path::new(PROGRAM)]).ok()),
+            .map_err(|searched| ConfigError::ToolNotFound { field: "vhost_device_vsock", searched }),
+        // The daemon comes first: `/dev/vhost-vsock` serves no sockets on the host.
+        None => Ok(first_program(&[Path::new(DAEMON)]).ok()),
     }
 }
 
-fn device_opens() -> bool {
-    OpenOptions::new().read(true).write(true).open(DEVICE).is_ok()
+/// Whether the guest's vsock device is the daemon, which shares the guest's memory.
+pub(super) fn uses_daemon(description: &HyperKit) -> bool {
+    description.vsock && description.vhost_device_vsock.is_some()
 }
 
-pub(crate) fn check(machine: &HyperKit) -> Result<()> {
-    match &machine.vhost_device_vsock {
-        Some(_) if machine.state_dir.is_none() => Err(Error::StateDirRequired { field: "vsock" }),
+/// Checks whether this host can provide vsock.
+pub(super) fn check_host(description: &HyperKit) -> Result<(), ConfigError> {
+    let opens = || OpenOptions::new().read(true).write(true).open(KERNEL_DEVICE).is_ok();
+    match &description.vhost_device_vsock {
+        Some(_) if description.state_dir.is_none() => Err(ConfigError::StateDirRequired { field: "vsock" }),
         Some(_) if cfg!(target_os = "linux") => Ok(()),
-        None if device_opens() => Ok(()),
-        _ => Err(Error::Unsupported {
+        None if opens() => Ok(()),
+        _ => Err(ConfigError::Unsupported {
             engine: Engine::Qemu,
             feature: "vsock without access to /dev/vhost-vsock (`vsock`); on Linux install vhost-device-vsock",
         }),
     }
 }
 
-/// What QEMU is told besides the device.
-pub(crate) fn arguments(machine: &HyperKit, state_dir: &str) -> [(&'static str, String); 3] {
+/// Refuses calls that need sockets on the host, which only the daemon serves.
+pub(super) fn check_has_daemon(description: &HyperKit) -> Result<(), ConfigError> {
+    match description.vhost_device_vsock {
+        Some(_) => Ok(()),
+        None => Err(ConfigError::Unsupported {
+            engine: Engine::Qemu,
+            feature: "unix sockets for `vsock` with /dev/vhost-vsock; install vhost-device-vsock, or use AF_VSOCK and \
+                      the guest's CID",
+        }),
+    }
+}
+
+/// QEMU's arguments for the daemon, in addition to the device.
+pub(super) fn arguments(description: &HyperKit, state_dir: &str) -> [(&'static str, String); 3] {
     [
-        ("-object", format!("memory-backend-memfd,id=mem0,size={}M,share=on", machine.memory)),
+        ("-object", format!("memory-backend-memfd,id=mem0,size={}M,share=on", description.memory_mib)),
         ("-chardev", format!("socket,id=vsock,path={state_dir}/{VHOST_SOCKET}")),
         ("-chardev", format!("pipe,id=vsock-line,path={state_dir}/{VHOST_LINE}")),
     ]
+}
+
+/// The daemon of a VM, if it needs one.
+pub(super) fn daemon(description: &HyperKit, state: &StateDir) -> Result<Option<VsockDaemon>, ConfigError> {
+    let Some(program) = description.vhost_device_vsock.clone().filter(|_| description.vsock) else { return Ok(None) };
+    let sockets = vec![state.file(VHOST_SOCKET), description.vsock_sockets_dir().join(VSOCK_SOCKET)];
+    let [socket, uds] = [utf8("state_dir", &sockets[0])?, utf8("vsock_dir", &sockets[1])?];
+    let cid = description.vsock_guest_cid.to_string();
+    let arguments = ["--guest-cid", &cid, "--socket", socket, "--uds-path", uds].map(str::to_owned).to_vec();
+    Ok(Some(VsockDaemon { program, arguments, sockets, lifetime_fifo: state.file(VHOST_LINE) }))
 }

@@ -1,11 +1,11 @@
-//! The devices in their slots, as fields of the description.
+//! The devices in their slots, as fields of a description.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::{Slots, cleaned, device, extra, startable};
-use crate::config::disk::{Disk, Driver, Format, OnFlush, Qcow};
-use crate::config::{HyperKit, Server9p, Socket9p, VpnKit};
+use super::{Slots, check_so_far, clean, device, extra};
+use crate::config::disk::{Disk, DiskFormat, DiskInterface, FlushMode, QcowOptions};
+use crate::config::{HyperKit, Network, Share9p, Share9pSource};
 use crate::error::Result;
 
 /// `key=value` between separators, each key once.
@@ -20,34 +20,35 @@ fn keys(text: &str, separator: char) -> Option<BTreeMap<&str, &str>> {
     Some(keys)
 }
 
-/// The devices from slot 1 on, as long as they come in the order of [`layout`](crate::plan::slots::layout) and can be said. Of
-/// functions and buses other than 0 the machine has no more than extra arguments.
-pub(super) fn read(slots: &Slots, machine: &mut HyperKit) {
-    let mut last = Rank::VpnKit;
+/// Reads the devices from slot 1 on into fields, as long as they come in the order of
+/// [`layout`](crate::plan::slots::layout). All others, and those on functions and buses other than 0, become extra
+/// arguments.
+pub(super) fn read(slots: &Slots, description: &mut HyperKit) {
+    let mut last = Rank::Network;
     let mut next_slot = 1;
     for (&(bus, slot, function), value) in slots {
         if bus == 0 && function == 0 && (slot == 0 || slot == 31) {
             continue;
         }
         let fits = (bus, slot, function) == (0, next_slot, 0);
-        let described = if fits { add(device(value), machine, slot == 1) } else { None };
+        let described = if fits { add(device(value), description, slot == 1) } else { None };
         match described {
             Some((rank, changed))
                 if (rank > last || (rank == last && (slot == 1 || rank.repeats())))
-                    && startable(&changed, value).is_ok() =>
+                    && check_so_far(&changed, value).is_ok() =>
             {
-                (last, *machine) = (rank, changed);
+                (last, *description) = (rank, changed);
                 next_slot += 1;
             }
-            _ => extra(machine, "-s", value),
+            _ => extra(description, "-s", value),
         }
     }
 }
 
-/// The order of devices. Of some there can be several.
+/// The order of devices.
 #[derive(Clone, Copy, PartialEq, PartialOrd)]
 enum Rank {
-    VpnKit,
+    Network,
     Vmnet,
     Tap,
     Disk,
@@ -63,76 +64,76 @@ impl Rank {
     }
 }
 
-/// The machine with one device more, if a field can say it.
-fn add(device: &str, machine: &HyperKit, is_first: bool) -> Option<(Rank, HyperKit)> {
-    let mut machine = machine.clone();
+/// The description with one more device, if a field can express it.
+fn add(device: &str, description: &HyperKit, is_first: bool) -> Option<(Rank, HyperKit)> {
+    let mut description = description.clone();
     let (driver, config) = device.split_once(',').unwrap_or((device, ""));
     let rank = match driver {
         "virtio-vpnkit" => {
             let mut keys = keys(config, ',')?;
-            machine.vpnkit = VpnKit::Socket(keys.remove("path")?.into());
-            machine.vpnkit_key = keys.remove("uuid").map(str::to_owned);
-            machine.vpnkit_preferred_ipv4 = keys.remove("preferred_ipv4").map(str::to_owned);
-            keys.is_empty().then_some(Rank::VpnKit)?
+            description.network = Network::VpnKit(keys.remove("path")?.into());
+            description.vpnkit_key = keys.remove("uuid").map(str::to_owned);
+            description.vpnkit_preferred_ipv4 = keys.remove("preferred_ipv4").map(str::to_owned);
+            keys.is_empty().then_some(Rank::Network)?
         }
         "virtio-net" if config.is_empty() => {
-            machine.vmnet = true;
+            description.vmnet = true;
             Rank::Vmnet
         }
         "virtio-tap" => {
             let (name, mac) = config.split_once(',').map_or((config, None), |(name, mac)| (name, Some(mac)));
-            machine.tap = Some(name.to_owned());
-            machine.mac = match mac {
+            description.tap = Some(name.to_owned());
+            description.mac = match mac {
                 Some(mac) => Some(mac.strip_prefix("mac=").filter(|_| is_first)?.to_owned()),
                 None => None,
             };
             Rank::Tap
         }
         "virtio-blk" | "ahci-hd" => {
-            machine.disks.push(disk(Driver::from_word(driver)?, config)?);
+            description.disks.push(disk(DiskInterface::from_word(driver)?, config)?);
             Rank::Disk
         }
         "virtio-sock" => {
             let mut keys = keys(config, ',')?;
-            machine.vsock = true;
-            machine.vsock_guest_cid = keys.remove("guest_cid")?.parse().ok()?;
+            description.vsock = true;
+            description.vsock_guest_cid = keys.remove("guest_cid")?.parse().ok()?;
             let dir = Path::new(keys.remove("path")?);
-            let is_own = machine.state_dir.as_deref().is_none_or(|state| cleaned(state) != cleaned(dir));
-            machine.vsock_dir = is_own.then(|| dir.to_owned());
+            let is_own = description.state_dir.as_deref().is_none_or(|state| clean(state) != clean(dir));
+            description.vsock_dir = is_own.then(|| dir.to_owned());
             let ports = keys.remove("guest_forwards").filter(|ports| !ports.is_empty());
             let ports = ports.into_iter().flat_map(|ports| ports.split(';')).map(str::parse);
-            machine.vsock_ports = ports.collect::<Result<_, _>>().ok()?;
+            description.vsock_ports = ports.collect::<Result<_, _>>().ok()?;
             keys.is_empty().then_some(Rank::Vsock)?
         }
         "ahci-cd" if !config.is_empty() && !config.contains(',') => {
-            machine.isos.push(config.into());
+            description.isos.push(config.into());
             Rank::Iso
         }
         "virtio-rnd" if config.is_empty() => {
-            machine.random = true;
+            description.random = true;
             Rank::Random
         }
         "virtio-9p" => {
             let mut keys = keys(config, ',')?;
-            let server = match (keys.remove("path"), keys.remove("port")) {
-                (Some(path), None) => Server9p::Path(path.into()),
-                (None, Some(port)) => Server9p::Port(port.parse().ok()?),
+            let source = match (keys.remove("path"), keys.remove("port")) {
+                (Some(path), None) => Share9pSource::Path(path.into()),
+                (None, Some(port)) => Share9pSource::Port(port.parse().ok()?),
                 _ => return None,
             };
             let tag = keys.remove("tag").unwrap_or("plan9").to_owned();
-            machine.sockets_9p.push(Socket9p { server, tag });
+            description.shares_9p.push(Share9p { source, tag });
             keys.is_empty().then_some(Rank::Share)?
         }
         _ => return None,
     };
-    Some((rank, machine))
+    Some((rank, description))
 }
 
-fn disk(driver: Driver, config: &str) -> Option<Disk> {
+fn disk(interface: DiskInterface, config: &str) -> Option<Disk> {
     let mut options = config.split(',');
     let path = options.next()?;
-    let mut disk = Disk { driver, ..Disk::raw(path) };
-    let (mut is_qcow, mut stats, mut handling) = (false, None, None);
+    let mut disk = Disk { interface, ..Disk::raw(path) };
+    let (mut is_qcow, mut stats, mut options_text) = (false, None, None);
     for option in options {
         match option.split_once('=').unwrap_or((option, "")) {
             ("ro", "") => disk.read_only = true,
@@ -141,25 +142,25 @@ fn disk(driver: Driver, config: &str) -> Option<Disk> {
             ("format", "raw") => {} // hyperkit refuses it, though the Go package passes it on
             ("format", "qcow") => is_qcow = true,
             ("qcow-stats-config", stats_config) => stats = Some(stats_config.to_owned()),
-            ("qcow-config", config) => handling = Some(config),
+            ("qcow-config", config) => options_text = Some(config),
             _ => return None,
         }
     }
-    match (is_qcow, stats, handling) {
+    match (is_qcow, stats, options_text) {
         (false, None, None) => Some(disk),
-        (true, stats, handling) => qcow2(disk, path, stats, handling.unwrap_or_default()),
+        (true, stats, text) => qcow2(disk, path, stats, text.unwrap_or_default()),
         _ => None,
     }
 }
 
-/// The disk as a qcow2 image, which is named by a URL.
-fn qcow2(mut disk: Disk, url: &str, stats: Option<String>, handling: &str) -> Option<Disk> {
+/// The disk with a qcow2 image, which is named by a URL.
+fn qcow2(mut disk: Disk, url: &str, stats: Option<String>, options: &str) -> Option<Disk> {
     let (path, query) = url.strip_prefix("file://")?.split_once('?')?;
-    disk.path = Some(unescaped(path).filter(|path| path.starts_with('/'))?.into());
+    disk.path = Some(unescape_url(path).filter(|path| path.starts_with('/'))?.into());
     let mut query = keys(query, '&')?;
-    let mut qcow = Qcow { on_flush: OnFlush::from_word(query.remove("sync")?)?, stats, ..Qcow::default() };
+    let mut qcow = QcowOptions { flush: FlushMode::from_word(query.remove("sync")?)?, stats, ..QcowOptions::default() };
     (query.remove("buffered") == Some("1") && query.is_empty()).then_some(())?;
-    for (key, value) in keys(handling, ';')? {
+    for (key, value) in keys(options, ';')? {
         match key {
             "discard" => disk.trim = value.parse().ok()?,
             "compact_after_unmaps" => qcow.compact_after = value.parse().ok()?,
@@ -168,11 +169,11 @@ fn qcow2(mut disk: Disk, url: &str, stats: Option<String>, handling: &str) -> Op
             _ => return None,
         }
     }
-    Some(Disk { format: Some(Format::Qcow2(qcow)), ..disk })
+    Some(Disk { format: Some(DiskFormat::Qcow2(qcow)), ..disk })
 }
 
-/// The inverse of [`url`](super::super::arguments::url).
-pub(in crate::engine::hyperkit) fn unescaped(url: &str) -> Option<String> {
+/// The inverse of [`escape_url`](super::super::arguments::escape_url).
+pub(in crate::engine::hyperkit) fn unescape_url(url: &str) -> Option<String> {
     let mut parts = url.split('%');
     let mut bytes = parts.next()?.as_bytes().to_vec();
     for part in parts {

@@ -1,0 +1,32 @@
+//! What a start adds to a description.
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::json;
+
+/// The process of the VM that was started last, as `hyperkit.json` records it.
+///
+/// Only the record that is read from the state directory counts, since another program may have started the VM since.
+/// A record that a description carries is for display.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Record {
+    /// The hypervisor's process ID.
+    #[serde(with = "json::count")]
+    pub pid: Option<u32>,
+    /// The arguments of that process.
+    #[serde(serialize_with = "json::list", deserialize_with = "json::or_default")]
+    pub arguments: Vec<String>,
+    /// Program and arguments as a single line.
+    #[serde(deserialize_with = "json::or_default")]
+    pub cmdline: String,
+    /// When the process started, in seconds since 1970. With the pid, it tells the process from a later one.
+    #[serde(with = "json::count", skip_serializing_if = "Option::is_none")]
+    pub pid_started: Option<u64>,
+    /// The MAC address that vmnet gives the guest, as hyperkit reports it before the start.
+    #[serde(with = "json::text", skip_serializing_if = "Option::is_none")]
+    pub vmnet_mac: Option<String>,
+    /// Names of the disk images in the state directory that this crate created, and may delete.
+    #[serde(rename = "made_disks", skip_serializing_if = "Vec::is_empty", deserialize_with = "json::or_default")]
+    pub created_disks: Vec<String>,
+}

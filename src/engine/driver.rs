@@ -1,0 +1,186 @@
+//! What an engine has to do. Code that depends on which engine it is exists only in implementations of [`EngineDriver`].
+
+use std::ffi::{OsStr, OsString};
+use std::fs::FileType;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::config::{HyperKit, PortForward};
+use crate::engine::Engine;
+use crate::error::{ConfigError, Result};
+use crate::exit::Exit;
+use crate::state::StateDir;
+
+/// Waits for the hypervisor to report how the guest ends. Returns when the hypervisor has exited.
+pub(crate) type ExitListener = Box<dyn FnOnce() -> Option<Exit> + Send>;
+
+/// What can be done to a running VM besides killing it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Control {
+    PressPowerButton,
+    Pause,
+    Resume,
+}
+
+impl Control {
+    /// The call of `Vm`, for errors.
+    pub fn call(self) -> &'static str {
+        match self {
+            Self::PressPowerButton => "shutdown",
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+        }
+    }
+}
+
+/// Addresses of the guest that are known from outside.
+#[derive(Debug, Default)]
+pub(crate) struct GuestAddresses {
+    pub network: Option<Ipv4Addr>,
+    pub vmnet: Option<Ipv4Addr>,
+}
+
+/// How a program of the host connects to a vsock port of the guest.
+pub(crate) struct VsockEndpoint {
+    pub socket: PathBuf,
+    /// What to send first.
+    pub request: Option<String>,
+    /// Whether an answer tells that a program in the guest accepted the connection.
+    pub is_acknowledged: bool,
+}
+
+/// A program that runs together with the hypervisor and provides vsock to the guest.
+pub(crate) struct VsockDaemon {
+    pub program: PathBuf,
+    pub arguments: Vec<String>,
+    /// The sockets on which it listens when it is ready.
+    pub sockets: Vec<PathBuf>,
+    /// A FIFO that the hypervisor opens. The daemon runs as long as somebody holds it open for writing.
+    pub lifetime_fifo: PathBuf,
+}
+
+/// An engine.
+pub(crate) trait EngineDriver: Sync {
+    fn engine(&self) -> Engine;
+
+    /// The name in messages.
+    fn name(&self) -> &'static str;
+
+    /// Whether a program with this file name is of this engine.
+    fn accepts_program_name(&self, name: &[u8]) -> bool;
+
+    /// The programs that are searched if a description names none: names are searched on `PATH`.
+    fn default_programs(&self) -> &'static [&'static str];
+
+    // --- from the description to arguments, and back ---
+
+    /// What the engine cannot do, whatever the host.
+    fn unsupported(&self, description: &HyperKit) -> Vec<ConfigError>;
+
+    /// What the engine cannot do on this host.
+    fn check_host(&self, description: &HyperKit) -> Vec<ConfigError>;
+
+    /// Replaces what stands for something to be found, such as a socket or helper program, by what is found.
+    fn resolve(&self, description: &mut HyperKit) -> Result<(), ConfigError>;
+
+    /// The arguments for a description that passed validation and [`unsupported`](Self::unsupported). Looks at no file.
+    fn arguments(&self, description: &HyperKit, cmdline: &str) -> Result<Vec<String>, ConfigError>;
+
+    /// Arguments before all others that depend on the host and not on the description.
+    fn host_arguments(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// The kernel command line in the recorded arguments.
+    fn recorded_cmdline(&self, description: &HyperKit) -> Option<String>;
+
+    /// The description that a command line was made from, if this engine can read it.
+    fn describe(&self, _command: &[OsString]) -> Option<HyperKit> {
+        None
+    }
+
+    /// The pid files that a command line names.
+    fn pid_files<'a>(&self, command: &'a [OsString]) -> Vec<&'a OsStr>;
+
+    // --- the running hypervisor ---
+
+    /// The MAC address that vmnet will give the guest, if the engine can tell.
+    fn vmnet_mac(&self, _description: &HyperKit) -> Option<String> {
+        None
+    }
+
+    /// Whether a hypervisor that has written its pid file has also created all devices.
+    fn is_ready(&self, description: &HyperKit, state: &StateDir, timeout: Duration) -> Result<bool>;
+
+    /// Connects to whatever tells how the guest ends, if the exit code does not.
+    fn exit_listener(&self, _state: &StateDir) -> Option<ExitListener> {
+        None
+    }
+
+    /// Controls the VM, by signals or through sockets in its state directory, within the timeout.
+    fn control(
+        &self,
+        control: Control,
+        state: Option<&StateDir>,
+        send: &dyn Fn(Signal) -> Result<()>,
+        timeout: Duration,
+    ) -> Result<()>;
+
+    /// Whether the guest's vCPUs are stopped; `None` if the engine does not report it.
+    fn is_paused(&self, _state: Option<&StateDir>, _timeout: Duration) -> Result<Option<bool>> {
+        Ok(None)
+    }
+
+    /// The meaning of an exit code other than 0.
+    fn exit_code(&self, code: i32) -> Exit {
+        Exit::Failed(code)
+    }
+
+    /// What the hypervisor's exit status says about the VM. `reported` comes from the [`ExitListener`].
+    fn exit(&self, status: ExitStatus, reported: Option<Exit>) -> Exit {
+        match (status.code(), status.signal()) {
+            (Some(0), _) => reported.unwrap_or(Exit::PowerOff),
+            (Some(code), _) => self.exit_code(code),
+            (None, Some(signal)) => Exit::Killed(signal),
+            (None, None) => Exit::Unknown,
+        }
+    }
+
+    /// The forwarded ports with their numbers.
+    fn port_forwards(&self, state: Option<&StateDir>, timeout: Duration) -> Result<Vec<PortForward>>;
+
+    /// The guest's addresses as far as they are known.
+    fn addresses(&self, description: &HyperKit) -> GuestAddresses;
+
+    /// How to connect to a vsock port of the guest.
+    fn vsock_endpoint(&self, description: &HyperKit, port: u32) -> Result<VsockEndpoint, ConfigError>;
+
+    /// The name of the socket on which a program of the host receives connections of the guest to a vsock port.
+    fn vsock_listener_name(&self, port: u32) -> String;
+
+    /// The program that must run together with the hypervisor, if any.
+    fn vsock_daemon(&self, _description: &HyperKit, _state: &StateDir) -> Result<Option<VsockDaemon>, ConfigError> {
+        Ok(None)
+    }
+
+    // --- files ---
+
+    /// Whether a file in a state directory is a socket that belongs to a VM of this engine.
+    fn is_own_socket(&self, name: &str, kind: FileType) -> bool;
+
+    /// Whether the console log is a ring that the hypervisor overwrites, instead of a growing file.
+    fn has_ring_log(&self) -> bool {
+        false
+    }
+
+    /// Whether a hypervisor of this engine uses an image without locking it, unless both can only read.
+    fn uses_image(&self, _path: &Path, _read_only: bool) -> io::Result<bool> {
+        Ok(false)
+    }
+}

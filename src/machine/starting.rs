@@ -1,0 +1,169 @@
+//! A hypervisor that was spawned and is not ready yet.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Result};
+use crate::exit::Exit;
+use crate::process::Process;
+use crate::state::{Lock, StateDir};
+use crate::vm::{Handle, Vm};
+
+/// The interval in which a starting hypervisor is looked at is this fraction of the time that it has taken, within limits:
+/// so it bounds what is waited in vain.
+const INTERVAL_FRACTION: u32 = 20;
+const MIN_INTERVAL: Duration = Duration::from_micros(50);
+const MAX_INTERVAL: Duration = Duration::from_millis(10);
+
+/// A hypervisor that was spawned; from [`HyperKit::spawn`](crate::HyperKit::spawn).
+///
+/// [`wait_ready`](Self::wait_ready) makes a [`Vm`] of it. All methods take `&self`, so another thread can
+/// [`kill`](Self::kill) it meanwhile. Dropping it before it is ready kills the hypervisor. If this program is killed
+/// instead, the VM runs on, and its state directory already records it.
+///
+/// ```
+/// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
+/// # let _here = here::alone();
+/// use std::time::Duration;
+///
+/// let description = hyperkit::HyperKit::new().state_dir("vm").kernel("vmlinuz").initrd("initrd.img");
+/// let starting = description.spawn("console=ttyS0")?;
+/// println!("process {}", starting.pid());
+/// let vm = starting.wait_ready(Duration::from_secs(10))?;
+/// # Ok::<(), hyperkit::Error>(())
+/// ```
+#[derive(Debug)]
+#[must_use = "dropping it kills the hypervisor"]
+pub struct Starting {
+    vm: Vm,
+    is_foreground: bool,
+    phase: Mutex<Phase>,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// With the lock of the state directory, if there is one.
+    Starting(Option<Lock>),
+    Ready,
+    Failed,
+}
+
+impl Starting {
+    pub(super) fn new(vm: Vm, lock: Option<Lock>, is_foreground: bool) -> Self {
+        Self { vm, is_foreground, phase: Mutex::new(Phase::Starting(lock)) }
+    }
+
+    /// The process ID of the hypervisor.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.vm.pid()
+    }
+
+    /// Waits until the hypervisor has written its pid file and created all devices, but at most `timeout`. Kills it if
+    /// that takes longer or fails.
+    ///
+    /// Without a state directory nothing tells whether the hypervisor is ready, and this returns at once. hyperkit does
+    /// not tell of its devices if the console is on stdio. Then [`Vm::wait`] reports a hypervisor that fails a moment
+    /// later.
+    ///
+    /// # Errors
+    /// [`Error::HypervisorFailed`] and [`Error::StartTimedOut`] with the hypervisor's output; [`Error::Io`].
+    pub fn wait_ready(&self, timeout: Duration) -> Result<Vm> {
+        let mut phase = self.phase();
+        match &*phase {
+            Phase::Ready => return Ok(self.vm.clone()),
+            Phase::Failed => return Err(self.failed(self.vm.try_wait().unwrap_or(Exit::Unknown))),
+            Phase::Starting(_) => {}
+        }
+        match self.vm.state().map_or(Ok(()), |state| self.await_ready(state, timeout)) {
+            Ok(()) => {
+                *phase = Phase::Ready;
+                Ok(self.vm.clone())
+            }
+            Err(error) => {
+                self.give_up(&mut phase);
+                Err(error)
+            }
+        }
+    }
+
+    /// Kills the hypervisor, and returns when it has exited. Another thread that waits in
+    /// [`wait_ready`](Self::wait_ready) gets [`Error::HypervisorFailed`].
+    ///
+    /// # Errors
+    /// Those of [`Vm::kill`].
+    pub fn kill(&self) -> Result<()> {
+        self.vm.kill_process()?;
+        let mut phase = self.phase();
+        match &*phase {
+            Phase::Starting(_) => self.give_up(&mut phase),
+            Phase::Ready | Phase::Failed => self.vm.kill()?,
+        }
+        Ok(())
+    }
+
+    fn phase(&self) -> MutexGuard<'_, Phase> {
+        self.phase.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn await_ready(&self, state: &StateDir, timeout: Duration) -> Result<()> {
+        let (start, driver) = (Instant::now(), self.vm.driver());
+        loop {
+            let has_pid_file = state.pid()? == Some(self.vm.pid());
+            let left = timeout.saturating_sub(start.elapsed());
+            if has_pid_file && driver.is_ready(self.vm.description(), state, left)? {
+                break;
+            }
+            if left.is_zero() {
+                let state_dir = Some(state.path().to_owned());
+                return Err(Error::StartTimedOut { timeout, state_dir, log_tail: self.vm.log_tail() });
+            }
+            let interval = (start.elapsed() / INTERVAL_FRACTION).clamp(MIN_INTERVAL, MAX_INTERVAL);
+            match self.vm.wait_timeout(interval.min(left)) {
+                // A guest that ends at once has run, for a caller who waits for its end.
+                Some(exit) if self.is_foreground && exit.is_guest() => return Ok(()),
+                Some(exit) => return Err(self.failed(exit)),
+                None => {}
+            }
+        }
+        if let Some(child) = self.vm.child() {
+            driver.exit_listener(state).map_or(Ok(()), |listener| child.listen(listener))?;
+            child.detach_vsock_daemon();
+        }
+        Ok(())
+    }
+
+    fn failed(&self, exit: Exit) -> Error {
+        let state_dir = self.vm.state_dir().map(Into::into);
+        Error::HypervisorFailed { exit, state_dir, log_tail: self.vm.log_tail() }
+    }
+
+    /// Kills the hypervisor, also one that it has started instead of itself, and cleans up.
+    fn give_up(&self, phase: &mut Phase) {
+        let Phase::Starting(lock) = std::mem::replace(phase, Phase::Failed) else { return };
+        let ended = self.vm.kill_process().and_then(|()| match self.vm.state().zip(lock) {
+            Some((state, lock)) => {
+                if let Some(process) = state.running(Some(self.vm.description()))? {
+                    kill(process)?;
+                }
+                state.clear_runtime_files(&lock)
+            }
+            None => Ok(()),
+        });
+        if let Err(error) = ended {
+            log::warn!(target: "hyperkit", "cleaning up after a failed start: {error:#}");
+        }
+    }
+}
+
+fn kill(process: Process) -> Result<()> {
+    Vm::new(Handle::Found(process), crate::HyperKit::default(), None, None)?.kill_process()
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        let phase = self.phase.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let mut phase = std::mem::replace(phase, Phase::Failed);
+        self.give_up(&mut phase);
+    }
+}

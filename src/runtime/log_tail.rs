@@ -1,0 +1,97 @@
+//! The last lines of a hypervisor and its guest, for errors.
+
+use std::fmt;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use serde::Serialize;
+
+use crate::engine::EngineDriver;
+use crate::error::escape_control;
+use crate::plan::serial_ports::ALL_LOGS;
+use crate::runtime::output::Output;
+use crate::runtime::ring::ConsoleLog;
+use crate::state::{LOG_FILE, StateDir};
+
+/// How much of the end is read, and how many lines of it are kept.
+const MAX_TAIL_BYTES: u64 = 4 * 1024;
+const MAX_TAIL_LINES: usize = 10;
+
+/// The last lines of a hypervisor's output and of its guest's console.
+///
+/// `{tail}` is one line, `{tail:#}` has the original line breaks. Both escape control characters.
+///
+/// ```
+/// let tail = hyperkit::LogTail::default();
+/// assert!(tail.is_empty());
+/// assert_eq!(tail.to_string(), "");
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct LogTail {
+    /// The last lines of `hyperkit.log`, at most 10.
+    pub hypervisor: String,
+    /// The last lines of `console-ring`, at most 10.
+    pub console: String,
+}
+
+impl LogTail {
+    /// Whether there is no output at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.hypervisor.is_empty() && self.console.is_empty()
+    }
+
+    /// The same with the last lines of this console output.
+    pub(crate) fn with_console(self, output: &[u8]) -> Self {
+        Self { console: last_lines(output), ..self }
+    }
+
+    /// Reads the output of a hypervisor that this process started, or else the log in `state`, and the console log in
+    /// `state`.
+    pub(crate) fn read(output: Option<&Output>, state: Option<&StateDir>, driver: &dyn EngineDriver) -> Self {
+        let log = |name| state.and_then(|state| File::open(state.file(name)).ok());
+        let hypervisor = match output {
+            Some(output) => last_bytes(output.file()),
+            None => log(LOG_FILE).map(|log| last_bytes(&log)).unwrap_or_default(),
+        };
+        let console = state
+            .and_then(|state| ConsoleLog::open(&state.file(ALL_LOGS[0]), driver.has_ring_log()).ok()?.read_new().ok());
+        Self { hypervisor: last_lines(&hypervisor), console: last_lines(&console.unwrap_or_default()) }
+    }
+}
+
+impl fmt::Display for LogTail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let separator = if f.alternate() { "\n" } else { " | " };
+        let console = self.console.lines().map(|line| format!("console: {line}"));
+        let lines = self.hypervisor.lines().map(str::to_owned).chain(console);
+        f.write_str(&lines.map(|line| escape_control(&line)).collect::<Vec<_>>().join(separator))
+    }
+}
+
+fn last_bytes(file: &File) -> Vec<u8> {
+    let length = file.metadata().map_or(0, |metadata| metadata.len());
+    let mut bytes = vec![0; length.min(MAX_TAIL_BYTES) as usize];
+    let read = file.read_at(&mut bytes, length.saturating_sub(MAX_TAIL_BYTES)).unwrap_or(0);
+    bytes.truncate(read);
+    bytes
+}
+
+fn last_lines(output: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&output[output.len().saturating_sub(MAX_TAIL_BYTES as usize)..]);
+    let lines: Vec<_> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
+    lines[lines.len().saturating_sub(MAX_TAIL_LINES)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn display_is_one_line_and_escapes_control_characters() {
+        let tail = LogTail { hypervisor: "one\ntwo".to_owned(), console: "\u{1b}[2J".to_owned() };
+        assert_eq!(tail.to_string(), "one | two | console: \\u{1b}[2J");
+        assert_eq!(format!("{tail:#}"), "one\ntwo\nconsole: \\u{1b}[2J");
+    }
+}

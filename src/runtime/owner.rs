@@ -1,0 +1,61 @@
+//! A hypervisor that ends with its owner, however the owner ends.
+//!
+//! A shell is started with one end of a socket pair as its standard error. It starts two watchers, which read the socket,
+//! and becomes the hypervisor: process ID, exit status, standard input and output are as without it. At the end of the
+//! stream, that is when the owner has exited or drops its end, the watchers kill the hypervisor. A line for each sends
+//! them away. There are two, so that either can be killed. Their parent exits at once, so the hypervisor never has to reap
+//! them. The shell opens the log by its path, since the socket occupies the descriptor.
+
+use std::io::Write;
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::Command;
+
+use crate::error::{Error, Result};
+use crate::runtime::output::Output;
+
+const SHELL: &str = "/bin/sh";
+const SCRIPT: &str = r#"w() { trap '' HUP TERM; read -r _ <&2 || kill -KILL $$; }
+(w >/dev/null </dev/null & w >/dev/null </dev/null &)
+exec 2>>"$0"
+[ "$1" = keep ] || /bin/rm -f "$0"
+shift
+exec "$@""#;
+/// A line for each watcher.
+const RELEASE: &[u8] = b"\n\n";
+
+/// The owner's end of the socket. Dropping it kills the hypervisor.
+#[derive(Debug)]
+pub(crate) struct OwnerLink(Option<UnixStream>);
+
+impl OwnerLink {
+    /// A command that becomes `program`, with its standard error in `output`.
+    pub fn command(program: &Path, output: &Output) -> Result<(Command, Self)> {
+        let (ours, theirs) = UnixStream::pair().map_err(Error::io("create a socket pair for", program))?;
+        let mut command = Command::new(SHELL);
+        command.args(["-c", SCRIPT]).arg(output.path());
+        command.arg(if output.is_temporary() { "remove" } else { "keep" }).arg(program);
+        command.stderr(OwnedFd::from(theirs));
+        Ok((command, Self(Some(ours))))
+    }
+
+    /// Lets the hypervisor outlive its owner, or says that it has exited. It must not have been reaped: its process ID
+    /// could be another process's by then.
+    pub fn release(mut self) {
+        if let Some(mut socket) = self.0.take() {
+            // The hypervisor holds no copy of the socket, so this fails only if the watchers are gone.
+            let _ = socket.write_all(RELEASE);
+        }
+    }
+}
+
+impl Drop for OwnerLink {
+    fn drop(&mut self) {
+        if let Some(socket) = &self.0 {
+            // Unlike closing, this works also while another thread's child has inherited the socket.
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+}

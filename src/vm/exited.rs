@@ -1,0 +1,67 @@
+//! The exit of a VM as a future.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use crate::exit::Exit;
+use crate::runtime::exit_wakers::{SharedWaker, wake_at_exit};
+use crate::vm::{Handle, Vm, exit_fd};
+
+/// Completes when the VM has exited; see [`Vm::exited`]. It can be polled by any runtime, and dropped at any time.
+#[derive(Debug)]
+#[must_use = "futures do nothing unless polled"]
+pub struct Exited {
+    vm: Vm,
+    waker: Option<SharedWaker>,
+}
+
+impl Vm {
+    /// Returns a future that completes when the VM has exited. It needs no thread for each VM, and no particular runtime.
+    ///
+    /// ```
+    /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
+    /// # let _here = here::running();
+    /// let vm = hyperkit::HyperKit::from_state("vm")?.vm()?.ok_or("it does not run")?;
+    /// let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    /// runtime.block_on(async {
+    ///     let exited = tokio::spawn(vm.exited());
+    ///     vm.kill()?;
+    ///     println!("the VM {}", exited.await?);
+    ///     Ok::<(), Box<dyn std::error::Error>>(())
+    /// })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn exited(&self) -> Exited {
+        Exited { vm: self.clone(), waker: None }
+    }
+}
+
+impl Future for Exited {
+    type Output = Exit;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Exit> {
+        let this = &mut *self;
+        let is_new = this.waker.is_none();
+        let waker = this.waker.get_or_insert_with(|| Arc::new(Mutex::new(context.waker().clone())));
+        waker.lock().unwrap_or_else(PoisonError::into_inner).clone_from(context.waker());
+        let exit = match &this.vm.0.process {
+            Handle::Child(child) => child.poll_exit(waker),
+            Handle::Found(_) => {
+                let exit = this.vm.try_wait();
+                if exit.is_none() && is_new {
+                    let watched = exit_fd(&this.vm.0.process)
+                        .and_then(|exit| wake_at_exit(exit, waker).map_err(crate::Error::io("watch", "a process")));
+                    if watched.is_err() {
+                        // Without a descriptor or thread to wait with, the runtime has to poll again.
+                        this.waker = None;
+                        context.waker().wake_by_ref();
+                    }
+                }
+                exit
+            }
+        };
+        exit.map_or(Poll::Pending, Poll::Ready)
+    }
+}
