@@ -1,76 +1,80 @@
-//! Describes a lightweight virtual machine, starts it, and keeps hold of it.
+//! Describes lightweight virtual machines, starts them and keeps track of them.
 //!
-//! A machine is described once ([`HyperKit`], plain data), laid out once (which device is in which PCI slot), rendered
-//! for whichever program is there ([`Engine`]: the macOS `hyperkit` command, or QEMU), and kept in a state directory
-//! from which any later program can take it up again.
+//! A VM is described once ([`HyperKit`], plain data), rendered into arguments for the hypervisor that is installed
+//! ([`Engine`]: QEMU, or the macOS `hyperkit` command), and recorded in a state directory, in which any later program finds
+//! it again.
+//!
+//! In this documentation, the *engine* is hyperkit or QEMU as a kind, the *hypervisor* the running process, the *VM* what
+//! it runs, and the *guest* the software inside. The *description* is the [`HyperKit`] value, the *record* what a start
+//! adds to it in the state directory: process ID, arguments, start time.
 //!
 //! # Describe
-//! A description is made of fields, each with a setter of the same name. Nothing is looked at until it is asked for:
-//! [`arguments`](HyperKit::arguments) looks at no file, [`check`](HyperKit::check) at all of them, and neither makes any.
+//! A description consists of fields, each with a setter of the same name. [`arguments`](HyperKit::arguments) looks at no
+//! file, [`check`](HyperKit::check) at all of them, and neither changes anything.
 //!
 //! ```
-//! use hyperkit::{Console, Disk, Error, HyperKit};
+//! use hyperkit::{ConfigError, Disk, HyperKit};
 //!
-//! let machine = HyperKit::new()
-//!     .state_dir("vm")                        // remembers it
+//! let description = HyperKit::new()
+//!     .state_dir("vm")                            // records the VM
 //!     .kernel("vmlinuz")
 //!     .initrd("initrd.img")
 //!     .cpus(2)
-//!     .memory(2048)                           // MiB
-//!     .disk(Disk::raw("root.img").size(4096)) // MiB; made if missing
-//!     .console(Console::File);                // a pty, and a log in the state directory
-//! assert!(machine.arguments("console=ttyS0")?.contains(&"1:0,virtio-blk,root.img".to_owned()));
-//! assert!(matches!(machine.cpus(65).check(), Err(Error::InvalidCpus { value: 65 })));
-//! # Ok::<(), Error>(())
+//!     .memory_mib(2048)
+//!     .disk(Disk::raw("root.img").size_mib(4096)); // created if missing
+//! assert!(description.arguments("console=ttyS0")?.contains(&"1:0,virtio-blk,root.img".to_owned()));
+//!
+//! let error = description.cpus(65).check().unwrap_err();
+//! assert!(error.violations().contains(&ConfigError::InvalidCpus { value: 65 }));
+//! # Ok::<(), hyperkit::Error>(())
 //! ```
 //!
 //! # Start
-//! [`start`](HyperKit::start) leaves it running in the background, [`run`](HyperKit::run) waits for its end. Either refuses what
-//! is wrong before anything is made, and a program that dies at its start is an error with its [`LastWords`].
+//! [`start`](HyperKit::start) leaves the VM running in the background, [`start_scoped`](HyperKit::start_scoped) ends it with
+//! the caller, and [`run`](HyperKit::run) waits for its exit. All of them check everything before they create anything. A
+//! hypervisor that fails at its start is an error with its output.
 //!
 //! ```
 //! # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
 //! # let _here = here::alone();
-//! let mut machine = hyperkit::HyperKit::new().state_dir("vm").kernel("vmlinuz").initrd("initrd.img");
-//! machine.console = hyperkit::Console::File; // not on the terminal
-//! let vm = machine.start("console=ttyS0")?;
-//! println!("process {} runs it", vm.pid());
+//! let template = hyperkit::HyperKit::new().kernel("vmlinuz").initrd("initrd.img");
+//! let vm = template.clone().state_dir("vm").start("console=ttyS0")?;
+//! println!("process {}", vm.pid());
 //! # Ok::<(), hyperkit::Error>(())
 //! ```
 //!
 //! # Find again
-//! [`from_state`](HyperKit::from_state) reads a state directory, [`list`](HyperKit::list) all in a directory, and
-//! [`vm`](HyperKit::vm) takes up the machine if it runs: the process that was started, and no other that has its pid by now.
+//! [`from_state`](HyperKit::from_state) reads a state directory, [`list`](HyperKit::list) all state directories in a
+//! directory, and [`vm`](HyperKit::vm) returns the running VM: the process that was started, and no other that has its
+//! process ID by now.
 //!
 //! ```
 //! # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
 //! # let _here = here::running();
-//! use hyperkit::HyperKit;
-//!
-//! for machine in HyperKit::list("machines")?.into_iter().flatten() {
-//!     println!("{:?} {}", machine.state_dir, if machine.is_running() { "runs" } else { "does not run" });
+//! for found in hyperkit::HyperKit::list("machines")? {
+//!     match found.vm? {
+//!         Some(vm) => println!("{}: process {}", found.dir.display(), vm.pid()),
+//!         None => println!("{}: not running", found.dir.display()),
+//!     }
 //! }
 //! # Ok::<(), hyperkit::Error>(())
 //! ```
 //!
-//! # Reach
-//! The console is a stream ([`Vm::console`]), and what it has said can be read ([`HyperKit::console_log`]), followed
-//! ([`Vm::console_lines`]) and awaited ([`Vm::wait_for_console`]). Ports of vsock are streams, either way
-//! ([`Vm::vsock_connect`], [`Vm::vsock_listen`]); [`Vm::port_forwards`] and [`Vm::addresses`] tell of the network.
+//! # Reach the guest
+//! The console is a stream ([`Vm::console`]); its output is kept in a log ([`Vm::console_log`]), which can be followed
+//! ([`Vm::console_lines`]) and awaited ([`Vm::wait_for_console`]). vsock carries streams between programs of the host and of
+//! the guest ([`Vm::vsock_connect`], [`Vm::vsock_listen`]). [`Vm::host_port`] and [`Vm::addresses`] tell about the network.
 //!
 //! ```
 //! # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
 //! # let _here = here::running();
 //! # let vm = hyperkit::HyperKit::from_state("vm")?.vm()?.ok_or("it does not run")?;
-//! use std::io::{Read, Write};
 //! use std::time::Duration;
 //!
 //! vm.wait_for_console("is up", Duration::from_secs(300))?;
-//! let mut console = vm.console()?; // who opens it has to read it
-//! console.write_all(b"echo hello\r")?;
-//! let mut said = [0; 4096];
-//! let length = console.read(&mut said)?; // the first piece of the answer
-//! # assert!(length > 0);
+//! let console = vm.console()?;
+//! console.send_line("uname -m")?;
+//! console.expect("x86_64", Duration::from_secs(60))?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
@@ -79,25 +83,26 @@
 //! # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
 //! # let _here = here::running();
 //! use std::time::Duration;
+//! use hyperkit::{Disks, HyperKit};
 //!
-//! let machine = hyperkit::HyperKit::from_state("vm")?;
-//! if let Some(vm) = machine.vm()? {
-//!     vm.shutdown(Duration::from_secs(30))?; // power button, then the plug
+//! if let Some(vm) = HyperKit::from_state("vm")?.vm()? {
+//!     let outcome = vm.shutdown(Duration::from_secs(30))?; // power button, then kill
+//!     println!("{outcome}");
+//!     vm.remove(Disks::Keep)?; // deletes the record, and keeps disk images
 //! }
-//! machine.remove(true)?; // forgets it, and keeps its disk
 //! # Ok::<(), hyperkit::Error>(())
 //! ```
 //!
-//! # What it leaves alone
-//! The library prints nothing, installs no signal handler, never ends the program and never panics on input. What the
-//! program that runs the machine prints goes to `hyperkit.log` in the state directory and to the [`log`] facade,
-//! target `hyperkit`. More of that, and what is in a state directory, is in the [`guide`].
+//! # What the library does not do
+//! The library prints nothing, installs no signal handler, never exits and never panics on input. The hypervisor's output
+//! goes to `hyperkit.log` in the state directory and to the [`log`] facade, target `hyperkit`. The [`guide`] has pages on
+//! the state directory, on embedding, and for users of the Go package.
 //!
-//! # How it is built
-//! Data flows one way: description (`config`, `disk`) → `check`, with `kernel` and `image` for what is in files → `slots`
-//! and `serial` → `engine` → `prepare` → `start`, which spawns (`child` with its `alarm`, `output`, `terminal`) and records
-//! (`state`, under a `lock`) → `vm`, which may be another program's `process`, and `console`, `console_log`, `vsock` and `network`.
-//! How to add a device or an engine stands in the README, "Working on it".
+//! # Layers
+//! Each folder of `src/` uses only those before it: `sys` (operating system), `config` (the description), `plan` (PCI slots,
+//! serial ports, validation), `state` (the state directory as files), `process`, `engine` (a folder for each engine),
+//! `preflight` (files and images), `runtime` (a running hypervisor), `vm`, `machine` (the verbs of a description). A test
+//! checks it.
 
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]

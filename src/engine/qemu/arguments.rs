@@ -31,7 +31,7 @@ pub(super) fn arguments(description: &HyperKit, cmdline: &str) -> Result<Vec<Str
     // By default hyperkit leaves the guest's memory out of core dumps, and QEMU includes it.
     let core_dumps = if description.core_dumps { "on" } else { "off" };
     let memory = if vsock_device::uses_daemon(description) { ",memory-backend=mem0" } else { "" };
-    args.add("-description", format!("{MACHINE},dump-guest-core={core_dumps}{memory}"));
+    args.add("-machine", format!("{MACHINE},dump-guest-core={core_dumps}{memory}"));
     args.0.extend(FIXED.map(str::to_owned));
 
     if let Some(dir) = state_dir {
