@@ -32,12 +32,12 @@ impl HyperKit {
         description.paths_mut().try_for_each(make_absolute)?;
         validate(&description).into_result()?;
         let _lock = state.create_and_lock()?;
-        let recorded = state.load_if_recorded()?;
-        if let Some(process) = state.running(recorded.as_ref())? {
+        let record = state.load_record()?;
+        if let Some(process) = state.running(record.as_ref())? {
             return Err(Error::AlreadyRunning { pid: process.pid(), state_dir: state.path().to_owned() });
         }
         // Disks that this crate created for an earlier start are still its own.
-        let created_disks = recorded.map(|recorded| recorded.record.created_disks).unwrap_or_default();
+        let created_disks = record.map(|record| record.created_disks).unwrap_or_default();
         description.record = Record { created_disks, ..Record::default() };
         state.save(&description)
     }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::config::HyperKit;
 use crate::engine::describe;
@@ -72,9 +73,10 @@ impl HyperKit {
         let dirs = entries.map(|entry| entry.map(|entry| entry.path())).collect::<io::Result<Vec<_>>>();
         let mut dirs = dirs.map_err(Error::io("list", root))?;
         dirs.sort();
+        let children = Child::all(); // before one of them can exit
         let mut found = Vec::new();
         for dir in dirs {
-            found.extend(look_into(dir)?);
+            found.extend(look_into(dir, &children)?);
         }
         Ok(found)
     }
@@ -106,11 +108,14 @@ impl HyperKit {
     /// # Errors
     /// Those of [`vm`](Self::vm).
     pub fn is_running(&self) -> Result<bool> {
-        Ok(self.vm()?.is_some())
+        match StateDir::of(self)? {
+            Some(state) => Ok(state.running(state.load_record()?.as_ref())?.is_some()),
+            None => Ok(self.vm()?.is_some()),
+        }
     }
 
     /// The VM without a state directory that this description's record tells of.
-    fn recorded_vm(&self, children: &[std::sync::Arc<Child>]) -> Result<Option<Vm>> {
+    fn recorded_vm(&self, children: &[Arc<Child>]) -> Result<Option<Vm>> {
         let record = &self.record;
         let (Some(pid), Some(started)) = (record.pid, record.pid_started) else { return Ok(None) };
         // Nothing is awaited without a state directory, so our own child may not have become the hypervisor yet.
@@ -129,9 +134,9 @@ fn vm_in(
     state: &StateDir,
     recorded: Option<HyperKit>,
     wanted: Option<&HyperKit>,
-    children: &[std::sync::Arc<Child>],
+    children: &[Arc<Child>],
 ) -> Result<Option<Vm>> {
-    let Some(process) = state.running(recorded.as_ref())? else { return Ok(None) };
+    let Some(process) = state.running(recorded.as_ref().map(|recorded| &recorded.record))? else { return Ok(None) };
     let description = match recorded {
         Some(recorded) => recorded,
         None => {
@@ -146,7 +151,7 @@ fn vm_in(
     Vm::new(handle(process, children), description, Some(state.clone()), None).map(Some)
 }
 
-fn handle(process: Process, children: &[std::sync::Arc<Child>]) -> Handle {
+fn handle(process: Process, children: &[Arc<Child>]) -> Handle {
     match children.iter().find(|child| child.pid() == process.pid()) {
         Some(child) => Handle::Child(child.clone()),
         None => Handle::Found(process),
@@ -154,7 +159,7 @@ fn handle(process: Process, children: &[std::sync::Arc<Child>]) -> Handle {
 }
 
 /// What is in a directory; `None` if that is not a state directory.
-fn look_into(dir: PathBuf) -> Result<Option<Found>> {
+fn look_into(dir: PathBuf, children: &[Arc<Child>]) -> Result<Option<Found>> {
     let state = StateDir::new(&dir)?;
     let exists = |name| state.file(name).symlink_metadata().is_ok();
     let loaded = match state.load() {
@@ -163,7 +168,7 @@ fn look_into(dir: PathBuf) -> Result<Option<Found>> {
         loaded => loaded,
     };
     let recorded = loaded.as_ref().ok().cloned();
-    let vm = vm_in(&state, recorded, None, &Child::all());
+    let vm = vm_in(&state, recorded, None, children);
     if !exists(JSON_FILE) && matches!(vm, Ok(None)) {
         return Ok(None); // a stale pid file alone is no VM
     }

@@ -19,8 +19,8 @@ use crate::sys::path::canonical;
 pub(super) fn acquire(state: &StateDir, description: &mut HyperKit) -> Result<(Lock, Vec<ImageLock>)> {
     let missing: Vec<_> = state.path().ancestors().take_while(|dir| !dir.exists()).collect();
     let lock = state.create_and_lock()?;
-    let recorded = state.load_if_recorded()?;
-    if let Some(process) = state.running(recorded.as_ref())? {
+    let record = state.load_record()?;
+    if let Some(process) = state.running(record.as_ref())? {
         return Err(Error::AlreadyRunning { pid: process.pid(), state_dir: state.path().to_owned() });
     }
     let image_locks = refuse_resources_in_use(description).inspect_err(|_| {
@@ -29,7 +29,7 @@ pub(super) fn acquire(state: &StateDir, description: &mut HyperKit) -> Result<(L
     })?;
     state.clear_for_start(&lock)?;
     // Disks that this crate created for an earlier start are still its own.
-    description.record.created_disks = recorded.map(|recorded| recorded.record.created_disks).unwrap_or_default();
+    description.record.created_disks = record.map(|record| record.created_disks).unwrap_or_default();
     Ok((lock, image_locks))
 }
 

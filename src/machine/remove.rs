@@ -4,7 +4,7 @@ use crate::config::HyperKit;
 use crate::config::disk::{DiskFormat, QcowOptions};
 use crate::error::{Error, Result};
 use crate::preflight::image_lock::refuse_if_in_use;
-use crate::state::StateDir;
+use crate::state::{JSON_FILE, StateDir};
 use crate::vm::{Disks, Vm};
 
 impl HyperKit {
@@ -43,19 +43,14 @@ impl Vm {
 
 fn remove(state: &StateDir, disks: Disks) -> Result<()> {
     let Some(lock) = state.lock()? else { return Ok(()) };
-    let recorded = match state.load() {
-        Ok(recorded) => Some(recorded),
-        Err(Error::StateNotFound { .. } | Error::DamagedState { .. }) => None,
-        Err(error) => return Err(error),
-    };
-    if let Some(process) = state.running(recorded.as_ref())? {
+    let record = state.load_record()?;
+    if let Some(process) = state.running(record.as_ref())? {
         return Err(Error::StillRunning { pid: process.pid(), state_dir: state.path().to_owned() });
     }
-    let is_recorded = recorded.is_some() || state.file(crate::state::JSON_FILE).exists();
-    if !is_recorded {
+    if record.is_none() && !state.file(JSON_FILE).exists() {
         return Ok(()); // nothing in the directory is ours
     }
-    let created = recorded.map(|recorded| recorded.record.created_disks).unwrap_or_default();
+    let created = record.map(|record| record.created_disks).unwrap_or_default();
     let deleted: &[String] = if disks == Disks::Delete { &created } else { &[] };
     for name in deleted {
         // As qcow2, so that all uses are found.

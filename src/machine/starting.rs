@@ -143,7 +143,7 @@ impl Starting {
         let Phase::Starting(lock) = std::mem::replace(phase, Phase::Failed) else { return };
         let ended = self.vm.kill_process().and_then(|()| match self.vm.state().zip(lock) {
             Some((state, lock)) => {
-                if let Some(process) = state.running(Some(self.vm.description()))? {
+                if let Some(process) = state.running(Some(&self.vm.description().record))? {
                     kill(process)?;
                 }
                 state.clear_runtime_files(&lock)

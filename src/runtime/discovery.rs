@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use crate::config::HyperKit;
+use crate::config::record::Record;
 use crate::engine::pid_files;
 use crate::error::{Error, Result};
 use crate::process::{Process, ProcessInfo, list_all};
@@ -17,20 +17,19 @@ impl StateDir {
     ///
     /// # Errors
     /// [`Error::CannotTell`] if the processes, or files of the directory, cannot be read.
-    pub fn running(&self, recorded: Option<&HyperKit>) -> Result<Option<Process>> {
+    pub fn running(&self, record: Option<&Record>) -> Result<Option<Process>> {
         let pid_in_file = match self.pid() {
             Err(Error::Io { source, .. }) => return Err(Error::cannot_tell(Some(self.path()))(source)),
             pid => pid?,
         };
-        self.find_running(recorded, pid_in_file).map_err(Error::cannot_tell(Some(self.path())))
+        self.find_running(record, pid_in_file).map_err(Error::cannot_tell(Some(self.path())))
     }
 
-    fn find_running(&self, recorded: Option<&HyperKit>, pid_in_file: Option<u32>) -> io::Result<Option<Process>> {
-        let record = recorded.map(|recorded| &recorded.record);
+    fn find_running(&self, record: Option<&Record>, pid_in_file: Option<u32>) -> io::Result<Option<Process>> {
         let is_ours = |process: &ProcessInfo| {
             Ok(self.owns_pid_file(process)?
-                && match recorded {
-                    Some(recorded) => matches_record(recorded, pid_in_file, process)?,
+                && match record {
+                    Some(record) => matches_record(record, pid_in_file, process)?,
                     None => true,
                 })
         };
@@ -87,8 +86,7 @@ impl StateDir {
 
 /// Whether the process is the recorded one, or one that was started later and wrote the pid file. The clock may have
 /// been set since the start, so the start time decides only if the pid file does not.
-fn matches_record(recorded: &HyperKit, pid_in_file: Option<u32>, process: &ProcessInfo) -> io::Result<bool> {
-    let record = &recorded.record;
+fn matches_record(record: &Record, pid_in_file: Option<u32>, process: &ProcessInfo) -> io::Result<bool> {
     if record.pid != Some(process.pid) {
         return Ok(true);
     }

@@ -8,6 +8,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::config::HyperKit;
+use crate::config::record::Record;
 use crate::error::{Error, Result};
 use crate::sys::file::read_at_most;
 use crate::sys::lock::open_locked;
@@ -99,14 +100,31 @@ impl StateDir {
         Ok(description)
     }
 
-    /// [`load`](Self::load) where a missing or damaged file means that nothing is recorded. A file that cannot be read
-    /// stays an error: what it records is not known.
+    /// [`load`](Self::load) for a directory in which a missing or damaged file means that nothing is recorded.
     pub fn load_if_recorded(&self) -> Result<Option<HyperKit>> {
         match self.load() {
             Ok(description) => Ok(Some(description)),
             Err(Error::StateNotFound { .. } | Error::DamagedState { .. }) => Ok(None),
             Err(Error::Io { source, .. }) if is_not_a_state_file(&source) => Ok(None),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Reads only the record in `hyperkit.json`. A missing or damaged file records nothing. A file that cannot be read is an
+    /// error: what it records is not known.
+    pub fn load_record(&self) -> Result<Option<Record>> {
+        let path = self.file(JSON_FILE);
+        match read_at_most(&path, MAX_JSON_BYTES) {
+            Ok(json) => {
+                let record: Option<Record> = serde_json::from_slice(&json).ok();
+                // An empty record may be all that is left of a damaged file.
+                let is_whole = |record: &Record| {
+                    !record.arguments.is_empty() || serde_json::from_slice::<HyperKit>(&json).is_ok()
+                };
+                Ok(record.filter(is_whole))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound || is_not_a_state_file(&error) => Ok(None),
+            Err(error) => Err(Error::io("read", path)(error)),
         }
     }
 

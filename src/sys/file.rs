@@ -1,9 +1,11 @@
 //! Opening, reading and removing files.
 
-use std::fs::{self, File, Metadata};
-use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+
+use rustix::fs::OFlags;
 
 use crate::error::{ConfigError, Error, Result};
 
@@ -46,13 +48,20 @@ pub(crate) fn remove_file(path: impl AsRef<Path>) -> Result<()> {
     }
 }
 
-/// Reads a regular file of at most `limit` bytes. Others could put anything into a state directory.
+/// Reads a regular file of at most `limit` bytes. Others could put anything into a state directory, also a FIFO, which is
+/// therefore opened without waiting for a writer.
 pub(crate) fn read_at_most(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    let metadata = path.metadata()?;
+    let file = OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)?;
+    let metadata = file.metadata()?;
     if !metadata.is_file() || metadata.len() > limit {
         return Err(io::Error::new(io::ErrorKind::InvalidData, format!("not a file of at most {limit} bytes")));
     }
-    fs::read(path)
+    let mut content = Vec::with_capacity(metadata.len() as usize + 1);
+    file.take(limit + 1).read_to_end(&mut content)?;
+    match content.len() as u64 > limit {
+        true => Err(io::ErrorKind::InvalidData.into()), // it has grown meanwhile
+        false => Ok(content),
+    }
 }
 
 #[cfg(test)]
