@@ -130,7 +130,7 @@ pub struct HyperKit {
     #[serde(with = "json::path", skip_serializing_if = "Option::is_none")]
     pub bootrom: Option<PathBuf>,
     /// A multiboot kernel with its modules, instead of a Linux kernel.
-    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "json::or_default")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "json::optional")]
     pub multiboot: Option<Multiboot>,
 
     /// Number of vCPUs, 1 to 64.
@@ -142,11 +142,11 @@ pub struct HyperKit {
     /// The first serial port, unless [`serials`](Self#structfield.serials) is set. If unset, [`Console::Stdio`] for
     /// [`run`](Self::run) and [`arguments`](Self::arguments), and [`Console::Pty`] for everything that starts a VM in
     /// the background.
-    #[serde(deserialize_with = "json::or_default")]
+    #[serde(deserialize_with = "json::optional")]
     pub console: Option<Console>,
     /// The serial ports, com1 first, at most 2; replaces [`console`](Self#structfield.console). An empty list means no
     /// serial port.
-    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "json::or_default")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "json::optional")]
     pub serials: Option<Vec<Serial>>,
 
     /// Whether the VM's clock (RTC) keeps UTC instead of local time. On by default, as in the Go package.

@@ -109,7 +109,7 @@ impl HyperKit {
     /// Those of [`vm`](Self::vm).
     pub fn is_running(&self) -> Result<bool> {
         match StateDir::of(self)? {
-            Some(state) => Ok(state.running(state.load_record()?.as_ref())?.is_some()),
+            Some(state) => state.is_running(state.load_record()?.as_ref()),
             None => Ok(self.vm()?.is_some()),
         }
     }

@@ -1,6 +1,6 @@
 //! Whether a disk image is in use, and keeping other starts away from it.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::Path;
 
@@ -79,7 +79,7 @@ fn is_locked_by_qemu(file: &File, lock: FlockOperation) -> io::Result<bool> {
     if is_refused(tried) {
         return Ok(true);
     }
-    let (metadata, locks) = (file.metadata()?, fs::read_to_string("/proc/locks")?);
+    let (metadata, locks) = (file.metadata()?, std::fs::read_to_string("/proc/locks")?);
     let id = format!("{:02x}:{:02x}:{}", major(metadata.dev()), minor(metadata.dev()), metadata.ino());
     Ok(locks.lines().any(|line| match line.split_ascii_whitespace().rev().collect::<Vec<_>>()[..] {
         [end, start, file, ..] => {

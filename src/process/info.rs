@@ -129,13 +129,7 @@ mod system {
     /// The kernel gives a new program its memory first and its arguments some milliseconds later, while its starter may
     /// continue.
     fn query_until(pid: u32, deadline: Instant) -> io::Result<Option<ProcessInfo>> {
-        let read = || {
-            // The kernel does not report the length, and each read of another process's memory is expensive. Usually two
-            // reads suffice.
-            let mut line = Vec::with_capacity(4096);
-            let read = File::open(format!("/proc/{pid}/cmdline")).and_then(|mut file| file.read_to_end(&mut line));
-            unless_gone(pid, read.map(|_| line))
-        };
+        let read = || unless_gone(pid, File::open(format!("/proc/{pid}/cmdline")).and_then(read_proc));
         let Some(mut line) = read()? else { return Ok(None) };
         while line.is_empty() && is_in_exec(pid)? && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
@@ -148,6 +142,20 @@ mod system {
         }
         let command = line.split(|&byte| byte == 0).map(|word| OsString::from_vec(word.to_vec())).collect();
         Ok(Some(ProcessInfo { pid, command }))
+    }
+
+    /// Reads a file of `/proc`, whose length the kernel does not report. A short read is the last one, and each read of
+    /// another process's memory is expensive.
+    fn read_proc(mut file: File) -> io::Result<Vec<u8>> {
+        let (mut content, mut length) = (vec![0; 4096], 0);
+        loop {
+            length += file.read(&mut content[length..])?;
+            if length < content.len() {
+                content.truncate(length);
+                return Ok(content);
+            }
+            content.resize(2 * length, 0);
+        }
     }
 
     /// Whether a process without arguments may still get some: it is not exiting, and is not one of the kernel's own.

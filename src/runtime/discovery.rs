@@ -8,7 +8,7 @@ use std::path::Path;
 use crate::config::record::Record;
 use crate::engine::pid_files;
 use crate::error::{Error, Result};
-use crate::process::{Process, ProcessInfo, list_all};
+use crate::process::{Process, ProcessInfo, list_all, query};
 use crate::state::{PID_FILE, StateDir};
 use crate::sys::path::canonical;
 
@@ -18,48 +18,64 @@ impl StateDir {
     /// # Errors
     /// [`Error::CannotTell`] if the processes, or files of the directory, cannot be read.
     pub fn running(&self, record: Option<&Record>) -> Result<Option<Process>> {
-        let pid_in_file = match self.pid() {
-            Err(Error::Io { source, .. }) => return Err(Error::cannot_tell(Some(self.path()))(source)),
-            pid => pid?,
-        };
-        self.find_running(record, pid_in_file).map_err(Error::cannot_tell(Some(self.path())))
+        self.find_running(record, |pid, is_ours| Process::find(pid, is_ours))
     }
 
-    fn find_running(&self, record: Option<&Record>, pid_in_file: Option<u32>) -> io::Result<Option<Process>> {
-        let is_ours = |process: &ProcessInfo| {
-            Ok(self.owns_pid_file(process)?
-                && match record {
-                    Some(record) => matches_record(record, pid_in_file, process)?,
-                    None => true,
-                })
+    /// Whether [`running`](Self::running) would find one. Without a handle of the process this is faster.
+    pub fn is_running(&self, record: Option<&Record>) -> Result<bool> {
+        let find = |pid, is_ours: &dyn Fn(&ProcessInfo) -> io::Result<bool>| match query(pid)? {
+            Some(process) => Ok(is_ours(&process)?.then_some(())),
+            None => Ok(None),
         };
-        let recorded_pid = record.and_then(|record| record.pid);
-        for pid in [pid_in_file, recorded_pid.filter(|_| pid_in_file != recorded_pid)].into_iter().flatten() {
-            if let Some(process) = Process::find(pid, is_ours)? {
-                return Ok(Some(process));
+        Ok(self.find_running(record, find)?.is_some())
+    }
+
+    fn find_running<T>(
+        &self,
+        record: Option<&Record>,
+        find: impl Fn(u32, &dyn Fn(&ProcessInfo) -> io::Result<bool>) -> io::Result<Option<T>>,
+    ) -> Result<Option<T>> {
+        let cannot_tell = |error| Error::cannot_tell(Some(self.path()))(error);
+        let pid_in_file = match self.pid() {
+            Err(Error::Io { source, .. }) => return Err(cannot_tell(source)),
+            pid => pid?,
+        };
+        let is_ours = |process: &ProcessInfo| {
+            let is_recorded = |record| matches_record(record, pid_in_file, process);
+            Ok(self.owns_pid_file(process)? && record.map_or(Ok(true), is_recorded)?)
+        };
+        let recorded_pid = record.and_then(|record| record.pid).filter(|pid| pid_in_file != Some(*pid));
+        for pid in [pid_in_file, recorded_pid].into_iter().flatten() {
+            if let Some(found) = find(pid, &is_ours).map_err(cannot_tell)? {
+                return Ok(Some(found));
             }
         }
-        // A starter may have been killed before its hypervisor wrote a pid file, or the state file may be unreadable. Then
-        // only the command lines of all processes tell. An empty directory never had a VM.
+        for pid in self.candidates(record).map_err(cannot_tell)? {
+            if let Some(found) = find(pid, &is_ours).map_err(cannot_tell)? {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The processes whose command line alone tells that they may be the hypervisor. A starter may have been killed before
+    /// its hypervisor wrote a pid file, or the state file may be unreadable. An empty directory never had a VM.
+    fn candidates(&self, record: Option<&Record>) -> io::Result<Vec<u32>> {
         let should_scan = match record {
             Some(record) => record.pid.is_none() && !record.arguments.is_empty(),
             None => has_files(self.path())?,
         };
-        if !should_scan {
-            return Ok(None);
-        }
-        for process in list_all()? {
+        let mut found = Vec::new();
+        for process in if should_scan { list_all()? } else { Vec::new() } {
             let may_be_ours = match record {
                 Some(record) => process.has_arguments(&record.arguments),
                 None => self.owns_pid_file(&process)?,
             };
             if may_be_ours {
-                if let Some(process) = Process::find(process.pid, is_ours)? {
-                    return Ok(Some(process));
-                }
+                found.push(process.pid);
             }
         }
-        Ok(None)
+        Ok(found)
     }
 
     /// Whether the process was told to write the pid file of this directory.

@@ -118,9 +118,8 @@ impl StateDir {
             Ok(json) => {
                 let record: Option<Record> = serde_json::from_slice(&json).ok();
                 // An empty record may be all that is left of a damaged file.
-                let is_whole = |record: &Record| {
-                    !record.arguments.is_empty() || serde_json::from_slice::<HyperKit>(&json).is_ok()
-                };
+                let is_whole =
+                    |record: &Record| !record.arguments.is_empty() || serde_json::from_slice::<HyperKit>(&json).is_ok();
                 Ok(record.filter(is_whole))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound || is_not_a_state_file(&error) => Ok(None),

@@ -56,12 +56,10 @@ pub(crate) fn read_at_most(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     if !metadata.is_file() || metadata.len() > limit {
         return Err(io::Error::new(io::ErrorKind::InvalidData, format!("not a file of at most {limit} bytes")));
     }
-    let mut content = Vec::with_capacity(metadata.len() as usize + 1);
-    file.take(limit + 1).read_to_end(&mut content)?;
-    match content.len() as u64 > limit {
-        true => Err(io::ErrorKind::InvalidData.into()), // it has grown meanwhile
-        false => Ok(content),
-    }
+    // These files are replaced whole, so what is appended meanwhile does not count.
+    let mut content = Vec::with_capacity(metadata.len() as usize);
+    file.take(metadata.len()).read_to_end(&mut content)?;
+    Ok(content)
 }
 
 #[cfg(test)]

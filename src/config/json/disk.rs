@@ -7,7 +7,7 @@ use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{count, or_default, path, set};
+use super::{count, optional, or_default, path};
 use crate::config::disk::{Disk, DiskFormat, DiskInterface, FlushMode, QcowOptions};
 
 /// `disk` and `disk_size`, or the list `disks` of the later generations where these two cannot say it.
@@ -110,7 +110,7 @@ impl Serialize for Disk {
 /// Removes a key and returns its value, if it is set.
 fn take<T: DeserializeOwned, E: de::Error>(from: &mut Map<String, Value>, key: &str) -> Result<Option<T>, E> {
     let value = from.remove(key).unwrap_or_default();
-    set(value).map_err(|error| E::custom(format_args!("`{key}` of a disk: {error}")))
+    optional(value).map_err(|error| E::custom(format_args!("`{key}` of a disk: {error}")))
 }
 
 /// Removes a key if its value is a known word; anything else stays among the unknown keys.

@@ -4,25 +4,22 @@
 //! later generations only for what it cannot express. `null`, `""` and a missing key all mean unset.
 
 mod disk;
+mod unless_empty;
 
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
 use serde::de::{self, DeserializeOwned, Deserializer};
 use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 pub(crate) use disk::disks;
 
 use crate::config::{Console, HyperKit, Network, SerialBackend, Share9p, Share9pSource};
 
 /// The value of a key, unless it is `null` or `""`.
-fn set<'de, T: DeserializeOwned, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
-    match Value::deserialize(deserializer)? {
-        Value::Null => Ok(None),
-        Value::String(text) if text.is_empty() => Ok(None),
-        value => serde_json::from_value(value).map_err(de::Error::custom),
-    }
+pub(crate) fn optional<'de, T: DeserializeOwned, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    deserializer.deserialize_any(unless_empty::UnlessEmpty(PhantomData))
 }
 
 pub(crate) fn or_default<'de, T, D>(deserializer: D) -> Result<T, D::Error>
@@ -30,7 +27,7 @@ where
     T: DeserializeOwned + Default,
     D: Deserializer<'de>,
 {
-    Ok(set(deserializer)?.unwrap_or_default())
+    Ok(optional(deserializer)?.unwrap_or_default())
 }
 
 pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -43,14 +40,14 @@ pub(crate) fn is_true(value: &bool) -> bool {
 }
 
 pub(crate) fn true_unless<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
-    Ok(set(deserializer)?.unwrap_or(true))
+    Ok(optional(deserializer)?.unwrap_or(true))
 }
 
 /// Numbers whose default is not 0.
 macro_rules! with_default_of {
     ($($field:ident: $kind:ty),*) => {$(
         pub(crate) fn $field<'de, D: Deserializer<'de>>(deserializer: D) -> Result<$kind, D::Error> {
-            Ok(set(deserializer)?.unwrap_or(HyperKit::default().$field))
+            Ok(optional(deserializer)?.unwrap_or(HyperKit::default().$field))
         }
     )*};
 }
@@ -65,7 +62,7 @@ pub(crate) mod text {
     }
 
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
-        set(deserializer)
+        optional(deserializer)
     }
 }
 
@@ -106,7 +103,7 @@ pub(crate) mod count {
         T: DeserializeOwned + Default + PartialEq,
         D: Deserializer<'de>,
     {
-        Ok(set::<T, _>(deserializer)?.filter(|count| *count != T::default()))
+        Ok(optional::<T, _>(deserializer)?.filter(|count| *count != T::default()))
     }
 }
 
@@ -158,7 +155,7 @@ pub(crate) mod isos {
     }
 
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PathBuf>, D::Error> {
-        let mut isos = match set(deserializer)? {
+        let mut isos = match optional(deserializer)? {
             None => Vec::new(),
             Some(Key::One(one)) => vec![one],
             Some(Key::Many(many)) => many,
