@@ -40,8 +40,13 @@ impl Process {
         let pidfd = match pidfd_open(raw, PidfdFlags::empty()) {
             Ok(pidfd) => Some(ExitFd::from(pidfd)),
             Err(rustix::io::Errno::SRCH) => return Ok(None),
-            // Before Linux 5.3, or behind a seccomp filter. The thread of another process gives EINVAL.
-            Err(rustix::io::Errno::NOSYS | rustix::io::Errno::PERM | rustix::io::Errno::INVAL) => None,
+            // Before Linux 5.3, or behind a seccomp filter. The ID of a thread gives EINVAL, since Linux 6.16 ENOENT.
+            Err(
+                rustix::io::Errno::NOSYS
+                | rustix::io::Errno::PERM
+                | rustix::io::Errno::INVAL
+                | rustix::io::Errno::NOENT,
+            ) => None,
             Err(error) => return Err(error.into()),
         };
         let Some(info) = query(pid)? else { return Ok(None) };
@@ -230,6 +235,21 @@ mod tests {
         assert_eq!(found.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
         process.signal(Signal::KILL).unwrap();
         child.wait().unwrap();
+    }
+
+    /// A pid file may hold the ID of a thread, which has no pidfd. It can be looked at.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_id_of_a_thread_is_no_failure_to_look() {
+        let (stop, wait) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || wait.recv().is_err());
+        let ids = std::fs::read_dir("/proc/self/task").unwrap();
+        let ids = ids.map(|entry| entry.unwrap().file_name().into_string().unwrap().parse().unwrap());
+        for id in ids.filter(|id| *id != std::process::id()) {
+            assert!(Process::find(id, |_| Ok(false)).unwrap().is_none(), "thread {id}");
+        }
+        drop(stop);
+        assert!(thread.join().unwrap());
     }
 
     #[test]
