@@ -379,56 +379,6 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    /// The name of the field or call that the violation is about, as in `hyperkit::HyperKit`.
-    #[must_use]
-    pub fn field(&self) -> &str {
-        match self {
-            Self::StateDirRequired { field }
-            | Self::Missing { field }
-            | Self::ForbiddenCharacter { field, .. }
-            | Self::NotUtf8 { field, .. }
-            | Self::TooLong { field, .. }
-            | Self::InvalidUuid { field, .. }
-            | Self::ZeroPort { field }
-            | Self::MissingPrerequisite { field, .. }
-            | Self::ConflictingBootSources { first: field, .. }
-            | Self::RelativePath { field, .. }
-            | Self::NotFound { field, .. }
-            | Self::NotAFile { field, .. }
-            | Self::NotADirectory { field, .. }
-            | Self::Inaccessible { field, .. }
-            | Self::EmptyFile { field, .. }
-            | Self::DoesNotFit { field, .. }
-            | Self::ToolNotFound { field, .. } => field,
-            Self::InvalidIpv4 { .. } => "vpnkit_preferred_ipv4",
-            Self::InvalidMac { .. } => "mac",
-            Self::InvalidCid { .. } => "vsock_guest_cid",
-            Self::InvalidVsockPort { .. } | Self::TooManyVsockPorts { .. } => "vsock_ports",
-            Self::DuplicateMountTag { .. } => "shares_9p",
-            Self::DuplicateHostPort { .. } => "port_forwards",
-            Self::CommandLineForRom { .. } | Self::CommandLineTooLong { .. } => "kernel_cmdline",
-            Self::TooManySerials { .. } | Self::DuplicateStdio => "serials",
-            Self::InvalidCpus { .. } => "cpus",
-            Self::InvalidMemory { .. } => "memory_mib",
-            Self::UnknownSetting { key } => key,
-            Self::Unsupported { feature, .. } => feature.split('`').nth(1).unwrap_or(feature),
-            Self::NotABzImage { .. } => "kernel",
-            Self::NotMultiboot { .. } => "multiboot",
-            Self::InvalidBootrom { .. } => "bootrom",
-            Self::VpnKitNotFound { .. } => "network",
-            Self::InvalidSectorSize { .. }
-            | Self::TooManyDevices { .. }
-            | Self::InvalidDiskSize { .. }
-            | Self::DuplicateDisk { .. }
-            | Self::MissingDiskPath
-            | Self::DiskSizeMissing { .. }
-            | Self::DiskNotWritable { .. }
-            | Self::DiskShrinks { .. }
-            | Self::NotQcow2 { .. }
-            | Self::DiskHasBackingFile { .. } => "disks",
-        }
-    }
-
     /// For a file or directory that exists and cannot be used.
     pub(crate) fn inaccessible(field: &'static str, path: impl AsRef<Path>, error: &io::Error) -> Self {
         let path = path.as_ref().to_owned();

@@ -3,6 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::config::HyperKit;
 use crate::error::{Error, Result};
 use crate::exit::Exit;
 use crate::process::Process;
@@ -157,7 +158,7 @@ impl Starting {
 }
 
 fn kill(process: Process) -> Result<()> {
-    Vm::new(Handle::Found(process), crate::HyperKit::default(), None, None)?.kill_process()
+    Vm::new(Handle::Found(process), HyperKit::default(), None, None)?.kill_process()
 }
 
 impl Drop for Starting {

@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
+use crate::error::Error;
 use crate::exit::Exit;
 use crate::runtime::exit_wakers::{SharedWaker, wake_at_exit};
 use crate::vm::{Handle, Vm, exit_fd};
@@ -52,7 +53,7 @@ impl Future for Exited {
                 let exit = this.vm.try_wait();
                 if exit.is_none() && is_new {
                     let watched = exit_fd(&this.vm.0.process)
-                        .and_then(|exit| wake_at_exit(exit, waker).map_err(crate::Error::io("watch", "a process")));
+                        .and_then(|exit| wake_at_exit(exit, waker).map_err(Error::io("watch", "a process")));
                     if watched.is_err() {
                         // Without a descriptor or thread to wait with, the runtime has to poll again.
                         this.waker = None;
