@@ -34,7 +34,8 @@ impl ConfigError {
             Self::TooManySerials { .. } | Self::DuplicateStdio => "serials",
             Self::InvalidCpus { .. } => "cpus",
             Self::InvalidMemory { .. } => "memory_mib",
-            Self::UnknownSetting { key } => key,
+            // The key of a list's element: `disks.driver: "x"`.
+            Self::UnknownSetting { key } => key.split(['.', ':']).next().unwrap_or(key),
             Self::Unsupported { feature, .. } => feature.split('`').nth(1).unwrap_or(feature),
             Self::NotABzImage { .. } => "kernel",
             Self::NotMultiboot { .. } => "multiboot",

@@ -87,8 +87,8 @@ fn check_preferred_address(description: &HyperKit) -> Result<(), ConfigError> {
     }
     if !NETWORKS.contains(&a) || a == LOOPBACK || (description.vmnet && [a, b, c] == VMNET) {
         return Err(unsupported(
-            "a preferred address that is not a host address, or that is in the network of `vmnet` \
-             (`vpnkit_preferred_ipv4`)",
+            "a preferred address (`vpnkit_preferred_ipv4`) that is not a host address, or that is in the network of \
+             `vmnet`",
         ));
     }
     Ok(())
