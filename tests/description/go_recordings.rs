@@ -9,6 +9,8 @@ use std::path::{Component, Path, PathBuf};
 use hyperkit::HyperKit;
 use serde_json::{Value, json};
 
+use crate::with_keys;
+
 struct Case {
     name: String,
     config: HyperKit,
@@ -51,10 +53,7 @@ fn cases_of_2020() -> Vec<Case> {
 
 /// Removes what `start` adds to a description.
 fn described(description: HyperKit) -> HyperKit {
-    let mut described = description;
-    described.arguments.clear();
-    described.cmdline.clear();
-    described
+    with_keys(&description, json!({ "arguments": null, "cmdline": "" }))
 }
 
 /// Intended differences: the case, Go's argument, the argument of this crate, and the reason.
@@ -120,11 +119,12 @@ fn arguments_equal_those_of_go() {
 
 #[test]
 fn state_means_the_same_as_that_of_go() {
-    for Case { name, mut config, cmdline, state, .. } in cases_of_2017() {
-        config.arguments = config.arguments(&cmdline).unwrap();
+    for Case { name, config, cmdline, state, .. } in cases_of_2017() {
+        let arguments = config.arguments(&cmdline).unwrap();
         let program = config.hyperkit.clone().unwrap();
-        config.cmdline = format!("{} {}", program.display(), config.arguments.join(" "));
-        let written: Value = serde_json::from_str(&config.to_string()).unwrap();
+        let command = format!("{} {}", program.display(), arguments.join(" "));
+        let started = with_keys(&config, json!({ "arguments": arguments, "cmdline": command }));
+        let written: Value = serde_json::from_str(&started.to_string()).unwrap();
         assert_eq!(meaning(&written), meaning(&state), "case {name}");
     }
 }
@@ -133,11 +133,20 @@ fn state_means_the_same_as_that_of_go() {
 fn state_of_2017_round_trips() {
     for Case { name, config, state, .. } in cases_of_2017() {
         let loaded: HyperKit = serde_json::from_value(state.clone()).unwrap();
-        assert_eq!(loaded.arguments, serde_json::from_value::<Vec<String>>(state["arguments"].clone()).unwrap());
-        assert_eq!(loaded.cmdline, state["cmdline"].as_str().unwrap(), "case {name}");
+        let arguments = serde_json::from_value::<Vec<String>>(state["arguments"].clone()).unwrap();
+        assert_eq!(loaded.recorded_arguments(), arguments, "case {name}");
         assert_eq!(described(loaded.clone()), config, "case {name}");
         let again: Value = serde_json::to_value(&loaded).unwrap();
+        assert_eq!(again["cmdline"], state["cmdline"], "case {name}");
         assert_eq!(meaning(&again), meaning(&state), "case {name}");
+    }
+}
+
+#[test]
+fn kernel_command_line_of_a_recorded_state_is_found() {
+    for case in cases_of_2017().iter().chain(&cases_of_2020()) {
+        let loaded: HyperKit = serde_json::from_value(case.state.clone()).unwrap();
+        assert_eq!(loaded.recorded_kernel_cmdline().as_ref(), Some(&case.cmdline), "case {}", case.name);
     }
 }
 
@@ -149,7 +158,7 @@ fn state_of_2020_round_trips() {
         state["later"] = later.clone();
         state["disks"].as_array_mut().into_iter().flatten().for_each(|disk| disk["later"] = later.clone());
         let loaded: HyperKit = serde_json::from_value(state.clone()).unwrap();
-        assert_eq!(loaded.arguments, arguments, "case {name}");
+        assert_eq!(loaded.recorded_arguments(), arguments, "case {name}");
         let written = loaded.to_string();
         assert_eq!(serde_json::from_str::<HyperKit>(&written).unwrap(), loaded, "case {name}");
         let written: Value = serde_json::from_str(&written).unwrap();

@@ -1,7 +1,11 @@
 //! Reading and writing `hyperkit.json`: three versions are read, the first is written.
 
-use hyperkit::{Console, Disk, Error, Format, HyperKit, Network};
+use std::collections::BTreeMap;
+
+use hyperkit::{ConfigError, Console, Disk, DiskFormat, HyperKit, Network};
 use serde_json::{Value, json};
+
+use crate::with_keys;
 
 fn load(json: Value) -> HyperKit {
     serde_json::from_value(json).unwrap()
@@ -11,7 +15,7 @@ fn everything() -> HyperKit {
     let description = HyperKit::new()
         .hyperkit("/bin/hyperkit")
         .state_dir("/vm")
-        .vpnkit(Network::VpnKit("/run/vpnkit.sock".into()))
+        .network(Network::VpnKit("/run/vpnkit.sock".into()))
         .vpnkit_key("0f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55")
         .uuid("1f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55")
         .disk(Disk::raw("/d.img").size_mib(64))
@@ -25,10 +29,7 @@ fn everything() -> HyperKit {
         .cpus(3)
         .memory_mib(512)
         .console(Console::Pty);
-    description.pid = Some(17);
-    description.arguments = vec!["-A".to_owned()];
-    description.cmdline = "/bin/hyperkit -A".to_owned();
-    description
+    with_keys(&description, json!({ "pid": 17, "arguments": ["-A"], "cmdline": "/bin/hyperkit -A" }))
 }
 
 /// Pins the JSON form of every field. New fields have to be added here.
@@ -70,7 +71,7 @@ fn lists_of_later_versions_load_and_are_written_only_if_needed() {
     let description = load(late_2017.clone());
     assert_eq!(description.disks.len(), 2);
     assert_eq!(description.disks[0].path.as_deref(), Some("/a.img".as_ref()));
-    assert_eq!((description.disks[0].size, description.disks[1].size), (Some(1), None));
+    assert_eq!((description.disks[0].size_mib, description.disks[1].size_mib), (Some(1), None));
     assert_eq!(description.isos, ["/a.iso", "/b.iso"].map(std::path::PathBuf::from));
     let written = serde_json::to_value(&description).unwrap();
     // The default of `driver` is not written.
@@ -124,15 +125,40 @@ fn unusual_values_are_preserved_or_unset() {
     assert_eq!(serde_json::from_str::<HyperKit>(&written).unwrap(), description);
     let written: Value = serde_json::from_str(&written).unwrap();
     assert_eq!((&written["disks"][0]["format"], &written["disks"][0]["driver"]), (&json!(2), &json!(["x"])));
-    assert!(matches!(description.kernel("/k").arguments(""), Err(ConfigError::UnknownSetting { .. })));
+    let error = description.kernel("/k").arguments("").unwrap_err();
+    let keys = [r#"disks.driver: ["x"]"#, "disks.format: 2"];
+    assert_eq!(error.violations(), keys.map(|key| ConfigError::UnknownSetting { key: key.to_owned() }));
 }
 
 #[test]
 fn vpnkit_auto_and_each_console_round_trip() {
     for console in [Console::Stdio, Console::Pty, Console::AppleLog] {
-        let description = HyperKit::new().vpnkit(Network::Nat).console(console);
+        let description = HyperKit::new().network(Network::Nat).console(console);
         assert_eq!(load(serde_json::to_value(&description).unwrap()), description);
     }
+}
+
+/// Go has no unset console. It reads `null` as 0, which is stdio.
+#[test]
+fn unset_console_is_null() {
+    let unset = HyperKit::new().kernel("/k");
+    let written = serde_json::to_value(&unset).unwrap();
+    assert_eq!(written.get("console"), Some(&Value::Null));
+    assert_eq!(load(written), unset);
+    assert_eq!(load(json!({ "console": 0 })).console, Some(Console::Stdio));
+    assert_eq!(load(json!({ "serials": [] })).console, None);
+}
+
+#[test]
+fn labels_round_trip_and_are_written_only_if_set() {
+    let labels = [("", ""), ("owner", "me"), ("pid", "17"), ("\u{e9}\n", "\"\0")];
+    let description = labels.iter().fold(HyperKit::new(), |description, (key, value)| description.label(*key, *value));
+    let written = serde_json::to_value(&description).unwrap();
+    assert_eq!(written["labels"], json!(labels.into_iter().collect::<BTreeMap<_, _>>()));
+    assert_eq!(load(written), description);
+    assert_eq!(description.label("owner", "you").labels["owner"], "you", "a key has one value");
+    assert_eq!(serde_json::to_value(HyperKit::new()).unwrap().get("labels"), None);
+    assert!(serde_json::from_value::<HyperKit>(json!({ "labels": { "number": 1 } })).is_err());
 }
 
 #[test]

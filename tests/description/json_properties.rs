@@ -2,10 +2,13 @@
 
 use std::fs;
 
-use hyperkit::{Disk, Error, HyperKit};
+use hyperkit::{Console, Disk, Error, HyperKit};
 use proptest::prelude::*;
+use proptest::sample::select;
+use serde_json::json;
 
 use crate::common::TestDir;
+use crate::with_keys;
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
@@ -27,14 +30,18 @@ proptest! {
         cpus in any::<u32>(), memory in any::<u64>(), cid in any::<u32>(), pid in proptest::option::of(1..u32::MAX),
         texts in proptest::collection::vec("\\PC{1,12}", 5), sizes in proptest::collection::vec(1..u64::MAX, 0..4),
         ports in proptest::collection::vec(any::<u32>(), 0..6), isos in proptest::collection::vec("/\\PC{0,12}", 0..4),
+        labels in proptest::collection::vec("\\PC{0,12}", 0..5),
+        console in proptest::option::of(select(vec![Console::Stdio, Console::Pty, Console::AppleLog])),
     ) {
-        let description = HyperKit::new().cpus(cpus).memory_mib(memory).vsock_guest_cid(cid).vsock(cid % 2 == 0);
-        description.pid = pid;
+        let mut description = HyperKit::new().cpus(cpus).memory_mib(memory).vsock_guest_cid(cid).vsock(cid % 2 == 0);
         description = description.kernel(&texts[0]).initrd(&texts[1]).uuid(&texts[2]).socket_9p(&texts[3], &texts[4]);
         description = sizes.iter().fold(description, |description, &size| description.disk(Disk::raw(&texts[0]).size_mib(size)));
         description = ports.into_iter().fold(description, HyperKit::vsock_port);
         description = isos.into_iter().fold(description, HyperKit::iso);
-        description.arguments = texts;
+        description = texts.iter().zip(&labels).fold(description, |description, (key, value)| description.label(key, value));
+        description.console = console;
+        description = with_keys(&description, json!({ "pid": pid, "arguments": texts }));
+        prop_assert_eq!((description.recorded_pid(), description.recorded_arguments()), (pid, &texts[..]));
         let again: HyperKit = serde_json::from_str(&description.to_string()).unwrap();
         prop_assert_eq!(again, description);
     }

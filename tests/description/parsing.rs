@@ -1,8 +1,13 @@
 //! `parse_arguments` with command lines of other programs: recorded ones of the Go packages, those of Docker Desktop, minikube and
 //! linuxkit, options without a field, and arguments that hyperkit rejects.
 
-use hyperkit::{Console, Disk, Error, FlushMode, HyperKit, Multiboot, Network, QcowOptions, Serial, parse_arguments};
-use serde_json::Value;
+use hyperkit::{
+    ConfigError, Console, Disk, Engine, Error, FlushMode, HyperKit, Multiboot, Network, QcowOptions, Serial,
+    parse_arguments,
+};
+use serde_json::{Value, json};
+
+use crate::with_keys;
 
 /// Splits a command line at spaces, except the value of `-f`, which comes last in these tests.
 fn words(command_line: &str) -> Vec<String> {
@@ -53,14 +58,14 @@ fn docker_desktop_arguments_are_parsed() {
         .state_dir("vms/0")
         .cpus(2)
         .memory_mib(2048)
-        .vpnkit(Network::VpnKit("vpnkit.eth.sock".into()))
+        .network(Network::VpnKit("vpnkit.eth.sock".into()))
         .vpnkit_key("61b9ed19-44f8-4b92-bdd6-81bfa8f2e4c0")
         .uuid("b9f6cfc1-9d43-4b2b-8a9c-6b9f04f4e6d2")
         .disk(Disk::raw("/Users/x/Library/Containers/com.docker.docker/Data/vms/0/data/Docker.raw"))
         .vsock(true)
         .vsock_port(2376)
         .vsock_port(1525)
-        .serial(Serial::none().log().asl())
+        .serial(Serial::none().log().apple_log())
         .kernel("/app/kernel")
         .initrd("/app/initrd.img");
     assert_eq!(description, expected);
@@ -83,7 +88,7 @@ fn docker_desktop_arguments_with_qcow2_are_parsed() {
         .state_dir("vms/0")
         .cpus(4)
         .memory_mib(2048)
-        .vpnkit(Network::VpnKit("s50".into()))
+        .network(Network::VpnKit("s50".into()))
         .disk(Disk::qcow2("/Users/x/Library/Group Containers/Docker.qcow2", qcow).ahci().trim())
         .vsock(true)
         .iso("/app/linuxkit.iso")
@@ -132,10 +137,11 @@ fn linuxkit_arguments_are_parsed() {
     let expected = HyperKit::new()
         .hyperkit("hyperkit")
         .state_dir("linuxkit-state")
-        .vpnkit(Network::VpnKit("/Users/x/vpnkit.eth.sock".into()))
+        .network(Network::VpnKit("/Users/x/vpnkit.eth.sock".into()))
         .uuid("1f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55")
         .vsock(true)
         .iso("linuxkit-state/metadata.iso")
+        .console(Console::Stdio)
         .kernel("linuxkit-kernel")
         .initrd("linuxkit-initrd.img");
     assert_eq!(description, expected);
@@ -289,8 +295,8 @@ fn arguments_that_hyperkit_rejects_are_an_error() {
         assert!(matches!(parse_arguments(&without), Err(Error::InvalidArguments { .. })), "{missing}");
     }
     foreign(&["hyperkit", "operand", "-A", "-s", "0,hostbridge", "-s", "31,lpc", "-f", "kexec,/k"], "-A");
-    let qemu = parse_arguments(&["/usr/bin/qemu-system-x86_64", "-A"]);
-    assert!(matches!(qemu, Err(ConfigError::Unsupported { .. })), "{qemu:?}");
+    let qemu = parse_arguments(&["/usr/bin/qemu-system-x86_64", "-A"]).unwrap_err();
+    assert!(matches!(qemu.violations(), [ConfigError::Unsupported { engine: Engine::Qemu, .. }]), "{qemu:?}");
 }
 
 #[test]
@@ -302,7 +308,8 @@ fn kernel_cmdline_returns_the_last_one_on_each_engine() {
         for program in ["hyperkit", "qemu-system-x86_64"] {
             description.hyperkit = Some(program.into());
             for line in ["console=ttyS0 a=1,2", "earlyprintk=serial again"] {
-                description.arguments = description.arguments(line).unwrap();
+                let arguments = description.arguments(line).unwrap();
+                description = with_keys(&description, json!({ "arguments": arguments }));
                 assert_eq!(description.recorded_kernel_cmdline().as_deref(), Some(line), "{program}");
             }
         }
@@ -310,7 +317,7 @@ fn kernel_cmdline_returns_the_last_one_on_each_engine() {
     for program in ["hyperkit", "qemu-system-x86_64"] {
         let description = HyperKit::new().hyperkit(program).bootrom("/rom");
         assert_eq!(description.recorded_kernel_cmdline(), None);
-        description.arguments = description.arguments("").unwrap();
+        let description = with_keys(&description, json!({ "arguments": description.arguments("").unwrap() }));
         assert_eq!(description.recorded_kernel_cmdline().as_deref(), Some(""));
     }
 }

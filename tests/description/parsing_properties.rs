@@ -1,8 +1,8 @@
 //! Property tests: `parse_arguments` is the inverse of `arguments` for any valid description and for any order of the options.
 
 use hyperkit::{
-    Console, Disk, Driver, FlushMode, Format, HyperKit, Multiboot, Network, QcowOptions, Serial, SerialBackend,
-    parse_arguments,
+    Console, Disk, DiskFormat, DiskInterface, FlushMode, HyperKit, Multiboot, Network, QcowOptions, Serial,
+    SerialBackend, parse_arguments,
 };
 use proptest::collection::vec;
 use proptest::option::of;
@@ -68,15 +68,15 @@ fn serial(description: HyperKit, console: Console, serials: Option<Vec<Serial>>)
     let has_dir = description.state_dir.is_some();
     let mut on_stdio = 0;
     let mut usable = |serial: &Serial| {
-        on_stdio += u8::from(serial.line == SerialBackend::Stdio);
-        (has_dir || (serial.line != SerialBackend::Pty && !serial.log))
-            && (serial.line != SerialBackend::Stdio || on_stdio < 2)
+        on_stdio += u8::from(serial.backend == SerialBackend::Stdio);
+        (has_dir || (serial.backend != SerialBackend::Pty && !serial.log))
+            && (serial.backend != SerialBackend::Stdio || on_stdio < 2)
     };
     match serials.map(|serials| serials.into_iter().filter(&mut usable).collect::<Vec<_>>()) {
-        Some(serials) if serials == [Serial::stdio()] => description,
+        Some(serials) if serials == [Serial::stdio()] => description.console(Console::Stdio),
         Some(serials) => serials.into_iter().fold(description.no_serials(), HyperKit::serial),
         None if has_dir => description.console(console),
-        None => description,
+        None => description.console(Console::Stdio),
     }
 }
 
@@ -84,16 +84,16 @@ fn networks() -> impl Strategy<Value = HyperKit> {
     let vpnkit = of((path("/net"), of((UUID, of("10\\.0\\.[1-9]\\.[1-9]")))));
     let tap = of(("[a-z]{1,9}[ #=:]?", of("02(:[0-9a-f]{2}){5}")));
     (vpnkit, any::<bool>(), tap).prop_map(|(vpnkit, vmnet, tap)| {
-        let description = HyperKit::new().vmnet(vmnet);
+        let mut description = HyperKit::new().vmnet(vmnet);
         if let Some((socket, key)) = vpnkit {
-            description = description.vpnkit(Network::VpnKit(socket.into()));
+            description = description.network(Network::VpnKit(socket.into()));
             if let Some((key, address)) = key {
                 (description.vpnkit_key, description.vpnkit_preferred_ipv4) = (Some(key), address);
             }
         }
         if let Some((tap, mac)) = tap {
             // Only the first NIC can have a MAC address.
-            description.mac = mac.filter(|_| !vmnet && description.vpnkit == Network::None);
+            description.mac = mac.filter(|_| !vmnet && description.network == Network::None);
             description.tap = Some(tap);
         }
         description
@@ -111,7 +111,10 @@ fn description() -> impl Strategy<Value = (HyperKit, String)> {
     let shares = vec((TEXT, of(1_u16..), TEXT), 0..4);
     let console = select(vec![Console::Stdio, Console::Pty, Console::AppleLog]);
     let ports = [Serial::none(), Serial::stdio(), Serial::pty()];
-    let ports = ports.into_iter().flat_map(|port| [port, port.log(), port.asl(), port.log().asl()]).collect::<Vec<_>>();
+    let ports = ports
+        .into_iter()
+        .flat_map(|port| [port, port.log(), port.apple_log(), port.log().apple_log()])
+        .collect::<Vec<_>>();
     let serials = of(vec(select(ports), 0..3));
     // In slot order, as they are parsed.
     let extra = subsequence(vec!["-b", "-s 1:1,uart,#1", "-s 31:7,virtio-blk,,ro", "-s 1:1:0,virtio-rnd"], 0..=4);
@@ -119,7 +122,7 @@ fn description() -> impl Strategy<Value = (HyperKit, String)> {
     let rest = (vsock, shares, console, serials, extra, any::<[bool; 8]>());
     let numbers = (of(UUID), 1..=64_u32, 2..1_u64 << 42, of(1_u16..));
     (host, rest, numbers, firmware()).prop_map(|(host, rest, numbers, (firmware, cmdline))| {
-        let description = host.2;
+        let mut description = host.2;
         (description.hyperkit, description.state_dir) = (host.0.map(Into::into), host.1.map(Into::into));
         (description.kernel, description.initrd) = (firmware.kernel, firmware.initrd);
         (description.bootrom, description.multiboot) = (firmware.bootrom, firmware.multiboot);

@@ -22,7 +22,7 @@ fn hypervisor_name_selects_the_engine() {
 
 #[test]
 fn pci_slots_equal_those_of_hyperkit_in_hexadecimal() {
-    let full = (0..27).fold(description().vpnkit(Network::Nat), |description, index| {
+    let full = (0..27).fold(description().network(Network::Nat), |description, index| {
         description.disk(Disk::raw(format!("/disk{index}.img")))
     });
     let full = full.iso("/i.iso");
@@ -64,7 +64,7 @@ fn no_file_options_without_state_directory() {
 
 #[test]
 fn each_nic_has_a_network_and_the_first_has_mac_and_port_forwards() {
-    let mut all = description().vpnkit(Network::Nat).vmnet(true).tap("tap7").mac("02:00:00:00:00:09");
+    let mut all = description().network(Network::Nat).vmnet(true).tap("tap7").mac("02:00:00:00:00:09");
     all = all.port_forward(PortForward::tcp(8080, 80)).port_forward(PortForward::udp(0, 53));
     assert_eq!(
         values(&all, "-netdev"),
@@ -82,7 +82,7 @@ fn each_nic_has_a_network_and_the_first_has_mac_and_port_forwards() {
             "virtio-net-pci,netdev=net3,bus=pcie.0,addr=3.0,romfile="
         ]
     );
-    let preferred = description().vpnkit(Network::Nat).vpnkit_key(UUID).vpnkit_preferred_ipv4("192.168.65.10");
+    let preferred = description().network(Network::Nat).vpnkit_key(UUID).vpnkit_preferred_ipv4("192.168.65.10");
     assert_eq!(values(&preferred, "-netdev"), ["user,id=net1,net=192.168.65.0/24,dhcpstart=192.168.65.10"]);
 }
 

@@ -1,0 +1,160 @@
+//! `check` and `arguments` report everything that is wrong with a description, not only the first violation.
+
+use std::fs;
+use std::path::Path;
+
+use hyperkit::{ConfigError, Console, Disk, Error, ErrorKind, HyperKit, Network, PortForward, SectorSize, Serial};
+use proptest::prelude::*;
+use proptest::sample::subsequence;
+
+use crate::common::{TestDir, file_names};
+
+/// Returns a valid description. Any executable file can be the hypervisor, since nothing is started.
+fn valid(test_dir: &TestDir) -> HyperKit {
+    let (kernel, initrd) = (test_dir.path("vmlinuz"), test_dir.path("initrd.img"));
+    HyperKit::new().hyperkit("sh").state_dir(test_dir.path("vm")).kernel(kernel).initrd(initrd)
+}
+
+/// Returns what `check` reports, after asserting that it changes neither the description nor a file.
+fn checked(test_dir: &TestDir, description: &HyperKit) -> Result<(), Error> {
+    let (before, files) = (description.clone(), file_names(&test_dir.dir()));
+    let result = description.check();
+    assert_eq!((description, file_names(&test_dir.dir())), (&before, files));
+    result
+}
+
+fn violations(test_dir: &TestDir, description: &HyperKit) -> Vec<ConfigError> {
+    checked(test_dir, description).map_or_else(|error| error.violations().to_vec(), |()| Vec::new())
+}
+
+#[test]
+fn wrong_fields_and_missing_files_are_reported_together() {
+    let test_dir = TestDir::new();
+    let [kernel, iso, disk] = ["no-kernel", "no.iso", "no.img"].map(|name| test_dir.path(name));
+    let mut wrong = valid(&test_dir).cpus(0).memory_mib(1).uuid("x").mac("y").network(Network::VpnKit("".into()));
+    wrong = wrong.serial(Serial::stdio()).serial(Serial::stdio()).vsock(true).vsock_guest_cid(1).gdb_port(0);
+    wrong = wrong.socket_9p("/s", "tag").socket_9p("/t", "tag").port_forward(PortForward::tcp(0, 0));
+    wrong = wrong.kernel(&kernel).iso(&iso).iso(&iso).disk(&disk).disk(Disk::default());
+    wrong.state_dir = None;
+    let expected = [
+        ConfigError::DuplicateStdio,
+        ConfigError::StateDirRequired { field: "vsock" },
+        ConfigError::InvalidMac { value: "y".to_owned() },
+        ConfigError::Missing { field: "network" },
+        ConfigError::InvalidUuid { field: "uuid", value: "x".to_owned() },
+        ConfigError::DuplicateMountTag { tag: "tag".to_owned() },
+        ConfigError::ZeroPort { field: "gdb_port" },
+        ConfigError::ZeroPort { field: "port_forwards" },
+        ConfigError::InvalidCpus { value: 0 },
+        ConfigError::InvalidMemory { value: 1 },
+        ConfigError::InvalidCid { value: 1, min: 3, max: 0x7fff_ffff },
+        ConfigError::MissingDiskPath,
+    ];
+    assert_eq!(violations(&test_dir, &wrong)[..expected.len()], expected);
+    let (pure, all) = (wrong.arguments("").unwrap_err(), violations(&test_dir, &wrong));
+    assert!(pure.violations().starts_with(&expected), "{pure:?}");
+    for violation in pure.violations() {
+        assert!(all.contains(violation), "{violation:?}");
+    }
+    let missing = [
+        ConfigError::NotFound { field: "kernel", path: kernel },
+        ConfigError::NotFound { field: "isos", path: iso },
+        ConfigError::DiskSizeMissing { path: disk },
+        ConfigError::NotFound { field: "network", path: "".into() },
+    ];
+    for violation in missing {
+        assert_eq!(all.iter().filter(|found| **found == violation).count(), 1, "{violation:?}: {all:#?}");
+        assert!(!pure.violations().contains(&violation), "`arguments` looks at no file");
+    }
+}
+
+#[test]
+fn violations_are_reported_before_a_missing_hypervisor() {
+    let test_dir = TestDir::new();
+    let missing = valid(&test_dir).hyperkit("/no/such");
+    let error = checked(&test_dir, &missing).unwrap_err();
+    assert!(matches!(&error, Error::HypervisorNotFound { searched } if *searched == [Path::new("/no/such")]));
+    assert_eq!(error.violations(), []);
+    let initrd = test_dir.path("none");
+    let wrong = missing.cpus(65).initrd(&initrd);
+    let expected = [ConfigError::InvalidCpus { value: 65 }, ConfigError::NotFound { field: "initrd", path: initrd }];
+    assert_eq!(violations(&test_dir, &wrong), expected);
+}
+
+#[test]
+fn violations_of_the_engine_are_reported_with_the_others() {
+    let test_dir = TestDir::new();
+    let qemu = test_dir.write_executable("qemu-system-x86_64", b"");
+    let wrong = valid(&test_dir).hyperkit(qemu).cpus(0).x2apic(true).msix(false).kernel(test_dir.path("none"));
+    let fields: Vec<_> = violations(&test_dir, &wrong).iter().map(|found| found.field().to_owned()).collect();
+    assert_eq!(fields, ["cpus", "x2apic", "msix", "kernel"]);
+}
+
+/// Without a kernel there is nothing to compare with the memory.
+#[test]
+fn a_missing_file_leads_to_no_further_violation() {
+    let test_dir = TestDir::new();
+    let initrd = test_dir.path("none");
+    let expected = [ConfigError::NotFound { field: "initrd", path: initrd.clone() }];
+    assert_eq!(violations(&test_dir, &valid(&test_dir).memory_mib(2).initrd(initrd)), expected);
+}
+
+/// Changes that each lead to one violation, whatever the others are, in the order in which they are reported.
+fn independent(test_dir: &TestDir) -> Vec<(fn(HyperKit, &Path) -> HyperKit, ConfigError)> {
+    let uuid = |field| ConfigError::InvalidUuid { field, value: "x".to_owned() };
+    let not_found = |field, name: &str| ConfigError::NotFound { field, path: test_dir.path(name) };
+    vec![
+        (
+            |d, _| d.serial(Serial::none()).serial(Serial::none()).serial(Serial::none()),
+            ConfigError::TooManySerials { count: 3, max: 2 },
+        ),
+        (|d, _| d.vsock_port(1), ConfigError::MissingPrerequisite { field: "vsock_ports", requires: "vsock" }),
+        (|d, _| d.argv0(" "), ConfigError::Missing { field: "argv0" }),
+        (|d, _| d.uuid("x"), uuid("uuid")),
+        (|d, _| d.vpnkit_key("x"), uuid("vpnkit_key")),
+        (|d, _| d.port_9p(0, "tag"), ConfigError::ZeroPort { field: "shares_9p" }),
+        (|d, _| d.cpus(65), ConfigError::InvalidCpus { value: 65 }),
+        (|d, _| d.memory_mib(1 << 43), ConfigError::InvalidMemory { value: 1 << 43 }),
+        (
+            |d, dir| d.disk(Disk::raw(dir.join("new")).size_mib(1).sector_size(1, 1)),
+            ConfigError::InvalidSectorSize {
+                path: test_dir.path("new"),
+                value: SectorSize { logical: 1, physical: 1 },
+            },
+        ),
+        (|d, dir| d.kernel(dir.join("none")), not_found("kernel", "none")),
+        (|d, dir| d.initrd(dir.join("none")), not_found("initrd", "none")),
+        (|d, dir| d.iso(dir.join("none")), not_found("isos", "none")),
+        (|d, dir| d.disk(dir.join("disk")), ConfigError::DiskSizeMissing { path: test_dir.path("disk") }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn exactly_the_violations_of_a_description_are_reported(chosen in subsequence((0..13).collect::<Vec<_>>(), 0..=13)) {
+        let test_dir = TestDir::new();
+        let all = independent(&test_dir);
+        prop_assert_eq!(all.len(), 13);
+        let change = |description, &index: &usize| (all[index].0)(description, &test_dir.dir());
+        let expected: Vec<_> = chosen.iter().map(|&index| all[index].1.clone()).collect();
+        prop_assert_eq!(violations(&test_dir, &chosen.iter().fold(valid(&test_dir), change)), &expected[..]);
+        prop_assert_eq!(violations(&test_dir, &chosen.iter().rev().fold(valid(&test_dir), change)), &expected[..]);
+    }
+}
+
+/// An unset console is a pty in the background and the caller's terminal in the foreground, so `check` does not require a state
+/// directory for it.
+#[test]
+fn unset_console_requires_no_state_directory_before_a_start() {
+    let test_dir = TestDir::new();
+    let mut unset = valid(&test_dir);
+    unset.state_dir = None;
+    checked(&test_dir, &unset).unwrap();
+    let error = unset.start("").unwrap_err();
+    assert_eq!(error.violations(), [ConfigError::StateDirRequired { field: "console" }]);
+    assert_eq!(error.kind(), ErrorKind::Config);
+    assert_eq!(violations(&test_dir, &unset.console(Console::Pty)), error.violations());
+    assert!(fs::read_dir(test_dir.path("vm")).is_err(), "nothing was created");
+}
