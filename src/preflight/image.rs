@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
+use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags, flock, renameat_with};
 
 use crate::config::disk::{Disk, DiskFormat, bytes};
 use crate::error::{ConfigError, Error, Result};
@@ -116,6 +116,9 @@ pub(crate) fn create(path: &Path, format: &DiskFormat, size_mib: u64) -> Result<
     if created.is_err() {
         let _ = fs::remove_file(&unfinished);
     }
+    // Closing alone would leave the lock with a child that another thread has forked, until its `exec`: for that long the
+    // new image would count as in use.
+    let _ = flock(&file, FlockOperation::Unlock);
     created
 }
 
