@@ -16,6 +16,11 @@ pub(crate) fn check_path<'a>(field: &'static str, path: &'a Path) -> Result<&'a 
     check_text(field, utf8(field, path)?)
 }
 
+/// The path itself, if it can stand in an argument. What cannot is reported once, and no file is looked for by that name.
+pub(crate) fn valid_path<'a>(field: &'static str, path: &'a Path) -> Result<&'a Path> {
+    check_path(field, path).map(|_| path)
+}
+
 /// Accepts a text that is not empty and contains neither a comma, at which hyperkit splits, nor NUL, at which the
 /// operating system ends it.
 pub(crate) fn check_text<'a>(field: &'static str, text: &'a str) -> Result<&'a str> {

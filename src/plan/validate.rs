@@ -78,6 +78,11 @@ pub(crate) fn check_cmdline(description: &HyperKit, cmdline: &str) -> Result<(),
     Ok(())
 }
 
+/// Accepts the path of a multiboot module. hyperkit splits modules at `:`, and their command lines off at `;`.
+pub(crate) fn check_module_path(path: &Path) -> Result<&str, ConfigError> {
+    check_path("multiboot", path).and_then(|path| reject_chars(&[':', ';'], "multiboot", path))
+}
+
 /// Rejects an image that is attached twice, unless both can only read.
 pub(crate) fn reject_duplicates(
     images: &[(PathBuf, bool)],
@@ -150,9 +155,7 @@ fn check_strings(description: &HyperKit, found: &mut Violations) {
     if let Some(multiboot) = &description.multiboot {
         found.collect(check_path("multiboot", &multiboot.kernel));
         for module in &multiboot.modules {
-            // hyperkit splits modules at `:`, and their command lines off at `;`.
-            let path = check_path("multiboot", &module.path);
-            found.collect(path.and_then(|path| reject_chars(&[':', ';'], "multiboot", path)));
+            found.collect(check_module_path(&module.path));
             found.collect(reject_chars(&[',', '\0', ':'], "multiboot", &module.cmdline));
         }
     }

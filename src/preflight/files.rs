@@ -8,10 +8,13 @@ use std::time::Duration;
 
 use rustix::fs::{Access, access};
 
+use crate::config::disk::{DiskFormat, QcowOptions};
 use crate::config::{HyperKit, Multiboot, Network};
 use crate::error::ConfigError;
 use crate::plan::kernel_cmdline::with_early_console;
-use crate::plan::validate::{Violations, reject_duplicates};
+use crate::plan::limits::{MAX_SOCKET, MIN_MEMORY_MIB};
+use crate::plan::text::{check_length, check_path, valid_path};
+use crate::plan::validate::{Violations, check_module_path, reject_duplicates};
 use crate::preflight::image::tool_for;
 use crate::preflight::image_format::DiskAction;
 use crate::preflight::kernel::{PAGE, bz_image, check_multiboot_fits, multiboot_end};
@@ -27,21 +30,22 @@ const BOOTROM_BYTES: std::ops::RangeInclusive<u64> = PAGE..=16 * 1024 * 1024;
 /// Checks the files that the description names.
 pub(super) fn check_files(description: &HyperKit, found: &mut Violations) {
     if let Some(dir) = &description.state_dir {
-        found.collect(check_writable_dir("state_dir", dir));
+        found.collect(valid_path("state_dir", dir).and_then(|dir| check_writable_dir("state_dir", dir)));
     }
     if let Some(dir) = &description.vsock_dir {
-        found.collect(check_vsock_dir(dir));
+        found.collect(valid_path("vsock_dir", dir).and_then(check_vsock_dir));
     }
     check_kernel(description, found);
     if let Some(path) = &description.bootrom {
-        found.collect(check_bootrom(path));
+        found.collect(valid_path("bootrom", path).and_then(check_bootrom));
     }
     if let Some(multiboot) = &description.multiboot {
         check_multiboot(description.memory_mib, multiboot, found);
     }
     check_images(description, found);
     if let Network::VpnKit(socket) = &description.network {
-        found.collect(check_vpnkit(socket));
+        let path = check_path("network", socket).and_then(|path| check_length(MAX_SOCKET, "network", path));
+        found.collect(path.and_then(|()| check_vpnkit(socket)));
     }
 }
 
@@ -65,10 +69,16 @@ fn check_vsock_dir(dir: &Path) -> Result<()> {
 }
 
 fn check_kernel(description: &HyperKit, found: &mut Violations) {
-    let kernel = description.kernel.as_ref().and_then(|path| Some((path, found.collect(bz_image(path))?)));
-    let initrd =
-        description.initrd.as_ref().map(|path| found.collect(nonzero_length("initrd", path).map(|n| (path, n))));
-    if let (Some((path, kernel)), true) = (kernel, initrd.as_ref().is_none_or(Option::is_some)) {
+    let kernel = description.kernel.as_ref().and_then(|path| {
+        let kernel = valid_path("kernel", path).and_then(bz_image);
+        Some((path, found.collect(kernel)?))
+    });
+    let initrd = description.initrd.as_ref().map(|path| {
+        let length = valid_path("initrd", path).and_then(|path| nonzero_length("initrd", path));
+        found.collect(length.map(|length| (path, length)))
+    });
+    let is_comparable = initrd.as_ref().is_none_or(Option::is_some) && description.memory_mib >= MIN_MEMORY_MIB;
+    if let (Some((path, kernel)), true) = (kernel, is_comparable) {
         found.collect(kernel.check_fits(description.memory_mib, path, initrd.flatten()));
     }
 }
@@ -82,13 +92,15 @@ fn check_bootrom(path: &Path) -> Result<()> {
 }
 
 fn check_multiboot(memory_mib: u64, multiboot: &Multiboot, found: &mut Violations) {
-    let end = found.collect(multiboot_end(&multiboot.kernel));
+    let end = found.collect(valid_path("multiboot", &multiboot.kernel).and_then(multiboot_end));
     let lengths = multiboot.modules.iter().map(|module| {
         let path = module.path.as_path();
-        found.collect(nonzero_length("multiboot", path)).map(|length| (path, length))
+        let length = check_module_path(path).and_then(|_| nonzero_length("multiboot", path));
+        found.collect(length).map(|length| (path, length))
     });
     let modules: Vec<_> = lengths.collect();
-    if let (Some(end), Some(modules)) = (end, modules.into_iter().collect::<Option<Vec<_>>>()) {
+    let modules = modules.into_iter().collect::<Option<Vec<_>>>().filter(|_| memory_mib >= MIN_MEMORY_MIB);
+    if let (Some(end), Some(modules)) = (end, modules) {
         found.collect(check_multiboot_fits(memory_mib, &multiboot.kernel, end, &modules));
     }
 }
@@ -100,12 +112,12 @@ fn check_images(description: &HyperKit, found: &mut Violations) {
     };
     let mut images = Vec::new();
     for iso in &description.isos {
-        found.collect(open("isos", iso, is_file_or_device));
+        found.collect(valid_path("isos", iso).and_then(|iso| open("isos", iso, is_file_or_device)));
         images.push((iso.clone(), true));
     }
     for (index, disk) in description.disks.iter().enumerate() {
         let Ok(path) = disk.image_path(index, description.state_dir.as_deref()) else { continue };
-        let opened = match open("disks", &path, is_file_or_device) {
+        let opened = match valid_path("disks", &path).and_then(|path| open("disks", path, is_file_or_device)) {
             Err(ConfigError::NotFound { path, .. }) if disk.size_mib.is_none() => {
                 Err(ConfigError::DiskSizeMissing { path })
             }
@@ -121,7 +133,12 @@ fn check_images(description: &HyperKit, found: &mut Violations) {
             }
             let action = found.collect(DiskAction::plan(disk, &path));
             if action.is_some_and(|action| action != DiskAction::Nothing) {
-                found.collect(tool_for(&disk.format_by_name()));
+                let format = disk.format_by_name();
+                let tool = match &format {
+                    DiskFormat::Qcow2(QcowOptions { tool: Some(tool), .. }) => valid_path("disks", tool).map(drop),
+                    _ => Ok(()),
+                };
+                found.collect(tool.and_then(|()| tool_for(&format)));
             }
         }
         images.push((path, disk.read_only));

@@ -64,7 +64,8 @@ impl EngineDriver for Driver {
 
     fn unsupported(&self, description: &HyperKit) -> Vec<ConfigError> {
         let first = layout(description).ok().and_then(|devices| devices.first().map(|(_, device)| *device));
-        let has_foreign_mac = description.mac.is_some() && !matches!(first, Some(Device::Nic(NicBackend::Tap(_))));
+        let first_is_no_tap = matches!(first, Some(Device::Nic(NicBackend::Network(_) | NicBackend::Vmnet)));
+        let has_foreign_mac = description.mac.is_some() && first_is_no_tap;
         [
             (
                 !description.port_forwards.is_empty(),
