@@ -3,29 +3,43 @@
 use std::fs::{self, File};
 use std::path::PathBuf;
 
-use hyperkit::{ConfigError, HyperKit};
+use hyperkit::{ConfigError, Error, HyperKit};
 
 use super::{StopOnDrop, TestDir, file_names, wait_until};
 
-/// Changes a valid description and returns the violations that `start` reports.
+/// Changes a valid description and returns the error of `start`.
 ///
-/// Asserts that `check` reports the same if the kernel command line is empty (`check` does not know it), that no file is
+/// Asserts that `check` returns the same error if the kernel command line is empty (`check` does not know it), that no file is
 /// created, and that the description does not change.
+pub fn error_with(test_dir: &TestDir, cmdline: &str, change: impl FnOnce(HyperKit) -> HyperKit) -> Error {
+    let description = change(test_dir.description());
+    let (before, files) = (description.clone(), file_names(&test_dir.dir()));
+    let error = description.start(cmdline).expect_err("it started");
+    if cmdline.is_empty() {
+        let checked = description.check().expect_err("check passed");
+        assert_eq!((checked.to_string(), checked.violations()), (error.to_string(), error.violations()));
+    }
+    assert_eq!(description, before);
+    assert_eq!(file_names(&test_dir.dir()), files, "a file was created");
+    error
+}
+
+/// The violations of [`error_with`], of which there is at least one.
 pub fn violations_with(
     test_dir: &TestDir,
     cmdline: &str,
     change: impl FnOnce(HyperKit) -> HyperKit,
 ) -> Vec<ConfigError> {
-    let description = change(test_dir.description());
-    let (before, files) = (description.clone(), file_names(&test_dir.dir()));
-    let error = description.start(cmdline).expect_err("it started");
+    let error = error_with(test_dir, cmdline, change);
     assert!(!error.violations().is_empty(), "{error:?}");
-    if cmdline.is_empty() {
-        assert_eq!(description.check().expect_err("check passed").violations(), error.violations());
-    }
-    assert_eq!(description, before);
-    assert_eq!(file_names(&test_dir.dir()), files, "a file was created");
     error.violations().to_vec()
+}
+
+/// Returns the only violation of a result.
+pub fn only_violation<T: std::fmt::Debug>(result: Result<T, Error>) -> ConfigError {
+    let error = result.expect_err("it succeeded");
+    let [violation] = error.violations() else { panic!("{error:?}") };
+    violation.clone()
 }
 
 /// The only violation of [`violations_with`].
@@ -49,9 +63,8 @@ pub fn modify(mut description: HyperKit, change: impl FnOnce(&mut HyperKit)) -> 
 /// [`rejection`], after asserting that `arguments`, which reads no files, reports the same kind of violation.
 pub fn rejection_by_arguments(change: impl Fn(HyperKit) -> HyperKit) -> ConfigError {
     let violation = rejection(&change);
-    let pure = change(TestDir::new().description()).arguments("").expect_err("`arguments` accepted it");
-    let [pure] = pure.violations() else { panic!("{pure:?}") };
-    assert_eq!(std::mem::discriminant(pure), std::mem::discriminant(&violation));
+    let pure = only_violation(change(TestDir::new().description()).arguments(""));
+    assert_eq!(std::mem::discriminant(&pure), std::mem::discriminant(&violation));
     violation
 }
 

@@ -3,10 +3,14 @@
 use std::fs;
 use std::path::Path;
 
-use hyperkit::{ConfigError, Console, Disk, Error, ErrorKind, HyperKit, Network, PortForward, SectorSize, Serial};
+use hyperkit::{
+    ConfigError, Console, Disk, Error, ErrorKind, HyperKit, Multiboot, Network, PortForward, QcowOptions, SectorSize,
+    Serial,
+};
 use proptest::prelude::*;
 use proptest::sample::subsequence;
 
+use crate::common::rejection::without_boot_source;
 use crate::common::{TestDir, file_names};
 
 /// Returns a valid description. Any executable file can be the hypervisor, since nothing is started.
@@ -60,7 +64,6 @@ fn wrong_fields_and_missing_files_are_reported_together() {
         ConfigError::NotFound { field: "kernel", path: kernel },
         ConfigError::NotFound { field: "isos", path: iso },
         ConfigError::DiskSizeMissing { path: disk },
-        ConfigError::NotFound { field: "network", path: "".into() },
     ];
     for violation in missing {
         assert_eq!(all.iter().filter(|found| **found == violation).count(), 1, "{violation:?}: {all:#?}");
@@ -90,17 +93,53 @@ fn violations_of_the_engine_are_reported_with_the_others() {
     assert_eq!(fields, ["cpus", "x2apic", "msix", "kernel"]);
 }
 
-/// Without a kernel there is nothing to compare with the memory.
+/// A file is not looked for by an invalid path, and nothing is compared with an invalid memory or a missing file.
 #[test]
-fn a_missing_file_leads_to_no_further_violation() {
+fn one_mistake_is_one_violation() {
     let test_dir = TestDir::new();
-    let initrd = test_dir.path("none");
-    let expected = [ConfigError::NotFound { field: "initrd", path: initrd.clone() }];
-    assert_eq!(violations(&test_dir, &valid(&test_dir).memory_mib(2).initrd(initrd)), expected);
+    let forbidden =
+        |field, value: &str, character| ConfigError::ForbiddenCharacter { field, value: value.to_owned(), character };
+    let too_long = format!("/{}", "x".repeat(103));
+    let with_tool = |tool: &str| {
+        let mut options = QcowOptions::default();
+        options.tool = Some(tool.into());
+        Disk::qcow2(test_dir.path("new.qcow2"), options).size_mib(1)
+    };
+    let other_boot_source = without_boot_source(valid(&test_dir));
+    let [magic, flags] = [0x1bad_b002_u32, 1 << 16];
+    let header = [magic, flags, 0_u32.wrapping_sub(magic).wrapping_sub(flags)].into_iter().chain([0; 10]);
+    let kernel = test_dir.write("multiboot", &header.flat_map(u32::to_le_bytes).collect::<Vec<_>>());
+    let none = test_dir.path("none");
+    for (description, expected) in [
+        (valid(&test_dir).kernel(""), ConfigError::Missing { field: "kernel" }),
+        (valid(&test_dir).initrd("/a,b"), forbidden("initrd", "/a,b", ',')),
+        (other_boot_source.clone().bootrom("/a,b"), forbidden("bootrom", "/a,b", ',')),
+        (other_boot_source.clone().multiboot("/a,b"), forbidden("multiboot", "/a,b", ',')),
+        (other_boot_source.multiboot(Multiboot::new(kernel).module("/a;b", "")), forbidden("multiboot", "/a;b", ';')),
+        (valid(&test_dir).iso("/a,b"), forbidden("isos", "/a,b", ',')),
+        (valid(&test_dir).disk("/a,b"), forbidden("disks", "/a,b", ',')),
+        (valid(&test_dir).disk(with_tool("/a,b")), forbidden("disks", "/a,b", ',')),
+        (valid(&test_dir).state_dir("/a\0b"), forbidden("state_dir", "/a\0b", '\0')),
+        (valid(&test_dir).vsock(true).vsock_dir("/a\0b"), forbidden("vsock_dir", "/a\0b", '\0')),
+        (
+            valid(&test_dir).network(Network::VpnKit(too_long.clone().into())),
+            ConfigError::TooLong { field: "network", value: too_long, length: 104, limit: 103 },
+        ),
+        (valid(&test_dir).memory_mib(0), ConfigError::InvalidMemory { value: 0 }),
+        (
+            valid(&test_dir).mac("02:00:00:00:00:01"),
+            ConfigError::MissingPrerequisite { field: "mac", requires: "network" },
+        ),
+        (valid(&test_dir).memory_mib(2).initrd(&none), ConfigError::NotFound { field: "initrd", path: none.clone() }),
+    ] {
+        assert_eq!(violations(&test_dir, &description), [expected]);
+    }
 }
 
+type Change = fn(HyperKit, &Path) -> HyperKit;
+
 /// Changes that each lead to one violation, whatever the others are, in the order in which they are reported.
-fn independent(test_dir: &TestDir) -> Vec<(fn(HyperKit, &Path) -> HyperKit, ConfigError)> {
+fn independent(test_dir: &TestDir) -> Vec<(Change, ConfigError)> {
     let uuid = |field| ConfigError::InvalidUuid { field, value: "x".to_owned() };
     let not_found = |field, name: &str| ConfigError::NotFound { field, path: test_dir.path(name) };
     vec![

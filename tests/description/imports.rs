@@ -196,7 +196,7 @@ impl Reader {
         }
         if let [.., Token::Word(keyword), Token::Word(name), Token::Symbol(';')] = &self.tokens[start..self.at] {
             if keyword == "mod" {
-                self.imports.test_modules.push([&self.module[..], &[name.clone()]].concat());
+                self.imports.test_modules.push(self.module.iter().chain([name]).cloned().collect());
             }
         }
     }

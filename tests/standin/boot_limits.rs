@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use hyperkit::{Error, HyperKit, Multiboot};
+use hyperkit::{ConfigError, HyperKit, Multiboot};
 
 use crate::common::rejection::{
     assert_boots, assert_boots_with, assert_error, modify, rejection_by_arguments, rejection_with, sparse_file,
@@ -114,19 +114,19 @@ fn multiboot_header_is_validated() {
 
     let mut wrong_sum = multiboot(HAS_ADDRESSES + 1);
     wrong_sum[8] ^= 1;
-    let no_header = "it has no multiboot header";
+    let no_header = "no multiboot header";
     let bad = [
         (Vec::new(), no_header),
         (multiboot(HAS_ADDRESSES), no_header), // at the end of the file
         (after(last + 4, HAS_ADDRESSES), no_header),
         (after(2, HAS_ADDRESSES), no_header),
         ([wrong_sum, vec![0; 4]].concat(), no_header),
-        (after(0, HAS_ADDRESSES | 0b100), "it wants more than hyperkit can do"),
-        (after(0, HAS_ADDRESSES | 0x8000), "it wants more than hyperkit can do"),
-        (after(0, 0), "it is no ELF file and does not say where it goes"),
-        (in_elf(62, 0), "it is a 64-bit ELF file"),
-        ([elf_with(3, [0x10_0000, 1000]), multiboot(0), vec![0]].concat(), "its end is missing"),
-        ([&b"\x7fELF"[..], &[0; 48], &multiboot(0), &[0]].concat(), "it has nothing to load"),
+        (after(0, HAS_ADDRESSES | 0b100), "requires features that hyperkit lacks"),
+        (after(0, HAS_ADDRESSES | 0x8000), "requires features that hyperkit lacks"),
+        (after(0, 0), "neither an ELF file nor a header with load addresses"),
+        (in_elf(62, 0), "64-bit ELF file"),
+        ([elf_with(3, [0x10_0000, 1000]), multiboot(0), vec![0]].concat(), "truncated"),
+        ([&b"\x7fELF"[..], &[0; 48], &multiboot(0), &[0]].concat(), "no loadable segment"),
     ];
     for (image, why) in bad {
         let kernel = test_dir.write("kernel", &image);
@@ -211,7 +211,7 @@ fn end_of_multiboot_kernel_is_computed_from_header_or_segments() {
     cut[28..32].copy_from_slice(&[0, 0, 1, 0]);
     let kernel = test_dir.write("kernel", &cut);
     let error = rejection_with(&test_dir, "", |d| without_boot_source(d).multiboot(Multiboot::new(&kernel)));
-    assert_error!(error, ConfigError::NotMultiboot { reason: "its end is missing", .. });
+    assert_error!(error, ConfigError::NotMultiboot { reason: "truncated", .. });
 }
 
 #[test]

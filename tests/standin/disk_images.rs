@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Barrier;
 
-use hyperkit::{Disk, Error, Format, HyperKit, QcowOptions, create_disk_image};
+use hyperkit::{ConfigError, Disk, DiskFormat, Disks, Error, HyperKit, QcowOptions, create_disk_image};
 
+use crate::common::rejection::{assert_error, only_violation};
 use crate::common::{TestDir, file_names};
 
 const MIB: u64 = 1024 * 1024;
@@ -51,7 +52,7 @@ fn invalid_size_is_rejected_and_creates_nothing() {
     let dir = tempfile::tempdir().unwrap();
     for size in [0, 1 << 43, u64::MAX] {
         let result = create_disk_image(dir.path().join("sub/d.img"), size);
-        assert!(matches!(result, Err(ConfigError::InvalidDiskSize { value, .. }) if value == size));
+        assert_error!(only_violation(result), ConfigError::InvalidDiskSize { value, .. } if value == size);
     }
     assert!(file_names(dir.path()).is_empty());
 }
@@ -137,21 +138,19 @@ fn grow_never_shrinks() {
         disk.create().unwrap();
         let path = disk.path.clone().unwrap();
         let before = fs::read(&path).unwrap();
-        match disk.clone().size_mib(3).grow() {
-            Err(ConfigError::DiskShrinks { path: named, from: 4, to: 3 }) => assert_eq!(named, path),
-            other => panic!("{other:?}"),
-        }
+        let violation = only_violation(disk.clone().size_mib(3).grow());
+        assert_eq!(violation, ConfigError::DiskShrinks { path: path.clone(), from: 4, to: 3 });
         disk.grow().unwrap();
         assert_eq!(fs::read(&path).unwrap(), before, "it already has this size");
-        assert!(matches!(disk.clone().size_mib(0).grow(), Err(ConfigError::InvalidDiskSize { value: 0, .. })));
+        assert_error!(only_violation(disk.size_mib(0).grow()), ConfigError::InvalidDiskSize { value: 0, .. });
     }
     let raw = Disk::raw(dir.path().join("raw"));
     fs::write(dir.path().join("raw"), vec![7; MIB as usize + 1]).unwrap();
     raw.clone().size_mib(5).grow().unwrap();
     let grown = fs::read(dir.path().join("raw")).unwrap();
     assert_eq!((grown.len() as u64, grown[MIB as usize], grown[MIB as usize + 1]), (5 * MIB, 7, 0));
-    assert!(matches!(raw.grow(), Err(ConfigError::DiskSizeMissing { .. })));
-    assert!(matches!(Disk::in_state_dir(1).create(), Err(ConfigError::MissingDiskPath)));
+    assert_error!(only_violation(raw.grow()), ConfigError::DiskSizeMissing { .. });
+    assert_eq!(only_violation(Disk::in_state_dir(1).create()), ConfigError::MissingDiskPath);
 }
 
 fn script(test_dir: &TestDir, name: &str, script: &str) -> PathBuf {
@@ -172,14 +171,13 @@ fn qcow_tool_gets_its_own_arguments_and_its_failure_is_an_error() {
     let with = |tool: &Path| disk_by_tool(tool, test_dir.path("d.qcow2"));
     let failing = script("qemu-img", "echo no room >&2; exit 1");
     match with(&failing).create() {
-        Err(Error::ImageToolFailed { tool, said, .. }) => assert_eq!((tool, said.as_str()), (failing, "no room")),
+        Err(Error::ImageToolFailed { tool, stderr, .. }) => assert_eq!((tool, stderr.as_str()), (failing, "no room")),
         other => panic!("{other:?}"),
     }
     assert_eq!(file_names(&test_dir.dir()), ["initrd.img", "qemu-img", "vmlinuz"], "no unfinished image is left");
-    match with(&test_dir.path("none")).create() {
-        Err(ConfigError::ToolNotFound { searched, .. }) => assert_eq!(searched, [test_dir.path("none")]),
-        other => panic!("{other:?}"),
-    }
+    let searched = vec![test_dir.path("none")];
+    let violation = only_violation(with(&test_dir.path("none")).create());
+    assert_eq!(violation, ConfigError::ToolNotFound { field: "disks", searched });
     let tool = script("qcow-tool", "printf '%s\\n' \"$@\" >\"$2\"");
     with(&tool).create().unwrap();
     let recorded = fs::read_to_string(test_dir.path("d.qcow2")).unwrap();
@@ -192,8 +190,8 @@ fn image_tool_gets_an_absolute_path() {
     let test_dir = TestDir::new();
     let tool = script(&test_dir, "qemu-img", "echo \"$5\" >&2; exit 1");
     match disk_by_tool(&tool, "nbd:no-such.qcow2").create() {
-        Err(Error::ImageToolFailed { said, .. }) => {
-            assert_eq!(Path::new(&said), std::path::absolute(".nbd:no-such.qcow2.new").unwrap());
+        Err(Error::ImageToolFailed { stderr, .. }) => {
+            assert_eq!(Path::new(&stderr), std::path::absolute(".nbd:no-such.qcow2.new").unwrap());
         }
         other => panic!("{other:?}"),
     }
@@ -225,8 +223,9 @@ fn failed_create_records_no_created_disk() {
 fn missing_image_tool_is_an_error_before_anything_is_created() {
     let test_dir = TestDir::new();
     let description = test_dir.description().disk(disk_by_tool(&test_dir.path("none"), test_dir.path("d.qcow2")));
-    assert!(matches!(description.check(), Err(ConfigError::ToolNotFound { field: "disks", .. })));
-    assert!(matches!(description.clone().start("guest"), Err(ConfigError::ToolNotFound { .. })));
+    let violation = only_violation(description.check());
+    assert_error!(&violation, ConfigError::ToolNotFound { field: "disks", .. });
+    assert_eq!(only_violation(description.start("guest")), violation);
     assert!(!test_dir.path("vm").exists());
 }
 
@@ -248,8 +247,9 @@ fn start_creates_and_grows_but_never_shrinks_a_disk() {
         description(size).start("guest").unwrap().kill().unwrap();
         assert_eq!(length(), size * MIB);
     }
-    assert!(matches!(description(2).start("guest"), Err(ConfigError::DiskShrinks { from: 3, to: 2, .. })));
-    assert!(matches!(description(2).check(), Err(ConfigError::DiskShrinks { .. })));
+    let violation = only_violation(description(2).start("guest"));
+    assert_error!(&violation, ConfigError::DiskShrinks { from: 3, to: 2, .. });
+    assert_eq!(only_violation(description(2).check()), violation);
     // The Go package of 2017 creates images that are 100 bytes per MiB too long. They are accepted.
     fs::File::options().write(true).open(test_dir.path("d.img")).unwrap().set_len(3 * (MIB + 100)).unwrap();
     description(3).start("guest").unwrap().kill().unwrap();
@@ -258,12 +258,13 @@ fn start_creates_and_grows_but_never_shrinks_a_disk() {
     test_dir.description().disk(Disk::raw(test_dir.path("d.img"))).start("guest").unwrap().kill().unwrap();
 }
 
-/// Starts a VM with a disk and returns the detected format, which `start` stores in the description.
-fn detected_format(test_dir: &TestDir, disk: Disk) -> Result<Option<Format>, Error> {
-    let description = test_dir.description().disk(disk);
-    description.start("guest")?.stop()?;
-    assert_eq!(HyperKit::from_state(test_dir.path("vm"))?.disks, description.disks);
-    Ok(description.disks[0].format.clone())
+/// Starts a VM with a disk and returns the detected format, which is in the description of the VM.
+fn detected_format(test_dir: &TestDir, disk: Disk) -> Result<Option<DiskFormat>, Error> {
+    let vm = test_dir.description().disk(disk).start("guest")?;
+    vm.kill()?;
+    let disks = &vm.description().disks;
+    assert_eq!(HyperKit::from_state(test_dir.path("vm"))?.disks, *disks);
+    Ok(disks[0].format.clone())
 }
 
 #[test]
@@ -284,10 +285,8 @@ fn format_is_probed_from_content_then_from_the_name() {
     assert_eq!(detected_format(&test_dir, Disk::new(test_dir.path("image.qcow2"))).unwrap(), Some(DiskFormat::Raw));
     // An explicit format is used, unless the content contradicts it.
     assert_eq!(detected_format(&test_dir, Disk::raw(test_dir.path("image"))).unwrap(), Some(DiskFormat::Raw));
-    match detected_format(&test_dir, qcow2(test_dir.path("image.qcow2"))) {
-        Err(ConfigError::NotQcow2 { path }) => assert_eq!(path, test_dir.path("image.qcow2")),
-        other => panic!("{other:?}"),
-    }
+    let path = test_dir.path("image.qcow2");
+    assert_eq!(only_violation(detected_format(&test_dir, qcow2(&path))), ConfigError::NotQcow2 { path });
 }
 
 /// A guest can write anything to its raw disk, including the header of an image that refers to files of the host.
@@ -300,10 +299,8 @@ fn probed_qcow2_image_with_backing_file_is_rejected() {
     let mut make = Command::new("qemu-img");
     make.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]).arg(&secret).arg(&image);
     assert!(make.status().unwrap().success());
-    match detected_format(&test_dir, Disk::new(&image)) {
-        Err(ConfigError::DiskHasBackingFile { path }) => assert_eq!(path, image),
-        other => panic!("{other:?}"),
-    }
+    let violation = only_violation(detected_format(&test_dir, Disk::new(&image)));
+    assert_eq!(violation, ConfigError::DiskHasBackingFile { path: image.clone() });
     assert!(detected_format(&test_dir, qcow2(&image)).is_ok(), "an explicit qcow2 format allows it");
 }
 
@@ -315,8 +312,10 @@ fn unwritable_disk_has_to_be_read_only() {
     let is_root = fs::OpenOptions::new().write(true).open(&image).is_ok(); // root can write to every file
     match test_dir.description().disk(Disk::raw(&image)).check() {
         Ok(()) => assert!(is_root),
-        Err(ConfigError::DiskNotWritable { path, .. }) => assert!(!is_root && path == image),
-        other => panic!("{other:?}"),
+        unwritable => {
+            let violation = only_violation(unwritable);
+            assert_error!(violation, ConfigError::DiskNotWritable { path, .. } if !is_root && path == image);
+        }
     }
     test_dir.description().disk(Disk::raw(&image).read_only()).check().unwrap();
 }

@@ -6,8 +6,9 @@ use std::os::unix::fs::symlink;
 use std::process::{Command, Stdio};
 use std::sync::Barrier;
 
-use hyperkit::{Disk, Error, HyperKit, QcowOptions};
+use hyperkit::{ConfigError, Console, Disk, Disks, Error, HyperKit, QcowOptions};
 
+use crate::common::rejection::only_violation;
 use crate::common::{StopOnDrop, TestDir, console_output};
 
 #[test]
@@ -21,13 +22,11 @@ fn one_image_under_two_names_is_a_duplicate() {
         for (first, second) in
             [(Disk::raw(&image), Disk::raw(other)), (Disk::raw(&image).read_only(), Disk::new(other))]
         {
-            match test_dir.description().disk(first).disk(second).check() {
-                Err(ConfigError::DuplicateDisk { path }) => assert_eq!(path, *other),
-                other => panic!("{other:?}"),
-            }
+            let violation = only_violation(test_dir.description().disk(first).disk(second).check());
+            assert_eq!(violation, ConfigError::DuplicateDisk { path: other.clone() });
         }
         let twice = test_dir.description().disk(Disk::raw(other)).iso(&image);
-        assert!(matches!(twice.check(), Err(ConfigError::DuplicateDisk { .. })));
+        assert_eq!(only_violation(twice.check()), ConfigError::DuplicateDisk { path: other.clone() });
         test_dir
             .description()
             .disk(Disk::raw(&image).read_only())
@@ -45,7 +44,8 @@ fn one_new_image_under_two_names_is_a_duplicate() {
     symlink(test_dir.dir(), test_dir.path("here")).unwrap();
     let disks = test_dir.description().disk(Disk::raw(test_dir.path("d.img")).size_mib(1));
     let twice = disks.disk(Disk::raw(test_dir.path("here/d.img")).size_mib(1));
-    assert!(matches!(twice.check(), Err(ConfigError::DuplicateDisk { path }) if path == test_dir.path("here/d.img")));
+    let path = test_dir.path("here/d.img");
+    assert_eq!(only_violation(twice.check()), ConfigError::DuplicateDisk { path });
 }
 
 #[test]
@@ -56,12 +56,12 @@ fn image_in_use_by_another_vm_is_rejected_before_start() {
     let link = test_dir.path("link.img");
     let shared = |disk: Disk| test_dir.description().state_dir(test_dir.path("vm2")).disk(disk);
     let qcow2 = Disk::qcow2(test_dir.path("shared #1.qcow2"), QcowOptions::default()).size_mib(1);
-    let mut first = test_dir.description().disk(Disk::raw(&image).size_mib(1)).disk(qcow2.clone());
+    let first = test_dir.description().disk(Disk::raw(&image).size_mib(1)).disk(qcow2.clone());
     first.start("guest").unwrap();
     std::os::unix::fs::symlink(&image, &link).unwrap();
     let raw = Disk::raw(&image);
     for disk in [raw.clone(), Disk::new(&link), raw.clone().read_only(), raw.size_mib(2), qcow2.clone().size_mib(2)] {
-        if disk.size.is_some() {
+        if disk.size_mib.is_some() {
             assert!(matches!(disk.grow(), Err(Error::DiskInUse { .. })));
         }
         match shared(disk.clone()).start("guest") {
@@ -86,7 +86,7 @@ fn image_in_use_by_another_vm_is_rejected_before_start() {
     for disk in [Disk::raw(&image).read_only(), qcow2.read_only()] {
         let first = test_dir.description().disk(disk.clone()).iso(&image).start("guest").unwrap();
         shared(disk).iso(&image).start("guest").unwrap().kill().unwrap();
-        first.stop().unwrap();
+        first.kill().unwrap();
     }
 }
 
@@ -133,7 +133,7 @@ fn image_is_locked_from_check_to_start() {
         .write_executable("qemu-img", format!("#!/bin/sh\nread -r word <'{}'\nexit 1\n", fifo.display()).as_bytes());
     let mut qcow = QcowOptions::default();
     qcow.tool = Some(tool);
-    let mut first =
+    let first =
         test_dir.description().disk(image.clone()).disk(Disk::qcow2(test_dir.path("second.qcow2"), qcow).size_mib(1));
     let first = std::thread::spawn(move || first.start("guest").map(drop));
     let held = fs::File::options().write(true).open(&fifo).unwrap(); // blocks until the tool opens it
@@ -167,10 +167,10 @@ fn rejected_start_keeps_the_previous_console_log() {
     let test_dir = TestDir::new();
     let _stops = [test_dir.path("vm"), test_dir.path("vm2")].map(StopOnDrop);
     let image = Disk::raw(test_dir.path("d.img")).size_mib(1);
-    let description = test_dir.description().disk(image.clone());
+    let description = test_dir.description().console(Console::Pty).disk(image.clone());
     description.run("guest.say=hello guest.exit=0").unwrap();
     assert!(console_output(&test_dir).contains("hello"));
-    let mut other = test_dir.description().state_dir(test_dir.path("vm2")).disk(image);
+    let other = test_dir.description().state_dir(test_dir.path("vm2")).disk(image);
     other.start("guest").unwrap();
     assert!(matches!(description.start("guest"), Err(Error::DiskInUse { .. })));
     assert!(console_output(&test_dir).contains("hello"));

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use hyperkit::{Disk, Error, HyperKit, Multiboot, Network, PortForward, QcowOptions, Serial};
+use hyperkit::{ConfigError, Disk, HyperKit, Multiboot, Network, PortForward, QcowOptions, Serial};
 
 use crate::common::rejection::{
     assert_boots, assert_boots_with, assert_error, modify, rejection_by_arguments, rejection_with, sparse_file,
@@ -62,7 +62,7 @@ fn uuid_and_ipv4_syntax() {
     let test_dir = TestDir::new();
     let socket = test_dir.path("vpnkit");
     let _listener = UnixListener::bind(&socket).unwrap();
-    let network = |d: HyperKit| d.vpnkit(Network::VpnKit(socket.clone())).vpnkit_key(UUID);
+    let network = |d: HyperKit| d.network(Network::VpnKit(socket.clone())).vpnkit_key(UUID);
     assert_boots(network(test_dir.description()).uuid(UUID.to_uppercase()).vpnkit_preferred_ipv4("255.255.255.255"));
     let bad = ["", &UUID[1..], &format!("{UUID}0"), &UUID.replace('-', ""), &UUID.replace('a', "g")];
     for bad in [&bad[..], &["0123456-789ab-cdef-0123-456789abcdef0"]].concat() {
@@ -103,14 +103,17 @@ fn thirty_devices_fit() {
     };
     assert_boots(disks(test_dir.description(), 29)); // plus the random number generator
     assert_boots(disks(test_dir.description().random(false), 30));
-    assert_error!(rejection_by_arguments(|d| disks(d, 30)), ConfigError::TooManyDevices { count: 31 });
-    assert_error!(rejection_by_arguments(|d| disks(d.random(false), 31)), ConfigError::TooManyDevices { count: 31 });
+    assert_error!(rejection_by_arguments(|d| disks(d, 30)), ConfigError::TooManyDevices { count: 31, max: 30 });
+    assert_error!(
+        rejection_by_arguments(|d| disks(d.random(false), 31)),
+        ConfigError::TooManyDevices { count: 31, max: 30 }
+    );
     let shares = |description: HyperKit, count: usize| {
         (0..count).fold(description, |d, index| d.socket_9p("/s", format!("{index}")))
     };
     assert_error!(
         rejection_by_arguments(|d| shares(d.vsock(true).vmnet(true), 28)),
-        ConfigError::TooManyDevices { count: 31 }
+        ConfigError::TooManyDevices { count: 31, max: 30 }
     );
 }
 
@@ -140,12 +143,12 @@ fn vsock_cid_and_port_limits() {
     assert_boots(ports(test_dir.description(), 4).vsock_guest_cid(3));
     assert_boots(vsock(test_dir.description()).vsock_port(0).vsock_port(u32::MAX - 1).vsock_guest_cid(0x7fff_ffff));
     for cid in [0, 2, 0x8000_0000, u32::MAX] {
-        assert_error!(rejection_by_arguments(|d| vsock(d).vsock_guest_cid(cid)), ConfigError::InvalidCid { value } if value == cid);
+        assert_error!(rejection_by_arguments(|d| vsock(d).vsock_guest_cid(cid)), ConfigError::InvalidCid { value, min: 3, max: 0x7fff_ffff } if value == cid);
     }
-    assert_error!(rejection_by_arguments(|d| ports(d, 5)), ConfigError::TooManyVsockPorts { count: 5 });
+    assert_error!(rejection_by_arguments(|d| ports(d, 5)), ConfigError::TooManyVsockPorts { count: 5, max: 4 });
     assert_error!(
         rejection_by_arguments(|d| vsock(d).vsock_port(u32::MAX)),
-        ConfigError::InvalidVsockPort { value: u32::MAX }
+        ConfigError::InvalidVsockPort { value: u32::MAX, max: 0xffff_fffe }
     );
 }
 
@@ -167,10 +170,10 @@ fn socket_path_tag_and_port_limits_of_9p_and_vpnkit() {
     let test_dir = TestDir::new();
     let [longest, too_long] = [103, 104].map(|length| path_of(length, &test_dir.dir()));
     let _listener = UnixListener::bind(&longest).unwrap();
-    assert_boots(test_dir.description().vpnkit(Network::VpnKit(longest.clone())).socket_9p(&longest, "t".repeat(256)));
+    assert_boots(test_dir.description().network(Network::VpnKit(longest.clone())).socket_9p(&longest, "t".repeat(256)));
     assert_boots(test_dir.description().port_9p(1, "t").port_9p(65535, "u"));
-    let error = rejection_by_arguments(|d| d.vpnkit(Network::VpnKit(too_long.clone())));
-    assert_error!(error, ConfigError::TooLong { field: "vpnkit", length: 104, limit: 103, .. });
+    let error = rejection_by_arguments(|d| d.network(Network::VpnKit(too_long.clone())));
+    assert_error!(error, ConfigError::TooLong { field: "network", length: 104, limit: 103, .. });
     let error = rejection_by_arguments(|d| d.socket_9p(&too_long, "tag"));
     assert_error!(error, ConfigError::TooLong { field: "shares_9p", length: 104, limit: 103, .. });
     for with_tag in [|d: HyperKit, tag| d.socket_9p("/s", tag), |d: HyperKit, tag| d.port_9p(1, tag)] {
@@ -202,7 +205,7 @@ fn serial_port_limits() {
     assert_boots(test_dir.description().serial(Serial::pty().log()).serial(Serial::none().log()));
     let serials = |d: HyperKit, all: &[Serial]| all.iter().fold(d, |d, &serial| d.serial(serial));
     let error = rejection_by_arguments(|d| serials(d, &[Serial::none(); 3]));
-    assert_error!(error, ConfigError::TooManySerials { count: 3 });
+    assert_error!(error, ConfigError::TooManySerials { count: 3, max: 2 });
     assert_error!(rejection_by_arguments(|d| serials(d, &[Serial::stdio(); 2])), ConfigError::DuplicateStdio);
 
     // Run directly instead of by `start`, since the port is stdout.
@@ -234,7 +237,7 @@ fn boot_rom_size_limits() {
 fn qcow(change: impl FnOnce(&mut QcowOptions)) -> Disk {
     let mut qcow = QcowOptions::default();
     change(&mut qcow);
-    Disk::qcow2("/q.qcow2", qcow)
+    Disk::qcow2("/q.qcow2", qcow).size_mib(1)
 }
 
 /// hyperkit has no quoting: a comma separates options, and a NUL byte ends an argument.
@@ -248,12 +251,12 @@ fn commas_and_nul_bytes_are_rejected() {
         ("bootrom", |d, text| without_boot_source(d).bootrom(text)),
         ("multiboot", |d, text| without_boot_source(d).multiboot(Multiboot::new(text))),
         ("disks", |d, text| d.disk(Disk::raw(text).size_mib(1))),
-        ("disks", |d, text| d.disk(Disk::qcow2(text, QcowOptions::default()))),
+        ("disks", |d, text| d.disk(Disk::qcow2(text, QcowOptions::default()).size_mib(1))),
         ("disks", |d, text| d.disk(qcow(|qcow| qcow.stats = Some(text.to_owned())))),
         ("disks", |d, text| d.disk(qcow(|qcow| qcow.tool = Some(text.into())))),
         ("isos", |d, text| d.iso(text)),
         ("tap", |d, text| d.tap(text.trim_start_matches('/'))),
-        ("vpnkit", |d, text| d.vpnkit(Network::VpnKit(text.into()))),
+        ("network", |d, text| d.network(Network::VpnKit(text.into()))),
         ("vsock_dir", |d, text| d.vsock(true).vsock_dir(text)),
         ("vhost_device_vsock", |d, text| d.vhost_device_vsock(text)),
         ("shares_9p", |d, text| d.socket_9p(text, "tag")),
@@ -276,5 +279,5 @@ fn commas_and_nul_bytes_are_rejected() {
         assert_error!(error, ConfigError::ForbiddenCharacter { field, character: '\0', .. } if field == name);
     }
     let error = rejection_with(&TestDir::new(), "a\0b", |d| d);
-    assert_error!(error, ConfigError::ForbiddenCharacter { field: "cmdline", character: '\0', .. });
+    assert_error!(error, ConfigError::ForbiddenCharacter { field: "kernel_cmdline", character: '\0', .. });
 }

@@ -5,9 +5,9 @@ use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
-use hyperkit::{Console, Disk, Engine, Error, HyperKit, Multiboot, Network, PortForward, Serial};
+use hyperkit::{ConfigError, Console, Disk, Engine, HyperKit, Multiboot, Network, PortForward, Serial};
 
-use crate::common::rejection::{assert_error, modify, rejection_by_arguments, rejection_with};
+use crate::common::rejection::{assert_error, modify, only_violation, rejection_by_arguments, rejection_with};
 use crate::common::{TestDir, standin_path};
 
 /// The daemon is only needed for vsock on QEMU.
@@ -50,8 +50,8 @@ fn features_unsupported_by_qemu_are_rejected() {
         let error = rejection_with(&test_dir, "", |d| change(d.hyperkit(&qemu)));
         assert_error!(error, ConfigError::Unsupported { engine: Engine::Qemu, feature } if feature.contains(words));
     };
-    test_dir.description().hyperkit(&qemu).vpnkit(Network::Nat).socket_9p(test_dir.dir(), "tag").check().unwrap();
-    refuse(&|d| d.vpnkit(Network::VpnKit(socket.clone())), "VPNKit socket");
+    test_dir.description().hyperkit(&qemu).network(Network::Nat).socket_9p(test_dir.dir(), "tag").check().unwrap();
+    refuse(&|d| d.network(Network::VpnKit(socket.clone())), "VPNKit socket");
     refuse(&|d| d.console(Console::AppleLog), "Apple System Log");
     refuse(&|d| d.socket_9p(&socket, "tag"), "9p");
     refuse(&|d| d.port_9p(564, "tag"), "9p from a TCP port");
@@ -61,7 +61,7 @@ fn features_unsupported_by_qemu_are_rejected() {
     let multiboot = test_dir.write("kernel", &multiboot());
     let module = test_dir.write("a module", b"module");
     refuse(&|d| bare(d).multiboot(Multiboot::new(&multiboot).module(&module, "")), "module with a space");
-    refuse(&|d| d.serial(Serial::pty().asl()), "Apple System Log");
+    refuse(&|d| d.serial(Serial::pty().apple_log()), "Apple System Log");
     refuse(&|d| d.x2apic(true), "x2APIC");
     refuse(&|d| d.msix(false), "MSI");
     refuse(&|d| d.mptable(false), "MPtable");
@@ -71,15 +71,15 @@ fn features_unsupported_by_qemu_are_rejected() {
     refuse(&|d| d.disk(disk.clone().sector_size(512, 1 << 22)), "2 MiB");
     test_dir.description().hyperkit(&qemu).disk(disk.clone().sector_size(512, 1 << 21)).check().unwrap();
     let address = |d: HyperKit, address: &str| {
-        d.vpnkit(Network::Nat).vpnkit_key("0f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55").vpnkit_preferred_ipv4(address)
+        d.network(Network::Nat).vpnkit_key("0f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55").vpnkit_preferred_ipv4(address)
     };
     for used_by_the_network in ["10.0.2.0", "10.0.2.3", "10.0.2.255"] {
         refuse(&|d| address(d, used_by_the_network), "preferred address");
     }
     address(test_dir.description().hyperkit(&qemu), "10.0.2.4").check().unwrap();
-    refuse(&|d| address(d, "127.0.0.10"), "none for a guest");
-    refuse(&|d| address(d, "224.0.0.10"), "none for a guest");
-    refuse(&|d| address(d, "0.0.0.10"), "none for a guest");
+    refuse(&|d| address(d, "127.0.0.10"), "not a host address");
+    refuse(&|d| address(d, "224.0.0.10"), "not a host address");
+    refuse(&|d| address(d, "0.0.0.10"), "not a host address");
     address(test_dir.description().hyperkit(&qemu), "192.168.64.10").check().unwrap();
     refuse(&|d| address(d.vmnet(true), "192.168.64.10"), "network of `vmnet`");
     if cfg!(target_os = "linux") {
@@ -95,7 +95,7 @@ fn features_unsupported_by_qemu_are_rejected() {
     }
     // What does not depend on the host is also rejected by `arguments`.
     let arguments = test_dir.description().hyperkit(&qemu).x2apic(true).arguments("");
-    assert!(matches!(arguments, Err(ConfigError::Unsupported { .. })), "{arguments:?}");
+    assert_error!(only_violation(arguments), ConfigError::Unsupported { engine: Engine::Qemu, .. });
     let error = rejection_with(&test_dir, "", |d| d.hyperkit(&qemu).socket_9p(test_dir.dir(), "t".repeat(32)));
     assert_error!(error, ConfigError::TooLong { field: "shares_9p", limit: 31, .. });
     let has_device = fs::OpenOptions::new().read(true).write(true).open("/dev/vhost-vsock").is_ok();

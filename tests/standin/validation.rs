@@ -9,16 +9,47 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use hyperkit::{Console, Disk, Error, HyperKit, Multiboot, Network, PortForward, Serial};
+use hyperkit::{ConfigError, Console, Disk, Error, ErrorKind, HyperKit, Multiboot, Network, PortForward, Serial};
 
-use crate::common::rejection::{assert_error, modify, rejection, rejection_by_arguments, rejection_with};
+use crate::common::rejection::{
+    assert_error, error_with, modify, only_violation, rejection, rejection_by_arguments, rejection_with, sparse_file,
+    violations_with,
+};
 use crate::common::{TestDir, bz_image, file_names, standin_path};
+
+/// Returns the header of a qcow2 image of 64 KiB.
+fn qcow2_header() -> Vec<u8> {
+    let mut header = b"QFI\xfb\0\0\0\x03".to_vec();
+    header.resize(104, 0);
+    (header[23], header[29]) = (16, 1); // bits of a cluster, and the size
+    header
+}
 
 #[test]
 fn base_description_of_these_tests_is_valid() {
     let test_dir = TestDir::new();
     test_dir.description().check().unwrap();
     assert_eq!(file_names(&test_dir.dir()), ["initrd.img", "vmlinuz"]);
+}
+
+#[test]
+fn started_vm_is_described_as_resolve_says() {
+    let test_dir = TestDir::new();
+    let _stop = test_dir.stop_on_drop();
+    let image = test_dir.write("image", &qcow2_header());
+    let description = test_dir.description().console(Console::Pty).disk(&image).label("owner", "me");
+    let resolved = description.resolve().unwrap();
+    let vm = description.start("guest").unwrap();
+    let without_record = |description: &HyperKit| {
+        let mut form = serde_json::to_value(description).unwrap();
+        form.as_object_mut()
+            .unwrap()
+            .retain(|key, _| !["pid", "arguments", "cmdline", "pid_started"].contains(&&**key));
+        form
+    };
+    assert_eq!(without_record(vm.description()), without_record(&resolved));
+    assert_eq!(vm.description().engine().unwrap(), description.engine().unwrap());
+    vm.kill().unwrap();
 }
 
 #[test]
@@ -41,29 +72,38 @@ fn features_with_files_require_a_state_directory() {
 #[test]
 fn missing_prerequisite_is_rejected() {
     const KEY: &str = "0f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55";
+    // The engine with port forwarding, and without a VPNKit to find. It is never started.
+    const QEMU: &str = "/no/such/qemu-system-x86_64";
     type Change = fn(HyperKit) -> HyperKit;
     let all: [(&str, &str, Change); 6] = [
         ("vsock_ports", "vsock", |d| d.vsock_port(1)),
         ("vsock_dir", "vsock", |d| d.vsock_dir("/tmp")),
-        ("vpnkit_preferred_ipv4", "vpnkit_key", |d| d.vpnkit(Network::Nat).vpnkit_preferred_ipv4("10.0.2.4")),
-        ("vpnkit_preferred_ipv4", "vpnkit", |d| d.vmnet(true).vpnkit_key(KEY).vpnkit_preferred_ipv4("10.0.2.4")),
-        ("mac", "vpnkit", |d| d.mac("02:00:00:00:00:01")),
-        ("port_forwards", "vpnkit", |d| d.tap("tap0").port_forward(PortForward::tcp(0, 80))),
+        ("vpnkit_preferred_ipv4", "vpnkit_key", |d| {
+            d.hyperkit(QEMU).network(Network::Nat).vpnkit_preferred_ipv4("10.0.2.4")
+        }),
+        ("vpnkit_preferred_ipv4", "network", |d| d.vmnet(true).vpnkit_key(KEY).vpnkit_preferred_ipv4("10.0.2.4")),
+        ("mac", "network", |d| d.mac("02:00:00:00:00:01")),
+        ("port_forwards", "network", |d| d.hyperkit(QEMU).tap("tap0").port_forward(PortForward::tcp(0, 80))),
     ];
     for (name, other, change) in all {
-        assert_error!(rejection_by_arguments(change), ConfigError::MissingPrerequisite { field, needs } if (field, needs) == (name, other));
+        assert_error!(rejection_by_arguments(change), ConfigError::MissingPrerequisite { field, requires } if (field, requires) == (name, other));
     }
 }
 
 #[test]
 fn conflicting_boot_sources_are_rejected() {
-    let rom = |d: HyperKit| d.bootrom("/rom");
+    let files = TestDir::new();
+    let file = sparse_file(4096, &files, "rom");
+    let rom = |d: HyperKit| d.bootrom(&file);
     let error = rejection_by_arguments(rom);
     assert_error!(error, ConfigError::ConflictingBootSources { first: "kernel", second: "bootrom" });
     let error = rejection_by_arguments(|d| modify(rom(d), |d| d.kernel = None));
     assert_error!(error, ConfigError::ConflictingBootSources { first: "bootrom", second: "initrd" });
-    let error = rejection_by_arguments(|d| modify(rom(d), |d| d.kernel = None).multiboot(Multiboot::new("/k")));
-    assert_error!(error, ConfigError::ConflictingBootSources { first: "bootrom", second: "multiboot" });
+    let two = |d| modify(rom(d), |d| d.kernel = None).multiboot(Multiboot::new("/no/such"));
+    let conflict = ConfigError::ConflictingBootSources { first: "bootrom", second: "multiboot" };
+    assert_eq!(only_violation(two(files.description()).arguments("")), conflict);
+    let missing = ConfigError::NotFound { field: "multiboot", path: "/no/such".into() };
+    assert_eq!(violations_with(&TestDir::new(), "", two), [conflict, missing]);
 }
 
 /// The description is invalid on every host.
@@ -81,12 +121,13 @@ fn host_port_in_use_is_rejected() {
     let (tcp, udp) =
         (tcp.local_addr().map(|a| (tcp, a.port())).unwrap(), udp.local_addr().map(|a| (udp, a.port())).unwrap());
     let description = || test_dir.description().hyperkit(&qemu).vmnet(true);
-    for (mut description, name, taken) in [
+    for (description, name, taken) in [
         (description().port_forward(PortForward::tcp(tcp.1, 1)), "port_forwards", tcp.1),
         (description().port_forward(PortForward::udp(udp.1, 1)), "port_forwards", udp.1),
         (test_dir.description().gdb_port(tcp.1), "gdb_port", tcp.1),
     ] {
         let error = description.start("").expect_err("it started");
+        assert_eq!(error.kind(), ErrorKind::InUse);
         assert_error!(error, Error::PortInUse { field, port, .. } if (field, port) == (name, taken));
         assert!(!test_dir.path("vm").exists());
     }
@@ -166,8 +207,10 @@ fn disk_below_a_file_is_rejected() {
 /// Without a setting that this version does not know, the VM would be a different one.
 #[test]
 fn unknown_settings_are_rejected_and_preserved() {
+    let images = TestDir::new();
+    let image = images.write("d.qcow2", &qcow2_header());
     for (key, value) in [("format", "vmdk"), ("driver", "virtio-scsi"), ("OnFlush", "sometimes")] {
-        let mut disk = serde_json::json!({ "path": "/d.qcow2", "format": "qcow" });
+        let mut disk = serde_json::json!({ "path": image, "format": "qcow" });
         disk[key] = value.into();
         let description: HyperKit = serde_json::from_value(serde_json::json!({ "disks": [disk] })).unwrap();
         let error = rejection_by_arguments(|d| d.disk(description.disks[0].clone()));
@@ -183,7 +226,7 @@ fn missing_files_are_rejected() {
         ("kernel", |d, path| d.kernel(path)),
         ("initrd", |d, path| d.initrd(path)),
         ("isos", |d, path| d.iso(path)),
-        ("vpnkit", |d, path| d.vpnkit(Network::VpnKit(path.into()))),
+        ("network", |d, path| d.network(Network::VpnKit(path.into()))),
     ];
     for (name, change) in fields {
         let error = rejection(|d| change(d, Path::new("/no/such")));
@@ -217,11 +260,13 @@ fn non_regular_and_unreadable_files_are_rejected() {
             assert_error!(error, ConfigError::NotAFile { field, path } if field == name && path == *other);
         }
         let error = rejection_with(&test_dir, "", |d| change(d, &circle));
-        assert_error!(error, ConfigError::Inaccessible { field, ref path, .. } if field == name && *path == circle);
-        assert!(std::error::Error::source(&error).is_some());
+        assert_error!(error, ConfigError::Inaccessible { field, path, reason, .. } if field == name && path == circle && !reason.is_empty());
         match change(test_dir.description(), &locked).check() {
             Ok(()) => assert!(is_root),
-            Err(error) => assert_error!(error, ConfigError::Inaccessible { field, .. } if field == name && !is_root),
+            locked => {
+                let violation = only_violation(locked);
+                assert_error!(violation, ConfigError::Inaccessible { field, .. } if field == name && !is_root);
+            }
         }
     }
 }
@@ -235,16 +280,16 @@ fn invalid_bz_image_is_rejected() {
     };
     let good = bz_image(2047);
     let kernels = [
-        (Vec::new(), "it is too short"),
-        (b"\x7fELF".repeat(1000), "it has no boot header"),
-        (zero(0x1fe..0x200), "it has no boot header"),
-        (zero(0x202..0x203), "it has no boot header"),
-        (zero(0x206..0x207), "its boot protocol is older than 2.10"),
-        (zero(0x1f1..0x1f2), "it is a zImage"),
-        (zero(0x211..0x212), "it is a zImage"),
-        (good[..good.len() - 1].to_vec(), "its end is missing"),
-        (zero(0x230..0x234), "its header is not true of it"),
-        (zero(0x260..0x264), "its header is not true of it"),
+        (Vec::new(), "file too short"),
+        (b"\x7fELF".repeat(1000), "no boot header"),
+        (zero(0x1fe..0x200), "no boot header"),
+        (zero(0x202..0x203), "no boot header"),
+        (zero(0x206..0x207), "boot protocol older than 2.10"),
+        (zero(0x1f1..0x1f2), "zImage"),
+        (zero(0x211..0x212), "zImage"),
+        (good[..good.len() - 1].to_vec(), "truncated"),
+        (zero(0x230..0x234), "inconsistent header"),
+        (zero(0x260..0x264), "inconsistent header"),
     ];
     for (image, why) in kernels {
         let test_dir = TestDir::new();
@@ -279,13 +324,14 @@ fn invalid_state_directory_is_rejected() {
 
 #[test]
 fn missing_hypervisor_is_rejected() {
-    let error = rejection(|d| d.hyperkit("/no/such/hyperkit"));
+    let error = error_with(&TestDir::new(), "", |d| d.hyperkit("/no/such/hyperkit"));
+    assert_eq!(error.kind(), ErrorKind::NotInstalled);
     assert_error!(error, Error::HypervisorNotFound { searched } if searched == [Path::new("/no/such/hyperkit")]);
     let test_dir = TestDir::new();
     let not_executable = test_dir.write("hyperkit", b"");
-    let error = rejection_with(&test_dir, "", |d| d.hyperkit(&not_executable));
+    let error = error_with(&test_dir, "", |d| d.hyperkit(&not_executable));
     assert_error!(error, Error::HypervisorNotFound { searched } if searched == [not_executable]);
-    let error = rejection(|d| d.hyperkit("no-such-hyperkit-anywhere"));
+    let error = error_with(&test_dir, "", |d| d.hyperkit("no-such-hyperkit-anywhere"));
     assert_error!(error, Error::HypervisorNotFound { searched } if searched.iter().all(|place| place.ends_with("no-such-hyperkit-anywhere")) && !searched.is_empty());
 }
 
@@ -296,15 +342,16 @@ fn duplicate_tags_and_ports_and_blank_argv0_are_rejected() {
     }
     let error = rejection_by_arguments(|d| d.socket_9p("/a", "tag").socket_9p("/b", "tag"));
     assert_error!(error, ConfigError::DuplicateMountTag { tag } if tag == "tag");
-    let ports = |d: HyperKit, forwards: &[PortForward]| modify(d.vmnet(true), |d| d.port_forwards = forwards.to_vec());
+    let ports = |d: HyperKit, forwards: &[PortForward]| {
+        modify(d.hyperkit("/no/such/qemu-system-x86_64").vmnet(true), |d| d.port_forwards = forwards.to_vec())
+    };
     let (tcp, udp, any) = (PortForward::tcp(80, 1), PortForward::udp(80, 2), PortForward::tcp(0, 3));
     assert_error!(rejection_by_arguments(|d| ports(d, &[tcp, any, tcp])), ConfigError::DuplicateHostPort { port: 80 });
     assert_error!(
         rejection_by_arguments(|d| ports(d, &[tcp]).gdb_port(80)),
         ConfigError::DuplicateHostPort { port: 80 }
     );
-    let qemu = |d: HyperKit| ports(d, &[tcp, udp, any, any]).hyperkit("/bin/qemu-system-x86_64");
-    qemu(TestDir::new().description()).arguments("").unwrap();
+    ports(TestDir::new().description(), &[tcp, udp, any, any]).arguments("").unwrap();
 }
 
 /// hyperkit would retry forever without an error message.
@@ -314,8 +361,8 @@ fn vpnkit_socket_without_listener_is_rejected() {
     let (plain, stale) = (test_dir.write("file", b""), test_dir.path("socket"));
     drop(UnixListener::bind(&stale).unwrap());
     for socket in [plain, stale] {
-        let error = rejection_with(&test_dir, "", |d| d.vpnkit(Network::VpnKit(socket.clone())));
-        assert_error!(error, ConfigError::Inaccessible { field: "vpnkit", path, .. } if path == socket);
+        let error = rejection_with(&test_dir, "", |d| d.network(Network::VpnKit(socket.clone())));
+        assert_error!(error, ConfigError::Inaccessible { field: "network", path, .. } if path == socket);
     }
 }
 
@@ -327,17 +374,20 @@ fn busy_vpnkit_is_accepted() {
     let listener = UnixListener::bind(test_dir.path("vpnkit")).unwrap();
     rustix::net::listen(&listener, 0).unwrap();
     let _first = std::os::unix::net::UnixStream::connect(test_dir.path("vpnkit")).unwrap(); // fills the queue
-    test_dir.description().vpnkit(Network::VpnKit(test_dir.path("vpnkit"))).check().unwrap();
+    test_dir.description().network(Network::VpnKit(test_dir.path("vpnkit"))).check().unwrap();
 }
 
+/// A violation is data that can be compared, so the operating system's message is part of it and not its source.
 #[test]
-fn error_message_is_one_line_without_its_source() {
+fn error_message_is_one_line_with_all_violations() {
     let test_dir = TestDir::new();
-    let circle = test_dir.path("circle");
+    let circle = test_dir.path("cir\ncle");
     symlink(&circle, &circle).unwrap();
-    let error = rejection_with(&test_dir, "", |d| d.kernel(&circle));
-    let cause = std::error::Error::source(&error).unwrap().to_string();
+    let error = error_with(&test_dir, "", |d| d.kernel(&circle).cpus(0));
+    let [cpus, ConfigError::Inaccessible { reason, .. }] = error.violations() else { panic!("{error:?}") };
     let message = error.to_string();
-    assert!(message.contains("`kernel`") && message.contains(circle.to_str().unwrap()), "{message}");
-    assert!(!message.contains(&cause) && !message.contains('\n'), "{message}");
+    let path = circle.to_str().unwrap().replace('\n', "\\n");
+    assert_eq!(message, format!("{cpus}; cannot access `kernel`: {path}: {reason}"));
+    assert!(!message.contains('\n') && std::error::Error::source(&error).is_none());
+    assert_eq!(format!("{error:#}"), message, "no cause to append");
 }
