@@ -1,43 +1,42 @@
-//! Looks after machines in their state directories: `cargo run --example ctl -- --help`.
+//! Controls VMs by their state directories: `cargo run --example ctl -- --help`.
 
 #[path = "../shared/attach.rs"]
 mod attach;
 #[path = "../shared/number.rs"]
 mod number;
-#[path = "../shared/told.rs"]
-mod told;
+#[path = "../shared/outcome.rs"]
+mod outcome;
 
-use std::error::Error;
 use std::io::{IsTerminal, Write, stdout};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use hyperkit::{Console, Engine, HyperKit, Shutdown, Vm};
+use hyperkit::{Console, Disks, Engine, Error, ErrorKind, Found, HyperKit, Vm, VmStatus};
 use number::number;
 use serde_json::{Value, json};
 
 const HELP: &str = "\
-Looks after the machines that state directories remember.
+Controls the VMs that state directories record.
 
     cargo run --example ctl -- [--json] COMMAND [DIR ...]
 
-  list [DIR]                   the machines in the directories in DIR (default: .)
-  show DIR                     one machine: whether it runs, how to reach it, and its description
-  start [--cmdline TEXT] DIR   start it again in the background, as the last time
-  console DIR                  this terminal becomes its console; Ctrl-] (byte 29) leaves it, the end of input does not
-  log [-f] DIR                 what its console has said; with -f, also what it will say, until it ends
-  pause, resume DIR            stop its processors, and let them go on
-  shutdown [--grace S] DIR     press its power button, and after S seconds (30) pull the plug
-  stop DIR                     pull the plug
-  rm [--keep-disk] DIR         forget it, and delete what was made for it
+  list [DIR]                   lists the VMs in the directories in DIR (default: .)
+  show DIR                     shows one VM: whether it runs, how to reach it, and its description
+  start [--cmdline TEXT] DIR   starts it again in the background, as the last time
+  console DIR                  makes this terminal its console; Ctrl-] (byte 29) leaves it, the end of input does not
+  log [-f] DIR                 prints its console's output; with -f, also what follows, until the VM exits
+  pause, resume DIR            stops its vCPUs, and lets them continue
+  shutdown [--grace S] DIR     presses its power button, and kills the hypervisor after S seconds (30)
+  stop DIR                     kills the hypervisor
+  rm [--keep-disk] DIR         deletes what was created in the directory
 
-Of several DIRs each is done, whatever became of the one before. With --json each answer is a line of JSON.
+Of several DIRs each is handled, also after an error with another one. With --json each answer is a line of JSON.
 ";
 
 const COMMANDS: [&str; 10] = ["list", "show", "start", "console", "log", "pause", "resume", "shutdown", "stop", "rm"];
 
-type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
+type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
 
 #[derive(Default)]
 struct Options {
@@ -59,8 +58,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// The options, and the other words, the first of which is a command with as many others as it takes; none if only help
-/// was wanted.
+/// Returns the options and the other words: a command and at least one directory. `None` after printing help.
 fn parse() -> Result<Option<(Options, Vec<PathBuf>)>> {
     use lexopt::prelude::*;
     let (mut options, mut words) = (Options::default(), Vec::<PathBuf>::new());
@@ -89,24 +87,24 @@ fn parse() -> Result<Option<(Options, Vec<PathBuf>)>> {
         ("--grace", options.grace.is_some(), &["shutdown"]),
     ] {
         if is_set && !is_for(commands) {
-            return Err(format!("{option} is for {}", commands.join(", ")).into());
+            return Err(format!("{option} requires the command {}", commands.join(" or ")).into());
         }
     }
     match words.len() {
-        0 => Err("which command?".into()),
-        _ if !is_for(&COMMANDS) => Err(format!("no command: {command}").into()),
+        0 => Err("missing command".into()),
+        _ if !is_for(&COMMANDS) => Err(format!("unknown command: {command}").into()),
         1 if command == "list" => Ok(Some((options, vec!["list".into(), ".".into()]))),
-        1 => Err(format!("{command} which DIR?").into()),
+        1 => Err(format!("{command} requires a DIR").into()),
         3.. if is_for(&["list", "console"]) => Err(format!("{command} takes one DIR").into()),
-        _ if command == "console" && options.json => Err("a console is no JSON".into()),
+        _ if command == "console" && options.json => Err("console has no --json".into()),
         _ => Ok(Some((options, words))),
     }
 }
 
-/// Whether all went well.
+/// Returns whether all directories were handled without an error.
 fn execute(options: &Options, words: &[PathBuf]) -> bool {
     let (command, dirs) = words.split_first().map_or((Path::new(""), words), |(command, dirs)| (command, dirs));
-    let mut well = true;
+    let mut success = true;
     for dir in dirs {
         let done = match command.to_str().unwrap_or_default() {
             "list" => list(dir, options),
@@ -115,167 +113,216 @@ fn execute(options: &Options, words: &[PathBuf]) -> bool {
             command => act(command, dir, options),
         };
         if let Err(error) = done {
-            let error = told::told(&*error);
             match options.json {
                 true => {
                     let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.clone());
-                    say(&json!({ "dir": dir, "error": error }).to_string());
+                    print(&json!({ "dir": dir, "error": format!("{error:#}") }).to_string());
                 }
-                false => eprintln!("ctl: {}: {error}", dir.display()),
+                false => eprintln!("ctl: {}: {error:#}", dir.display()),
             }
-            well = false;
+            success = false;
         }
     }
-    well
+    success
 }
 
-/// A line, and whether somebody still listens.
-fn is_heard(line: &str) -> bool {
+/// Prints a line. Returns whether the reader still reads.
+fn try_print(line: &str) -> bool {
     writeln!(stdout(), "{line}").is_ok()
 }
 
-fn say(line: &str) {
-    is_heard(line);
+fn print(line: &str) {
+    try_print(line);
 }
 
-fn running(machine: &HyperKit) -> Result<Vm> {
-    Ok(machine.vm()?.ok_or("it does not run")?)
+/// Reads a state directory: its description, and its VM if that runs. A running VM is also found if the state file is
+/// damaged or missing: then the arguments of its hypervisor describe it.
+fn find(dir: &Path) -> hyperkit::Result<(HyperKit, Option<Vm>)> {
+    match HyperKit::from_state(dir) {
+        Err(error) if error.kind() == ErrorKind::State => match HyperKit::new().state_dir(dir).vm()? {
+            Some(vm) => Ok((vm.description().clone(), Some(vm))),
+            None => Err(error),
+        },
+        description => {
+            let description = description?;
+            let vm = description.vm()?;
+            Ok((description, vm))
+        }
+    }
 }
 
-/// What `show` and `list` say of a machine.
-fn state(machine: &HyperKit) -> Value {
-    let engine = machine.hyperkit.as_ref().map(|program| Engine::of(program).to_string());
-    let vm = machine.vm().ok().flatten();
+/// The part that `list` and `show` have in common.
+fn summary(description: &HyperKit, vm: Option<&Vm>) -> Value {
+    let engine = description.hyperkit.as_ref().map(|program| Engine::of(program).to_string());
     json!({
-        "dir": machine.state_dir,
+        "dir": description.state_dir,
         "running": vm.is_some(),
-        "pid": vm.map(|vm| vm.pid()),
+        "pid": vm.map(Vm::pid),
         "engine": engine,
-        "cpus": machine.cpus,
-        "memory": machine.memory,
+        "cpus": description.cpus,
+        "memory": description.memory_mib,
     })
 }
 
-fn list(root: &Path, options: &Options) -> Result<()> {
-    root.metadata()?; // where there is nothing, the library would list nothing
-    if !options.json {
-        say(&format!("{:<24} {:>10} {:>8} {:>5} {:>7}  ENGINE", "DIR", "PID", "STATE", "CPUS", "MIB"));
+/// The state in words: also whether the VM is paused, if the engine reports it.
+fn state(vm: Option<&Vm>) -> String {
+    match vm.map(Vm::status) {
+        None | Some(Ok(VmStatus::Exited(_))) => "stopped".to_owned(),
+        Some(Ok(status)) => status.to_string(),
+        Some(Err(_)) => "unknown".to_owned(),
     }
-    for machine in HyperKit::list(root)? {
-        let state = match machine {
-            Ok(machine) => state(&machine),
-            Err(hyperkit::Error::DamagedState { path, .. }) => {
-                json!({ "dir": path.parent(), "error": "the state file is damaged; rm forgets it" })
-            }
-            Err(error) => json!({ "dir": root, "error": told::told(&error) }),
-        };
+}
+
+fn list(root: &Path, options: &Options) -> Result<()> {
+    root.metadata()?; // the library takes a missing directory for an empty one
+    if !options.json {
+        print(&format!("{:<24} {:>10} {:>8} {:>5} {:>7}  ENGINE", "DIR", "PID", "STATE", "CPUS", "MIB"));
+    }
+    for found in HyperKit::list(root)? {
+        let entry = list_entry(&found);
         if options.json {
-            say(&state.to_string());
+            print(&entry.to_string());
             continue;
         }
-        let name = state["dir"].as_str().and_then(|dir| Path::new(dir).file_name()).unwrap_or_default();
-        if let Some(error) = state["error"].as_str() {
-            say(&format!("{:<24} {error}", Path::new(name).display()));
+        let name = Path::new(found.dir.file_name().unwrap_or_default()).display();
+        if let Some(error) = entry["error"].as_str() {
+            print(&format!("{name:<24} {error}"));
         } else {
-            let pid = state["pid"].as_u64().map_or("-".to_owned(), |pid| pid.to_string());
-            let runs = if state["running"] == true { "runs" } else { "stopped" };
-            let (cpus, memory) = (state["cpus"].to_string(), state["memory"].to_string());
-            let engine = state["engine"].as_str().unwrap_or("-");
-            say(&format!("{:<24} {pid:>10} {runs:>8} {cpus:>5} {memory:>7}  {engine}", Path::new(name).display()));
+            let vm = found.vm.ok().flatten();
+            let pid = vm.as_ref().map_or("-".to_owned(), |vm| vm.pid().to_string());
+            let (state, engine) = (state(vm.as_ref()), entry["engine"].as_str().unwrap_or("-"));
+            let (cpus, memory) = (entry["cpus"].to_string(), entry["memory"].to_string());
+            print(&format!("{name:<24} {pid:>10} {state:>8} {cpus:>5} {memory:>7}  {engine}"));
         }
     }
     Ok(())
 }
 
+fn list_entry(found: &Found) -> Value {
+    let dir = || std::fs::canonicalize(&found.dir).unwrap_or_else(|_| found.dir.clone());
+    match (&found.description, &found.vm) {
+        (Ok(description), Ok(vm)) => summary(description, vm.as_ref()),
+        (Ok(description), Err(error)) => {
+            let mut entry = summary(description, None);
+            entry["running"] = Value::Null; // it cannot be found out
+            entry["error"] = format!("{error:#}").into();
+            entry
+        }
+        (Err(error), Ok(Some(vm))) => {
+            let mut entry = summary(vm.description(), Some(vm));
+            entry["error"] = format!("{}; the VM runs as process {}", describe(error), vm.pid()).into();
+            entry
+        }
+        (Err(error @ Error::DamagedState { .. }), Ok(None)) => {
+            json!({ "dir": dir(), "error": format!("{}; rm removes it", describe(error)) })
+        }
+        (Err(error), _) => json!({ "dir": dir(), "error": describe(error) }),
+    }
+}
+
+/// An error in a column of a table.
+fn describe(error: &Error) -> String {
+    match error {
+        Error::DamagedState { .. } => "damaged state file".to_owned(),
+        Error::StateNotFound { .. } => "no state file".to_owned(),
+        error => format!("{error:#}"),
+    }
+}
+
 fn show(dir: &Path, options: &Options) -> Result<()> {
-    let machine = HyperKit::from_state(dir)?;
-    let mut state = state(&machine);
-    if let Some(vm) = machine.vm()? {
-        // What cannot be told, of a console on a terminal for instance, is left out.
+    let (description, vm) = find(dir)?;
+    let mut output = summary(&description, vm.as_ref());
+    if let Some(vm) = vm {
+        // What is not known, such as the pty of a console on a terminal, is left out.
         let addresses = vm.addresses().unwrap_or_default().into_iter();
         let forwards = vm.port_forwards().unwrap_or_default();
-        state["consoles"] = json!(machine.ttys().unwrap_or_default());
+        output["consoles"] = json!(vm.description().pty_paths().unwrap_or_default());
         if options.json {
-            state["addresses"] = addresses.map(|(card, ip)| json!({ "card": format!("{card:?}"), "ip": ip })).collect();
-            state["forwards"] = json!(forwards);
+            output["addresses"] =
+                addresses.map(|(card, ip)| json!({ "card": format!("{card:?}"), "ip": ip })).collect();
+            output["forwards"] = json!(forwards);
         } else {
-            state["addresses"] = addresses.map(|(card, address)| format!("{card:?} {address}")).collect();
-            state["forwards"] = forwards.iter().map(ToString::to_string).collect();
+            output["state"] = state(Some(&vm)).into();
+            output["addresses"] = addresses.map(|(card, address)| format!("{card} {address}")).collect();
+            output["forwards"] = forwards.iter().map(ToString::to_string).collect();
         }
     }
-    state["cmdline"] = json!(machine.kernel_cmdline());
-    state["description"] = serde_json::to_value(&machine)?;
+    output["cmdline"] = json!(description.recorded_kernel_cmdline());
+    output["description"] = serde_json::to_value(&description)?;
     if options.json {
-        say(&state.to_string());
+        print(&output.to_string());
         return Ok(());
     }
-    for (key, value) in state.as_object().into_iter().flatten() {
+    for (key, value) in output.as_object().into_iter().flatten() {
         match value {
             Value::Null => {}
-            Value::String(text) => say(&format!("{key}: {text}")),
-            Value::Object(_) => say(&format!("{key}: {value:#}")),
-            Value::Array(many) => many.iter().filter_map(Value::as_str).for_each(|one| say(&format!("{key}: {one}"))),
-            other => say(&format!("{key}: {other}")),
+            Value::String(text) => print(&format!("{key}: {text}")),
+            Value::Object(_) => print(&format!("{key}: {value:#}")),
+            Value::Array(many) => many.iter().filter_map(Value::as_str).for_each(|one| print(&format!("{key}: {one}"))),
+            other => print(&format!("{key}: {other}")),
         }
     }
     Ok(())
 }
 
 fn log(dir: &Path, options: &Options) -> Result<()> {
-    let machine = HyperKit::from_state(dir)?;
-    // What a guest says may be commands for a terminal. Some have an answer, which would be typed into the next program.
-    let harmless = |character: char| match character {
+    let (description, vm) = find(dir)?;
+    // A guest can print control sequences. The terminal answers some of them, and the next program would read the answer.
+    let escape = |character: char| match character {
         '\t' => character.to_string(),
         _ if character.is_control() => character.escape_default().to_string(),
         _ => character.to_string(),
     };
     let line = |line: &str| match stdout().is_terminal() {
-        _ if options.json => is_heard(&json!(line).to_string()),
-        true => is_heard(&line.chars().map(harmless).collect::<String>()),
-        false => is_heard(line),
+        _ if options.json => try_print(&json!(line).to_string()),
+        true => try_print(&line.chars().map(escape).collect::<String>()),
+        false => try_print(line),
     };
-    match machine.vm()? {
+    match vm {
         Some(vm) if options.follow => {
-            for said in vm.console_lines()? {
-                if !line(&said?) {
+            for output in vm.console_lines()? {
+                if !line(&output?) {
                     break;
                 }
             }
         }
-        _ => drop(String::from_utf8_lossy(&machine.console_log()?).lines().all(line)),
+        _ => drop(String::from_utf8_lossy(&description.console_log()?).lines().all(line)),
     }
     Ok(())
 }
 
-/// What is done to one machine, and what to say when it is.
+/// Does something to one VM, and prints the result.
 fn act(command: &str, dir: &Path, options: &Options) -> Result<()> {
-    let mut machine = match HyperKit::from_state(dir) {
-        Err(hyperkit::Error::DamagedState { .. }) if command == "rm" => HyperKit::new().state_dir(dir),
-        machine => machine?,
+    let (mut description, vm) = match find(dir) {
+        Err(Error::DamagedState { .. }) if command == "rm" => (HyperKit::new().state_dir(dir), None),
+        found => found?,
     };
-    let mut done = json!({ "dir": machine.state_dir, "done": command });
-    let said = match command {
+    let mut done = json!({ "dir": description.state_dir, "done": command });
+    let running = || vm.as_ref().ok_or("VM not running");
+    let result = match command {
         "start" => {
-            if machine.serials.is_none() && machine.console == Console::Stdio {
-                machine.console = Console::File; // in the background it has no terminal
+            if description.serials.is_none() && description.console == Some(Console::Stdio) {
+                description.console = None; // in the background there is no terminal
             }
-            let last = machine.kernel_cmdline().unwrap_or_default();
-            let vm = machine.start(options.cmdline.as_ref().unwrap_or(&last))?;
+            let last = description.recorded_kernel_cmdline().unwrap_or_default();
+            let vm = description.start(options.cmdline.as_ref().unwrap_or(&last))?;
             done["pid"] = vm.pid().into();
             format!("runs as process {}", vm.pid())
         }
-        "rm" => machine.remove(options.keep_disk).map(|()| "is forgotten".to_owned())?,
-        "stop" => machine.stop().map(|()| "is stopped".to_owned())?,
-        "console" => attach::attach(&running(&machine)?)?.to_owned(),
-        "pause" => running(&machine)?.pause().map(|()| "is paused".to_owned())?,
-        "resume" => running(&machine)?.resume().map(|()| "goes on".to_owned())?,
-        _ => match machine.vm()?.map(|vm| vm.shutdown(Duration::from_secs(options.grace.unwrap_or(30)))).transpose()? {
-            Some(Shutdown::Plug(_)) => "did not power off, and is stopped".to_owned(),
-            Some(_) => "has powered off".to_owned(),
-            None => "did not run".to_owned(),
+        "rm" => {
+            description.remove(if options.keep_disk { Disks::Keep } else { Disks::Delete })?;
+            "was removed".to_owned()
+        }
+        "console" => attach::attach(running()?)?.to_owned(),
+        "pause" => running()?.pause().map(|()| "is paused".to_owned())?,
+        "resume" => running()?.resume().map(|()| "was resumed".to_owned())?,
+        _ => match &vm {
+            None => "was not running".to_owned(),
+            Some(vm) if command == "stop" => vm.kill().map(|()| "was killed".to_owned())?,
+            Some(vm) => outcome::describe(vm.shutdown(Duration::from_secs(options.grace.unwrap_or(30)))?).to_owned(),
         },
     };
-    done["said"] = said.as_str().into();
-    say(&if options.json { done.to_string() } else { format!("{}: {said}", dir.display()) });
+    done["said"] = result.as_str().into();
+    print(&if options.json { done.to_string() } else { format!("{}: {result}", dir.display()) });
     Ok(())
 }

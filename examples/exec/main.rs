@@ -1,11 +1,9 @@
-//! Runs a program in a kernel of its own: `cargo run --example exec -- ./hello a b`.
+//! Runs a program in a VM: `cargo run --example exec -- ./hello a b`.
 
 #[path = "../shared/cpio.rs"]
 mod cpio;
 #[path = "../shared/number.rs"]
 mod number;
-#[path = "../shared/told.rs"]
-mod told;
 
 use std::error::Error;
 use std::ffi::{OsStr, OsString};
@@ -23,17 +21,17 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 const HELP: &str = "\
-Runs a statically linked program for x86-64 Linux in a fresh machine, with hyperkit or QEMU.
+Runs a statically linked program for x86-64 Linux in a new VM, with hyperkit or QEMU.
 
     cargo run --example exec -- [--cpus N] [--memory MIB] [--hyperkit PROGRAM] [--child] PROGRAM [ARGUMENTS]
 
-It is the machine's process 1, which the kernel protects: signals that it does not handle are ignored, also its own. With
---child it is an ordinary process, so that abort and alarm, for instance, do what they do elsewhere.
+The program is process 1 of the guest. The kernel ignores signals that process 1 does not handle, also its own. With --child
+it is an ordinary process, so that abort and alarm, for instance, work as elsewhere.
 
-Its output, errors and exit status are passed on; 128 and the number of a signal is the status of a program that was ended
-by one, 125 of one that could not be run. If standard input and output are both a terminal, it can be typed to, from when it
-runs; else its standard input is empty. The machine has a /bin/sh, /proc, /sys, /dev and /tmp, and nothing of the host.
-SIGTERM ends it, and leaves nothing; after SIGKILL the machine runs on.
+Standard output, standard error and exit status are those of the program: 128 and the number of the signal if a signal killed
+it, 125 if it could not be run. If standard input and output are both a terminal, the program reads from the terminal once it
+runs; otherwise its standard input is empty. The guest has a /bin/sh, /proc, /sys, /dev and /tmp, and no files of the host.
+The VM ends with exec, also if exec is killed. Only SIGKILL leaves a temporary directory.
 ";
 
 const GUEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/guest");
@@ -41,23 +39,23 @@ const BEGIN: &str = "exec: begin";
 const FAILED: u8 = 125;
 
 fn main() -> ExitCode {
-    match parse()
-        .and_then(|command| command.map_or(Ok(0), |(machine, is_child, command)| exec(machine, is_child, &command)))
-    {
+    match parse().and_then(|command| {
+        command.map_or(Ok(0), |(description, is_child, command)| exec(description, is_child, &command))
+    }) {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
-            let _ = pass_on(&format!("exec: {}\n", told::told(&*error)));
+            let _ = pass_on(&format!("exec: {error:#}\n"));
             ExitCode::from(FAILED)
         }
     }
 }
 
-/// A machine and what it is to run; none if only help was wanted.
+/// A VM, whether the program is a child of process 1, and the program with its arguments. `None` after printing help.
 type Command = Option<(HyperKit, bool, Vec<OsString>)>;
 
 fn parse() -> Result<Command, Box<dyn Error>> {
     use lexopt::prelude::*;
-    let (mut machine, mut is_child) = (HyperKit::new(), false);
+    let (mut description, mut is_child) = (HyperKit::new(), false);
     let mut args = lexopt::Parser::from_env();
     while let Some(arg) = args.next()? {
         match arg {
@@ -65,71 +63,71 @@ fn parse() -> Result<Command, Box<dyn Error>> {
                 print!("{HELP}");
                 return Ok(None);
             }
-            Long("cpus") => machine = machine.cpus(number(&mut args, "--cpus")?),
-            Long("memory") => machine = machine.memory(number(&mut args, "--memory")?),
+            Long("cpus") => description = description.cpus(number(&mut args, "--cpus")?),
+            Long("memory") => description = description.memory_mib(number(&mut args, "--memory")?),
             Long("child") => is_child = true,
-            Long("hyperkit") => machine = machine.hyperkit(args.value()?),
+            Long("hyperkit") => description = description.hyperkit(args.value()?),
             Value(program) => {
                 let arguments = args.raw_args()?;
-                return Ok(Some((machine, is_child, [program].into_iter().chain(arguments).collect())));
+                return Ok(Some((description, is_child, [program].into_iter().chain(arguments).collect())));
             }
             _ => return Err(arg.unexpected().into()),
         }
     }
-    Err("which PROGRAM? --help shows how".into())
+    Err("missing PROGRAM; --help shows how".into())
 }
 
-/// Runs the command in a machine that is gone afterwards; its status.
-fn exec(machine: HyperKit, is_child: bool, command: &[OsString]) -> Result<u8, Box<dyn Error>> {
+/// Runs the command in a VM that lasts as long as this call. Returns its status.
+fn exec(description: HyperKit, is_child: bool, command: &[OsString]) -> Result<u8, Box<dyn Error>> {
     let dir = tempfile::tempdir()?;
     let initrd = dir.path().join("initrd.img");
-    // No program says this by itself.
+    // No program prints this by itself.
     let end = format!("exec {}: status ", dir.path().display());
     fs::write(&initrd, initrd_for(command, &end)?)?;
     let kernel = Path::new(GUEST).join("vmlinuz");
-    let mut machine = machine.state_dir(dir.path().join("vm")).kernel(kernel).initrd(initrd);
-    machine = machine.serial(Serial::none().log()).serial(Serial::stdio());
+    let description = description.state_dir(dir.path().join("vm")).kernel(kernel).initrd(initrd);
+    let description = description.serial(Serial::none().log()).serial(Serial::stdio());
     let terminal = if stdin().is_terminal() && stdout().is_terminal() {
         " exec.terminal"
     } else {
-        // The machine would take it, and a serial port has no end to pass on.
+        // The hypervisor would read it, and a serial port cannot pass on the end of a file.
         rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
         ""
     };
 
-    // Whoever ends us means the machine.
+    // Handled, so that the temporary directory is deleted.
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
     let child = if is_child { " exec.child" } else { "" };
-    let vm = machine.start(&format!("console=ttyS0 quiet panic=-1{terminal}{child}"))?;
-    let ends_it = signals.handle();
+    let vm = description.start_scoped(&format!("console=ttyS0 quiet panic=-1{terminal}{child}"))?;
+    let signals_handle = signals.handle();
     let (status, signalled) = thread::scope(|scope| {
-        let guard = scope.spawn(|| signals.forever().next().map(|signal| (signal, vm.stop())));
+        let guard = scope.spawn(|| signals.forever().next().map(|signal| (signal, vm.kill())));
         let status = vm.console_lines().map_err(Into::into).and_then(|lines| pass_on_errors(lines, &end));
-        ends_it.close();
+        signals_handle.close();
         (status, guard.join())
     });
     if status.is_err() {
-        vm.stop()?; // nobody hears it any more
+        vm.kill()?; // nobody reads the output any more
     }
-    let exit = vm.wait()?; // it gives the terminal back
-    if let Ok(Some((signal, stopped))) = signalled {
-        stopped?;
+    let exit = vm.wait(); // this also restores the terminal
+    if let Ok(Some((signal, killed))) = signalled {
+        killed?;
         return Ok(128 + u8::try_from(signal)?);
     }
-    status?.ok_or_else(|| format!("the machine {exit} before the program had ended; {}", vm.last_words()).into())
+    status?.ok_or_else(|| format!("the VM {exit} before the program ended; {}", vm.log_tail()).into())
 }
 
-/// What the guest says on its first serial port is on standard error, but for the kernel's beginning, and what is behind
-/// the `end`: the status.
+/// Passes the output on the first serial port on to standard error, except what the kernel prints before the program starts.
+/// Returns the status, which follows `end`.
 fn pass_on_errors(
     lines: impl Iterator<Item = hyperkit::Result<String>>,
     end: &str,
 ) -> Result<Option<u8>, Box<dyn Error>> {
     for line in lines.skip_while(|line| line.as_ref().is_ok_and(|line| line != BEGIN)).skip(1) {
         let line = line?;
-        // The program's last line may have no end of its own.
+        // The program's last line may have no newline.
         let Some((errors, status)) = line.split_once(end) else {
-            // A terminal is raw while the machine runs.
+            // A terminal is in raw mode while the VM runs.
             pass_on(&format!("{line}{}", if stderr().is_terminal() { "\r\n" } else { "\n" }))?;
             continue;
         };
@@ -139,7 +137,7 @@ fn pass_on_errors(
     Ok(None)
 }
 
-/// Writes all of it to standard error, which does not wait where the machine has made it so.
+/// Writes a text to standard error, which the hypervisor may have made non-blocking.
 fn pass_on(text: &str) -> io::Result<()> {
     let mut rest = text.as_bytes();
     while !rest.is_empty() {
@@ -153,11 +151,11 @@ fn pass_on(text: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// The guest of `examples/setup.sh` with another first process, and the program.
+/// Returns the initrd of `examples/setup.sh` with another first process, and with the program.
 fn initrd_for(command: &[OsString], end: &str) -> Result<Vec<u8>, Box<dyn Error>> {
     let (program, arguments) = command.split_first().ok_or("no program")?;
     let path = Path::new(program);
-    let name = path.file_name().and_then(OsStr::to_str).ok_or("the program has no name that can be used")?;
+    let name = path.file_name().and_then(OsStr::to_str).ok_or("the name of the program is not valid UTF-8")?;
     let content = fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
     runs_alone(&content).map_err(|why| format!("{}: {why}", path.display()))?;
     let mut initrd = fs::read(Path::new(GUEST).join("initrd.img"))
@@ -179,14 +177,14 @@ fn initrd_for(command: &[OsString], end: &str) -> Result<Vec<u8>, Box<dyn Error>
     Ok(initrd)
 }
 
-/// As a single word for the shell.
+/// Quotes a word for the shell.
 fn quoted(word: &OsStr) -> Vec<u8> {
     let quotes = |&byte: &u8| if byte == b'\'' { b"'\\''".to_vec() } else { vec![byte] };
     [b"'", &word.as_bytes().iter().flat_map(quotes).collect::<Vec<_>>()[..], b"'"].concat()
 }
 
-/// Refuses what the guest would only call "not found": a program of another system, or one that needs a loader. What is
-/// no ELF file may be a script.
+/// Refuses what the guest would only call "not found": a program for another system, or one that needs a loader. A file that
+/// is not ELF may be a script.
 fn runs_alone(program: &[u8]) -> Result<(), &'static str> {
     let number = |at: usize, length: usize| {
         let bytes = program.get(at..at + length)?;
@@ -196,7 +194,7 @@ fn runs_alone(program: &[u8]) -> Result<(), &'static str> {
         let first_line = program.split(|&byte| byte == b'\n').next().unwrap_or_default();
         return match first_line.strip_prefix(b"#!").map(<[u8]>::trim_ascii) {
             Some(b"/bin/sh") => Ok(()),
-            Some(_) => Err("a script for something else than /bin/sh, which is all that the machine has"),
+            Some(_) => Err("a script for another interpreter than /bin/sh, which is the only one in the guest"),
             None => Err("neither a program for Linux nor a script with #!/bin/sh in its first line"),
         };
     }

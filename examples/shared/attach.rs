@@ -1,4 +1,5 @@
-//! A terminal on the console of a machine that runs in the background, given back however this ends but by SIGKILL.
+//! Makes the terminal the console of a VM that runs in the background. The terminal is restored however this program ends,
+//! except by SIGKILL.
 
 use std::error::Error;
 use std::io::{self, Read, Write, stdin, stdout};
@@ -15,10 +16,12 @@ use signal_hook::low_level::emulate_default_handler;
 
 /// Ctrl-], as in telnet.
 const ESCAPE: u8 = 0x1d;
-/// How long a guest may take to read what was typed. One that is paused does not, and then it is lost.
-const PATIENCE: Duration = Duration::from_secs(1);
+const EXITED: &str = "exited";
+const STILL_RUNS: &str = "still runs";
+/// How long a guest may take to read the input. A paused guest does not read, and the input is lost.
+const INPUT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The terminal in raw mode, so that each key goes to the guest; as it was when dropped.
+/// The terminal in raw mode, so that each key goes to the guest. Dropping restores the terminal.
 struct RawTerminal(Option<Termios>);
 
 impl RawTerminal {
@@ -42,65 +45,65 @@ impl Drop for RawTerminal {
 
 enum Event {
     Typed(Vec<u8>),
-    /// The console has ended, or nobody sees any more what it says.
-    Over(io::Result<()>),
-    /// A signal that ends us.
+    /// The console has ended, or its output can no longer be shown.
+    Ended(io::Result<()>),
+    /// A signal that ends this program.
     Signal(i32),
 }
 
-/// Joins terminal and console until the escape key or the machine's end; says which. Its threads last as long as the
-/// program: what they wait for cannot be taken back.
+/// Connects terminal and console until the escape key is typed or the VM exits. Returns which, as a predicate for use after
+/// "the VM". The threads last as long as the program, since their reads cannot be interrupted.
 pub fn attach(vm: &Vm) -> Result<&'static str, Box<dyn Error>> {
     let (screen, mut keys) = (vm.console()?, vm.console()?);
-    keys.set_timeout(Some(PATIENCE));
-    eprintln!("On the console of process {}; Ctrl-] leaves it. Return may show a prompt.", vm.pid());
+    keys.set_timeout(Some(INPUT_TIMEOUT));
+    eprintln!("Attached to the console of process {}; Ctrl-] leaves it. Return may show a prompt.", vm.pid());
     let (send, events) = channel();
-    let (over, told) = (send.clone(), send.clone());
+    let (ended, signalled) = (send.clone(), send.clone());
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
-    thread::spawn(move || signals.forever().try_for_each(|signal| told.send(Event::Signal(signal))));
+    thread::spawn(move || signals.forever().try_for_each(|signal| signalled.send(Event::Signal(signal))));
     let terminal = RawTerminal::new()?;
-    thread::spawn(move || over.send(Event::Over(show(screen))));
-    thread::spawn(move || listen(&send));
+    thread::spawn(move || ended.send(Event::Ended(show(screen))));
+    thread::spawn(move || read_keys(&send));
     for event in events {
         match event {
-            Event::Over(ended) => return Ok(ended.map(|()| "has ended")?),
+            Event::Ended(shown) => return Ok(shown.map(|()| EXITED)?),
             Event::Signal(signal) => {
                 drop(terminal);
                 emulate_default_handler(signal)?;
-                return Ok("runs on");
+                return Ok(STILL_RUNS);
             }
             Event::Typed(typed) => {
                 let before_escape = typed.split(|&key| key == ESCAPE).next().unwrap_or_default();
                 match keys.write_all(before_escape) {
                     Err(error) if error.kind() == io::ErrorKind::TimedOut => {}
-                    // Nobody is left at the other end: the machine ends just now, and is perhaps not gone yet.
-                    Err(error) if error.raw_os_error() == Some(Errno::IO.raw_os_error()) => return Ok("has ended"),
+                    // The other end of the pty is closed: the hypervisor is exiting.
+                    Err(error) if error.raw_os_error() == Some(Errno::IO.raw_os_error()) => return Ok(EXITED),
                     written => written?,
                 }
                 if before_escape.len() < typed.len() {
                     drop(terminal);
-                    eprintln!(); // behind what the guest has said
-                    return Ok("runs on");
+                    eprintln!(); // after the output of the guest
+                    return Ok(STILL_RUNS);
                 }
             }
         }
     }
-    Ok("runs on")
+    Ok(STILL_RUNS)
 }
 
-/// What the console says, onto the terminal, until it ends.
+/// Shows the output of the console on the terminal until the console ends.
 fn show(mut console: ConsoleStream) -> io::Result<()> {
-    let mut said = [0; 4096];
-    while let length @ 1.. = console.read(&mut said)? {
+    let mut output = [0; 4096];
+    while let length @ 1.. = console.read(&mut output)? {
         let mut out = stdout().lock();
-        out.write_all(&said[..length])?;
+        out.write_all(&output[..length])?;
         out.flush()?;
     }
     Ok(())
 }
 
-/// What is typed. Of a pipe that has ended there is no more, but the guest may have more to say.
-fn listen(events: &Sender<Event>) {
+/// Sends the input. The end of the input ends only this: the guest may print more.
+fn read_keys(events: &Sender<Event>) {
     let mut typed = [0; 1024];
     while let Ok(length @ 1..) = stdin().lock().read(&mut typed) {
         if events.send(Event::Typed(typed[..length].to_vec())).is_err() {

@@ -1,10 +1,10 @@
 //! Archives that Linux unpacks as its initial RAM disk (cpio, "newc").
 
-/// Each part begins at a multiple of this many bytes.
+/// Each part starts at a multiple of this many bytes.
 const ALIGNMENT: usize = 4;
 
-/// Adds an archive with these files, each with its name, mode and content, behind what is there: Linux unpacks one archive
-/// after the other, and of two files with one name the last stays. A directory has no content.
+/// Appends an archive with these files, each with its name, mode and content. Linux unpacks one archive after the other, and
+/// a later file replaces an earlier one of the same name. A directory has no content.
 pub fn append(initrd: &mut Vec<u8>, files: &[(&str, u32, &[u8])]) {
     pad(initrd);
     let end: &[(&str, u32, &[u8])] = &[("TRAILER!!!", 0, b"")];

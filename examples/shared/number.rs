@@ -1,4 +1,4 @@
-//! The value of a flag that takes a number.
+//! Parses the value of a flag that takes a number.
 
 use std::error::Error;
 use std::str::FromStr;
