@@ -135,22 +135,6 @@ fn print(line: &str) {
     try_print(line);
 }
 
-/// Reads a state directory: its description, and its VM if that runs. A running VM is also found if the state file is
-/// damaged or missing: then the arguments of its hypervisor describe it.
-fn find(dir: &Path) -> hyperkit::Result<(HyperKit, Option<Vm>)> {
-    match HyperKit::from_state(dir) {
-        Err(error) if error.kind() == ErrorKind::State => match HyperKit::new().state_dir(dir).vm()? {
-            Some(vm) => Ok((vm.description().clone(), Some(vm))),
-            None => Err(error),
-        },
-        description => {
-            let description = description?;
-            let vm = description.vm()?;
-            Ok((description, vm))
-        }
-    }
-}
-
 /// The part that `list` and `show` have in common.
 fn summary(description: &HyperKit, vm: Option<&Vm>) -> Value {
     let engine = description.hyperkit.as_ref().map(|program| Engine::of(program).to_string());
@@ -198,29 +182,24 @@ fn list(root: &Path, options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// What `list` prints about a directory: a summary, or at least the directory and an error.
 fn list_entry(found: &Found) -> Value {
-    let dir = || std::fs::canonicalize(&found.dir).unwrap_or_else(|_| found.dir.clone());
+    let dir = std::fs::canonicalize(&found.dir).unwrap_or_else(|_| found.dir.clone());
     match (&found.description, &found.vm) {
         (Ok(description), Ok(vm)) => summary(description, vm.as_ref()),
-        (Ok(description), Err(error)) => {
-            let mut entry = summary(description, None);
-            entry["running"] = Value::Null; // it cannot be found out
-            entry["error"] = format!("{error:#}").into();
-            entry
-        }
+        (Ok(_), Err(error)) => json!({ "dir": dir, "error": format!("{error:#}") }),
         (Err(error), Ok(Some(vm))) => {
-            let mut entry = summary(vm.description(), Some(vm));
-            entry["error"] = format!("{}; the VM runs as process {}", describe(error), vm.pid()).into();
-            entry
+            let error = format!("{}; the VM runs as process {}", describe(error), vm.pid());
+            json!({ "dir": dir, "running": true, "pid": vm.pid(), "error": error })
         }
         (Err(error @ Error::DamagedState { .. }), Ok(None)) => {
-            json!({ "dir": dir(), "error": format!("{}; rm removes it", describe(error)) })
+            json!({ "dir": dir, "error": format!("{}; rm removes it", describe(error)) })
         }
-        (Err(error), _) => json!({ "dir": dir(), "error": describe(error) }),
+        (Err(error), _) => json!({ "dir": dir, "error": describe(error) }),
     }
 }
 
-/// An error in a column of a table.
+/// An error, without the directory if that says enough.
 fn describe(error: &Error) -> String {
     match error {
         Error::DamagedState { .. } => "damaged state file".to_owned(),
@@ -230,7 +209,8 @@ fn describe(error: &Error) -> String {
 }
 
 fn show(dir: &Path, options: &Options) -> Result<()> {
-    let (description, vm) = find(dir)?;
+    let description = HyperKit::from_state(dir)?;
+    let vm = description.vm()?;
     let mut output = summary(&description, vm.as_ref());
     if let Some(vm) = vm {
         // What is not known, such as the pty of a console on a terminal, is left out.
@@ -266,7 +246,7 @@ fn show(dir: &Path, options: &Options) -> Result<()> {
 }
 
 fn log(dir: &Path, options: &Options) -> Result<()> {
-    let (description, vm) = find(dir)?;
+    let description = HyperKit::from_state(dir)?;
     // A guest can print control sequences. The terminal answers some of them, and the next program would read the answer.
     let escape = |character: char| match character {
         '\t' => character.to_string(),
@@ -278,7 +258,7 @@ fn log(dir: &Path, options: &Options) -> Result<()> {
         true => try_print(&line.chars().map(escape).collect::<String>()),
         false => try_print(line),
     };
-    match vm {
+    match description.vm()? {
         Some(vm) if options.follow => {
             for output in vm.console_lines()? {
                 if !line(&output?) {
@@ -289,6 +269,22 @@ fn log(dir: &Path, options: &Options) -> Result<()> {
         _ => drop(String::from_utf8_lossy(&description.console_log()?).lines().all(line)),
     }
     Ok(())
+}
+
+/// Returns the description in a state directory, and the VM if it runs. A running VM is also found if the state file is
+/// damaged or missing; its description is then incomplete.
+fn find(dir: &Path) -> hyperkit::Result<(HyperKit, Option<Vm>)> {
+    match HyperKit::from_state(dir) {
+        Err(error) if error.kind() == ErrorKind::State => match HyperKit::new().state_dir(dir).vm()? {
+            Some(vm) => Ok((vm.description().clone(), Some(vm))),
+            None => Err(error),
+        },
+        description => {
+            let description = description?;
+            let vm = description.vm()?;
+            Ok((description, vm))
+        }
+    }
 }
 
 /// Does something to one VM, and prints the result.

@@ -7,7 +7,8 @@ use std::process::{Command, Stdio};
 use hyperkit::HyperKit;
 use serde_json::{Value, json};
 
-use crate::common::{TEST_TIMEOUT, TestDir, example_path, start_vm};
+use crate::common::guest::Guest;
+use crate::common::{TEST_TIMEOUT, TestDir, example_path, file_names, start_vm};
 
 fn ctl(words: &[&str], dir: &Path) -> Command {
     let mut ctl = Command::new(example_path("ctl"));
@@ -26,7 +27,7 @@ fn json(words: &[&str], dir: &Path) -> (Vec<Value>, bool) {
 #[test]
 fn commands_report_and_control_a_vm_in_json() {
     let test_dir = TestDir::new();
-    let (description, vm, _stop) = start_vm(&test_dir, "guest guest.say=hello");
+    let (_, vm, _stop) = start_vm(&test_dir, "guest guest.say=hello");
     let dir = test_dir.path("vm");
     vm.wait_for_console("hello", TEST_TIMEOUT).unwrap();
     let (list, success) = json(&["list"], &test_dir.dir());
@@ -36,21 +37,26 @@ fn commands_report_and_control_a_vm_in_json() {
     assert_eq!(list, [entry]);
     let (shown, _) = json(&["show"], &dir);
     assert_eq!(shown[0]["cmdline"], "guest guest.say=hello");
-    assert_eq!(shown[0]["consoles"], json!(description.pty_paths().unwrap()));
-    assert_eq!(serde_json::from_value::<HyperKit>(shown[0]["description"].clone()).unwrap(), description);
+    assert_eq!(shown[0]["consoles"], json!(vm.description().pty_paths().unwrap()));
+    assert_eq!(shown[0]["consoles"].as_array().unwrap().len(), 1);
+    assert_eq!(serde_json::from_value::<HyperKit>(shown[0]["description"].clone()).unwrap(), *vm.description());
     let (log, _) = json(&["log"], &dir);
     assert!(log.contains(&json!("hello")), "{log:?}");
 
-    for (command, result) in [("pause", "is paused"), ("resume", "goes on"), ("shutdown", "has powered off")] {
+    for (command, result) in [("pause", "is paused"), ("resume", "was resumed"), ("shutdown", "powered off")] {
         let (done, success) = json(&[command], &dir);
         assert!(success);
         assert_eq!(done, [json!({ "dir": dir, "done": command, "said": result })]);
     }
-    assert!(!description.is_running().unwrap());
+    assert!(!vm.description().is_running().unwrap());
     let (done, _) = json(&["start"], &dir);
     let again = HyperKit::from_state(&dir).unwrap();
-    assert_eq!(json!(again.pid), done[0]["pid"]);
-    assert_eq!(again.arguments, description.arguments, "the arguments are those of the last start");
+    assert_eq!(json!(again.recorded_pid().unwrap()), done[0]["pid"]);
+    assert_eq!(
+        again.recorded_arguments(),
+        vm.description().recorded_arguments(),
+        "the arguments are those of the last start"
+    );
     for (command, succeeds) in [("rm", false), ("stop", true), ("pause", false), ("rm", true)] {
         let (done, success) = json(&[command], &dir);
         assert_eq!(
@@ -85,11 +91,11 @@ fn list_prints_a_table_and_invalid_usage_is_rejected() {
     let table = String::from_utf8(output.stdout).unwrap();
     let lines: Vec<_> = table.lines().collect();
     assert!(output.status.success() && lines.len() == 3, "{table}");
-    assert!(lines[1].starts_with("damaged ") && lines[1].contains("rm forgets it"), "{table}");
+    assert!(lines[1].starts_with("damaged ") && lines[1].contains("rm removes it"), "{table}");
     let words: Vec<_> = lines[2].split_ascii_whitespace().collect();
-    assert_eq!(words, ["vm", &vm.pid().to_string(), "runs", "1", "1024", "hyperkit"]);
+    assert_eq!(words, ["vm", &vm.pid().to_string(), "running", "1", "1024", "hyperkit"]);
 
-    assert!(ctl(&["rm"], &test_dir.path("damaged")).status().unwrap().success());
+    assert!(ctl(&["rm"], &test_dir.path("damaged")).output().unwrap().status.success());
     assert!(!test_dir.path("damaged").exists());
     let stopped = Command::new(example_path("ctl"))
         .arg("stop")
@@ -97,12 +103,61 @@ fn list_prints_a_table_and_invalid_usage_is_rejected() {
         .output()
         .unwrap();
     assert!(!stopped.status.success());
-    assert!(String::from_utf8(stopped.stderr).unwrap().contains("no machine is remembered here"));
-    assert!(vm.wait_timeout(TEST_TIMEOUT).is_some(), "the other VM is stopped nevertheless");
+    assert!(String::from_utf8(stopped.stderr).unwrap().contains("no saved state: "));
+    assert!(vm.wait_timeout(TEST_TIMEOUT).is_some(), "the other VM is killed nevertheless");
 
     for words in [&["start", "-f", "vm"][..], &["no-such", "vm"], &["console", "--json", "vm"], &["stop"], &[]] {
         let output = Command::new(example_path("ctl")).args(words).current_dir(test_dir.dir()).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{words:?}");
         assert!(String::from_utf8(output.stderr).unwrap().contains("--help shows how"));
     }
+}
+
+/// A VM whose state file is damaged or missing can be ended, and then removed.
+#[test]
+fn running_vm_with_a_damaged_state_file_is_listed_and_killed() {
+    let test_dir = TestDir::new();
+    let (_, vm, _stop) = start_vm(&test_dir, "guest");
+    let (dir, json_file) = (test_dir.path("vm"), test_dir.path("vm/hyperkit.json"));
+    test_dir.write("vm/hyperkit.json", b"{");
+    let (list, success) = json(&["list"], &test_dir.dir());
+    let error = format!("damaged state file; the VM runs as process {}", vm.pid());
+    assert!(success);
+    assert_eq!(list, [json!({ "dir": dir, "running": true, "pid": vm.pid(), "error": error })]);
+    let (refused, success) = json(&["rm"], &dir);
+    assert!(!success && refused[0]["error"].as_str().unwrap().contains("still running"), "{refused:?}");
+
+    std::fs::remove_file(json_file).unwrap();
+    let (list, _) = json(&["list"], &test_dir.dir());
+    assert_eq!(list[0]["error"], format!("no state file; the VM runs as process {}", vm.pid()));
+    test_dir.write("vm/hyperkit.json", b"{");
+    let (killed, success) = json(&["stop"], &dir);
+    assert!(success && killed[0]["said"] == "was killed", "{killed:?}");
+    assert!(vm.wait_timeout(TEST_TIMEOUT).is_some());
+    assert!(json(&["rm"], &dir).1);
+    assert_eq!(file_names(&dir), [] as [&str; 0]);
+}
+
+/// QEMU reports whether a VM is paused; hyperkit does not.
+#[test]
+fn list_and_show_tell_whether_a_qemu_vm_is_paused() {
+    let guest = Guest::new();
+    let vm = guest.description.start("console=ttyS0").unwrap();
+    let (root, dir) = (guest.state_dir.parent().unwrap(), &guest.state_dir);
+    let state = || {
+        let output = ctl(&["list"], root).output().unwrap();
+        let table = String::from_utf8(output.stdout).unwrap();
+        let words: Vec<_> = table.lines().nth(1).unwrap().split_ascii_whitespace().map(str::to_owned).collect();
+        assert_eq!((&words[0][..], &words[1]), ("vm", &vm.pid().to_string()), "{table}");
+        let shown = String::from_utf8(ctl(&["show"], dir).output().unwrap().stdout).unwrap();
+        assert!(shown.lines().any(|line| line == format!("state: {}", words[2])), "{shown}");
+        words[2].clone()
+    };
+    for (command, expected) in [("pause", "paused"), ("resume", "running")] {
+        assert!(json(&[command], dir).1);
+        assert_eq!(state(), expected);
+    }
+    vm.kill().unwrap();
+    let (list, _) = json(&["list"], root);
+    assert_eq!((&list[0]["running"], &list[0]["memory"]), (&json!(false), &json!(256)));
 }

@@ -2,14 +2,16 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Seek};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
+use hyperkit::HyperKit;
 use rustix::process::{Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::common::guest::compile_program;
-use crate::common::{example_path, file_names, to_pid, wait_until};
+use crate::common::{StopOnDrop, TEST_TIMEOUT, example_path, file_names, to_pid, wait_until};
 
 struct Exec {
     dir: TempDir,
@@ -97,6 +99,28 @@ fn sigterm_stops_the_vm() {
     kill_process(to_pid(running.0.id()), Signal::TERM).unwrap();
     assert_eq!(running.0.wait().unwrap().code(), Some(128 + 15));
     assert_eq!(file_names(&exec.dir.path().join("tmp")), [] as [&str; 0]);
+}
+
+/// SIGKILL cannot be handled, so the temporary directory stays.
+#[test]
+fn sigkill_kills_the_vm() {
+    let exec = Exec::new();
+    let script = exec.dir.path().join("script");
+    fs::write(&script, "#!/bin/sh\necho here\nexec sleep 1000\n").unwrap();
+    let stdout = exec.dir.path().join("stdout");
+    let mut command = exec.command(&script, &[]);
+    let mut running = Running(command.stdout(fs::File::create(&stdout).unwrap()).spawn().unwrap());
+    wait_until("the script runs", || fs::read_to_string(&stdout).unwrap().contains("here"));
+    let temporary = exec.dir.path().join("tmp");
+    let [name] = &file_names(&temporary)[..] else { panic!("exec creates one temporary directory") };
+    let state_dir = temporary.join(name).join("vm");
+    let _stop = StopOnDrop(state_dir.clone());
+    let description = HyperKit::from_state(&state_dir).unwrap();
+    let vm = description.vm().unwrap().expect("the VM runs");
+    kill_process(to_pid(running.0.id()), Signal::KILL).unwrap();
+    assert_eq!(running.0.wait().unwrap().signal(), Some(9));
+    assert!(vm.wait_timeout(TEST_TIMEOUT).is_some(), "the VM outlives exec");
+    assert!(!description.is_running().unwrap());
 }
 
 #[test]

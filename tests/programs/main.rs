@@ -8,4 +8,5 @@ mod embedder;
 mod engine_lookup;
 #[cfg(target_os = "linux")]
 mod exec; // needs the host's C compiler to build Linux programs
+mod foreground;
 mod terminal;

@@ -76,7 +76,7 @@ fn input_reaches_the_guest_and_shutdown_restores_the_terminal() {
     terminal.user.write_all(b"typed\x03here").unwrap();
     terminal.expect("typed\x03here");
     let description = hyperkit::HyperKit::from_state(test_dir.path("vm")).unwrap();
-    kill_process(to_pid(description.pid.unwrap()), Signal::TERM).unwrap();
+    kill_process(to_pid(description.recorded_pid().unwrap()), Signal::TERM).unwrap();
     assert!(boot.wait().unwrap().success());
     assert!(!terminal.is_raw());
     assert_eq!(terminal.flags(), flags);
