@@ -100,11 +100,6 @@ pub(crate) trait EngineDriver: Sync {
     /// The kernel command line in the recorded arguments.
     fn recorded_cmdline(&self, description: &HyperKit) -> Option<String>;
 
-    /// The description that a command line was made from, if this engine can read it.
-    fn describe(&self, _command: &[OsString]) -> Option<HyperKit> {
-        None
-    }
-
     /// The pid files that a command line names.
     fn pid_files<'a>(&self, command: &'a [OsString]) -> Vec<&'a OsStr>;
 

@@ -100,11 +100,6 @@ pub(crate) fn uses_image(path: &Path, read_only: bool) -> io::Result<bool> {
     Ok(false)
 }
 
-/// The description of a VM whose only trace is its command line.
-pub(crate) fn describe(command: &[OsString]) -> Option<HyperKit> {
-    DRIVERS.iter().find_map(|driver| driver.describe(command))
-}
-
 /// The arguments for a description. Looks at no file.
 pub(crate) fn arguments(description: &HyperKit, cmdline: &str) -> Result<Vec<String>> {
     let driver = driver_of(description);

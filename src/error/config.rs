@@ -380,6 +380,7 @@ pub enum ConfigError {
 
 impl ConfigError {
     /// For a file or directory that exists and cannot be used.
+    #[cold]
     pub(crate) fn inaccessible(field: &'static str, path: impl AsRef<Path>, error: &io::Error) -> Self {
         let path = path.as_ref().to_owned();
         Self::Inaccessible { field, path, kind: error.kind(), reason: error.to_string() }

@@ -218,7 +218,14 @@ impl Error {
 
     /// For `map_err`: names what was tried, and with which file.
     pub(crate) fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Io { action, path: path.as_ref().to_owned(), source }
+        move |source| Self::new_io(action, path.as_ref(), source)
+    }
+
+    /// Not inlined: there are many callers, and failures are rare.
+    #[cold]
+    #[inline(never)]
+    fn new_io(action: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::Io { action, path: path.to_owned(), source }
     }
 
     /// For `map_err`: names the state directory or image that could not be looked at.
@@ -260,7 +267,7 @@ impl Error {
                 None => "cannot tell whether the VM is running".to_owned(),
             },
             Self::StartTimedOut { timeout, state_dir, log_tail } => {
-                format!("VM not ready after {} s and killed{}{}", timeout.as_secs_f32(), of(state_dir), tail(log_tail))
+                format!("VM not ready after {} and killed{}{}", seconds(*timeout), of(state_dir), tail(log_tail))
             }
             Self::HypervisorFailed { exit, state_dir, log_tail } => {
                 format!("hypervisor {exit}{}{}", of(state_dir), tail(log_tail))
@@ -282,7 +289,7 @@ impl Error {
             Self::ConsoleTextNotFound { text, exit, timeout, state_dir, log_tail } => {
                 let reason = match exit {
                     Some(exit) => format!("VM {exit} while waiting"),
-                    None => format!("timed out after {} s waiting", timeout.as_secs_f32()),
+                    None => format!("timed out after {} waiting", seconds(*timeout)),
                 };
                 format!("{reason} for {text:?} on the console{}{}", of(state_dir), tail(log_tail))
             }
@@ -324,6 +331,14 @@ pub(crate) fn escape_control(text: &str) -> String {
         }
     }
     escaped
+}
+
+/// `30 s` or `1500 ms`.
+fn seconds(duration: Duration) -> String {
+    match duration.subsec_nanos() {
+        0 => format!("{} s", duration.as_secs()),
+        _ => format!("{} ms", duration.as_millis()),
+    }
 }
 
 fn of(state_dir: &Option<PathBuf>) -> String {

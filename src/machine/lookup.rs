@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::config::HyperKit;
-use crate::engine::describe;
 use crate::error::{Error, Result};
 use crate::process::{Process, ProcessInfo, query};
 use crate::runtime::child::Child;
@@ -128,8 +127,7 @@ impl HyperKit {
     }
 }
 
-/// The VM that runs for a state directory. If nothing is recorded there, it is described by its arguments, or else by
-/// `wanted`.
+/// The VM that runs for a state directory. If nothing is recorded there, it is described by `wanted`, or else only by its program.
 fn vm_in(
     state: &StateDir,
     recorded: Option<HyperKit>,
@@ -144,7 +142,7 @@ fn vm_in(
             let command = info.map(|info| info.command).unwrap_or_default();
             let wanted = wanted.filter(|wanted| wanted.hyperkit.is_some()).cloned();
             let unknown = || HyperKit { hyperkit: command.first().map(PathBuf::from), ..HyperKit::default() };
-            let description = describe(&command).or(wanted).unwrap_or_else(unknown);
+            let description = wanted.unwrap_or_else(unknown);
             description.state_dir(state.path())
         }
     };

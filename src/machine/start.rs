@@ -108,7 +108,10 @@ impl HyperKit {
     /// # Errors
     /// Those of [`spawn`](Self::spawn).
     pub fn spawn_with(&self, kernel_cmdline: &str, customize: impl FnOnce(&mut Command)) -> Result<Starting> {
-        launch(self, kernel_cmdline, Mode::Background, customize)
+        let mut customize = Some(customize);
+        launch(self, kernel_cmdline, Mode::Background, &mut |command| {
+            customize.take().into_iter().for_each(|customize| customize(command));
+        })
     }
 
     /// Starts the VM, or returns the one that runs in its state directory already.
@@ -140,7 +143,7 @@ impl HyperKit {
     /// # Errors
     /// Those of [`start`](Self::start).
     pub fn start_scoped(&self, kernel_cmdline: &str) -> Result<ScopedVm> {
-        let starting = launch(self, kernel_cmdline, Mode::Scoped, |_| ())?;
+        let starting = launch(self, kernel_cmdline, Mode::Scoped, &mut |_| ())?;
         starting.wait_ready(START_TIMEOUT).map(ScopedVm::new)
     }
 
@@ -152,7 +155,7 @@ impl HyperKit {
     /// # Errors
     /// Those of [`start`](Self::start); [`Error::HypervisorFailed`] also if the hypervisor fails or is killed later.
     pub fn run(&self, kernel_cmdline: &str) -> Result<Exit> {
-        let starting = launch(self, kernel_cmdline, Mode::Foreground, |_| ())?;
+        let starting = launch(self, kernel_cmdline, Mode::Foreground, &mut |_| ())?;
         let vm = ScopedVm::new(starting.wait_ready(START_TIMEOUT)?);
         match vm.wait() {
             exit @ (Exit::Failed(_) | Exit::Killed(_)) => {
@@ -200,7 +203,7 @@ fn launch(
     description: &HyperKit,
     kernel_cmdline: &str,
     mode: Mode,
-    customize: impl FnOnce(&mut Command),
+    customize: &mut dyn FnMut(&mut Command),
 ) -> Result<Starting> {
     let mut description = description.clone();
     if description.serials.is_none() {
@@ -250,7 +253,7 @@ fn spawn(
     description: &HyperKit,
     state: Option<&StateDir>,
     mode: Mode,
-    customize: impl FnOnce(&mut Command),
+    customize: &mut dyn FnMut(&mut Command),
 ) -> Result<(std::sync::Arc<Child>, Output)> {
     let driver = driver_of(description);
     let output = Output::create(state)?;

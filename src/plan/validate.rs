@@ -23,6 +23,9 @@ impl Violations {
         result.map_err(|violation| self.add(violation)).ok()
     }
 
+    /// Not inlined, which would make most of [`validate`] of it.
+    #[cold]
+    #[inline(never)]
     pub fn add(&mut self, violation: ConfigError) {
         if !self.0.contains(&violation) {
             self.0.push(violation);

@@ -4,7 +4,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::thread;
+
+use crate::sys::thread;
 
 /// Readable once the process has exited: a pidfd, or else one end of a socket pair whose other end a waiting thread holds.
 #[derive(Clone, Debug)]
@@ -14,10 +15,11 @@ impl ExitFd {
     /// For a process whose exit `wait` waits for, in a thread of its own.
     pub fn from_waiting(wait: impl FnOnce() + Send + 'static) -> io::Result<Self> {
         let (exit, held) = UnixStream::pair()?;
-        thread::Builder::new().name("hyperkit-exit".to_owned()).spawn(move || {
+        let run = move || {
             wait();
             drop(held);
-        })?;
+        };
+        thread::spawn("hyperkit-exit", Box::new(run))?;
         Ok(Self(Arc::new(exit.into())))
     }
 }

@@ -3,9 +3,9 @@
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak, mpsc};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Waker;
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
@@ -19,7 +19,9 @@ use crate::runtime::owner::OwnerLink;
 use crate::runtime::vhost_vsock::VhostVsockDaemon;
 use crate::runtime::watch::ChildWatcher;
 use crate::state::StateDir;
+use crate::sys::handover::handover;
 use crate::sys::terminal::TerminalSettings;
+use crate::sys::thread;
 
 /// The children of this process that were not reaped yet: a VM that is found in its state directory may be one of them,
 /// and only the parent learns how a process exited.
@@ -41,7 +43,7 @@ pub(crate) struct Child {
     exited: Condvar,
     exit_fd: ExitFd,
     /// The thread that waits for the hypervisor to report how the guest ends.
-    exit_listener: Mutex<Option<JoinHandle<Option<Exit>>>>,
+    exit_listener: Mutex<Option<ListenerThread>>,
     resources: Mutex<Resources>,
 }
 
@@ -49,6 +51,12 @@ pub(crate) struct Child {
 struct ExitState {
     exit: Option<Exit>,
     wakers: Vec<Weak<Mutex<Waker>>>,
+}
+
+/// The thread that runs an [`ExitListener`], and what it reported.
+struct ListenerThread {
+    thread: JoinHandle<()>,
+    report: Arc<Mutex<Option<Exit>>>,
 }
 
 /// What lasts as long as the child.
@@ -77,14 +85,14 @@ impl Child {
         resources: Resources,
     ) -> Result<Arc<Self>> {
         // The thread comes first: there must be no child that nobody supervises.
-        let (send, receive) = mpsc::channel::<(std::process::Child, Arc<Self>)>();
+        let (send, receive) = handover::<(std::process::Child, Arc<Self>)>();
         let supervise = move || {
-            if let Ok((child, shared)) = receive.recv() {
+            if let Some((child, shared)) = receive.receive() {
                 shared.supervise(child, output, state.as_ref());
             }
         };
         let program = command.get_program().to_owned();
-        let thread = thread::Builder::new().name("hyperkit".to_owned()).spawn(supervise);
+        let thread = thread::spawn("hyperkit", Box::new(supervise));
         thread.map_err(Error::io("create a thread for", &program))?;
 
         let mut child = command.spawn().map_err(Error::io("start", &program))?;
@@ -101,7 +109,7 @@ impl Child {
             resources: Mutex::new(resources),
         });
         children().push(shared.clone());
-        let _ = send.send((child, shared.clone())); // the thread waits for it
+        send.send((child, shared.clone()));
         Ok(shared)
     }
 
@@ -121,9 +129,11 @@ impl Child {
 
     /// Runs the listener in a thread of its own.
     pub fn listen(&self, listener: ExitListener) -> Result<()> {
-        let thread = thread::Builder::new().name("hyperkit-events".to_owned()).spawn(listener);
+        let report = Arc::new(Mutex::new(None));
+        let reported = report.clone();
+        let thread = thread::spawn("hyperkit-events", Box::new(move || *lock(&reported) = listener()));
         let thread = thread.map_err(Error::io("create a thread for", format!("process {}", self.pid())))?;
-        *lock(&self.exit_listener) = Some(thread);
+        *lock(&self.exit_listener) = Some(ListenerThread { thread, report });
         Ok(())
     }
 
@@ -188,7 +198,10 @@ impl Child {
         pass_on(true);
         drop(terminal);
         let listener = lock(&self.exit_listener).take();
-        let reported = listener.and_then(|thread| thread.join().ok()).flatten();
+        let reported = listener.and_then(|ListenerThread { thread, report }| {
+            let _ = thread.join();
+            *lock(&report)
+        });
         let mut exit = lock(&self.exit);
         children().retain(|other| other.pid != self.pid);
         // If SIGCHLD is ignored, the system has reaped the child, and its status is lost.

@@ -6,11 +6,11 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Waker;
-use std::thread;
 
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::process::ExitFd;
+use crate::sys::thread;
 
 /// A waker that the future replaces at each poll. It is dropped with the future.
 pub(crate) type SharedWaker = Arc<Mutex<Waker>>;
@@ -39,7 +39,7 @@ pub(crate) fn wake_at_exit(exit: ExitFd, waker: &SharedWaker) -> io::Result<()> 
     let (interrupt, interrupted) = UnixStream::pair()?;
     interrupt.set_nonblocking(true)?;
     interrupted.set_nonblocking(true)?;
-    thread::Builder::new().name("hyperkit-exits".to_owned()).spawn(move || run(&interrupted))?;
+    thread::spawn("hyperkit-exits", Box::new(move || run(&interrupted)))?;
     *poller = Some(Poller { waiting: vec![(exit, Arc::downgrade(waker))], interrupt });
     Ok(())
 }

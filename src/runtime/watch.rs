@@ -43,11 +43,12 @@ mod linux {
     use std::mem::MaybeUninit;
     use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
     use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-    use std::thread;
 
     use rustix::event::{EventfdFlags, eventfd};
     use rustix::fs::inotify::{CreateFlags, ReadFlags, Reader, WatchFlags, add_watch, init, remove_watch};
     use rustix::io::Errno;
+
+    use crate::sys::thread;
 
     /// Becomes readable when a file is written to.
     pub(super) struct FileWatch {
@@ -86,7 +87,7 @@ mod linux {
                 let inotify = Arc::new(init(CreateFlags::CLOEXEC)?);
                 let watch = add_to(&inotify)?;
                 let events = inotify.clone();
-                thread::Builder::new().name("hyperkit-inotify".to_owned()).spawn(move || dispatch(&events))?;
+                thread::spawn("hyperkit-inotify", Box::new(move || dispatch(&events)))?;
                 (inotify, watch)
             };
             let InotifyHub { watches, .. } =

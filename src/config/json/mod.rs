@@ -4,14 +4,13 @@
 //! later generations only for what it cannot express. `null`, `""` and a missing key all mean unset.
 
 mod disk;
-mod unless_empty;
 
-use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
 use serde::de::{self, DeserializeOwned, Deserializer};
 use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 pub(crate) use disk::disks;
 
@@ -19,7 +18,11 @@ use crate::config::{Console, HyperKit, Network, SerialBackend, Share9p, Share9pS
 
 /// The value of a key, unless it is `null` or `""`.
 pub(crate) fn optional<'de, T: DeserializeOwned, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
-    deserializer.deserialize_any(unless_empty::UnlessEmpty(PhantomData))
+    match Value::deserialize(deserializer)? {
+        Value::Null => Ok(None),
+        Value::String(text) if text.is_empty() => Ok(None),
+        value => serde_json::from_value(value).map_err(de::Error::custom),
+    }
 }
 
 pub(crate) fn or_default<'de, T, D>(deserializer: D) -> Result<T, D::Error>

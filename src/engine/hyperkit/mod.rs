@@ -105,11 +105,6 @@ impl EngineDriver for Driver {
         parse::cmdline(options.nth(1)?)
     }
 
-    fn describe(&self, command: &[OsString]) -> Option<HyperKit> {
-        let words: Option<Vec<_>> = command.iter().map(|word| word.to_str()).collect();
-        parse::parse_arguments(&words?).ok().map(|(description, _)| description)
-    }
-
     /// The value of `-F`, which may share its dash with other letters, and be one word with the file.
     fn pid_files<'a>(&self, command: &'a [OsString]) -> Vec<&'a OsStr> {
         let value = |(at, word): (usize, &'a OsString)| {

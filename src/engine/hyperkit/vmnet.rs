@@ -1,8 +1,12 @@
 //! The MAC address that Apple's vmnet will give the guest.
 
 use std::io::{self, Read};
+use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 use crate::config::HyperKit;
 use crate::engine::dhcp_leases::mac_bytes;
@@ -29,18 +33,28 @@ pub(super) fn mac(description: &HyperKit) -> Option<String> {
 /// The output of a program that must close it in time.
 fn stdout_of(mut command: Command, timeout: Duration) -> io::Result<String> {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
-    let mut pipe = child.stdout.take();
-    let (send, receive) = std::sync::mpsc::channel();
-    let reader = std::thread::Builder::new().name("hyperkit-mac".to_owned()).spawn(move || {
-        let mut output = String::new();
-        let read = pipe.as_mut().map_or(Ok(0), |pipe| pipe.read_to_string(&mut output));
-        let _ = send.send(read.map(|_| output));
-    });
-    let output =
-        reader.and_then(|_| receive.recv_timeout(timeout).unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())));
+    let output = child.stdout.take().map_or(Ok(Vec::new()), |mut pipe| read_until(&mut pipe, Instant::now() + timeout));
     let _ = child.kill(); // it has closed its output, or hangs
     child.wait()?;
-    output
+    Ok(String::from_utf8_lossy(&output?).into_owned())
+}
+
+/// Reads to the end, which must come before the deadline.
+fn read_until(pipe: &mut (impl Read + AsFd), deadline: Instant) -> io::Result<Vec<u8>> {
+    let (mut output, mut buffer) = (Vec::new(), [0; 4096]);
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = Timespec::try_from(left).map_err(|_| io::ErrorKind::InvalidInput)?;
+        match poll(&mut [PollFd::new(pipe, PollFlags::IN)], Some(&timeout)) {
+            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+            Ok(_) => match pipe.read(&mut buffer)? {
+                0 => return Ok(output),
+                length => output.extend_from_slice(&buffer[..length]),
+            },
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 #[cfg(test)]

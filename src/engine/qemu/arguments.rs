@@ -64,6 +64,8 @@ pub(super) fn arguments(description: &HyperKit, cmdline: &str) -> Result<Vec<Str
 struct Arguments(Vec<String>);
 
 impl Arguments {
+    /// Not inlined: there are many callers.
+    #[inline(never)]
     fn add(&mut self, option: &str, value: String) {
         self.0.extend([option.to_owned(), value]);
     }
