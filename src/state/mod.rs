@@ -7,8 +7,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::config::HyperKit;
 use crate::config::record::Record;
+use crate::config::{Console, HyperKit};
 use crate::error::{Error, Result};
 use crate::sys::file::read_at_most;
 use crate::sys::lock::open_locked;
@@ -125,6 +125,16 @@ impl StateDir {
             Err(error) if error.kind() == io::ErrorKind::NotFound || is_not_a_state_file(&error) => Ok(None),
             Err(error) => Err(Error::io("read", path)(error)),
         }
+    }
+
+    /// The description of the VM that was last started or defined here, or `description` if nothing is recorded. An unset
+    /// console is a pty, as for everything that starts in the background: `run` records what it uses.
+    pub fn recorded_or(&self, description: &HyperKit) -> Result<HyperKit> {
+        let mut recorded = self.load_if_recorded()?.unwrap_or_else(|| description.clone());
+        if recorded.serials.is_none() {
+            recorded.console.get_or_insert(Console::Pty);
+        }
+        Ok(recorded)
     }
 
     pub fn save(&self, description: &HyperKit) -> Result<()> {

@@ -27,6 +27,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(5);
 impl HyperKit {
     /// Returns the ptys of the VM's serial ports, com1 first. Ports that lead elsewhere have none.
     ///
+    /// As in [`vm`](Self::vm), what the state directory records counts, not this description.
+    ///
     /// ```
     /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
     /// # let _here = here::running();
@@ -39,10 +41,12 @@ impl HyperKit {
     /// # Errors
     /// [`ConfigError::StateDirRequired`]; [`Error::PtyNotFound`] if the VM does not run, or its file names no pty.
     pub fn pty_paths(&self) -> Result<Vec<PathBuf>> {
+        let state = StateDir::of(self)?;
+        let recorded = state.as_ref().map(|state| state.recorded_or(self)).transpose()?;
         let mut paths = Vec::new();
-        for port in ports(self)? {
+        for port in ports(recorded.as_ref().unwrap_or(self))? {
             let Line::Pty(name) = port.line else { continue };
-            let state = StateDir::of(self)?.ok_or(ConfigError::StateDirRequired { field: "console" })?;
+            let state = state.as_ref().ok_or(ConfigError::StateDirRequired { field: "console" })?;
             let file = state.file(name);
             paths.push(read_pty_path(&file).ok_or(Error::PtyNotFound { path: file })?);
         }

@@ -24,6 +24,8 @@ impl HyperKit {
     /// Returns the console's output, oldest first, as far as it is kept: all of hyperkit's ring of 64 KiB, the last MiB of
     /// QEMU's file. The VM may run or have exited.
     ///
+    /// As in [`vm`](Self::vm), what the state directory records counts, not this description.
+    ///
     /// hyperkit's ring does not say where it starts. If it was full, the times that Linux puts before its lines tell.
     ///
     /// ```
@@ -47,9 +49,10 @@ impl HyperKit {
 fn open_log(description: &HyperKit) -> Result<(ConsoleLog, PathBuf)> {
     let state = StateDir::of(description)?.ok_or(ConfigError::StateDirRequired { field: "console" })?;
     let no_log = || Error::NoConsoleLog { state_dir: Some(state.path().to_owned()) };
-    let name = ports(description)?.iter().find_map(|port| port.log).ok_or_else(no_log)?;
+    let description = state.recorded_or(description)?;
+    let name = ports(&description)?.iter().find_map(|port| port.log).ok_or_else(no_log)?;
     let path = state.file(name);
-    let log = ConsoleLog::open(&path, driver_of(description).has_ring_log()).map_err(Error::io("open", &path))?;
+    let log = ConsoleLog::open(&path, driver_of(&description).has_ring_log()).map_err(Error::io("open", &path))?;
     Ok((log, path))
 }
 
