@@ -1,14 +1,39 @@
 //! Concurrent starts, stops and removals of one VM.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Barrier;
 use std::time::Duration;
 
-use hyperkit::{Error, HyperKit};
+use hyperkit::{Disks, Error, Exit, HyperKit};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Signal, kill_process};
 
-use crate::common::{TestDir, boot_command, hypervisors_in, start_vm, to_pid};
+use crate::common::{TestDir, boot_command, hypervisors_in, start_vm, to_pid, wait_until};
+
+/// Locks a directory as a start does.
+fn lock(dir: &Path) -> File {
+    let lock = File::open(dir).unwrap();
+    flock(&lock, FlockOperation::LockExclusive).unwrap();
+    lock
+}
+
+/// Waits until a thread of this process waits for a lock.
+fn wait_for_waiter(lock: &File) {
+    let inode = lock.metadata().unwrap().ino();
+    let is_waiter = |line: &str| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        // "1: -> FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE 0 EOF"
+        matches!(words[..], [_, "->", "FLOCK", _, _, pid, file, ..]
+            if pid.parse() == Ok(std::process::id()) && file.ends_with(&format!(":{inode}")))
+    };
+    if Path::new("/proc/locks").exists() {
+        wait_until("a thread waits for the lock", || fs::read_to_string("/proc/locks").unwrap().lines().any(is_waiter));
+    } else {
+        std::thread::sleep(Duration::from_millis(300)); // only Linux lists waiters
+    }
+}
 
 #[test]
 fn one_of_fifty_concurrent_processes_starts_the_vm() {
@@ -16,12 +41,12 @@ fn one_of_fifty_concurrent_processes_starts_the_vm() {
     let _stop = test_dir.stop_on_drop();
     let starters: Vec<_> = (0..50).map(|_| boot_command(&test_dir, "guest").spawn().unwrap()).collect();
     let outputs: Vec<_> = starters.into_iter().map(|starter| starter.wait_with_output().unwrap()).collect();
-    let pid = HyperKit::from_state(test_dir.path("vm")).unwrap().pid.unwrap();
+    let pid = HyperKit::from_state(test_dir.path("vm")).unwrap().recorded_pid().unwrap();
     assert_eq!(hypervisors_in(&test_dir.path("vm")), [pid]);
     assert_eq!(outputs.iter().filter(|output| output.status.success()).count(), 1);
     for output in outputs.iter().filter(|output| !output.status.success()) {
         let why = String::from_utf8_lossy(&output.stderr);
-        assert!(why.contains(&format!("the machine is running already, as process {pid}")), "{why}");
+        assert!(why.contains(&format!("VM already running as process {pid}: ")), "{why}");
     }
 }
 
@@ -31,20 +56,18 @@ fn start_locks_the_current_directory_after_a_rename() {
     let test_dir = TestDir::new();
     let dir = test_dir.path("vm");
     let _stop = test_dir.stop_on_drop();
-    let locked = || {
+    let create_locked = || {
         fs::create_dir(&dir).unwrap();
-        let lock = fs::File::open(&dir).unwrap();
-        flock(&lock, FlockOperation::LockExclusive).unwrap();
-        lock
+        lock(&dir)
     };
-    let first = locked();
+    let first = create_locked();
     let description = test_dir.description();
     let starting = std::thread::spawn(move || description.start("guest"));
-    std::thread::sleep(Duration::from_millis(300)); // Now it waits for the lock. If it does not, the test proves nothing.
+    wait_for_waiter(&first);
     fs::rename(&dir, test_dir.path("elsewhere")).unwrap();
-    let second = locked();
+    let second = create_locked();
     drop(first);
-    std::thread::sleep(Duration::from_millis(300));
+    wait_for_waiter(&second);
     assert!(test_dir.state_files().is_empty(), "the start continues without the lock");
     drop(second);
     let vm = starting.join().unwrap().unwrap();
@@ -53,16 +76,15 @@ fn start_locks_the_current_directory_after_a_rename() {
 
 /// After waiting for the lock during a removal, there is nothing left to do.
 #[test]
-fn stop_and_remove_during_a_removal_succeed() {
+fn kill_and_remove_during_a_removal_succeed() {
     for remove in [true, false] {
         let test_dir = TestDir::new();
         let (description, vm, _stop) = start_vm(&test_dir, "guest");
         kill_process(to_pid(vm.pid()), Signal::KILL).unwrap();
-        vm.wait();
-        let lock = fs::File::open(test_dir.path("vm")).unwrap();
-        flock(&lock, FlockOperation::LockExclusive).unwrap();
+        assert_eq!(vm.wait(), Exit::Killed(9));
+        let lock = lock(&test_dir.path("vm"));
         let second = std::thread::spawn(move || if remove { description.remove(Disks::Delete) } else { vm.kill() });
-        std::thread::sleep(Duration::from_millis(200)); // as above
+        wait_for_waiter(&lock);
         fs::remove_dir_all(test_dir.path("vm")).unwrap();
         drop(lock);
         second.join().unwrap().unwrap();

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::path::Path;
 use std::time::Duration;
 
 use hyperkit::{ConsoleStream, Error, Exit, HyperKit, Serial, Vm};
@@ -24,7 +25,7 @@ impl Echo {
     fn new() -> Self {
         let test_dir = TestDir::new();
         let (description, vm, end) = start_vm(&test_dir, "guest");
-        let mut console = vm.console().unwrap();
+        let console = vm.console().unwrap();
         console.set_timeout(Some(TEST_TIMEOUT));
         wait_until("the guest is up", || console_output(&test_dir).ends_with("guest\r\n"));
         Self { _stop: end, test_dir, description, vm, console }
@@ -175,7 +176,7 @@ fn wait_for_console_finds_past_and_future_text_without_newline() {
         assert_eq!(waits.join().unwrap(), "login: ");
     });
     match echo.vm.wait_for_console("never", Duration::from_millis(20)) {
-        Err(Error::ConsoleTextNotFound { text, exit: None, log_tail }) => {
+        Err(Error::ConsoleTextNotFound { text, exit: None, log_tail, .. }) => {
             assert!(text == "never" && log_tail.console.ends_with("login:"));
         }
         other => panic!("{other:?}"),
@@ -187,11 +188,24 @@ fn wait_for_console_finds_past_and_future_text_without_newline() {
     }
 }
 
+/// The caller's description may differ from the one with which another program started the VM.
+#[test]
+fn recorded_description_decides_where_log_and_pty_are() {
+    let test_dir = TestDir::new();
+    let _stop = test_dir.stop_on_drop();
+    let vm = test_dir.description().serial(Serial::pty()).serial(Serial::none().log()).start("guest").unwrap();
+    assert!(test_dir.path("vm/console-ring2").exists() && !test_dir.path("vm/console-ring").exists());
+    let other = test_dir.description();
+    assert_eq!(other.console_log().unwrap(), vm.console_log().unwrap());
+    let pty = fs::read_to_string(test_dir.path("vm/tty1")).unwrap();
+    assert_eq!(other.pty_paths().unwrap(), [Path::new(&pty)]);
+}
+
 #[test]
 fn console_log_without_log_is_an_error() {
     let test_dir = TestDir::new();
     let description = test_dir.description().serial(Serial::pty());
-    assert!(matches!(description.console_log(), Err(Error::NoConsoleLog)));
+    assert!(matches!(description.console_log(), Err(Error::NoConsoleLog { .. })));
     assert!(
         matches!(test_dir.description().console_log(), Err(Error::Io { .. })),
         "there is no log before the first start"

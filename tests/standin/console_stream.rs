@@ -24,7 +24,7 @@ fn read_until(console: &mut ConsoleStream, text: &str) -> String {
 }
 
 fn console(vm: &Vm) -> ConsoleStream {
-    let mut console = vm.console().unwrap();
+    let console = vm.console().unwrap();
     console.set_timeout(Some(TEST_TIMEOUT));
     console
 }
@@ -104,9 +104,9 @@ fn console_without_pty_is_an_error() {
         let _stop = test_dir.stop_on_drop();
         let description = test_dir.description().serial(Serial::none().log());
         let vm = description.start("guest").unwrap();
-        assert!(matches!(vm.console(), Err(Error::NoConsole)));
+        assert!(matches!(vm.console(), Err(Error::NoConsole { .. })));
         vm.kill().unwrap();
-        let description = test_dir.description().console(Console::Stdio);
+        let mut description = test_dir.description().console(Console::Stdio);
         description.state_dir = None;
         assert_eq!(description.run("guest.exit=0").unwrap(), Exit::PowerOff);
         // The console is the first port with a pty.

@@ -2,9 +2,11 @@
 
 use std::fs;
 
-use hyperkit::{Error, HyperKit};
+use hyperkit::{Disk, Disks, Error, HyperKit};
+use serde_json::json;
 
 use crate::common::{TestDir, hypervisors_in, start_vm};
+use crate::state_directory::edit_state;
 
 /// Returns corrupt variants of a state file: truncated at every length, with wrong types, too deep, or not JSON at all.
 fn corrupt_variants(whole: &[u8]) -> Vec<Vec<u8>> {
@@ -28,17 +30,17 @@ fn corrupt_state_file_is_an_error_and_start_replaces_it() {
             other => panic!("{count}: {other:?}"),
         }
         if count % 97 == 0 || content.is_empty() {
-            description.clone().start("guest").unwrap().kill().unwrap();
+            description.start("guest").unwrap().kill().unwrap();
         }
     }
     // The file can also be missing or too large.
     fs::File::create(test_dir.path("vm/hyperkit.json")).unwrap().set_len(1 << 40).unwrap();
     assert!(matches!(HyperKit::from_state(test_dir.path("vm")), Err(Error::Io { .. })));
-    description.clone().start("guest").unwrap().kill().unwrap();
+    description.start("guest").unwrap().kill().unwrap();
     fs::remove_file(test_dir.path("vm/hyperkit.json")).unwrap();
     fs::create_dir(test_dir.path("vm/hyperkit.json")).unwrap();
     assert!(matches!(HyperKit::from_state(test_dir.path("vm")), Err(Error::Io { .. })));
-    match description.clone().start("guest") {
+    match description.start("guest") {
         Err(Error::Io { path, .. }) => assert_eq!(path, test_dir.path("vm/hyperkit.json")),
         other => panic!("{other:?}"),
     }
@@ -52,12 +54,10 @@ fn corrupt_state_file_of_a_running_vm_allows_no_second_start() {
     let whole = fs::read(test_dir.path("vm/hyperkit.json")).unwrap();
     for content in corrupt_variants(&whole).into_iter().step_by(61) {
         test_dir.write("vm/hyperkit.json", &content);
-        assert!(
-            matches!(description.clone().start("guest"), Err(Error::AlreadyRunning { pid, .. }) if pid == vm.pid())
-        );
+        assert!(matches!(description.start("guest"), Err(Error::AlreadyRunning { pid, .. }) if pid == vm.pid()));
     }
     fs::remove_file(test_dir.path("vm/hyperkit.json")).unwrap();
-    assert!(matches!(description.clone().start("guest"), Err(Error::AlreadyRunning { pid, .. }) if pid == vm.pid()));
+    assert!(matches!(description.start("guest"), Err(Error::AlreadyRunning { pid, .. }) if pid == vm.pid()));
     fs::remove_file(test_dir.path("vm/hyperkit.pid")).unwrap();
     let without_files = test_dir.description().start("guest");
     assert!(matches!(without_files, Err(Error::AlreadyRunning { pid, .. }) if pid == vm.pid()), "{without_files:?}");
@@ -70,7 +70,7 @@ fn corrupt_pid_file_hides_no_vm_and_blocks_no_start() {
     let contents: [&[u8]; 10] =
         [b"", b"\n", b"garbage", b"-1", b"0", b"1", b"99999999999999999999", b"\xff\xfe", b"12 34", &[b'1'; 10_000]];
     let test_dir = TestDir::new();
-    let (mut description, vm, _stop) = start_vm(&test_dir, "guest");
+    let (description, vm, _stop) = start_vm(&test_dir, "guest");
     for content in contents {
         test_dir.write("vm/hyperkit.pid", content);
         assert!(description.is_running().unwrap(), "{content:?}");
@@ -86,13 +86,15 @@ fn corrupt_pid_file_hides_no_vm_and_blocks_no_start() {
     }
     // With and without a newline.
     let vm = description.start("guest").unwrap();
-    let mut unrecorded = description.clone();
-    unrecorded.pid = None;
-    unrecorded.arguments.clear();
-    test_dir.write("vm/hyperkit.json", unrecorded.to_string().as_bytes());
+    edit_state(&test_dir, |state| {
+        state["pid"] = json!(null);
+        state["arguments"] = json!([]);
+    });
     for newline in ["", "\n"] {
         test_dir.write("vm/hyperkit.pid", format!("{}{newline}", vm.pid()).as_bytes());
-        assert_eq!(HyperKit::from_state(test_dir.path("vm")).unwrap().pid, Some(vm.pid()));
+        let unrecorded = HyperKit::from_state(test_dir.path("vm")).unwrap();
+        assert_eq!((unrecorded.recorded_pid(), unrecorded.recorded_arguments()), (None, &[][..]));
+        assert_eq!(unrecorded.vm().unwrap().unwrap().pid(), vm.pid());
     }
     vm.kill().unwrap();
 }
@@ -104,11 +106,23 @@ fn remove_deletes_no_recorded_disk_outside_the_state_directory() {
     let (_, vm, _stop) = start_vm(&test_dir, "guest");
     vm.kill().unwrap();
     let precious = test_dir.write("precious", b"precious");
-    let path = test_dir.path("vm/hyperkit.json");
-    let mut state: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    state["made_disks"] = serde_json::json!(["../precious", precious.to_str().unwrap()]);
-    fs::write(&path, state.to_string()).unwrap();
+    edit_state(&test_dir, |state| state["made_disks"] = json!(["../precious", precious]));
     HyperKit::from_state(test_dir.path("vm")).unwrap().remove(Disks::Delete).unwrap();
     assert_eq!(fs::read(&precious).unwrap(), b"precious");
     assert!(!test_dir.path("vm").exists());
+}
+
+/// Only the state file tells which disks were created, not the description with which `remove` is called.
+#[test]
+fn remove_with_a_corrupt_state_file_deletes_no_disk() {
+    let test_dir = TestDir::new();
+    let _stop = test_dir.stop_on_drop();
+    let vm = test_dir.description().disk(Disk::in_state_dir(1)).start("guest").unwrap();
+    let loaded = HyperKit::from_state(test_dir.path("vm")).unwrap();
+    vm.kill().unwrap();
+    for description in [vm.description(), &loaded] {
+        test_dir.write("vm/hyperkit.json", b"{");
+        description.remove(Disks::Delete).unwrap();
+        assert_eq!(test_dir.state_files(), ["disk.img"]);
+    }
 }

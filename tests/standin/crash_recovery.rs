@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Instant;
 
-use hyperkit::{Error, Exit, HyperKit};
+use hyperkit::{Disks, Error, Exit, HyperKit};
 use rustix::process::{Signal, kill_process};
 
 use crate::common::{TestDir, boot_command, console_output, hypervisors_in, start_vm, to_pid, wait_until};
@@ -11,7 +11,7 @@ use crate::common::{TestDir, boot_command, console_output, hypervisors_in, start
 #[test]
 fn stale_pid_file_does_not_block_start() {
     let test_dir = TestDir::new();
-    let (mut description, vm, _stop) = start_vm(&test_dir, "guest");
+    let (description, vm, _stop) = start_vm(&test_dir, "guest");
     kill_process(to_pid(vm.pid()), Signal::KILL).unwrap();
     assert_eq!(vm.wait(), Exit::Killed(9));
     assert!(test_dir.path("vm/hyperkit.pid").exists(), "the stand-in leaves its pid file when it is killed");
@@ -23,7 +23,7 @@ fn stale_pid_file_does_not_block_start() {
 #[test]
 fn start_succeeds_after_each_of_a_hundred_kills() {
     let test_dir = TestDir::new();
-    let (mut description, mut vm, _stop) = start_vm(&test_dir, "guest");
+    let (description, mut vm, _stop) = start_vm(&test_dir, "guest");
     for _ in 0..100 {
         kill_process(to_pid(vm.pid()), Signal::KILL).unwrap();
         assert_eq!(vm.wait(), Exit::Killed(9));
@@ -47,7 +47,7 @@ fn start_succeeds_after_a_host_reboot() {
     assert_ne!(fs::read(test_dir.path("vm/tty")).unwrap(), b"/dev/pts/4000");
     assert!(!test_dir.path("vm/connect").exists());
     assert_eq!(fs::read(test_dir.path("vm/disk.img")).unwrap(), b"precious");
-    again.stop().unwrap();
+    again.kill().unwrap();
 }
 
 /// A starter is killed at a random moment. Then either no VM is running, or the running VM is found.
@@ -91,7 +91,7 @@ fn killed_starters_leave_no_vm_or_one_that_is_found() {
                 assert_eq!(hypervisors_in(&dir), [pid], "round {round}");
                 assert!(recorded.is_some());
                 let attached = HyperKit::from_state(&dir).unwrap();
-                assert!(attached.is_running().unwrap() && attached.pid == Some(pid), "round {round}");
+                assert_eq!(attached.vm().unwrap().map(|vm| vm.pid()), Some(pid), "round {round}");
             }
             Err(error) => panic!("round {round}: {error}"),
         }
@@ -107,7 +107,7 @@ fn start_removes_stale_files_of_a_killed_vm() {
     let vm = description.start("guest.say=long-ago").unwrap();
     wait_until("the guest has printed its line", || console_output(&test_dir).contains("long-ago"));
     kill_process(to_pid(vm.pid()), Signal::KILL).unwrap();
-    vm.wait();
+    assert_eq!(vm.wait(), Exit::Killed(9));
     // This hypervisor dies before it creates any of the files again.
     match description.start("vmm.die-early=7") {
         Err(Error::HypervisorFailed { log_tail, .. }) => assert_eq!(log_tail.console, ""),

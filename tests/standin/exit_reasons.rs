@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hyperkit::{Error, Exit, HyperKit};
+use hyperkit::{Console, Error, Exit, HyperKit};
 use rustix::process::{Signal, kill_process};
 
 use crate::common::{
@@ -15,11 +15,11 @@ fn run_returns_the_exit_reason() {
         [(0, Exit::PowerOff), (2, Exit::Reset), (3, Exit::TripleFault), (1, Exit::Failed(1)), (100, Exit::Failed(100))]
     {
         let test_dir = TestDir::new();
-        match test_dir.description().run(&format!("vmm.say=working guest.exit={code}")) {
+        match test_dir.description().console(Console::Pty).run(&format!("vmm.say=working guest.exit={code}")) {
             Ok(actual) => assert!(actual == exit && code != 1 && code != 100),
-            Err(Error::HypervisorFailed { exit: actual, log_tail }) => {
+            Err(Error::HypervisorFailed { exit: actual, log_tail, .. }) => {
                 assert!(actual == exit && (code == 1 || code == 100));
-                assert!(log_tail.program.contains("working"), "{log_tail}");
+                assert!(log_tail.hypervisor.contains("working"), "{log_tail}");
             }
             Err(error) => panic!("{error}"),
         }
@@ -53,8 +53,8 @@ fn hypervisor_that_dies_at_start_is_an_error_with_its_output() {
     let description = test_dir.description();
     let before = description.clone();
     match description.start("vmm.die-early=7") {
-        Err(Error::HypervisorFailed { exit: Exit::Failed(7), log_tail }) => {
-            assert_eq!(log_tail.program, "dying early")
+        Err(Error::HypervisorFailed { exit: Exit::Failed(7), log_tail, .. }) => {
+            assert_eq!(log_tail.hypervisor, "dying early")
         }
         other => panic!("{other:?}"),
     }
@@ -90,7 +90,7 @@ fn hypervisor_that_closes_its_output_is_still_tracked() {
 
 /// The script requests a reset at the first two starts and runs the stand-in at the third.
 #[test]
-fn run_through_resets_starts_the_vm_again() {
+fn run_restarting_on_reset_starts_the_vm_again() {
     let test_dir = TestDir::new();
     let script = test_dir.write_executable(
         "hyperkit",
@@ -103,7 +103,7 @@ fn run_through_resets_starts_the_vm_again() {
         .as_bytes(),
     );
 
-    let description = test_dir.description().hyperkit(script);
+    let description = test_dir.description().hyperkit(script).console(Console::Pty);
     assert_eq!(description.run_restarting_on_reset("guest.exit=0").unwrap(), Exit::PowerOff);
     assert!(test_dir.path("first").exists() && test_dir.path("second").exists());
     assert!(console_output(&test_dir).contains("guest.exit=0"));
@@ -112,10 +112,10 @@ fn run_through_resets_starts_the_vm_again() {
 #[test]
 fn failure_contains_log_tails_of_hypervisor_and_console() {
     let test_dir = TestDir::new();
-    let description = test_dir.description();
-    match description.run("vmm.say=from-the-program guest.say=from-the-guest guest.exit=1") {
-        Err(Error::HypervisorFailed { exit: Exit::Failed(1), log_tail }) => {
-            assert!(log_tail.program.contains("from-the-program"), "{log_tail}");
+    let description = test_dir.description().console(Console::Pty);
+    match description.run("vmm.say=from-the-hypervisor guest.say=from-the-guest guest.exit=1") {
+        Err(Error::HypervisorFailed { exit: Exit::Failed(1), log_tail, .. }) => {
+            assert!(log_tail.hypervisor.contains("from-the-hypervisor"), "{log_tail}");
             assert!(log_tail.console.ends_with("\nfrom-the-guest"), "{log_tail}");
             assert!(log_tail.to_string().contains("console: "), "{log_tail}");
         }

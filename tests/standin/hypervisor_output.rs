@@ -42,9 +42,11 @@ fn output_reaches_the_logger_while_the_vm_runs_and_at_exit() {
         let test_dir = TestDir::new();
         let _stop = test_dir.stop_on_drop();
         let description = test_dir.description();
+        // Each line names the state directory, since one logger serves many VMs.
+        let dir = test_dir.path("vm").display().to_string();
         let vm = description.start("vmm.say=first guest.say=on-the-console").unwrap();
-        assert_eq!(next(), "first");
-        assert!(next().starts_with("COM1 connected to"));
+        assert_eq!(next(), format!("{dir}: first"));
+        assert!(next().starts_with(&format!("{dir}: COM1 connected to")));
         vm.kill().unwrap();
         assert!(lines.try_recv().is_err(), "console output is not logged");
         let log = fs::read_to_string(test_dir.path("vm/hyperkit.log")).unwrap();
@@ -52,11 +54,11 @@ fn output_reaches_the_logger_while_the_vm_runs_and_at_exit() {
 
         // With the console on stdio, stderr of the hypervisor is still logged. The last line is complete before the exit is
         // reported. No state directory is needed.
-        let description = test_dir.description().console(Console::Stdio);
+        let mut description = test_dir.description().console(Console::Stdio);
         description.state_dir = None;
         match description.run("vmm.die-early=5") {
-            Err(Error::HypervisorFailed { exit: Exit::Failed(5), log_tail }) => {
-                assert_eq!(log_tail.program, "dying early")
+            Err(Error::HypervisorFailed { exit: Exit::Failed(5), log_tail, .. }) => {
+                assert_eq!(log_tail.hypervisor, "dying early")
             }
             other => panic!("{other:?}"),
         }
@@ -66,11 +68,11 @@ fn output_reaches_the_logger_while_the_vm_runs_and_at_exit() {
         // contains the log tail.
         let lines = ["logger-panics"; 20].join("|");
         match test_dir.description().start(&format!("vmm.say={lines} vmm.die=6")) {
-            Err(Error::HypervisorFailed { exit: Exit::Failed(6), log_tail }) => {
-                assert!(log_tail.program.ends_with("logger-panics\ndying"), "{log_tail}");
+            Err(Error::HypervisorFailed { exit: Exit::Failed(6), log_tail, .. }) => {
+                assert!(log_tail.hypervisor.ends_with("logger-panics\ndying"), "{log_tail}");
             }
             other => panic!("{other:?}"),
         }
-        assert_eq!(next(), "dying", "the line after those on which the logger panics");
+        assert_eq!(next(), format!("{dir}: dying"), "the line after those on which the logger panics");
     });
 }

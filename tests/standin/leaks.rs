@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use hyperkit::Exit;
+use hyperkit::{Console, Exit};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::common::child_process::in_child_process;
@@ -27,13 +27,17 @@ fn peak_memory() -> usize {
     line.split_whitespace().next().unwrap().parse().unwrap()
 }
 
-/// Returns the number of voluntary context switches of the thread with this name.
-fn context_switches(thread: &str) -> String {
+/// Returns a line of the status of the thread with this name, if there is such a thread.
+fn thread_status(thread: &str, key: &str) -> Option<String> {
     let tasks = fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path());
     let named = |path: &PathBuf| fs::read_to_string(path.join("comm")).is_ok_and(|name| name.trim_end() == thread);
-    let path = tasks.into_iter().find(named).expect("the thread exists");
-    let status = fs::read_to_string(path.join("status")).unwrap();
-    status.lines().find(|line| line.starts_with("voluntary_ctxt_switches")).unwrap().to_owned()
+    let status = fs::read_to_string(tasks.into_iter().find(named)?.join("status")).unwrap();
+    status.lines().find(|line| line.starts_with(key)).map(str::to_owned)
+}
+
+/// Returns the number of voluntary context switches of the thread with this name.
+fn context_switches(thread: &str) -> String {
+    thread_status(thread, "voluntary_ctxt_switches").expect("the thread exists")
 }
 
 /// A logger that blocks on the first line of the flood until all of the flood is in the log file.
@@ -67,13 +71,14 @@ fn children() -> String {
 fn no_leaks_after_a_thousand_vms_no_idle_wakeups_and_constant_memory() {
     in_child_process("leaks::no_leaks_after_a_thousand_vms_no_idle_wakeups_and_constant_memory", || {
         let test_dir = TestDir::new();
+        let _stop = test_dir.stop_on_drop();
         let description = test_dir.description();
         // Below the hard limit: sysinfo would raise the soft limit if it were allowed to.
         let limit = Rlimit { current: Some(256), ..getrlimit(Resource::Nofile) };
         setrlimit(Resource::Nofile, limit).unwrap();
         let threads = usage().0;
         let wait_for_threads = || wait_until("the threads of the VMs have exited", || usage().0 == threads);
-        let mut cycle = || {
+        let cycle = || {
             let vm = description.start("guest").unwrap();
             assert!(description.is_running().unwrap());
             drop(description.vm().unwrap());
@@ -93,6 +98,11 @@ fn no_leaks_after_a_thousand_vms_no_idle_wakeups_and_constant_memory() {
         // An idle VM: its thread is never woken.
         let vm = description.start("guest").unwrap();
         wait_until("the guest is up", || console_output(&test_dir).contains("Command line"));
+        // What the hypervisor printed before has woken the first thread, which wakes the second.
+        wait_until("its output has been handled", || {
+            let is_asleep = |state: String| state.contains("sleeping");
+            ["hyperkit-inotif", "hyperkit"].iter().all(|thread| thread_status(thread, "State").is_some_and(is_asleep))
+        });
         let switches = context_switches("hyperkit");
         assert!(vm.wait_timeout(Duration::from_millis(500)).is_none());
         assert_eq!(context_switches("hyperkit"), switches);
@@ -101,7 +111,7 @@ fn no_leaks_after_a_thousand_vms_no_idle_wakeups_and_constant_memory() {
         log::set_logger(Box::leak(Box::new(Slow(test_dir.path("vm/hyperkit.log"))))).unwrap();
         log::set_max_level(log::LevelFilter::Info);
         let before = peak_memory();
-        assert_eq!(description.run("vmm.flood=1024 guest.exit=0").unwrap(), Exit::PowerOff);
+        assert_eq!(description.console(Console::Pty).run("vmm.flood=1024 guest.exit=0").unwrap(), Exit::PowerOff);
         assert_eq!(test_dir.path("vm/hyperkit.log").metadata().unwrap().len() >> 30, 1);
         assert!(peak_memory() < before + 4096, "{before} KiB before, {} KiB after a gigabyte of output", peak_memory());
     });

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use hyperkit::{Disk, Error, Exit, HyperKit, Network};
+use hyperkit::{Disk, Disks, Error, Exit, HyperKit, Network};
 use rustix::process::{Signal, getpgid, kill_process, test_kill_process};
 use serde_json::Value;
 
@@ -19,19 +19,29 @@ use crate::common::{
 fn start_records_the_whole_state() {
     let test_dir = TestDir::new();
     let description = test_dir.description().disk(Disk::in_state_dir(3));
+    let before = description.clone();
     let _stop = test_dir.stop_on_drop();
     let vm = description.start("guest").unwrap();
+    assert_eq!(description, before);
+    let mut started = vm.description().clone();
 
-    let json: Value = serde_json::from_slice(&fs::read(test_dir.path("vm/hyperkit.json")).unwrap()).unwrap();
+    let json = fs::read_to_string(test_dir.path("vm/hyperkit.json")).unwrap();
+    assert_eq!(json, started.to_string());
+    let json: Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["pid"], vm.pid());
     assert_eq!(fs::read_to_string(test_dir.path("vm/hyperkit.pid")).unwrap(), vm.pid().to_string());
     assert_eq!(json["hyperkit"], standin_path().to_str().unwrap());
     let arguments: Vec<String> = serde_json::from_value(json["arguments"].clone()).unwrap();
-    assert_eq!(arguments, description.arguments("guest").unwrap());
+    assert_eq!(arguments, started.arguments("guest").unwrap());
+    assert_eq!(arguments, started.recorded_arguments());
+    assert_eq!(started.recorded_pid(), Some(vm.pid()));
+    assert_eq!(started.recorded_kernel_cmdline().as_deref(), Some("guest"));
     assert_eq!(json["cmdline"], format!("{} {}", standin_path().display(), arguments.join(" ")));
     assert_eq!(json["disk"], test_dir.path("vm/disk.img").to_str().unwrap());
     assert_eq!(json["state_dir"], test_dir.path("vm").to_str().unwrap());
-    assert_eq!(HyperKit::from_state(test_dir.path("vm")).unwrap(), description);
+    // What is loaded is the same, but its disk is that of whichever state directory it is given.
+    assert_eq!(started.disks[0].path.take(), Some(test_dir.path("vm/disk.img")));
+    assert_eq!(HyperKit::from_state(test_dir.path("vm")).unwrap(), started);
     assert_eq!(test_dir.path("vm/disk.img").metadata().unwrap().len(), 3 * 1024 * 1024);
     assert!(fs::read_to_string(test_dir.path("vm/hyperkit.log")).unwrap().contains("COM1 connected to"));
     let ran = fs::read(format!("/proc/{}/cmdline", vm.pid()));
@@ -58,7 +68,7 @@ fn another_process_stops_and_removes_the_vm() {
     let refused = other("--remove");
     assert!(!refused.status.success());
     let why = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(why.contains(&format!("running, as process {}", vm.pid())), "{why}");
+    assert!(why.contains(&format!("VM still running as process {}: ", vm.pid())), "{why}");
 
     let stopped = other("--stop");
     assert!(stopped.status.success(), "{stopped:?}");
@@ -69,7 +79,10 @@ fn another_process_stops_and_removes_the_vm() {
     assert!(!test_dir.path("vm").exists());
     let nothing = other("--stop");
     assert!(!nothing.status.success());
-    assert!(String::from_utf8_lossy(&nothing.stderr).contains("no machine is remembered here"));
+    assert!(
+        String::from_utf8_lossy(&nothing.stderr)
+            .contains(&format!("no saved state: {} not found", test_dir.path("vm/hyperkit.json").display()))
+    );
 }
 
 #[test]
@@ -84,7 +97,7 @@ fn stop_waits_for_process_and_pid_file_removal_and_start_works_again() {
         assert!(!test_dir.path("vm/hyperkit.pid").exists());
         assert!(!description.is_running().unwrap());
         assert_eq!(vm.wait(), Exit::Killed(9));
-        vm.kill().unwrap(); // a second stop is no error
+        vm.kill().unwrap(); // a second kill is no error
         description.stop().unwrap();
     }
 }
@@ -94,9 +107,8 @@ fn second_start_is_an_error_and_changes_nothing() {
     let test_dir = TestDir::new();
     let (description, vm, _stop) = start_vm(&test_dir, "guest");
     let recorded = fs::read(test_dir.path("vm/hyperkit.json")).unwrap();
-    for mut second in
-        [test_dir.description(), description.clone(), test_dir.description().cpus(2).disk(Disk::in_state_dir(1))]
-    {
+    let other = test_dir.description().cpus(2).disk(Disk::in_state_dir(1));
+    for second in [description, vm.description().clone(), HyperKit::from_state(test_dir.path("vm")).unwrap(), other] {
         let before = second.clone();
         assert!(matches!(second.start("other"), Err(Error::AlreadyRunning { pid, .. }) if pid == vm.pid()));
         assert!(matches!(second.run("other"), Err(Error::AlreadyRunning { pid, .. }) if pid == vm.pid()));
@@ -120,7 +132,9 @@ fn vm_is_found_after_its_state_directory_symlink_is_deleted() {
     symlink(test_dir.path("vm"), test_dir.path("alias")).unwrap();
     let vm = test_dir.description().state_dir(test_dir.path("alias")).start("guest").unwrap();
     fs::remove_file(test_dir.path("alias")).unwrap();
-    assert_eq!(HyperKit::from_state(test_dir.path("vm")).unwrap().pid, Some(vm.pid()));
+    let found = HyperKit::from_state(test_dir.path("vm")).unwrap();
+    assert_eq!(found.recorded_pid(), Some(vm.pid()));
+    assert_eq!(found.vm().unwrap().unwrap().pid(), vm.pid());
     let second = test_dir.description().start("guest");
     assert!(matches!(second, Err(Error::AlreadyRunning { pid, .. }) if pid == vm.pid()), "{second:?}");
     vm.kill().unwrap();
@@ -134,10 +148,13 @@ fn start_makes_paths_absolute() {
     let _vpnkit = UnixListener::bind(test_dir.path("vpnkit")).unwrap();
     let up = std::env::current_dir().unwrap().components().skip(1).map(|_| "..").collect::<PathBuf>();
     let relative = |name: &str| up.join(test_dir.path(name).strip_prefix("/").unwrap());
-    let description = test_dir.description().kernel(relative("vmlinuz")).vpnkit(Network::VpnKit(relative("vpnkit")));
-    description.start("guest").unwrap();
-    assert!(description.kernel.unwrap().is_absolute());
-    assert!(matches!(description.vpnkit, Network::VpnKit(path) if path.is_absolute()));
+    let description = test_dir.description().kernel(relative("vmlinuz")).network(Network::VpnKit(relative("vpnkit")));
+    let vm = description.start("guest").unwrap();
+    let found = HyperKit::from_state(test_dir.path("vm")).unwrap();
+    for started in [vm.description(), &found] {
+        assert!(started.kernel.as_ref().unwrap().is_absolute());
+        assert!(matches!(&started.network, Network::VpnKit(path) if path.is_absolute()));
+    }
 }
 
 #[test]
@@ -150,18 +167,21 @@ fn disks_follow_a_moved_or_copied_state_directory() {
     fs::write(test_dir.path("vm/disk.img"), vec![7; 1024 * 1024]).unwrap();
     fs::rename(test_dir.path("vm"), test_dir.path("moved")).unwrap();
 
-    let mut moved = HyperKit::from_state(test_dir.path("moved")).unwrap();
-    assert_eq!(moved.disks[0].path, Some(test_dir.path("moved/disk.img")));
-    assert_eq!(moved.disks[1].path, elsewhere.path);
-    moved.start("guest").unwrap().kill().unwrap();
+    let moved = HyperKit::from_state(test_dir.path("moved")).unwrap();
+    assert_eq!((&moved.disks[0].path, &moved.disks[1].path), (&None, &elsewhere.path));
+    let vm = moved.start("guest").unwrap();
+    vm.kill().unwrap();
+    assert_eq!(vm.description().disks[0].path, Some(test_dir.path("moved/disk.img")));
+    assert_eq!(vm.description().disks[1].path, elsewhere.path);
     assert!(!test_dir.path("vm").exists(), "nothing is created in the old place");
     fs::create_dir(test_dir.path("copy")).unwrap();
     for name in ["hyperkit.json", "disk.img"] {
         fs::copy(test_dir.path("moved").join(name), test_dir.path("copy").join(name)).unwrap();
     }
     let copy = HyperKit::from_state(test_dir.path("copy")).unwrap();
-    assert_eq!(copy.disks[0].path, Some(test_dir.path("copy/disk.img")));
+    assert_eq!((&copy.disks[0].path, &copy.disks[1].path), (&None, &elsewhere.path));
     copy.remove(Disks::Delete).unwrap();
+    assert!(!test_dir.path("copy").exists());
     assert_eq!(fs::read(test_dir.path("moved/disk.img")).unwrap(), vec![7; 1024 * 1024]);
 }
 

@@ -3,34 +3,38 @@
 use std::fs;
 use std::process::Command;
 
-use hyperkit::{Disk, Error, HyperKit};
+use hyperkit::{Disk, Disks, Error, HyperKit};
 use proptest::prelude::*;
 use rustix::process::{Signal, kill_process};
 
-use crate::common::{TestDir, boot_command, example_path, hypervisors_in, to_pid, wait_until};
+use crate::common::{TestDir, boot_command, example_path, hypervisors_in, to_pid};
 
 /// An action on the VM, by this process, by another process, or from outside.
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    Start,
+    /// The caller continues with the description that it started, or with the one that the VM records.
+    Start {
+        records: bool,
+    },
     StartElsewhere,
     Stop,
     StopElsewhere,
     Kill,
     Reload,
-    Remove { keep_disk: bool },
+    Remove(Disks),
     LosePidFile,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
-        3 => Just(Step::Start),
+        3 => any::<bool>().prop_map(|records| Step::Start { records }),
         2 => Just(Step::StartElsewhere),
         2 => Just(Step::Stop),
         1 => Just(Step::StopElsewhere),
         2 => Just(Step::Kill),
         2 => Just(Step::Reload),
-        2 => any::<bool>().prop_map(|keep_disk| Step::Remove { keep_disk }),
+        1 => Just(Step::Remove(Disks::Keep)),
+        1 => Just(Step::Remove(Disks::Delete)),
         1 => Just(Step::LosePidFile),
     ];
     proptest::collection::vec(step, 1..25)
@@ -42,33 +46,35 @@ struct Model {
     running: bool,
     recorded: bool,
     disk: bool,
-    /// Whether the state file, or the description in memory, records that the disk was created for the VM.
-    made_by_state: bool,
-    made_by_memory: bool,
+    /// Whether the state file records that the disk was created for the VM. What a description records does not count.
+    created: bool,
 }
 
 impl Model {
-    fn started(&mut self, knows: bool) {
-        self.made_by_state = !self.disk || self.made_by_state || knows;
+    fn started(&mut self) {
+        self.created |= !self.disk;
         (self.running, self.recorded, self.disk) = (true, true, true);
     }
 }
 
 fn act(test_dir: &TestDir, description: &mut HyperKit, model: &mut Model, step: Step) {
     match step {
-        Step::Start => match description.start("guest") {
-            Ok(_) if !model.running => {
-                model.started(model.made_by_memory);
-                model.made_by_memory = model.made_by_state;
+        Step::Start { records } => match description.start("guest") {
+            Ok(vm) if !model.running => {
+                model.started();
+                if records {
+                    *description = vm.description().clone();
+                }
             }
             Err(Error::AlreadyRunning { .. }) if model.running => {}
             other => panic!("{other:?}"),
         },
         Step::StartElsewhere => {
-            let started = boot_command(test_dir, "guest").args(["--disk-size", "1"]).output().unwrap().status.success();
-            assert_eq!(started, !model.running);
+            let output = boot_command(test_dir, "guest").args(["--disk-size", "1"]).output().unwrap();
+            let started = output.status.success();
+            assert_eq!(started, !model.running, "{output:?}");
             if started {
-                model.started(false);
+                model.started();
             }
         }
         Step::StopElsewhere => {
@@ -83,25 +89,24 @@ fn act(test_dir: &TestDir, description: &mut HyperKit, model: &mut Model, step: 
             model.running = false;
         }
         Step::Kill => {
+            let vm = description.vm().unwrap();
             for pid in hypervisors_in(&test_dir.path("vm")) {
                 kill_process(to_pid(pid), Signal::KILL).unwrap();
-                wait_until("the hypervisor is gone", || hypervisors_in(&test_dir.path("vm")).is_empty());
             }
+            // A process loses its command line first, and the locks of its disks a moment later.
+            assert_eq!(vm.map(|vm| vm.wait()).is_some(), model.running);
             model.running = false;
         }
         Step::Reload => match HyperKit::from_state(test_dir.path("vm")) {
-            Ok(loaded) if model.recorded => {
-                *description = loaded;
-                model.made_by_memory = model.made_by_state;
-            }
+            Ok(loaded) if model.recorded => *description = loaded,
             Err(Error::StateNotFound { .. }) if !model.recorded => {}
             other => panic!("{other:?}"),
         },
-        Step::Remove { keep_disk } => match description.remove(keep_disk) {
+        Step::Remove(disks) => match description.remove(disks) {
             Ok(()) if !model.running => {
-                // After it was kept once, a disk belongs to the user, except to a description that records its creation.
-                model.disk = model.disk && (keep_disk || !model.made_by_state);
-                (model.recorded, model.made_by_state) = (false, false);
+                // After it was kept once, a disk belongs to the user.
+                model.disk &= disks == Disks::Keep || !model.created;
+                (model.recorded, model.created) = (false, false);
             }
             Err(Error::StillRunning { .. }) if model.running => {}
             other => panic!("{other:?}"),
@@ -117,7 +122,7 @@ proptest! {
     fn any_sequence_of_calls_matches_the_model(steps in steps()) {
         let test_dir = TestDir::new();
         let _stop = test_dir.stop_on_drop();
-        let description = test_dir.description().disk(Disk::in_state_dir(1));
+        let mut description = test_dir.description().disk(Disk::in_state_dir(1));
         let mut model = Model::default();
         for step in steps {
             act(&test_dir, &mut description, &mut model, step);

@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use hyperkit::{Network, NicKind};
+
 use crate::common::TestDir;
 
 const UUID: &str = "1f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55";
@@ -22,6 +24,6 @@ fn vmnet_mac_address_is_recorded() {
     let description = test_dir.description().vpnkit_preferred_ipv4("192.168.65.9").vpnkit_key(UUID);
     let socket = test_dir.path("vpnkit.sock");
     let _vpnkit = std::os::unix::net::UnixListener::bind(&socket).unwrap();
-    let vm = description.vpnkit(hyperkit::Network::VpnKit(socket)).start("guest").unwrap();
-    assert_eq!(vm.addresses().unwrap(), [(hyperkit::NicKind::Network, "192.168.65.9".parse().unwrap())]);
+    let vm = description.network(Network::VpnKit(socket)).start("guest").unwrap();
+    assert_eq!(vm.addresses().unwrap(), [(NicKind::Network, "192.168.65.9".parse().unwrap())]);
 }

@@ -5,24 +5,32 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-use hyperkit::HyperKit;
+use hyperkit::{Console, Disks, HyperKit};
 use rustix::process::{Signal, kill_process};
+use serde_json::json;
 
 use crate::common::{TestDir, hypervisors_in, standin_path, start_vm, to_pid, wait_until};
+use crate::state_directory::edit_state;
+
+/// Writes the state file of a VM that was started as this process.
+fn record(test_dir: &TestDir, description: &HyperKit, pid: u32, arguments: &[String]) {
+    test_dir.write("vm/hyperkit.json", description.to_string().as_bytes());
+    edit_state(test_dir, |state| {
+        state["pid"] = json!(pid);
+        state["arguments"] = json!(arguments);
+    });
+}
 
 /// The parent has not reaped the process, so the PID is still in use.
 #[test]
 fn zombie_is_not_running() {
     let test_dir = TestDir::new();
     fs::create_dir(test_dir.path("vm")).unwrap();
-    let description = test_dir.description();
-    description.arguments = description.arguments("guest").unwrap();
-    let mut zombie = Command::new(standin_path()).args(&description.arguments).spawn().unwrap();
-    description.pid = Some(zombie.id());
-    test_dir.write("vm/hyperkit.json", description.to_string().as_bytes());
-    wait_until("it is running", || {
-        HyperKit::from_state(test_dir.path("vm")).is_ok_and(|description| description.is_running().unwrap())
-    });
+    let description = test_dir.description().console(Console::Pty);
+    let arguments = description.arguments("guest").unwrap();
+    let mut zombie = Command::new(standin_path()).args(&arguments).spawn().unwrap();
+    record(&test_dir, &description, zombie.id(), &arguments);
+    wait_until("it is running", || HyperKit::from_state(test_dir.path("vm")).unwrap().is_running().unwrap());
     kill_process(to_pid(zombie.id()), Signal::KILL).unwrap();
     wait_until("it is a zombie", || !description.is_running().unwrap());
     rustix::process::test_kill_process(to_pid(zombie.id())).expect("the zombie still exists");
@@ -39,16 +47,14 @@ fn unrelated_process_with_the_recorded_pid_is_left_alone() {
     let test_dir = TestDir::new();
     let mut other_process = Command::new("sleep").arg("1000").spawn().unwrap();
     fs::create_dir(test_dir.path("vm")).unwrap();
-    let description = test_dir.description();
-    description.pid = Some(other_process.id());
-    test_dir.write("vm/hyperkit.json", description.to_string().as_bytes());
+    record(&test_dir, &test_dir.description(), other_process.id(), &[]);
     test_dir.write("vm/hyperkit.pid", other_process.id().to_string().as_bytes());
     let description = HyperKit::from_state(test_dir.path("vm")).unwrap();
     assert!(!description.is_running().unwrap());
     description.stop().unwrap();
     description.start("guest").unwrap().kill().unwrap();
     description.remove(Disks::Delete).unwrap();
-    assert!(other_process.try_wait().is_none(), "the unrelated process was killed");
+    assert!(other_process.try_wait().unwrap().is_none(), "the unrelated process was killed");
     other_process.kill().unwrap();
     other_process.wait().unwrap();
 }
@@ -62,14 +68,12 @@ fn unrelated_process_that_names_the_pid_file_is_left_alone() {
     let mut other_process =
         Command::new("sh").args(["-c", "sleep 1000; :", "sh", "-F"]).arg(&pid_file).process_group(0).spawn().unwrap();
     let description = test_dir.description();
-    description.pid = Some(other_process.id());
-    description.arguments = description.arguments("guest").unwrap();
-    test_dir.write("vm/hyperkit.json", description.to_string().as_bytes());
+    record(&test_dir, &description, other_process.id(), &description.arguments("guest").unwrap());
     test_dir.write("vm/hyperkit.pid", other_process.id().to_string().as_bytes());
     let found = HyperKit::from_state(test_dir.path("vm")).unwrap();
     let was_running = found.is_running().unwrap();
     found.stop().unwrap();
-    let alive = other_process.try_wait().is_none();
+    let alive = other_process.try_wait().unwrap().is_none();
     rustix::process::kill_process_group(to_pid(other_process.id()), rustix::process::Signal::KILL).unwrap();
     other_process.wait().unwrap();
     assert!(!was_running && alive);
@@ -82,9 +86,9 @@ fn start_time_identifies_the_process_without_a_pid_file() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest");
     let json = fs::read_to_string(test_dir.path("vm/hyperkit.json")).unwrap();
-    let mut state: serde_json::Value = serde_json::from_str(&json).unwrap();
-    state["pid_started"] = (state["pid_started"].as_u64().expect("the start time is recorded") - 1000).into();
-    test_dir.write("vm/hyperkit.json", state.to_string().as_bytes());
+    edit_state(&test_dir, |state| {
+        state["pid_started"] = json!(state["pid_started"].as_u64().expect("the start time is recorded") - 1000);
+    });
     let is_running = || HyperKit::from_state(test_dir.path("vm")).unwrap().is_running().unwrap();
     assert!(is_running());
     fs::remove_file(test_dir.path("vm/hyperkit.pid")).unwrap();
@@ -98,18 +102,17 @@ fn start_time_identifies_the_process_without_a_pid_file() {
 #[test]
 fn thread_id_of_the_hypervisor_is_not_its_pid() {
     let test_dir = TestDir::new();
-    let (description, vm, _stop) = start_vm(&test_dir, "guest");
+    let (_, vm, _stop) = start_vm(&test_dir, "guest");
     let threads = format!("/proc/{}/task", vm.pid());
     if Path::new("/proc/self/task").exists() {
         wait_until("the hypervisor has threads", || fs::read_dir(&threads).unwrap().count() > 1);
     }
-    let mut unrecorded = description.clone();
-    unrecorded.pid = None;
-    test_dir.write("vm/hyperkit.json", unrecorded.to_string().as_bytes());
+    edit_state(&test_dir, |state| state["pid"] = json!(null));
     fs::remove_file(test_dir.path("vm/hyperkit.pid")).unwrap();
     // Each scan has another order.
     for _ in 0..20 {
-        assert_eq!(HyperKit::from_state(test_dir.path("vm")).unwrap().pid, Some(vm.pid()));
+        let found = HyperKit::from_state(test_dir.path("vm")).unwrap().vm().unwrap().unwrap();
+        assert_eq!(found.pid(), vm.pid());
     }
     vm.kill().unwrap();
 }

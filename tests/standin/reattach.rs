@@ -6,23 +6,23 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use hyperkit::{Error, Exit, HyperKit, parse_arguments};
+use hyperkit::{Console, Error, Exit, HyperKit, parse_arguments};
+use serde_json::json;
 
 use crate::common::{
     KillOnDrop, TEST_TIMEOUT, TestDir, example_path, hypervisors_in, standin_path, start_vm, wait_until,
 };
+use crate::state_directory::edit_state;
 
 /// As if the starter had died before it could record the PID.
 #[test]
 fn vm_without_recorded_pid_is_found_by_its_command_line() {
     let test_dir = TestDir::new();
-    let (description, vm, _stop) = start_vm(&test_dir, "guest with spaces  and ünïcode");
-    let mut unrecorded = description.clone();
-    unrecorded.pid = None;
-    test_dir.write("vm/hyperkit.json", unrecorded.to_string().as_bytes());
+    let (_, vm, _stop) = start_vm(&test_dir, "guest with spaces  and ünïcode");
+    edit_state(&test_dir, |state| state["pid"] = json!(null));
     fs::remove_file(test_dir.path("vm/hyperkit.pid")).unwrap();
     let found = HyperKit::from_state(test_dir.path("vm")).unwrap();
-    assert_eq!(found.pid, Some(vm.pid()));
+    assert_eq!(found.vm().unwrap().unwrap().pid(), vm.pid());
     assert!(matches!(test_dir.description().start("guest"), Err(Error::AlreadyRunning { pid, .. }) if pid == vm.pid()));
     found.stop().unwrap();
     assert_eq!(vm.wait(), Exit::Killed(9));
@@ -31,31 +31,31 @@ fn vm_without_recorded_pid_is_found_by_its_command_line() {
 #[test]
 fn attached_vm_can_be_waited_for() {
     let test_dir = TestDir::new();
-    let take_up = || HyperKit::from_state(test_dir.path("vm")).unwrap().vm().unwrap();
+    let attach = || HyperKit::from_state(test_dir.path("vm")).unwrap().vm().unwrap();
     // In the process that started it.
     let (description, vm, _stop) = start_vm(&test_dir, "guest");
-    let attached = take_up().unwrap();
+    let attached = attach().unwrap();
     assert_eq!(attached.pid(), vm.pid());
     description.stop().unwrap();
-    assert_eq!(attached.wait().unwrap(), Exit::Killed(9));
-    assert!(take_up().is_none());
+    assert_eq!(attached.wait(), Exit::Killed(9));
+    assert!(attach().is_none());
 
     // In another process, which cannot know the exit status.
     let mut boot = Command::new(example_path("boot"));
     boot.arg("--hyperkit").arg(standin_path()).arg("--kernel").arg(test_dir.path("vmlinuz")).arg("--background");
     assert!(boot.arg("--state-dir").arg(test_dir.path("vm")).output().unwrap().status.success());
-    let attached = take_up().unwrap();
+    let attached = attach().unwrap();
     attached.wait_for_console("Command line", TEST_TIMEOUT).unwrap();
     let tail = attached.log_tail();
-    assert!(tail.program.contains("COM1 connected to") && tail.console.contains("Linux version 0"), "{tail}");
+    assert!(tail.hypervisor.contains("COM1 connected to") && tail.console.contains("Linux version 0"), "{tail}");
     assert_eq!(attached.wait_timeout(Duration::from_millis(1)), None);
     std::thread::scope(|scope| {
-        let waiting: Vec<_> = (0..10).map(|_| scope.spawn(|| attached.wait().unwrap())).collect();
+        let waiting: Vec<_> = (0..10).map(|_| scope.spawn(|| attached.wait())).collect();
         description.stop().unwrap();
         waiting.into_iter().for_each(|thread| assert_eq!(thread.join().unwrap(), Exit::Unknown));
     });
     assert_eq!(attached.try_wait(), Some(Exit::Unknown));
-    assert!(take_up().is_none());
+    assert!(attach().is_none());
 }
 
 #[test]
@@ -106,12 +106,14 @@ fn vm_started_by_go_with_relative_symlink_path_is_found() {
     let test_dir = TestDir::new();
     fs::create_dir(test_dir.path("vm")).unwrap();
     symlink("vm", test_dir.path("link")).unwrap();
-    let relative = test_dir.description().state_dir("link").arguments("guest").unwrap();
+    let description = test_dir.description().state_dir("link").console(Console::Pty);
+    let relative = description.arguments("guest").unwrap();
     let mut program = Command::new(standin_path()).args(&relative).current_dir(test_dir.dir()).spawn().unwrap();
-    let description = test_dir.description().state_dir("link");
-    description.pid = Some(program.id());
-    description.arguments = relative;
     test_dir.write("vm/hyperkit.json", description.to_string().as_bytes());
+    edit_state(&test_dir, |state| {
+        state["pid"] = json!(program.id());
+        state["arguments"] = json!(relative);
+    });
     wait_until("the pid file is written", || {
         fs::read(test_dir.path("vm/hyperkit.pid")).is_ok_and(|pid| !pid.is_empty())
     });
@@ -127,21 +129,29 @@ fn vm_started_by_go_with_relative_symlink_path_is_found() {
 fn list_returns_every_vm_also_next_to_a_corrupt_one() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest");
-    let mut idle = test_dir.description().state_dir(test_dir.path("idle"));
+    let idle = test_dir.description().state_dir(test_dir.path("idle"));
     idle.start("guest").unwrap().kill().unwrap();
     fs::create_dir_all(test_dir.path("none/below")).unwrap();
     fs::create_dir(test_dir.path("damaged")).unwrap();
     test_dir.write("damaged/hyperkit.json", b"{");
     let list = HyperKit::list(test_dir.dir()).unwrap();
-    match &list[..] {
-        [Err(Error::DamagedState { path, .. }), Ok(idle), Ok(runs)] => {
-            assert_eq!(*path, test_dir.path("damaged/hyperkit.json"));
-            assert_eq!(idle.state_dir, Some(test_dir.path("idle")));
-            assert!(!idle.is_running().unwrap() && runs.is_running().unwrap());
-            assert_eq!(runs.pid, Some(vm.pid()));
-        }
+    let [damaged, idle, running] = &list[..] else { panic!("{list:?}") };
+    assert_eq!(
+        [&damaged.dir, &idle.dir, &running.dir],
+        ["damaged", "idle", "vm"].map(|name| test_dir.path(name)).each_ref()
+    );
+    match &damaged.description {
+        Err(Error::DamagedState { path, .. }) => assert_eq!(*path, test_dir.path("damaged/hyperkit.json")),
         other => panic!("{other:?}"),
     }
+    let idle_description = idle.description.as_ref().unwrap();
+    assert_eq!(idle_description.state_dir, Some(test_dir.path("idle")));
+    assert!(!idle_description.is_running().unwrap());
+    assert!(matches!((&damaged.vm, &idle.vm), (Ok(None), Ok(None))));
+    let running_description = running.description.as_ref().unwrap();
+    assert!(running_description.is_running().unwrap());
+    assert_eq!(running_description.recorded_pid(), Some(vm.pid()));
+    assert_eq!(running.vm.as_ref().unwrap().as_ref().unwrap().pid(), vm.pid());
     assert!(HyperKit::list(test_dir.path("nowhere")).unwrap().is_empty());
     match HyperKit::list(test_dir.path("vmlinuz")) {
         Err(Error::Io { path, .. }) => assert_eq!(path, test_dir.path("vmlinuz")),
@@ -150,23 +160,51 @@ fn list_returns_every_vm_also_next_to_a_corrupt_one() {
 }
 
 #[test]
+fn list_returns_a_running_vm_without_a_readable_state_file() {
+    let test_dir = TestDir::new();
+    let (_, vm, _stop) = start_vm(&test_dir, "guest");
+    let _kill = KillOnDrop(&vm); // the other guard needs the state file
+    let listed = || {
+        let [found] = HyperKit::list(test_dir.dir()).unwrap().try_into().unwrap();
+        assert_eq!(found.dir, test_dir.path("vm"));
+        (found.description.unwrap_err(), found.vm.unwrap().map(|vm| vm.pid()))
+    };
+    test_dir.write("vm/hyperkit.json", b"{");
+    assert!(matches!(listed(), (Error::DamagedState { .. }, Some(pid)) if pid == vm.pid()));
+    fs::remove_file(test_dir.path("vm/hyperkit.json")).unwrap();
+    assert!(matches!(listed(), (Error::StateNotFound { .. }, Some(pid)) if pid == vm.pid()));
+    vm.kill().unwrap();
+    assert!(HyperKit::list(test_dir.dir()).unwrap().is_empty(), "log and console ring alone are no VM");
+}
+
+#[test]
 fn vm_without_state_directory_is_found_by_its_description() {
     let test_dir = TestDir::new();
-    let description = test_dir.description().no_serials();
+    let mut description = test_dir.description().no_serials();
     description.state_dir = None;
     let vm = description.start("guest").unwrap();
     let _stop = KillOnDrop(&vm);
-    assert_eq!(description.vm().unwrap().unwrap().pid(), vm.pid());
-    assert!(matches!(description.start("guest"), Err(Error::AlreadyRunning { pid, .. }) if pid == vm.pid()));
+    let started = vm.description();
+    assert_eq!(started.vm().unwrap().unwrap().pid(), vm.pid());
+    assert!(!description.is_running().unwrap(), "only the description of the started VM records its process");
+    // Without a state directory there is nothing that two VMs share, so each start is another VM.
+    let second = started.start("guest").unwrap();
+    let _stop_second = KillOnDrop(&second);
+    assert_ne!(second.pid(), vm.pid());
+    assert_eq!(vm.try_wait(), None);
+    assert_eq!(second.description().vm().unwrap().unwrap().pid(), second.pid());
     // The PID may be reused by a process with another start time or another command line.
-    let mut later = serde_json::to_value(&description).unwrap();
-    later["pid_started"] = (later["pid_started"].as_u64().unwrap() - 1000).into();
-    assert!(!serde_json::from_value::<HyperKit>(later).unwrap().is_running().unwrap());
-    let mut other_process = description.clone();
-    other_process.pid = Some(std::process::id());
-    assert!(!other_process.is_running().unwrap());
+    let with = |key: &str, value: u64| {
+        let mut changed = serde_json::to_value(started).unwrap();
+        changed[key] = json!(value);
+        serde_json::from_value::<HyperKit>(changed).unwrap()
+    };
+    let start_time = serde_json::to_value(started).unwrap()["pid_started"].as_u64().unwrap();
+    assert!(with("pid_started", start_time).is_running().unwrap());
+    assert!(!with("pid_started", start_time - 1000).is_running().unwrap());
+    assert!(!with("pid", std::process::id().into()).is_running().unwrap());
     vm.kill().unwrap();
-    assert!(!description.is_running().unwrap());
+    assert!(!started.is_running().unwrap());
 }
 
 /// Kills a process that is not recorded anywhere when the test has passed or failed.

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use hyperkit::{Disk, Error, HyperKit};
+use hyperkit::{Disk, Disks, Error, HyperKit};
 
 use crate::common::{TestDir, file_names};
 
@@ -21,10 +21,8 @@ fn remove_deletes_only_created_files() {
         .disk(Disk::raw(&outside).size_mib(1))
         .vsock(true)
         .vsock_port(2374);
-    description.start("guest").unwrap();
-    assert!(
-        matches!(description.remove(Disks::Delete), Err(Error::StillRunning { pid, .. }) if Some(pid) == description.pid)
-    );
+    let vm = description.start("guest").unwrap();
+    assert!(matches!(description.remove(Disks::Delete), Err(Error::StillRunning { pid, .. }) if pid == vm.pid()));
     let all = [
         "00000003.00000946",
         "connect",
@@ -44,7 +42,16 @@ fn remove_deletes_only_created_files() {
 
     description.remove(Disks::Keep).unwrap();
     assert_eq!(test_dir.state_files(), ["disk.img", "made.img", "notes.txt", "own.img"]);
-    // A start that uses the remaining files does not count as their creation.
+    // A start that uses the remaining files does not count as their creation, whatever the description records.
+    for again in [&description, vm.description()] {
+        again.start("guest").unwrap().kill().unwrap();
+        HyperKit::from_state(test_dir.path("vm")).unwrap().remove(Disks::Delete).unwrap();
+        assert_eq!(test_dir.state_files(), ["disk.img", "made.img", "notes.txt", "own.img"]);
+    }
+    // Once they are missing, a start creates them again.
+    for name in ["disk.img", "made.img"] {
+        fs::remove_file(test_dir.path("vm").join(name)).unwrap();
+    }
     description.start("guest").unwrap().kill().unwrap();
     HyperKit::from_state(test_dir.path("vm")).unwrap().remove(Disks::Delete).unwrap();
     assert_eq!(test_dir.state_files(), ["notes.txt", "own.img"]);

@@ -1,13 +1,14 @@
 //! Graceful and forced shutdown, pause and resume.
 
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyperkit::{Error, Exit, HyperKit, ShutdownOutcome};
 use rustix::process::{Signal, kill_process};
 
 use crate::common::{
-    TEST_TIMEOUT, TestDir, boot_command, console_output, example_path, hypervisors_in, start_vm, to_pid, wait_until,
+    KillOnDrop, TEST_TIMEOUT, TestDir, boot_command, console_output, example_path, hypervisors_in, start_vm, to_pid,
+    wait_until,
 };
 
 #[test]
@@ -26,7 +27,7 @@ fn power_button_kills_a_guest_without_acpi() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest.no-acpi");
     wait_until("the guest is up", || console_output(&test_dir).contains("Command line"));
-    assert_eq!(vm.shutdown(TEST_TIMEOUT).unwrap(), ShutdownOutcome::Graceful(Exit::Killed(15)));
+    assert_eq!(vm.shutdown(TEST_TIMEOUT).unwrap(), ShutdownOutcome::Forced(Exit::Killed(15)));
     assert!(!test_dir.path("vm/hyperkit.pid").exists());
 }
 
@@ -35,13 +36,27 @@ fn guest_that_ignores_the_power_button_is_killed() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest.deaf");
     wait_until("the guest is up", || console_output(&test_dir).contains("Command line"));
-    assert_eq!(vm.shutdown(Duration::from_millis(700)).unwrap(), ShutdownOutcome::Forced(Exit::Killed(9)));
-    assert!(
-        console_output(&test_dir).matches("power button, ignored").count() >= 2,
-        "the button is pressed again: {}",
-        console_output(&test_dir)
-    );
+    let (begin, grace) = (Instant::now(), Duration::from_millis(700));
+    assert_eq!(vm.shutdown(grace).unwrap(), ShutdownOutcome::Forced(Exit::Killed(9)));
+    assert!(begin.elapsed() >= grace);
     assert!(!test_dir.path("vm/hyperkit.pid").exists());
+}
+
+/// A guest that is not ready loses a press. Who kills the hypervisor during the grace period makes no difference.
+#[test]
+fn power_button_is_pressed_again_until_the_vm_exits() {
+    let test_dir = TestDir::new();
+    let (_, vm, _stop) = start_vm(&test_dir, "guest.deaf");
+    wait_until("the guest is up", || console_output(&test_dir).contains("Command line"));
+    std::thread::scope(|scope| {
+        let outcome = scope.spawn(|| vm.shutdown(TEST_TIMEOUT).unwrap());
+        let killed = KillOnDrop(&vm);
+        wait_until("the button is pressed again", || {
+            console_output(&test_dir).matches("power button, ignored").count() >= 2
+        });
+        drop(killed);
+        assert_eq!(outcome.join().unwrap(), ShutdownOutcome::Forced(Exit::Killed(9)));
+    });
 }
 
 #[test]
@@ -54,6 +69,18 @@ fn vm_started_by_another_process_shuts_down() {
     assert_eq!(vm.shutdown(TEST_TIMEOUT).unwrap(), ShutdownOutcome::Graceful(Exit::Unknown));
     assert!(console_output(&test_dir).contains("power button"));
     assert_eq!(hypervisors_in(&test_dir.path("vm")), [] as [u32; 0]);
+    assert!(!test_dir.path("vm/hyperkit.pid").exists());
+}
+
+/// Only its starter learns that a signal killed the hypervisor. For others, the pid file that is left tells.
+#[test]
+fn power_button_kills_a_guest_without_acpi_that_another_process_started() {
+    let test_dir = TestDir::new();
+    let _stop = test_dir.stop_on_drop();
+    assert!(boot_command(&test_dir, "guest.no-acpi").output().unwrap().status.success());
+    wait_until("the guest is up", || console_output(&test_dir).contains("Command line"));
+    let vm = HyperKit::from_state(test_dir.path("vm")).unwrap().vm().unwrap().unwrap();
+    assert_eq!(vm.shutdown(TEST_TIMEOUT).unwrap(), ShutdownOutcome::Forced(Exit::Unknown));
     assert!(!test_dir.path("vm/hyperkit.pid").exists());
 }
 
@@ -96,14 +123,14 @@ fn paused_vm_is_running_and_can_be_resumed_after_reattach() {
 #[test]
 fn stopping_an_exited_vm_leaves_its_successor_alone() {
     let test_dir = TestDir::new();
-    let (mut description, first, _stop) = start_vm(&test_dir, "guest");
+    let (description, first, _stop) = start_vm(&test_dir, "guest");
     kill_process(to_pid(first.pid()), Signal::KILL).unwrap();
-    assert_eq!(first.wait().unwrap(), Exit::Killed(9));
+    assert_eq!(first.wait(), Exit::Killed(9));
     assert_eq!(first.shutdown(TEST_TIMEOUT).unwrap(), ShutdownOutcome::AlreadyExited(Exit::Killed(9)));
     assert!(!test_dir.path("vm/hyperkit.pid").exists());
     let second = description.start("guest").unwrap();
     let all = test_dir.state_files();
-    first.stop().unwrap();
+    first.kill().unwrap();
     assert_eq!(first.shutdown(TEST_TIMEOUT).unwrap(), ShutdownOutcome::AlreadyExited(Exit::Killed(9)));
     assert_eq!(test_dir.state_files(), all);
     assert_eq!(hypervisors_in(&test_dir.path("vm")), [second.pid()]);

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 
-use hyperkit::{Error, HyperKit, Vm};
+use hyperkit::{ConfigError, Error, HyperKit, Vm};
 
 use crate::common::{StopOnDrop, TestDir};
 
@@ -79,7 +79,11 @@ fn sockets_are_in_the_described_directory() {
 fn vsock_calls_fail_without_vsock_and_after_exit() {
     let test_dir = TestDir::new();
     let (vm, _stop) = start_vm(&test_dir, |description| description.vsock(false));
-    assert!(matches!(vm.vsock_connect(1), Err(ConfigError::MissingPrerequisite { needs: "vsock", .. })));
+    for (field, error) in
+        [("vsock_connect", vm.vsock_connect(1).unwrap_err()), ("vsock_listen", vm.vsock_listen(1).unwrap_err())]
+    {
+        assert_eq!(error.violations(), [ConfigError::MissingPrerequisite { field, requires: "vsock" }]);
+    }
     vm.kill().unwrap();
     assert!(matches!(vm.vsock_connect(1), Err(Error::NotRunning { .. })));
     assert!(matches!(vm.vsock_listen(1), Err(Error::NotRunning { .. })));
