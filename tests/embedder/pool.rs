@@ -1,140 +1,372 @@
-//! Keeps a pool of three machines, and hands them out: `pool DIR KERNEL INITRD`, then a word a line on standard input:
-//! `list`, `take`, or `done NAME` for one that was taken. It may be killed at any time, and takes the pool up again; at the
-//! end of its input it drains the pool.
+//! A daemon that keeps a pool of VMs ready and hands them out.
+//!
+//! `pool DIR TEMPLATE SIZE GRACE CMDLINE TEXT`: `TEMPLATE` is a state directory with the description of the VMs. `SIZE` VMs
+//! are kept ready, each in a state directory in `DIR`. A VM is ready when its console has shown `TEXT`. Standard input has
+//! one request in each line:
+//!
+//! - `list`: prints name and process ID of each VM, and whether it is ready or taken.
+//! - `take`: hands out a VM, as soon as one is ready, and prints its name.
+//! - `run NAME COMMAND`: runs a shell command in the guest, over its console, and prints the output.
+//! - `done NAME`: ends a VM that was taken.
+//!
+//! The line `ready` follows each answer. At the end of its input and on SIGTERM the daemon ends all VMs within `GRACE`
+//! seconds, starting ones included. If the daemon is killed, the VMs run on, and the next daemon attaches to them.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::stdin;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use hyperkit::{Console, HyperKit, Vm};
+use hyperkit::{Disks, Found, HyperKit, NextLine, Vm};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::unix::pipe;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinSet, spawn_blocking};
+use tokio::time::{sleep, timeout};
 
-const READY: usize = 3;
-const PATIENCE: Duration = Duration::from_secs(300);
-type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;
+/// How long a hypervisor may take to be ready, and then its guest to show the text.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(300);
+/// The pause before the next start after one that failed.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// How often a console's log is read while a text is awaited.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-struct Member {
-    machine: HyperKit,
-    vm: Vm,
-    taken: bool,
+type Result<T = (), E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;
+
+fn main() -> Result {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .thread_keep_alive(Duration::from_secs(1)) // a start or shutdown needs a thread only while it lasts
+        .build()?;
+    runtime.block_on(serve_until_told())
 }
 
-impl Member {
-    fn end(self) -> Result<()> {
-        self.vm.shutdown(PATIENCE)?;
-        Ok(self.machine.remove(false)?)
-    }
+async fn serve_until_told() -> Result {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let [dir, template, size, grace, cmdline, text] =
+        std::env::args().skip(1).collect::<Vec<_>>().try_into().map_err(|_| "DIR TEMPLATE SIZE GRACE CMDLINE TEXT")?;
+    let (template, grace) = (HyperKit::from_state(template)?, Duration::from_secs(grace.parse()?));
+    let config = Arc::new(Config { template, cmdline, text, grace });
+    let mut pool = Pool::attach(dir.into(), size.parse()?, config).await?;
+    // SIGTERM drops the other future at any `await`. Starts are tasks of their own, which `end` waits for.
+    let served = tokio::select! {
+        served = pool.serve(requests()) => served,
+        _ = terminate.recv() => Ok(()),
+    };
+    pool.end().await.and(served)
+}
+
+/// The lines of standard input. A read of it cannot be cancelled, so it has a thread that nothing waits for.
+fn requests() -> mpsc::Receiver<String> {
+    let (sender, receiver) = mpsc::channel(1);
+    std::thread::spawn(move || {
+        let mut lines = std::io::stdin().lines().map_while(|line| line.ok());
+        lines.all(|line| sender.blocking_send(line).is_ok())
+    });
+    receiver
+}
+
+/// What all VMs have in common.
+struct Config {
+    template: HyperKit,
+    cmdline: String,
+    text: String,
+    grace: Duration,
+}
+
+enum Member {
+    /// It starts, or what it left is being deleted.
+    Changing,
+    Ready(Vm),
+    Taken(Vm),
 }
 
 struct Pool {
-    root: PathBuf,
-    template: HyperKit,
+    dir: PathBuf,
+    size: usize,
+    config: Arc<Config>,
     members: BTreeMap<String, Member>,
+    /// One task for each `Changing` member, with the VM if it is ready then.
+    changes: JoinSet<(String, Option<Vm>)>,
+    exits: JoinSet<String>,
+    /// Set once, to end the starts.
+    stop: watch::Sender<bool>,
 }
 
 impl Pool {
-    /// The machines that run are taken up, and those that do not are forgotten.
-    fn take_up(root: PathBuf, template: HyperKit) -> Result<Self> {
-        let mut pool = Self { members: BTreeMap::new(), template, root };
-        for machine in HyperKit::list(&pool.root)? {
-            let machine = machine?;
-            let name = machine.state_dir.as_deref().and_then(Path::file_name).unwrap_or_default();
-            let name = name.to_string_lossy().into_owned();
-            match machine.vm()? {
-                Some(vm) => {
-                    let taken = pool.mark(&name).exists();
-                    pool.members.insert(name, Member { machine, vm, taken });
-                }
-                None => machine.remove(false)?,
+    /// Attaches to the VMs that an earlier daemon has left running, and deletes what the others have left.
+    async fn attach(dir: PathBuf, size: usize, config: Arc<Config>) -> Result<Self> {
+        let (members, stop) = (BTreeMap::new(), watch::Sender::new(false));
+        let mut pool = Self { dir, size, config, members, changes: JoinSet::new(), stop, exits: JoinSet::new() };
+        let dir = pool.dir.clone();
+        for Found { dir, vm, .. } in blocking(move || HyperKit::list(dir)).await? {
+            let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            match vm? {
+                Some(vm) if pool.mark(&name).exists() => pool.insert(name, Member::Taken(vm)),
+                Some(vm) => pool.start(name, Some(vm)),
+                None => pool.remove(name),
             }
         }
         Ok(pool)
     }
 
-    /// Says that a machine is taken, also to who comes after us, and as long as nobody is done with it: also if it ends.
-    fn mark(&self, name: &str) -> PathBuf {
-        self.root.join(format!("{name}.taken"))
-    }
-
-    /// Replaces the dead, and those that were taken.
-    fn fill(&mut self) -> Result<()> {
-        let ended = |member: &Member| !member.taken && member.vm.try_wait().is_ok_and(|end| end.is_some());
-        let dead: Vec<_> =
-            self.members.iter().filter(|(_, member)| ended(member)).map(|(name, _)| name.clone()).collect();
-        for name in dead {
-            if let Some(member) = self.members.remove(&name) {
-                member.machine.remove(false)?;
+    async fn serve(&mut self, mut requests: mpsc::Receiver<String>) -> Result {
+        println!("ready");
+        loop {
+            self.fill();
+            tokio::select! {
+                request = requests.recv() => match request {
+                    Some(request) => {
+                        self.answer(&request).await.unwrap_or_else(|error| println!("error: {error:#}"));
+                        println!("ready");
+                    }
+                    None => return Ok(()),
+                },
+                () = self.next_change() => {}
             }
         }
-        let mut names = (0..).map(|number| format!("machine-{number}"));
-        while self.members.values().filter(|member| !member.taken).count() < READY {
-            let name = names
-                .find(|name| !self.members.contains_key(name) && !self.mark(name).exists())
-                .expect("there is always another");
-            let mut machine = self.template.clone().state_dir(self.root.join(&name));
-            let vm = machine.start("console=ttyS0 panic=1 quiet")?;
-            self.members.insert(name, Member { machine, vm, taken: false });
+    }
+
+    async fn answer(&mut self, request: &str) -> Result {
+        let words = request.splitn(3, ' ').collect::<Vec<_>>();
+        match words[..] {
+            ["list"] => {
+                for (name, member) in &self.members {
+                    match member {
+                        Member::Changing => {}
+                        Member::Ready(vm) => println!("{name} {} ready", vm.pid()),
+                        Member::Taken(vm) => println!("{name} {} taken", vm.pid()),
+                    }
+                }
+            }
+            ["take"] => println!("{}", self.take().await?),
+            ["run", name, command] => match self.members.get(name) {
+                Some(Member::Taken(vm)) => println!("{}", timeout(COMMAND_TIMEOUT, run(vm, command)).await??),
+                _ => return Err("not taken".into()),
+            },
+            ["done", name] if self.mark(name).exists() => {
+                // There is no VM if it has exited while no daemon was running.
+                if let Some(Member::Taken(vm)) = self.members.get(name) {
+                    let (vm, deadline) = (vm.clone(), Instant::now() + self.config.grace);
+                    blocking(move || end(&vm, deadline)).await?;
+                    self.members.remove(name);
+                }
+                fs::remove_file(self.mark(name))?;
+            }
+            _ => return Err("no such request or VM".into()),
         }
         Ok(())
     }
 
-    /// Hands one out that is up.
-    fn take(&mut self) -> Result<String> {
-        let free = self.members.iter().find(|(_, member)| !member.taken).map(|(name, _)| name.clone());
-        let name = free.ok_or("the pool is empty")?;
-        File::create(self.mark(&name))?;
-        let member = self.members.get_mut(&name).ok_or("it is gone")?;
-        member.taken = true;
-        member.vm.wait_for_console("is up", PATIENCE)?;
-        Ok(name)
-    }
-
-    fn done(&mut self, name: &str) -> Result<()> {
-        if !self.mark(name).exists() {
-            return Err("no such machine was taken".into());
+    async fn take(&mut self) -> Result<String> {
+        loop {
+            let is_ready = |(_, member): &(&String, &Member)| matches!(member, Member::Ready(_));
+            if let Some(name) = self.members.iter().find(is_ready).map(|(name, _)| name.clone()) {
+                File::create(self.mark(&name))?;
+                if let Some(Member::Ready(vm)) = self.members.remove(&name) {
+                    self.members.insert(name.clone(), Member::Taken(vm));
+                }
+                return Ok(name);
+            }
+            self.fill();
+            self.next_change().await;
         }
-        // It may have ended, and been forgotten by who took the pool up.
-        self.members.remove(name).map_or(Ok(()), Member::end)?;
-        Ok(fs::remove_file(self.mark(name))?)
     }
 
-    /// Ends all at once, and waits for all.
-    fn drain(self) -> Result<()> {
-        std::thread::scope(|scope| {
-            let ends: Vec<_> = self.members.into_values().map(|member| scope.spawn(|| member.end())).collect();
-            ends.into_iter().try_for_each(|end| end.join().expect("it does not panic"))
-        })?;
-        for entry in fs::read_dir(&self.root)? {
+    /// Exists while a VM is taken, so that a later daemon knows it, too. Until then its name is used for no other VM.
+    fn mark(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{name}.taken"))
+    }
+
+    /// Starts as many VMs as are missing.
+    fn fill(&mut self) {
+        let is_taken = |member: &&Member| matches!(member, Member::Taken(_));
+        for _ in self.members.values().filter(|member| !is_taken(member)).count()..self.size {
+            let mut names = (0..).map(|number| format!("vm-{number}"));
+            let is_free = |name: &String| !self.members.contains_key(name) && !self.mark(name).exists();
+            self.start(names.find(is_free).expect("there are more names than VMs"), None);
+        }
+    }
+
+    /// Brings up a VM, or one that runs already.
+    fn start(&mut self, name: String, vm: Option<Vm>) {
+        self.members.insert(name.clone(), Member::Changing);
+        let (config, stop) = (self.config.clone(), self.stop.subscribe());
+        let dir = self.dir.join(&name);
+        self.changes.spawn(async move { (name, bring_up(dir, vm, &config, stop).await) });
+    }
+
+    /// Deletes what a VM that does not run has left.
+    fn remove(&mut self, name: String) {
+        self.members.insert(name.clone(), Member::Changing);
+        let dir = self.dir.join(&name);
+        self.changes.spawn(async move {
+            remove(dir).await;
+            (name, None)
+        });
+    }
+
+    fn insert(&mut self, name: String, member: Member) {
+        if let Member::Ready(vm) | Member::Taken(vm) = &member {
+            let (name, exited) = (name.clone(), vm.exited());
+            self.exits.spawn(async move {
+                exited.await;
+                name
+            });
+        }
+        self.members.insert(name, member);
+    }
+
+    /// Waits until a start has ended or a VM has exited. Can be cancelled.
+    async fn next_change(&mut self) {
+        tokio::select! {
+            Some(Ok((name, vm))) = self.changes.join_next() => match vm {
+                Some(vm) => self.insert(name, Member::Ready(vm)),
+                None => drop(self.members.remove(&name)),
+            },
+            Some(Ok(name)) = self.exits.join_next() => {
+                // A VM that was taken stays until it is done. By now the name may be another VM's.
+                let member = self.members.get(&name);
+                if matches!(member, Some(Member::Ready(vm)) if vm.try_wait().is_some()) {
+                    self.remove(name);
+                }
+            }
+            else => std::future::pending().await,
+        }
+    }
+
+    /// Ends the starts, and then all VMs at once, within one grace period.
+    async fn end(mut self) -> Result {
+        self.stop.send_replace(true);
+        let mut vms = Vec::new();
+        while let Some(changed) = self.changes.join_next().await {
+            vms.extend(changed?.1);
+        }
+        for member in self.members.into_values() {
+            match member {
+                Member::Changing => {}
+                Member::Ready(vm) | Member::Taken(vm) => vms.push(vm),
+            }
+        }
+        let deadline = Instant::now() + self.config.grace;
+        let mut ends = JoinSet::new();
+        for vm in vms {
+            // This takes a thread for each VM, but only while they end.
+            ends.spawn_blocking(move || end(&vm, deadline));
+        }
+        let mut result = Ok(());
+        while let Some(ended) = ends.join_next().await {
+            result = ended?.map_err(Into::into).and(result); // the others end nevertheless
+        }
+        for entry in fs::read_dir(&self.dir).into_iter().flatten() {
             let path = entry?.path();
             if path.extension().is_some_and(|extension| extension == "taken") {
                 fs::remove_file(path)?;
             }
         }
-        Ok(())
+        result
     }
 }
 
-fn main() -> Result<()> {
-    let [root, kernel, initrd] = std::env::args().skip(1).collect::<Vec<_>>().try_into().expect("DIR KERNEL INITRD");
-    let template = HyperKit::new().kernel(kernel).initrd(initrd).memory(256).console(Console::File);
-    let mut pool = Pool::take_up(root.into(), template)?;
-    pool.fill()?;
-    println!("ready");
-    for line in stdin().lines() {
-        let line = line?;
-        pool.fill()?;
-        match line.split_once(' ').unwrap_or((&line, "")) {
-            ("list", _) => {
-                for (name, Member { vm, taken, .. }) in &pool.members {
-                    println!("{name} {} {taken}", vm.pid());
+/// Runs a call of the library that waits in a thread of the runtime.
+async fn blocking<T: Send + 'static>(call: impl FnOnce() -> hyperkit::Result<T> + Send + 'static) -> Result<T> {
+    Ok(spawn_blocking(call).await??)
+}
+
+fn end(vm: &Vm, deadline: Instant) -> hyperkit::Result<()> {
+    vm.shutdown(deadline.saturating_duration_since(Instant::now()))?;
+    vm.remove(Disks::Delete)
+}
+
+/// Kills the VM of a state directory, if it runs, and deletes what it left.
+async fn remove(dir: PathBuf) {
+    let description = HyperKit::new().state_dir(&dir);
+    if let Err(error) = blocking(move || description.stop().and_then(|()| description.remove(Disks::Delete))).await {
+        eprintln!("pool: cannot remove {}: {error:#}", dir.display());
+    }
+}
+
+/// Starts a VM, unless it runs already, and waits until its guest is up. Returns `None` if that fails, and if `stop` ends
+/// it while the hypervisor is not ready. Then nothing is left of the VM.
+async fn bring_up(dir: PathBuf, vm: Option<Vm>, config: &Config, mut stop: watch::Receiver<bool>) -> Option<Vm> {
+    match try_bring_up(&dir, vm, config, stop.clone()).await {
+        Ok(Some(vm)) => return Some(vm),
+        Ok(None) => {}
+        Err(error) => eprintln!("pool: cannot start {}: {error:#}", dir.display()),
+    }
+    remove(dir).await;
+    let _ = timeout(RETRY_PAUSE, told_to(&mut stop)).await;
+    None
+}
+
+async fn told_to(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+async fn try_bring_up(
+    dir: &Path,
+    vm: Option<Vm>,
+    config: &Config,
+    mut stop: watch::Receiver<bool>,
+) -> Result<Option<Vm>> {
+    let vm = match vm {
+        Some(vm) => vm,
+        None => {
+            let (description, cmdline) = (config.template.clone().state_dir(dir), config.cmdline.clone());
+            let starting = Arc::new(blocking(move || description.spawn(&cmdline)).await?);
+            let waiting = starting.clone();
+            tokio::select! {
+                vm = blocking(move || waiting.wait_ready(START_TIMEOUT)) => vm?,
+                () = told_to(&mut stop) => {
+                    blocking(move || starting.kill()).await?; // this ends `wait_ready`, too
+                    return Ok(None);
                 }
             }
-            ("take", _) => println!("{}", pool.take()?),
-            ("done", name) => pool.done(name)?,
-            _ => return Err(format!("{line}?").into()),
         }
-        println!("ready");
+    };
+    tokio::select! {
+        shown = timeout(BOOT_TIMEOUT, wait_for_console(&vm, &config.text)) => shown??,
+        () = told_to(&mut stop) => {}
     }
-    pool.drain()
+    Ok(Some(vm))
+}
+
+/// Waits until the console has shown a text. Unlike `Vm::wait_for_console`, this needs no thread and can be cancelled.
+async fn wait_for_console(vm: &Vm, text: &str) -> Result {
+    let mut lines = vm.console_lines()?;
+    loop {
+        match lines.next_timeout(Duration::ZERO)? {
+            NextLine::Line(line) if line.contains(text) => return Ok(()),
+            NextLine::Line(_) => {}
+            NextLine::TimedOut => sleep(POLL_INTERVAL).await,
+            _ => return Err(format!("the VM has exited: {}", vm.log_tail()).into()),
+        }
+    }
+}
+
+/// Runs a command in the guest's shell, on the console, and returns its output. Needs no thread and can be cancelled.
+async fn run(vm: &Vm, command: &str) -> Result<String> {
+    // The console is a pty, but tokio needs nothing that only a pipe has. This way it can be used without unsafe code.
+    let console = vm.console()?;
+    let output = pipe::Receiver::from_file_unchecked(File::from(OwnedFd::from(console.try_clone()?)))?;
+    let mut input = pipe::Sender::from_file_unchecked(File::from(OwnedFd::from(console)))?;
+    // The quotes tell the output of `echo` from what the terminal echoes.
+    input.write_all(format!("{command}; echo __E''ND__\r").as_bytes()).await?;
+    let (mut lines, mut answer) = (BufReader::new(output).lines(), None);
+    while let Some(line) = lines.next_line().await? {
+        match &mut answer {
+            None if line.contains("__E''ND__") => answer = Some(String::new()),
+            None => {} // from before
+            Some(answer) => match line.split_once("__END__") {
+                Some((last, _)) => return Ok((answer.to_owned() + last).trim_end().to_owned()),
+                None => *answer += &format!("{}\n", line.trim_end()),
+            },
+        }
+    }
+    Err("the VM has exited".into())
 }

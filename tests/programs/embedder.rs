@@ -1,37 +1,54 @@
-//! A separate crate that depends on this one: the programs of the README, copied unchanged, and a pool of VMs.
+//! A separate crate that depends on this one: the programs of the README, copied unchanged, and those of `tests/embedder`.
 
-use std::collections::BTreeMap;
+mod harness;
+mod pool;
+
 use std::fs;
-use std::io::{BufRead, BufReader, Lines, Write};
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use rustix::process::{Signal, kill_process};
+use serde_json::Value;
 
-use crate::common::{StopOnDrop, file_names, guest, to_pid, wait_until};
+use crate::common::{StopOnDrop, file_names, guest};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// Names for the programs of the README, in its order.
 const IN_README: [&str; 3] = ["begin", "end", "talk"];
 
-/// Builds the programs as a separate crate, once, and returns their directory.
-fn programs() -> &'static Path {
-    static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAMS.get_or_init(build)
+/// Returns the path of a program of the separate crate, after building it once.
+fn program(name: &str) -> PathBuf {
+    static BUILT: OnceLock<Vec<PathBuf>> = OnceLock::new();
+    let built = BUILT.get_or_init(build);
+    // Test programs have a hash after their name.
+    let is_named = |path: &&PathBuf| {
+        let file = path.file_name().unwrap().to_str().unwrap();
+        file.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+    };
+    built.iter().find(is_named).unwrap_or_else(|| panic!("no program {name}: {built:?}")).clone()
 }
 
-fn build() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let target = test.ancestors().nth(3).unwrap().join("embedder");
-    let crate_dir = target.join("crate");
+/// Where the tests of the separate crate put their files.
+fn tmp_dir() -> PathBuf {
+    target_dir().join("tmp")
+}
+
+fn target_dir() -> PathBuf {
+    std::env::current_exe().unwrap().ancestors().nth(3).unwrap().join("embedder")
+}
+
+fn build() -> Vec<PathBuf> {
+    let crate_dir = target_dir().join("crate");
     fs::create_dir_all(&crate_dir).unwrap();
     let mut manifest = format!(
         "[package]\nname = \"embedder\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n\
-         [dependencies]\nhyperkit = {{ path = {ROOT:?} }}\n\n\
-         [[bin]]\nname = \"pool\"\npath = \"{ROOT}/tests/embedder/pool.rs\"\n"
+         [dependencies]\nhyperkit = {{ path = {ROOT:?} }}\n\
+         tokio = {{ version = \"1\", features = [\"io-util\", \"macros\", \"net\", \"rt\", \"signal\", \"sync\", \"time\"] }}\n\n\
+         [[bin]]\nname = \"pool\"\npath = \"{ROOT}/tests/embedder/pool.rs\"\n\n\
+         [[test]]\nname = \"vm_tests\"\npath = \"{ROOT}/tests/embedder/vm_tests.rs\"\n"
     );
     let readme = fs::read_to_string(Path::new(ROOT).join("README.md")).unwrap();
     let programs: Vec<_> = readme.split("```").filter_map(|block| block.strip_prefix("rust,no_run\n")).collect();
@@ -44,9 +61,13 @@ fn build() -> PathBuf {
     // The versions that are already downloaded.
     fs::copy(Path::new(ROOT).join("Cargo.lock"), crate_dir.join("Cargo.lock")).unwrap();
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--offline", "--quiet", "--target-dir"]).arg(&target).current_dir(&crate_dir);
-    assert!(cargo.status().unwrap().success(), "the embedding crate does not build");
-    target.join("debug")
+    cargo.args(["build", "--offline", "--quiet", "--bins", "--test", "vm_tests", "--target-dir"]).arg(target_dir());
+    cargo.arg("--message-format=json-render-diagnostics").current_dir(&crate_dir).stderr(Stdio::inherit());
+    let output = cargo.output().unwrap();
+    assert!(output.status.success(), "the embedding crate does not build");
+    let messages = output.stdout.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
+    let messages = messages.map(|line| serde_json::from_slice::<Value>(line).unwrap());
+    messages.filter_map(|message| Some(message["executable"].as_str()?.into())).collect()
 }
 
 #[test]
@@ -56,109 +77,21 @@ fn readme_programs_start_use_and_shut_down_a_vm() {
     fs::create_dir(&here).unwrap();
     symlink(guest::guest_file("vmlinuz").ancestors().nth(2).unwrap(), here.join("target")).unwrap();
     let _stop = StopOnDrop(here.join("vm"));
-    let program = |name| {
-        let mut program = Command::new(programs().join(name));
-        program.current_dir(&here).stdout(Stdio::piped());
-        program
+    let command = |name| {
+        let mut command = Command::new(program(name));
+        command.current_dir(&here).stdout(Stdio::piped());
+        command
     };
-    let begin = program("begin").output().unwrap();
+    let begin = command("begin").output().unwrap();
     assert!(begin.status.success(), "{begin:?}");
-    let mut talk = program("talk").spawn().unwrap();
+    let mut talk = command("talk").spawn().unwrap();
     let mut lines = BufReader::new(talk.stdout.take().unwrap()).lines().map(Result::unwrap);
     // It follows the log after it has received its answer.
     assert!(lines.any(|line| line.contains("is up")));
-    let end = program("end").output().unwrap();
+    let end = command("end").output().unwrap();
     assert!(end.status.success(), "{end:?}");
     lines.for_each(drop);
     assert!(talk.wait().unwrap().success());
     assert_eq!(file_names(&here), ["root.img", "target"]);
     assert_eq!(here.join("root.img").metadata().unwrap().len(), 4096 << 20);
-}
-
-/// The running pool program.
-struct Pool {
-    process: Child,
-    words: ChildStdin,
-    answers: Lines<BufReader<ChildStdout>>,
-}
-
-impl Pool {
-    fn run(root: &Path) -> Self {
-        let mut pool = Command::new(programs().join("pool"));
-        pool.arg(root).args([guest::guest_file("vmlinuz"), guest::guest_file("initrd.img")]);
-        let mut process = pool.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let (words, answers) = (process.stdin.take().unwrap(), process.stdout.take().unwrap());
-        let mut pool = Self { process, words, answers: BufReader::new(answers).lines() };
-        assert_eq!(pool.answer(), [""; 0]);
-        pool
-    }
-
-    fn answer(&mut self) -> Vec<String> {
-        let lines = self.answers.by_ref().map(Result::unwrap);
-        let mut answer: Vec<_> = lines.take_while(|line| line != "ready").collect();
-        if self.process.try_wait().is_some() {
-            answer.push("the pool has exited".to_owned());
-        }
-        answer
-    }
-
-    fn ask(&mut self, words: &str) -> Vec<String> {
-        writeln!(self.words, "{words}").unwrap();
-        self.answer()
-    }
-
-    /// Returns the PID of each VM and whether it is taken, by name.
-    fn list(&mut self) -> BTreeMap<String, (u32, bool)> {
-        let entry = |line: String| {
-            let mut words = line.split(' ').map(str::to_owned);
-            let mut next = || words.next().unwrap();
-            (next(), (next().parse().unwrap(), next().parse().unwrap()))
-        };
-        self.ask("list").into_iter().map(entry).collect()
-    }
-}
-
-/// Kills all VMs in a directory of state directories on drop.
-struct StopAllOnDrop(PathBuf);
-
-impl Drop for StopAllOnDrop {
-    fn drop(&mut self) {
-        file_names(&self.0).iter().for_each(|name| drop(StopOnDrop(self.0.join(name))));
-    }
-}
-
-#[test]
-fn pool_replaces_dead_vms_survives_a_kill_and_drains() {
-    let dir = tempfile::tempdir().unwrap();
-    let root = dir.path().join("pool");
-    let _stop = StopAllOnDrop(root.clone());
-    let mut pool = Pool::run(&root);
-    let first = pool.list();
-    assert_eq!(first.len(), 3);
-    let taken = pool.ask("take").remove(0);
-    let [dead, _] = first.keys().filter(|name| **name != taken).collect::<Vec<_>>()[..] else { panic!("{first:?}") };
-    kill_process(to_pid(first[dead].0), Signal::KILL).unwrap();
-    wait_until("the dead and the taken VM are replaced", || {
-        let now = pool.list();
-        now.len() == 4 && now[dead].0 != first[dead].0
-    });
-    let before = pool.list();
-    assert_eq!(before[&taken], (first[&taken].0, true));
-    assert_eq!(before.values().filter(|(_, taken)| !taken).count(), 3);
-
-    pool.process.kill().unwrap();
-    pool.process.wait().unwrap();
-    let mut pool = Pool::run(&root);
-    assert_eq!(pool.list(), before, "no VM is lost, started again or handed out twice");
-    let other = pool.ask("take").remove(0);
-    assert!(other != taken && !before[&other].1);
-    // The name of a taken VM stays reserved until `done`, even if the VM exits.
-    kill_process(to_pid(before[&taken].0), Signal::KILL).unwrap();
-    assert!(pool.list().contains_key(&taken));
-    assert_eq!(pool.ask(&format!("done {taken}")), [""; 0]);
-    assert_eq!(pool.list().len(), 4, "one VM is taken, three are ready");
-
-    drop(pool.words);
-    assert!(pool.process.wait().unwrap().success());
-    assert_eq!(file_names(&root), [""; 0]);
 }

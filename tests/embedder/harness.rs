@@ -1,0 +1,56 @@
+//! A harness for `#[test]` functions that need a VM. Each test has a VM of its own, so tests can run in parallel.
+//!
+//! A VM ends with its test, whether that returns or panics, and with the test process, whether that exits or is killed by
+//! ^C or SIGKILL. The message of a failed test includes the console's log.
+
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+
+use hyperkit::{Console, Disk, Disks, HyperKit, ScopedVm};
+
+/// What the VMs of all tests have in common.
+pub fn template() -> HyperKit {
+    let file = |name| PathBuf::from(std::env::var_os(name).unwrap_or_else(|| panic!("{name} is not set")));
+    let template = HyperKit::new().kernel(file("VM_KERNEL")).initrd(file("VM_INITRD")).memory_mib(256);
+    let template = template.disk(Disk::in_state_dir(16)).console(Console::Pty);
+    std::env::var_os("VM_HYPERVISOR").into_iter().fold(template, HyperKit::hyperkit)
+}
+
+/// The VM of a test, in a state directory that is deleted with it.
+pub struct TestVm(ScopedVm);
+
+impl TestVm {
+    /// Starts a VM in a state directory of this name, which no other test may use.
+    pub fn start(name: &str, description: HyperKit) -> Self {
+        let description = description.state_dir(Path::new(env!("CARGO_TARGET_TMPDIR")).join("vms").join(name));
+        // If an earlier run of the test was killed, its VM has ended, but its state directory is still there.
+        let removed = description.remove(Disks::Delete);
+        match removed.and_then(|()| description.start_scoped("console=ttyS0 panic=1 quiet")) {
+            Ok(vm) => Self(vm),
+            Err(error) => {
+                let _ = description.remove(Disks::Delete); // the message has the hypervisor's output
+                panic!("cannot start the VM {name}: {error:#}")
+            }
+        }
+    }
+}
+
+impl Deref for TestVm {
+    type Target = ScopedVm;
+
+    fn deref(&self) -> &ScopedVm {
+        &self.0
+    }
+}
+
+impl Drop for TestVm {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.console_log().unwrap_or_default();
+            eprintln!("console:\n{}\nhypervisor:\n{:#}", String::from_utf8_lossy(&log), self.log_tail().hypervisor);
+        }
+        if let Err(error) = self.kill().and_then(|()| self.remove(Disks::Delete)) {
+            eprintln!("cannot remove the VM: {error:#}");
+        }
+    }
+}

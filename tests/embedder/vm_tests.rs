@@ -1,0 +1,66 @@
+//! Tests as an embedder writes them, with `harness.rs`. The ignored ones show what becomes of a test that does not pass.
+
+mod harness;
+
+use std::time::Duration;
+
+use harness::{TestVm, template};
+use hyperkit::{ConsoleStream, Exit, ShutdownOutcome};
+
+const TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Waits until the guest is up and has a shell on its console.
+fn shell(vm: &TestVm) -> ConsoleStream {
+    vm.wait_for_console("is up", TIMEOUT).unwrap();
+    vm.console().unwrap()
+}
+
+#[test]
+fn guest_sees_its_vcpus() {
+    let vm = TestVm::start("vcpus", template().cpus(2));
+    let console = shell(&vm);
+    console.send_line("echo vcpus=$(grep -c ^processor /proc/cpuinfo)").unwrap();
+    console.expect("vcpus=2", TIMEOUT).unwrap();
+}
+
+#[test]
+fn two_vms_share_no_disk() {
+    let vms = ["disk-0", "disk-1"].map(|name| TestVm::start(name, template()));
+    for (index, vm) in vms.iter().enumerate() {
+        let console = shell(vm);
+        // It still has the zero bytes with which it was created.
+        console
+            .send_line(&format!("echo zeros=$(head -c 8 /dev/vda | tr '\\0' 0); echo disk-of-{index} >/dev/vda"))
+            .unwrap();
+        console.expect("zeros=00000000", TIMEOUT).unwrap();
+    }
+}
+
+#[test]
+fn guest_powers_off_at_the_power_button() {
+    let vm = TestVm::start("power-button", template());
+    vm.wait_for_console("is up", TIMEOUT).unwrap();
+    assert_eq!(vm.shutdown(TIMEOUT).unwrap(), ShutdownOutcome::Graceful(Exit::PowerOff));
+}
+
+#[test]
+#[ignore = "fails"]
+fn fails() {
+    let vm = TestVm::start("fails", template());
+    vm.wait_for_console("Linux version", TIMEOUT).unwrap();
+    assert_eq!(vm.description().cpus, 2, "the number of vCPUs");
+}
+
+#[test]
+#[ignore = "fails"]
+fn fails_to_start() {
+    TestVm::start("fails-to-start", template().cpus(0));
+}
+
+#[test]
+#[ignore = "lasts until the VM is killed"]
+fn hangs() {
+    let vm = TestVm::start("hangs", template());
+    println!("the VM runs");
+    assert_eq!(vm.wait(), Exit::Killed(9));
+}
