@@ -1,8 +1,8 @@
-//! Pages for who builds on this crate.
+//! Guides for users of this crate.
 //!
-//! - [`state_directory`]: what is in it, file by file, and who may touch what.
-//! - [`embedding`]: threads, signals, dropping, other programs of yours, async runtimes.
-//! - [`from_go`]: for people who come from the Go package.
+//! - [`state_directory`]: the files in a state directory, and who may touch what.
+//! - [`embedding`]: threads, signals, dropping, several programs, async runtimes, logging.
+//! - [`from_go`]: for users of the Go package.
 
 #[doc = include_str!("state_directory.md")]
 pub mod state_directory {}

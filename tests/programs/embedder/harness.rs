@@ -102,7 +102,6 @@ fn vm_ends_with_the_test_process_however_that_ends() {
         assert!(!hypervisors_in(&dir).is_empty());
         kill_process(to_pid(tests.process.id()), signal).unwrap();
         assert!(!tests.process.wait().unwrap().success());
-        // This finds also the processes that watch the owner: they have the same command line.
         wait_until("the VM has ended with its owner", || hypervisors_in(&dir).is_empty());
     }
     // The killed test could not delete the state directory. The next run uses it again, and deletes it.
