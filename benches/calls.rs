@@ -1,4 +1,4 @@
-//! What the calls cost, each beside what it cannot be cheaper than: `cargo build --release --examples && cargo bench`.
+//! What the calls cost, each together with a lower bound: `cargo build --release --examples && cargo bench --bench calls`.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -16,18 +16,18 @@ fn main() {
     divan::main();
 }
 
-/// A machine that is stopped outside of what is measured.
+/// A VM that is killed outside of what is measured.
 struct KillOnDrop(Vm);
 
 impl Drop for KillOnDrop {
     fn drop(&mut self) {
-        self.0.stop().unwrap();
+        self.0.kill().unwrap();
     }
 }
 
-/// A machine that runs.
+/// A running VM.
 struct Running {
-    _kill: KillOnDrop, // before its files are gone
+    _kill: KillOnDrop, // dropped before the directory
     description: HyperKit,
     test_dir: TestDir,
 }
@@ -44,17 +44,18 @@ impl Running {
     }
 }
 
-/// The same program by hand, and the pid file that it leaves.
+/// The same hypervisor started by hand, and its pid file.
 struct KillProcessOnDrop(Child, PathBuf);
 
 impl KillProcessOnDrop {
-    fn spawn(description: &HyperKit) -> Self {
+    fn spawn(vm: &Vm) -> Self {
         let mut command = Command::new(standin_path());
-        command.args(&description.arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        Self(command.spawn().unwrap(), description.state_dir.as_ref().unwrap().join("hyperkit.pid"))
+        command.args(vm.description().recorded_arguments());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Self(command.spawn().unwrap(), vm.state_dir().unwrap().join("hyperkit.pid"))
     }
 
-    /// Until its last file is there, which is the log of com1.
+    /// Waits until its last file exists, the log of com1.
     fn wait_until_set_up(self) -> Self {
         let ring = self.1.with_file_name("console-ring");
         while !ring.exists() {
@@ -74,38 +75,39 @@ impl Drop for KillProcessOnDrop {
     }
 }
 
-/// From nothing to a machine that is there. The yardstick is the program by hand until it is set up; the spawn alone does
-/// not wait for that.
+/// From the call until the VM is ready. The lower bound is the hypervisor by hand until it is set up; the spawn alone does not
+/// wait for that.
 #[divan::bench_group(sample_size = 1, sample_count = 300)]
 mod start {
     use super::*;
 
-    /// A machine that was started once, so that its arguments are known.
-    fn description(test_dir: &TestDir) -> HyperKit {
-        let description = test_dir.description();
-        description.start("guest").unwrap().kill().unwrap();
+    /// A VM that has exited, whose arguments are known.
+    fn exited_vm(test_dir: &TestDir) -> Vm {
+        let vm = test_dir.description().start("guest").unwrap();
+        vm.kill().unwrap();
         fs::remove_file(test_dir.path("vm/console-ring")).unwrap();
-        description
+        vm
     }
 
     #[divan::bench]
     fn bare_spawn(bencher: Bencher) {
         let test_dir = TestDir::new();
-        let description = description(&test_dir);
-        bencher.bench_local(|| KillProcessOnDrop::spawn(&description));
+        let vm = exited_vm(&test_dir);
+        bencher.bench_local(|| KillProcessOnDrop::spawn(&vm));
     }
 
     #[divan::bench]
     fn bare_spawn_until_set_up(bencher: Bencher) {
         let test_dir = TestDir::new();
-        let description = description(&test_dir);
-        bencher.bench_local(|| KillProcessOnDrop::spawn(&description).wait_until_set_up());
+        let vm = exited_vm(&test_dir);
+        bencher.bench_local(|| KillProcessOnDrop::spawn(&vm).wait_until_set_up());
     }
 
     #[divan::bench]
     fn start(bencher: Bencher) {
         let test_dir = TestDir::new();
-        let description = description(&test_dir);
+        exited_vm(&test_dir); // so that all three start in a state directory that was used before
+        let description = test_dir.description();
         bencher.bench_local(|| KillOnDrop(description.start("guest").unwrap()));
     }
 }
@@ -132,7 +134,7 @@ mod arguments {
     }
 }
 
-/// The yardstick makes a file of the size.
+/// The lower bound creates a file of that size.
 #[divan::bench_group(sample_size = 1, sample_count = 300)]
 mod image_of_64_gib {
     use super::*;
@@ -156,7 +158,7 @@ mod image_of_64_gib {
     }
 }
 
-/// The yardstick only reads the file and parses it.
+/// The lower bound only reads and parses the file.
 mod from_state {
     use super::*;
 
@@ -175,7 +177,7 @@ mod from_state {
     }
 }
 
-/// The yardstick reads the pid file, and the command line of the process.
+/// The lower bound reads the pid file and the command line of the process.
 mod is_running {
     use super::*;
 
@@ -190,20 +192,20 @@ mod is_running {
     }
 
     #[divan::bench]
-    fn of_one_that_runs(bencher: Bencher) {
+    fn running_vm(bencher: Bencher) {
         let running = Running::new();
         bencher.bench_local(|| assert!(black_box(&running.description).is_running().unwrap()));
     }
 
     #[divan::bench]
-    fn of_one_that_does_not(bencher: Bencher) {
+    fn exited_vm(bencher: Bencher) {
         let running = Running::new();
         running.description.stop().unwrap();
         bencher.bench_local(|| assert!(!black_box(&running.description).is_running().unwrap()));
     }
 }
 
-/// A tenth of the machines run.
+/// A tenth of the VMs run.
 #[divan::bench_group(sample_size = 1, sample_count = 50)]
 mod list {
     use super::*;
@@ -221,9 +223,9 @@ mod list {
             drop(start(number));
         }
         bencher.bench_local(|| {
-            let descriptions = HyperKit::list(&root).unwrap();
-            assert_eq!(descriptions.len(), count);
-            descriptions
+            let found = HyperKit::list(&root).unwrap();
+            assert_eq!(found.len(), count);
+            found
         });
         drop(running);
     }

@@ -1,4 +1,4 @@
-//! What machines cost the program that has them, and how soon a real guest says its first word:
+//! What running VMs cost the program that started them, and how soon a real guest prints its first line:
 //! `examples/setup.sh && cargo build --release --examples && cargo bench --bench machines`.
 
 #[path = "../tests/common/mod.rs"]
@@ -14,15 +14,15 @@ use hyperkit::{Console, HyperKit};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 fn main() {
-    // What `cargo bench` passes on, such as a filter or --bench, is for the others; `cargo test --benches` only builds.
+    // `cargo bench` passes --bench. Without it, as in `cargo test --benches`, nothing is measured.
     if !std::env::args().any(|argument| argument == "--bench") {
         return;
     }
-    idle_machines();
-    first_word();
+    idle_vms();
+    first_line();
 }
 
-/// Threads, open files and memory (KiB) of this process, and how often its threads have been woken.
+/// Returns threads, open files and memory (KiB) of this process, and how often its threads were woken.
 fn usage() -> [usize; 4] {
     let value = |status: &str, key: &str| -> usize {
         let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default();
@@ -35,12 +35,12 @@ fn usage() -> [usize; 4] {
     [value(&status, "Threads:"), fs::read_dir("/proc/self/fd").unwrap().count(), value(&status, "VmRSS:"), woken]
 }
 
-/// Each machine has one thread that sleeps.
-fn idle_machines() {
-    // A thousand machines have more files than a shell usually allows.
+/// Each VM has one thread that sleeps.
+fn idle_vms() {
+    // A thousand VMs need more open files than a shell usually allows.
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
-    println!("idle machines  threads each  files each  KiB each  wake-ups in 1 s");
+    println!("     idle VMs  threads each  files each  KiB each  wake-ups in 1 s");
     for count in [1, 100, 1000] {
         let test_dir = TestDir::new();
         let before = usage();
@@ -49,19 +49,19 @@ fn idle_machines() {
             description.start("guest").unwrap()
         };
         let vms: Vec<_> = (0..count).map(start).collect();
-        std::thread::sleep(Duration::from_secs(1)); // until the last has said that it is up
+        std::thread::sleep(Duration::from_secs(1)); // until the last guest has printed that it is up
         let after = usage();
         std::thread::sleep(Duration::from_secs(1));
         let later = usage();
         let each = |index: usize| (after[index] as f64 - before[index] as f64) / count as f64;
-        // One wake-up is our own.
+        // One wake-up is that of this thread.
         let woken = later[3].saturating_sub(after[3] + 1);
         println!("{count:>13}  {:>12.2}  {:>10.2}  {:>8.1}  {woken:>15}", each(0), each(1), each(2));
         vms.iter().for_each(|vm| vm.kill().unwrap());
     }
 }
 
-/// Ends a process by hand.
+/// Kills a process on drop.
 struct KillProcessOnDrop(Child);
 
 impl Drop for KillProcessOnDrop {
@@ -71,28 +71,30 @@ impl Drop for KillProcessOnDrop {
     }
 }
 
-/// From the start to the guest's first line, in turn by this crate and by hand with the same arguments.
-fn first_word() {
+/// Measures from the start to the guest's first line, in turn by this crate and by hand with the same arguments.
+fn first_line() {
     const ROUNDS: usize = 10;
     const CMDLINE: &str = "console=ttyS0 panic=1";
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
     let state = test_dir.path("vm");
     let description: HyperKit = guest::description().state_dir(&state).console(Console::Pty);
-    description.start(CMDLINE).unwrap().stop().unwrap(); // so that its arguments are known and its files cached
+    let first = description.start(CMDLINE).unwrap(); // so that its arguments are known and its files cached
+    first.kill().unwrap();
     let (mut ours, mut by_hand) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         let began = Instant::now();
         let vm = description.start(CMDLINE).unwrap();
-        ours.push(said_something(&state, began));
+        ours.push(time_to_first_line(&state, began));
         vm.kill().unwrap();
         let _ = fs::remove_file(state.join("console-ring"));
 
-        let mut qemu = Command::new(description.hyperkit.as_ref().unwrap());
-        qemu.args(&description.arguments).stdin(Stdio::null()).stdout(Stdio::null());
+        let started = first.description();
+        let mut qemu = Command::new(started.hyperkit.as_ref().unwrap());
+        qemu.args(started.recorded_arguments()).stdin(Stdio::null()).stdout(Stdio::null());
         let began = Instant::now();
         let qemu = KillProcessOnDrop(qemu.spawn().unwrap());
-        by_hand.push(said_something(&state, began));
+        by_hand.push(time_to_first_line(&state, began));
         drop(qemu);
         for file in
             fs::read_dir(&state).unwrap().map(|file| file.unwrap()).filter(|file| file.file_name() != "hyperkit.json")
@@ -105,9 +107,9 @@ fn first_word() {
     println!("guest's first line, median of {ROUNDS}: {ours:.1?} by this crate, {by_hand:.1?} by hand: {ratio:.3}");
 }
 
-/// How long it took from then.
-fn said_something(state: &Path, began: Instant) -> Duration {
-    while !fs::read(state.join("console-ring")).is_ok_and(|said| said.contains(&b'\n')) {
+/// Waits for the guest's first line and returns the time that passed since `began`.
+fn time_to_first_line(state: &Path, began: Instant) -> Duration {
+    while !fs::read(state.join("console-ring")).is_ok_and(|output| output.contains(&b'\n')) {
         std::thread::sleep(Duration::from_micros(200));
     }
     began.elapsed()

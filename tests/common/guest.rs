@@ -10,16 +10,19 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use hyperkit::{Console, HyperKit};
+use hyperkit::{ConsoleStream, HyperKit, Vm};
 
-use super::StopOnDrop;
+use super::{StopOnDrop, processes_matching};
 
 /// How long a test waits for the guest: far longer than it takes to boot under emulation on a busy host.
 pub const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
 /// The guest prints its report and powers off.
-pub const REPORT_CMDLINE: &str = "console=ttyS0 panic=1 quiet hyperkit.report";
-/// The guest boots to a shell, and reboots after a kernel panic.
-pub const QUIET_CMDLINE: &str = "console=ttyS0 panic=1 quiet";
+pub const REPORT_CMDLINE: &str = "console=ttyS0 panic=1 quiet no_timer_check hyperkit.report";
+/// The end of the prompt of the guest's shell.
+pub const PROMPT: &str = "# ";
+/// The guest boots to a shell, and reboots after a kernel panic. Without `no_timer_check`, the kernel panics if an emulated timer
+/// interrupt is late, which happens on busy hosts.
+pub const QUIET_CMDLINE: &str = "console=ttyS0 panic=1 quiet no_timer_check";
 
 /// Returns the path of a file of the guest.
 pub fn guest_file(name: &str) -> PathBuf {
@@ -38,8 +41,12 @@ pub fn description() -> HyperKit {
     HyperKit::new().hyperkit("qemu-system-x86_64").kernel(guest_file("vmlinuz")).initrd(guest_file("initrd.img"))
 }
 
-/// The description of a VM with 256 MiB that boots the guest, and its state directory. On drop, the VM is killed and the directory
-/// deleted.
+/// Returns the description of a VM on QEMU with 256 MiB and a state directory that boots the guest.
+pub fn description_in(state_dir: &Path) -> HyperKit {
+    description().state_dir(state_dir).memory_mib(256)
+}
+
+/// [`description_in`] a temporary directory. On drop, the VM is killed and the directory deleted.
 pub struct Guest {
     pub description: HyperKit,
     pub state_dir: PathBuf,
@@ -51,9 +58,23 @@ impl Guest {
     pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let state_dir = dir.path().canonicalize().unwrap().join("vm");
-        let description = description().state_dir(&state_dir).memory_mib(256);
-        Self { description, _stop: StopOnDrop(state_dir.clone()), state_dir, _dir: dir }
+        Self { description: description_in(&state_dir), _stop: StopOnDrop(state_dir.clone()), state_dir, _dir: dir }
     }
+}
+
+/// Waits for the prompt of the guest's shell and opens the console.
+pub fn open_shell(vm: &Vm) -> ConsoleStream {
+    vm.wait_for_console(PROMPT, BOOT_TIMEOUT).unwrap();
+    vm.console().unwrap()
+}
+
+/// Returns the processes that name a state directory on their command line: the hypervisor, its vsock daemon, and the shells that
+/// watch them.
+pub fn processes_in(state_dir: &Path) -> Vec<u32> {
+    let state_dir = state_dir.as_os_str().as_encoded_bytes();
+    processes_matching(|command| {
+        command.iter().any(|word| word.as_encoded_bytes().windows(state_dir.len()).any(|part| part == state_dir))
+    })
 }
 
 /// Compiles `tests/data/guest-program.c` for the guest.

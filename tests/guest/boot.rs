@@ -5,9 +5,9 @@ use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::process::{Command, Stdio};
 use std::time::SystemTime;
 
-use hyperkit::{Console, Disk, Error, Exit, HyperKit, Network, NicKind};
+use hyperkit::{Console, Disk, Disks, Error, Exit, HyperKit, Network, NicKind};
 
-use crate::common::guest::{self, BOOT_TIMEOUT, Report, description, guest_file};
+use crate::common::guest::{self, BOOT_TIMEOUT, REPORT_CMDLINE, Report, description, guest_file};
 use crate::common::{StopOnDrop, example_path, file_names};
 
 const UUID: &str = "1f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55";
@@ -30,14 +30,14 @@ fn guest_reports_the_described_hardware() {
         .cpus(2)
         .memory_mib(768)
         .uuid(UUID)
-        .vpnkit(Network::Nat)
+        .network(Network::Nat)
         .disk(Disk::in_state_dir(64))
         .disk(Disk::raw(dir.join("second.img")).size_mib(8))
         .iso(&iso)
-        .socket_9p(&share, "share")
+        .share_dir(&share, "share")
         .console(Console::Pty);
     let marker = format!("marker-{}", std::process::id());
-    let cmdline = format!("console=ttyS0 panic=1 quiet hyperkit.report hyperkit.marker={marker}");
+    let cmdline = format!("{REPORT_CMDLINE} hyperkit.marker={marker}");
     let began = seconds();
     let vm = description.start(&cmdline).unwrap();
     let addresses = vm.addresses().unwrap();
@@ -94,13 +94,7 @@ fn guest_reports_the_described_hardware() {
 #[test]
 fn run_prints_the_console_on_stdout() {
     let mut boot = Command::new(example_path("boot"));
-    boot.args([
-        "--no-state",
-        "--hyperkit",
-        "qemu-system-x86_64",
-        "--cmdline",
-        "console=ttyS0 panic=1 quiet hyperkit.report",
-    ]);
+    boot.args(["--no-state", "--hyperkit", "qemu-system-x86_64", "--cmdline", REPORT_CMDLINE]);
     boot.arg("--kernel").arg(guest_file("vmlinuz")).arg("--initrd").arg(guest_file("initrd.img"));
     let output = boot.stdin(Stdio::null()).output().unwrap();
     assert!(output.status.success(), "{output:?}");
@@ -144,8 +138,9 @@ fn error_contains_qemu_output_when_start_fails() {
     let _stop = StopOnDrop(state.clone());
     let description = description().state_dir(&state).console(Console::Pty).extra_argument("-no-such-option");
     match description.start("console=ttyS0") {
-        Err(Error::HypervisorFailed { exit: Exit::Failed(1), log_tail }) => {
-            assert!(log_tail.program.contains("no-such-option"), "{log_tail}");
+        Err(Error::HypervisorFailed { exit: Exit::Failed(1), state_dir, log_tail }) => {
+            assert_eq!(state_dir, Some(state.clone()));
+            assert!(log_tail.hypervisor.contains("no-such-option"), "{log_tail}");
         }
         other => panic!("{other:?}"),
     }

@@ -3,10 +3,11 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use hyperkit::{Console, ConsoleStream};
+use hyperkit::{Console, ConsoleStream, Error, ErrorKind, Exit};
 
-use crate::common::guest::{BOOT_TIMEOUT, description};
+use crate::common::guest::{BOOT_TIMEOUT, Guest, PROMPT, QUIET_CMDLINE, description, open_shell};
 use crate::common::{StopOnDrop, example_path, wait_until};
 
 /// Reads up to the end of a text and returns what was read. Reads byte by byte, so that the bytes after the text are left for the
@@ -20,13 +21,27 @@ fn read_until(mut console: &ConsoleStream, text: &str) -> String {
     String::from_utf8_lossy(&output).into_owned()
 }
 
+/// Returns whether QEMU logs a line like this. If the pty is full, QEMU writes a byte again later, and logs it both times
+/// (`qemu_chr_write_buffer` in QEMU's `chardev/char.c`).
+fn is_logged_as(line: &str, logged: &str) -> bool {
+    let (mut rest, mut last) = (line.chars().peekable(), None);
+    let is_expected = |byte| match rest.next_if_eq(&byte) {
+        Some(_) => {
+            last = Some(byte);
+            true
+        }
+        None => last == Some(byte),
+    };
+    logged.chars().all(is_expected) && rest.next().is_none()
+}
+
 #[test]
 fn shell_session_through_console_stream_and_boot_attach() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().canonicalize().unwrap().join("vm");
     let _stop = StopOnDrop(state.clone());
     let description = description().state_dir(&state).console(Console::Pty);
-    let vm = description.start("console=ttyS0 quiet").unwrap();
+    let vm = description.start(QUIET_CMDLINE).unwrap();
     fs::remove_file(state.join("tty")).unwrap(); // as if the starter had been killed before it knew the pty
     vm.wait_for_console("is up", BOOT_TIMEOUT).unwrap();
 
@@ -40,10 +55,14 @@ fn shell_session_through_console_stream_and_boot_attach() {
         vm.wait_for_console("all 42", BOOT_TIMEOUT).unwrap();
         reads.join().unwrap()
     });
-    assert!(output.contains("line 10000"));
+    let expected: Vec<_> = (1..=10_000).map(|number| format!("line {number}")).collect();
+    assert_eq!(output.lines().filter(|line| line.starts_with("line ")).collect::<Vec<_>>(), expected);
     let log = String::from_utf8(description.console_log().unwrap()).unwrap();
-    let lines: Vec<_> = log.lines().filter_map(|line| line.strip_prefix("line ")).collect();
-    assert_eq!(lines, (1..=10_000).map(|number| number.to_string()).collect::<Vec<_>>());
+    let logged: Vec<_> = log.lines().filter(|line| line.starts_with('l')).collect();
+    assert_eq!(logged.len(), expected.len());
+    for (logged, line) in logged.into_iter().zip(&expected) {
+        assert!(is_logged_as(line, logged.trim_end()), "{logged:?} instead of {line:?}");
+    }
 
     read_until(&console, "# ");
     // A serial port has no size. The guest asks the terminal, here this test, for the position of the last corner.
@@ -71,4 +90,37 @@ fn shell_session_through_console_stream_and_boot_attach() {
     let log = || fs::read_to_string(state.join("console-ring")).unwrap();
     wait_until("the answer is in the log", || log().contains("42 is it"));
     assert!(vm.wait_timeout(BOOT_TIMEOUT).is_some());
+}
+
+#[test]
+fn dialogue_with_the_shell_finds_each_prompt_once() {
+    let guest = Guest::new();
+    let vm = guest.description.start(QUIET_CMDLINE).unwrap();
+    let console = open_shell(&vm);
+    let expect = |text| console.expect(text, BOOT_TIMEOUT).unwrap();
+    console.send_line("echo first $((6 * 7))").unwrap();
+    assert!(expect("first 42").contains("echo first $((6 * 7))\r\n"));
+    let prompt = expect(PROMPT);
+    assert!(prompt.starts_with("\r\n") && prompt.lines().count() == 2, "{prompt:?}");
+    console.send_line("echo second $((7 * 8))").unwrap();
+    let output = expect("second 56");
+    assert!(output.contains("echo second $((7 * 8))\r\n") && output.lines().count() == 2, "{output:?}");
+    assert_eq!(expect(PROMPT), prompt);
+    // An empty line gives another prompt.
+    console.send_line("").unwrap();
+    let output = expect(PROMPT);
+    assert!(output.ends_with(&prompt) && output.lines().count() == 2, "{output:?}");
+
+    match console.expect("no such text", Duration::from_millis(100)) {
+        Err(error @ Error::ConsoleTextNotFound { exit: None, .. }) => assert_eq!(error.kind(), ErrorKind::Timeout),
+        other => panic!("{other:?}"),
+    }
+    console.send_line("poweroff").unwrap();
+    match console.expect("no such text", BOOT_TIMEOUT) {
+        Err(Error::ConsoleTextNotFound { exit: Some(Exit::PowerOff), text, state_dir, log_tail, .. }) => {
+            assert_eq!((text.as_str(), state_dir), ("no such text", Some(guest.state_dir.clone())));
+            assert!(log_tail.console.contains("poweroff"), "{log_tail}");
+        }
+        other => panic!("{other:?}"),
+    }
 }

@@ -11,7 +11,7 @@ use crate::common::{example_path, guest, to_pid};
 
 #[test]
 fn killed_vm_starts_again_and_forced_shutdown_is_reported() {
-    let mut guest = Guest::new();
+    let guest = Guest::new();
     for _ in 0..5 {
         let vm = guest.description.start(QUIET_CMDLINE).unwrap();
         kill_process(to_pid(vm.pid()), Signal::KILL).unwrap();
@@ -28,7 +28,7 @@ fn killed_vm_starts_again_and_forced_shutdown_is_reported() {
 /// Whenever its starter is killed, either the VM is found, or there is no VM and the next start succeeds.
 #[test]
 fn killed_starter_leaves_no_vm_or_one_that_is_found() {
-    let mut guest = Guest::new();
+    let guest = Guest::new();
     for delay in [2, 5, 10, 20, 40, 60, 80, 120] {
         let mut boot = Command::new(example_path("boot"));
         boot.args(["--background", "--hyperkit", "qemu-system-x86_64"]).arg("--state-dir").arg(&guest.state_dir);
@@ -41,7 +41,7 @@ fn killed_starter_leaves_no_vm_or_one_that_is_found() {
             Ok(vm) => vm.kill().unwrap(),
             Err(Error::AlreadyRunning { pid, .. }) => {
                 let found = HyperKit::from_state(&guest.state_dir).unwrap();
-                assert!(found.is_running().unwrap() && found.pid == Some(pid));
+                assert_eq!(found.vm().unwrap().map(|vm| vm.pid()), Some(pid));
                 found.stop().unwrap();
             }
             Err(error) => panic!("killed after {delay} ms: {error}"),

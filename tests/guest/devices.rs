@@ -3,10 +3,13 @@
 use std::fs;
 use std::os::unix::fs::FileExt;
 
-use hyperkit::{Disk, Driver, Exit, HyperKit, Network, PortForward, QcowOptions, Serial};
+use hyperkit::{Disk, DiskInterface, Exit, HyperKit, Network, PortForward, QcowOptions, Serial};
 
 use crate::common::StopOnDrop;
-use crate::common::guest::{BOOT_TIMEOUT, REPORT_CMDLINE, Report, create_iso, create_share, description, setup_file};
+use crate::common::guest::{
+    BOOT_TIMEOUT, Guest, PROMPT, QUIET_CMDLINE, REPORT_CMDLINE, Report, create_iso, create_share, description,
+    open_shell, setup_file,
+};
 
 /// Device kinds by their PCI configuration: vendor, device, subsystem, class.
 const NETWORK: &str = "0x1af4 0x1000 0x0001 0x020000";
@@ -33,7 +36,7 @@ fn disk(slot: usize, name: &str, size_mib: u64, rest: &str) -> String {
     at(slot, &format!("{name} {} {rest}", size_mib * 2048))
 }
 
-fn run(mut description: HyperKit, cmdline: &str) -> Report {
+fn run(description: HyperKit, cmdline: &str) -> Report {
     let state = description.state_dir.clone().unwrap();
     let _stop = StopOnDrop(state.clone());
     let vm = description.start(cmdline).unwrap();
@@ -51,7 +54,7 @@ fn guest_finds_one_device_of_every_kind() {
     let description = description()
         .state_dir(dir.join("vm"))
         .memory_mib(512)
-        .vpnkit(Network::Nat)
+        .network(Network::Nat)
         .vpnkit_key("0f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55")
         .vpnkit_preferred_ipv4("192.168.65.10")
         .mac("02:00:00:00:00:07")
@@ -113,8 +116,8 @@ fn guest_finds_thirty_devices() {
     const SHARES: usize = 6;
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().canonicalize().unwrap();
-    let description = description().state_dir(dir.join("vm")).serial(Serial::none().log());
-    description = description.vpnkit(Network::Nat).vmnet(true).vsock(true);
+    let mut description = description().state_dir(dir.join("vm")).serial(Serial::none().log());
+    description = description.network(Network::Nat).vmnet(true).vsock(true);
     description = description.vhost_device_vsock(setup_file("target/tools/bin", "vhost-device-vsock"));
     for index in 0..DISKS {
         let image = Disk::raw(dir.join(format!("{index}.img"))).size_mib(index as u64 + 1);
@@ -167,4 +170,19 @@ fn guest_finds_thirty_devices() {
     let shares = (0..SHARES).map(|index| at(first_share + index, &format!("tag{index} hello.txt share {index}")));
     assert_eq!(by_slot("9p"), shares.collect::<Vec<_>>());
     assert_eq!(report["vsock"], [at(3 + DISKS, "").trim_end()]);
+}
+
+/// With the command that the documentation of `share_dir` gives.
+#[test]
+fn guest_mounts_reads_and_writes_a_shared_directory() {
+    let guest = Guest::new();
+    let share = create_share(guest.state_dir.parent().unwrap(), "shared", "from the host");
+    let vm = guest.description.clone().share_dir(&share, "tag").start(QUIET_CMDLINE).unwrap();
+    let console = open_shell(&vm);
+    console.send_line("mount -t 9p -o trans=virtio tag /mnt && cat /mnt/hello.txt").unwrap();
+    console.expect("from the host", BOOT_TIMEOUT).unwrap();
+    console.expect(PROMPT, BOOT_TIMEOUT).unwrap();
+    console.send_line("echo from the guest >/mnt/answer.txt; echo written $?").unwrap();
+    console.expect("written 0", BOOT_TIMEOUT).unwrap();
+    assert_eq!(fs::read_to_string(share.join("answer.txt")).unwrap(), "from the guest\n");
 }

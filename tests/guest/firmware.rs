@@ -31,7 +31,7 @@ fn uefi_boots_a_kernel_from_a_cd() {
     fs::create_dir(&cd).unwrap();
     fs::copy(guest_file("vmlinuz"), cd.join("vmlinuz.efi")).unwrap();
     fs::copy(guest_file("initrd.img"), cd.join("initrd.img")).unwrap();
-    let script = "vmlinuz.efi console=ttyS0 initrd=\\initrd.img panic=1 quiet hyperkit.report\r\n";
+    let script = "vmlinuz.efi console=ttyS0 initrd=\\initrd.img panic=1 quiet no_timer_check hyperkit.report\r\n";
     fs::write(cd.join("startup.nsh"), script).unwrap();
     let cd = create_iso_from(&cd, &dir.path().join("cd.iso"));
 
@@ -51,7 +51,7 @@ fn largest_boot_rom_is_accepted() {
     fs::File::create(&rom).unwrap().set_len(16 * 1024 * 1024).unwrap();
     let description =
         HyperKit::new().bootrom(rom).hyperkit("qemu-system-x86_64").state_dir(state).console(Console::Pty);
-    description.clone().start("").unwrap().kill().unwrap();
+    description.start("").unwrap().kill().unwrap();
 }
 
 /// Returns a kernel that prints its command line, then the command line and content of each module, and powers off.

@@ -1,6 +1,6 @@
 //! Disk images that another QEMU uses.
 
-use hyperkit::{Console, Disk, Error, HyperKit};
+use hyperkit::{Console, Disk, Disks, Error, HyperKit};
 
 use crate::common::StopOnDrop;
 use crate::common::guest::description;

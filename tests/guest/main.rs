@@ -10,7 +10,9 @@ mod devices;
 mod exit_reasons;
 mod firmware;
 mod images_in_use;
+mod owner;
 mod ports;
+mod scoped;
 mod shutdown;
 #[cfg(target_os = "linux")]
 mod vsock;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hyperkit::{Console, Error, HyperKit, Network, PortForward, Protocol};
 
-use crate::common::guest::description;
+use crate::common::guest::{QUIET_CMDLINE, description};
 use crate::common::{StopOnDrop, wait_until};
 
 /// Sends a request to a port and returns the answer, or nothing if there is no answer yet.
@@ -28,22 +28,27 @@ fn free_host_port_is_forwarded_and_reported() {
     let state = dir.path().canonicalize().unwrap().join("vm");
     let _stop = StopOnDrop(state.clone());
     // Only the network of the first NIC forwards ports.
-    let description = description().state_dir(&state).console(Console::Pty).vpnkit(Network::Nat).vmnet(true);
+    let mut description = description().state_dir(&state).console(Console::Pty).network(Network::Nat).vmnet(true);
     description.port_forwards = vec![PortForward::tcp(0, 7), PortForward::udp(0, 53), PortForward::tcp(0, 8)];
-    let vm = description.start("console=ttyS0 hyperkit.echo=7").unwrap();
+    let vm = description.start(&format!("{QUIET_CMDLINE} hyperkit.echo=7")).unwrap();
     let mut forwards = vm.port_forwards().unwrap();
     forwards.sort_by_key(|forward| (forward.protocol == Protocol::Udp, forward.guest));
     let wanted: Vec<_> = forwards.iter().map(|forward| (forward.protocol, forward.guest)).collect();
     assert_eq!(wanted, [(Protocol::Tcp, 7), (Protocol::Tcp, 8), (Protocol::Udp, 53)]);
     assert!(forwards.iter().all(|forward| forward.host != 0));
+    assert_eq!(vm.host_port(7).unwrap(), Some(forwards[0].host));
+    assert_eq!(vm.host_port(8).unwrap(), Some(forwards[1].host));
+    assert_eq!(vm.host_port(53).unwrap(), None, "a UDP port");
+    assert_eq!(vm.host_port(9).unwrap(), None);
     wait_until("the guest echoes", || answer(forwards[0].host, b"echo\n", 5) == b"echo\n");
 
     // An attached VM reports them as well, and other VMs cannot use the ports.
     let attached = HyperKit::from_state(&state).unwrap().vm().unwrap().unwrap();
     assert_eq!(attached.port_forwards().unwrap().len(), 3);
+    assert_eq!(attached.host_port(8).unwrap(), Some(forwards[1].host));
     let mut other = crate::common::guest::description().state_dir(state.with_file_name("other")).console(Console::Pty);
     let _stop_other = StopOnDrop(state.with_file_name("other"));
-    other = other.vpnkit(Network::Nat).port_forward(PortForward::tcp(forwards[0].host, 7));
+    other = other.network(Network::Nat).port_forward(PortForward::tcp(forwards[0].host, 7));
     match other.start("console=ttyS0") {
         Err(Error::PortInUse { field: "port_forwards", port, .. }) => assert_eq!(port, forwards[0].host),
         other => panic!("{other:?}"),
@@ -55,6 +60,7 @@ fn free_host_port_is_forwarded_and_reported() {
     }
     vm.kill().unwrap();
     assert!(matches!(vm.port_forwards(), Err(Error::NotRunning { .. })));
+    assert!(matches!(vm.host_port(7), Err(Error::NotRunning { .. })));
 }
 
 #[test]

@@ -1,20 +1,22 @@
-//! ShutdownOutcome by power button, forced shutdown, pause and resume.
+//! Shutdown by power button, forced shutdown, pause and resume.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Command;
+use std::thread;
 use std::time::Duration;
 
-use hyperkit::{Error, Exit, ShutdownOutcome};
+use hyperkit::{ConfigError, Exit, HyperKit, ShutdownOutcome, Vm, VmStatus};
 use rustix::process::{Signal, kill_process};
 
-use crate::common::guest::{BOOT_TIMEOUT, Guest, QUIET_CMDLINE};
+use crate::common::guest::{BOOT_TIMEOUT, Guest, QUIET_CMDLINE, description_in};
 use crate::common::{KillOnDrop, example_path, to_pid, wait_until};
+use crate::owner::Owner;
 
 #[test]
 fn shutdown_presses_power_button_until_guest_reacts() {
-    let mut guest = Guest::new();
+    let guest = Guest::new();
     let vm = guest.description.start(QUIET_CMDLINE).unwrap();
     // The kernel is not yet unpacked, so the first presses are lost.
     assert_eq!(vm.shutdown(BOOT_TIMEOUT).unwrap(), ShutdownOutcome::Graceful(Exit::PowerOff));
@@ -23,7 +25,7 @@ fn shutdown_presses_power_button_until_guest_reacts() {
 
 #[test]
 fn another_process_presses_the_power_button() {
-    let mut guest = Guest::new();
+    let guest = Guest::new();
     let vm = guest.description.start(QUIET_CMDLINE).unwrap();
     vm.wait_for_console("is up", BOOT_TIMEOUT).unwrap(); // the timeout of `boot` is shorter than a slow boot
     let mut boot = Command::new(example_path("boot"));
@@ -32,8 +34,60 @@ fn another_process_presses_the_power_button() {
     assert!(!guest.state_dir.join("hyperkit.pid").exists());
 }
 
+/// Kills the hypervisor while a shutdown waits for the guest, and returns the outcome of the shutdown.
+fn kill_during_shutdown(vm: &Vm) -> ShutdownOutcome {
+    vm.pause().unwrap();
+    thread::scope(|scope| {
+        let shutdown = scope.spawn(|| vm.shutdown(BOOT_TIMEOUT).unwrap());
+        // `shutdown` resumes the VM. The guest has not booted far enough to react to the power button.
+        wait_until("the VM is resumed", || vm.status().unwrap() == VmStatus::Running);
+        kill_process(to_pid(vm.pid()), Signal::KILL).unwrap();
+        shutdown.join().unwrap()
+    })
+}
+
+/// Another process learns the exit status, but whether the guest powered off shows nevertheless.
+#[test]
+fn shutdown_of_an_adopted_vm_tells_graceful_from_forced() {
+    for owner_lives in [true, false] {
+        let start = || {
+            let mut owner =
+                Owner::start("shutdown::shutdown_of_an_adopted_vm_tells_graceful_from_forced", |state_dir| {
+                    description_in(state_dir).start(QUIET_CMDLINE).unwrap()
+                });
+            if !owner_lives {
+                owner.kill();
+            }
+            (owner.vm(), owner)
+        };
+        let (vm, owner) = start();
+        assert_eq!(vm.shutdown(BOOT_TIMEOUT).unwrap(), ShutdownOutcome::Graceful(Exit::Unknown));
+        assert!(!owner.state_dir.join("hyperkit.pid").exists());
+        assert_eq!(vm.shutdown(BOOT_TIMEOUT).unwrap(), ShutdownOutcome::AlreadyExited(Exit::Unknown));
+
+        let (vm, owner) = start();
+        assert_eq!(kill_during_shutdown(&vm), ShutdownOutcome::Forced(Exit::Unknown));
+        assert!(!owner.state_dir.join("hyperkit.pid").exists());
+
+        let (vm, _owner) = start();
+        assert_eq!(vm.shutdown(Duration::ZERO).unwrap(), ShutdownOutcome::Forced(Exit::Unknown));
+    }
+}
+
+/// This process is the parent and learns the exit status, also through a new handle.
+#[test]
+fn shutdown_through_a_new_handle_reports_the_exit_status() {
+    let guest = Guest::new();
+    let start = || {
+        drop(guest.description.start(QUIET_CMDLINE).unwrap());
+        HyperKit::from_state(&guest.state_dir).unwrap().vm().unwrap().expect("the VM is running")
+    };
+    assert_eq!(start().shutdown(BOOT_TIMEOUT).unwrap(), ShutdownOutcome::Graceful(Exit::PowerOff));
+    assert_eq!(kill_during_shutdown(&start()), ShutdownOutcome::Forced(Exit::Killed(9)));
+}
+
 /// Returns the VM status that QEMU reports.
-fn status(socket: PathBuf) -> String {
+fn qmp_status(socket: PathBuf) -> String {
     let mut stream = BufReader::new(UnixStream::connect(socket).unwrap());
     stream.get_mut().write_all(b"{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"query-status\"}\n").unwrap();
     let mut line = String::new();
@@ -47,29 +101,52 @@ fn status(socket: PathBuf) -> String {
 
 #[test]
 fn paused_vm_is_running_and_shuts_down() {
-    let mut guest = Guest::new();
+    let guest = Guest::new();
     let vm = guest.description.start(QUIET_CMDLINE).unwrap();
+    let found = HyperKit::from_state(&guest.state_dir).unwrap().vm().unwrap().expect("the VM is running");
     let other = |flag: &str| {
         let mut boot = Command::new(example_path("boot"));
         assert!(boot.arg(flag).arg("--state-dir").arg(&guest.state_dir).status().unwrap().success());
     };
-    for (flag, expected) in [("--pause", "paused"), ("--resume", "running"), ("--pause", "paused")] {
+    for (flag, expected, status) in [
+        ("--pause", "paused", VmStatus::Paused),
+        ("--resume", "running", VmStatus::Running),
+        ("--pause", "paused", VmStatus::Paused),
+    ] {
         other(flag);
-        wait_until(expected, || status(guest.state_dir.join("qmp.sock")) == expected);
+        wait_until(expected, || qmp_status(guest.state_dir.join("qmp.sock")) == expected);
+        assert_eq!([vm.status().unwrap(), found.status().unwrap()], [status; 2]);
         assert!(guest.description.is_running().unwrap());
     }
     assert_eq!(vm.shutdown(BOOT_TIMEOUT).unwrap(), ShutdownOutcome::Graceful(Exit::PowerOff));
+    assert_eq!([vm.status().unwrap(), found.status().unwrap()], [VmStatus::Exited(Exit::PowerOff); 2]);
+}
+
+#[test]
+fn pause_and_resume_are_reported_by_every_handle() {
+    let owner = Owner::start("shutdown::pause_and_resume_are_reported_by_every_handle", |state_dir| {
+        description_in(state_dir).start(QUIET_CMDLINE).unwrap()
+    });
+    let (first, second) = (owner.vm(), owner.vm());
+    let statuses = || [first.status().unwrap(), second.status().unwrap()];
+    assert_eq!(statuses(), [VmStatus::Running; 2]);
+    first.pause().unwrap();
+    assert_eq!(statuses(), [VmStatus::Paused; 2]);
+    second.resume().unwrap();
+    assert_eq!(statuses(), [VmStatus::Running; 2]);
+    first.kill().unwrap();
+    assert_eq!(statuses(), [VmStatus::Exited(Exit::Unknown); 2]);
 }
 
 #[test]
 fn vm_without_state_directory_can_only_be_killed() {
-    let description = Guest::new().description.no_serials();
+    let mut description = Guest::new().description.no_serials();
     description.state_dir = None;
     let vm = description.start(QUIET_CMDLINE).unwrap();
     let _stop = KillOnDrop(&vm);
-    let requires_state_dir = |result: hyperkit::Result<()>, call: &str| match result {
-        Err(ConfigError::StateDirRequired { field }) => assert_eq!(field, call),
-        other => panic!("{call}: {other:?}"),
+    let requires_state_dir = |result: hyperkit::Result<()>, call: &'static str| {
+        let error = result.expect_err(call);
+        assert_eq!(error.violations(), [ConfigError::StateDirRequired { field: call }], "{error:?}");
     };
     requires_state_dir(vm.pause(), "pause");
     requires_state_dir(vm.resume(), "resume");
@@ -81,7 +158,7 @@ fn vm_without_state_directory_can_only_be_killed() {
 /// A hung QEMU accepts no connections. When its queue is full, the next connection must not block forever.
 #[test]
 fn hung_qemu_is_killed_after_the_timeout() {
-    let mut guest = Guest::new();
+    let guest = Guest::new();
     let vm = guest.description.start(QUIET_CMDLINE).unwrap();
     kill_process(to_pid(vm.pid()), Signal::STOP).unwrap();
     let connect = || UnixStream::connect(guest.state_dir.join("qmp.sock")).ok();

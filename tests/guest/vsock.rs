@@ -7,10 +7,12 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use hyperkit::{Console, Error, Exit, HyperKit};
+use hyperkit::{Console, Disks, Error, Exit, HyperKit};
 use rustix::process::{Signal, kill_process};
 
-use crate::common::guest::{BOOT_TIMEOUT, compile_program, description, guest_file, initrd_with, setup_file};
+use crate::common::guest::{
+    BOOT_TIMEOUT, QUIET_CMDLINE, compile_program, description, guest_file, initrd_with, setup_file,
+};
 use crate::common::{
     KillOnDrop, StopOnDrop, example_path, file_names, to_pid, vsock_daemons_in, wait_until, write_executable,
 };
@@ -51,7 +53,7 @@ impl Vsock {
 #[test]
 fn connection_to_port_without_listener_is_refused() {
     let vsock = Vsock::new();
-    let vm = vsock.description().start("console=ttyS0 quiet").unwrap();
+    let vm = vsock.description().start(QUIET_CMDLINE).unwrap();
     vm.wait_for_console("is up", BOOT_TIMEOUT).unwrap();
     assert!(matches!(vm.vsock_connect(1234), Err(Error::VsockConnectionRefused { port: 1234 })));
     let listener = vm.vsock_listen(5555).unwrap();
@@ -82,7 +84,7 @@ impl Noise {
 fn transfers_of_100_mb_are_intact_both_ways() {
     let vsock = Vsock::new();
     let initrd = initrd_with(&compile_program(vsock.state_dir.parent().unwrap()));
-    let vm = vsock.description().initrd(initrd).start("console=ttyS0 quiet").unwrap();
+    let vm = vsock.description().initrd(initrd).start(QUIET_CMDLINE).unwrap();
     vm.wait_for_console("is up", BOOT_TIMEOUT).unwrap();
     let listener = vm.vsock_listen(5555).unwrap();
     let console = vm.console().unwrap();
@@ -155,9 +157,9 @@ fn daemon_exits_when_the_vm_is_killed_after_its_starter_exited() {
     assert!(output.status.success(), "{output:?}");
     let description = HyperKit::from_state(&vsock.state_dir).unwrap();
     assert!(description.is_running().unwrap() && !vsock.programs().is_empty());
-    kill_process(to_pid(description.pid.unwrap()), Signal::KILL).unwrap();
+    kill_process(to_pid(description.recorded_pid().unwrap()), Signal::KILL).unwrap();
     wait_until("the daemon has exited", || vsock.programs().is_empty());
-    description.clone().start("console=ttyS0").unwrap().kill().unwrap();
+    description.start("console=ttyS0").unwrap().kill().unwrap();
     description.remove(Disks::Delete).unwrap();
     assert!(!vsock.state_dir.exists());
 }
@@ -213,7 +215,7 @@ fn existing_file_or_live_socket_is_not_replaced() {
 
     let other = vsock.state_dir.with_file_name("other");
     let _stop = StopOnDrop(other.clone());
-    let mut first = vsock.description().state_dir(&other).vsock_dir(&elsewhere);
+    let first = vsock.description().state_dir(&other).vsock_dir(&elsewhere);
     first.start("console=ttyS0").unwrap();
     refused();
     first.stop().unwrap();
@@ -226,8 +228,8 @@ fn existing_file_or_live_socket_is_not_replaced() {
 fn daemon_exits_when_qemu_fails_to_start() {
     let vsock = Vsock::new();
     match vsock.description().extra_argument("-no-such-option").start("console=ttyS0") {
-        Err(Error::HypervisorFailed { exit: Exit::Failed(1), log_tail }) => {
-            assert!(log_tail.program.contains("no-such-option"), "{log_tail}");
+        Err(Error::HypervisorFailed { exit: Exit::Failed(1), log_tail, .. }) => {
+            assert!(log_tail.hypervisor.contains("no-such-option"), "{log_tail}");
         }
         other => panic!("{other:?}"),
     }
@@ -241,7 +243,7 @@ fn daemon_failure_is_an_error_with_its_output() {
     let program = vsock.write_program("vhost-device-vsock", "#!/bin/sh\necho cannot do it >&2\nexit 3\n");
     match vsock.description().vhost_device_vsock(&program).start("console=ttyS0") {
         Err(Error::VsockDaemonFailed { program: named, log_tail }) => {
-            assert_eq!((named, log_tail.program.as_str()), (program, "cannot do it"));
+            assert_eq!((named, log_tail.hypervisor.as_str()), (program, "cannot do it"));
         }
         other => panic!("{other:?}"),
     }
