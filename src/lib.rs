@@ -9,7 +9,7 @@
 //! adds to it in the state directory: process ID, arguments, start time.
 //!
 //! # Describe
-//! A description consists of fields, each with a setter of the same name. [`arguments`](HyperKit::arguments) looks at no
+//! A description consists of fields with setters. [`arguments`](HyperKit::arguments) looks at no
 //! file, [`check`](HyperKit::check) at all of them, and neither changes anything.
 //!
 //! ```

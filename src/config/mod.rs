@@ -21,8 +21,8 @@ use record::Record;
 
 /// A description of a lightweight VM.
 ///
-/// Every field has a setter of the same name, so `description.cpus = 2` and `.cpus(2)` mean the same. The setters of
-/// lists ([`disk`](Self::disk), [`iso`](Self::iso), [`serial`](Self::serial), …) add one element.
+/// A field that holds one value has a setter of the same name, so `description.cpus = 2` and `.cpus(2)` mean the same. For
+/// a list, a method adds one element: [`disk`](Self::disk), [`iso`](Self::iso), [`serial`](Self::serial), ….
 ///
 /// A description stays what its author wrote: [`start`](Self::start) and all other calls take `&self`. One description
 /// can serve as a template for many VMs, each in a [`state_dir`](Self#structfield.state_dir) of its own. Nothing is

@@ -1,4 +1,4 @@
-//! The setters, one for each field of the description and of the same name.
+//! The setters: a field that holds one value has one of the same name, a list has a method that adds an element.
 
 use std::path::{Path, PathBuf};
 

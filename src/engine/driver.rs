@@ -86,7 +86,7 @@ pub(crate) trait EngineDriver: Sync {
     /// What the engine cannot do on this host.
     fn check_host(&self, description: &HyperKit) -> Vec<ConfigError>;
 
-    /// Replaces what stands for something to be found, such as a socket or helper program, by what is found.
+    /// Finds the VPNKit socket or vsock daemon that the description leaves open, and writes its path into the description.
     fn resolve(&self, description: &mut HyperKit) -> Result<(), ConfigError>;
 
     /// The arguments for a description that passed validation and [`unsupported`](Self::unsupported). Looks at no file.
@@ -110,8 +110,9 @@ pub(crate) trait EngineDriver: Sync {
         None
     }
 
-    /// Whether a hypervisor that has written its pid file has also created all devices.
-    fn is_ready(&self, description: &HyperKit, state: &StateDir, timeout: Duration) -> Result<bool>;
+    /// Finds out whether a hypervisor that has written its pid file has also created all devices. If so, completes the state
+    /// directory with files that the engine does not write by itself.
+    fn finish_start(&self, description: &HyperKit, state: &StateDir, timeout: Duration) -> Result<bool>;
 
     /// Connects to whatever tells how the guest ends, if the exit code does not.
     fn exit_listener(&self, _state: &StateDir) -> Option<ExitListener> {

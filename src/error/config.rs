@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::plan::limits::LOW_MEMORY_MIB;
 use crate::{Engine, SectorSize};
 
 /// One violation: a field of a [`HyperKit`](crate::HyperKit) whose value, or whose file, cannot be used.
@@ -309,7 +310,7 @@ pub enum ConfigError {
         path: PathBuf,
     },
     /// The kernel, its initrd or its modules do not fit into the guest's memory, of which 3 GiB count at most.
-    #[error("`{field}` does not fit into memory; set `memory_mib` to at least {needed} (the first 3072 count) or use a smaller file: {}", path.display())]
+    #[error("`{field}` does not fit into memory; {}: {}", advice(*needed), path.display())]
     DoesNotFit {
         /// The field: `kernel`, `initrd` or `multiboot`.
         field: &'static str,
@@ -384,6 +385,14 @@ impl ConfigError {
     pub(crate) fn inaccessible(field: &'static str, path: impl AsRef<Path>, error: &io::Error) -> Self {
         let path = path.as_ref().to_owned();
         Self::Inaccessible { field, path, kind: error.kind(), reason: error.to_string() }
+    }
+}
+
+/// What to do if `needed` MiB are needed to load a kernel.
+fn advice(needed: u64) -> String {
+    match needed <= LOW_MEMORY_MIB {
+        true => format!("set `memory_mib` to at least {needed}"),
+        false => format!("it needs {needed} MiB, but only {LOW_MEMORY_MIB} are below 4 GiB; use a smaller file"),
     }
 }
 

@@ -113,11 +113,11 @@ impl HyperKit {
         }
     }
 
-    /// The VM without a state directory that this description's record tells of.
+    /// The VM without a state directory that this description's record identifies.
     fn recorded_vm(&self, children: &[Arc<Child>]) -> Result<Option<Vm>> {
         let record = &self.record;
         let (Some(pid), Some(started)) = (record.pid, record.pid_started) else { return Ok(None) };
-        // Nothing is awaited without a state directory, so our own child may not have become the hypervisor yet.
+        // Without a state directory a start does not wait, so our own child may still be before its `exec`.
         let is_our_child = children.iter().any(|child| child.pid() == pid);
         let is_ours = |process: &ProcessInfo| {
             Ok((is_our_child || process.has_arguments(&record.arguments)) && process.started_at(started)?)

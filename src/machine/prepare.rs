@@ -10,7 +10,7 @@ use crate::config::{HyperKit, Protocol};
 use crate::error::{Error, Result};
 use crate::preflight::image;
 use crate::preflight::image_format::DiskAction;
-use crate::preflight::image_lock::{ImageLock, refuse_if_in_use};
+use crate::preflight::image_lock::{ImageLock, lock_image};
 use crate::state::{Lock, StateDir};
 use crate::sys::path::canonical;
 
@@ -24,7 +24,7 @@ pub(super) fn acquire(state: &StateDir, description: &mut HyperKit) -> Result<(L
         return Err(Error::AlreadyRunning { pid: process.pid(), state_dir: state.path().to_owned() });
     }
     let image_locks = refuse_resources_in_use(description).inspect_err(|_| {
-        // Those that were just created. What others have put there meanwhile keeps them.
+        // Remove the directories that this call created. `remove_dir` keeps one that is not empty.
         missing.iter().for_each(|dir| drop(fs::remove_dir(dir)));
     })?;
     state.clear_for_start(&lock)?;
@@ -39,10 +39,10 @@ pub(super) fn refuse_resources_in_use(description: &HyperKit) -> Result<Vec<Imag
     let mut image_locks = Vec::new();
     for (index, disk) in description.disks.iter().enumerate() {
         let path = disk.image_path(index, description.state_dir.as_deref())?;
-        image_locks.extend(refuse_if_in_use(&path, &disk.format_by_name(), disk.read_only)?);
+        image_locks.extend(lock_image(&path, &disk.format_by_name(), disk.read_only)?);
     }
     for iso in &description.isos {
-        refuse_if_in_use(iso, &DiskFormat::Raw, true)?;
+        lock_image(iso, &DiskFormat::Raw, true)?;
     }
     let forwards = description.port_forwards.iter().map(|forward| ("port_forwards", forward.protocol, forward.host));
     let gdb = description.gdb_port.map(|port| ("gdb_port", Protocol::Tcp, port));

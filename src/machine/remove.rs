@@ -3,7 +3,7 @@
 use crate::config::HyperKit;
 use crate::config::disk::{DiskFormat, QcowOptions};
 use crate::error::{Error, Result};
-use crate::preflight::image_lock::refuse_if_in_use;
+use crate::preflight::image_lock::lock_image;
 use crate::state::{JSON_FILE, StateDir};
 use crate::vm::{Disks, Vm};
 
@@ -54,7 +54,7 @@ fn remove(state: &StateDir, disks: Disks) -> Result<()> {
     let deleted: &[String] = if disks == Disks::Delete { &created } else { &[] };
     for name in deleted {
         // As qcow2, so that all uses are found.
-        refuse_if_in_use(&state.file(name), &DiskFormat::Qcow2(QcowOptions::default()), false)?;
+        lock_image(&state.file(name), &DiskFormat::Qcow2(QcowOptions::default()), false)?;
     }
     state.remove(deleted, lock)
 }

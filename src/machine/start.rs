@@ -215,7 +215,7 @@ fn launch(
     check_cmdline_length(&description, kernel_cmdline)?;
     let driver = driver_of(&description);
     let state = StateDir::of(&description)?;
-    // What another start recorded does not count.
+    // Discard the record of an earlier start.
     description.record = Record::default();
     let (lock, image_locks) = match &state {
         Some(state) => acquire(state, &mut description).map(|(lock, images)| (Some(lock), images))?,
@@ -241,7 +241,7 @@ fn launch(
     description.record.pid = Some(child.pid());
     description.record.pid_started = start_time(child.pid()).ok().flatten();
     let vm = Vm::new(Handle::Child(child), description, state, Some(output))?;
-    // From here on, dropping it kills the hypervisor.
+    // From here on, dropping `starting` kills the hypervisor.
     let starting = Starting::new(vm.clone(), lock, mode == Mode::Foreground);
     // Saved before waiting, so that also a VM whose starter is killed meanwhile is found by its pid.
     vm.state().map_or(Ok(()), |state| state.save(vm.description()))?;

@@ -10,8 +10,7 @@ use crate::process::Process;
 use crate::state::{Lock, StateDir};
 use crate::vm::{Handle, Vm};
 
-/// The interval in which a starting hypervisor is looked at is this fraction of the time that it has taken, within limits:
-/// so it bounds what is waited in vain.
+/// The poll interval is 1/20 of the elapsed time, from 50 µs to 10 ms, so that polling delays a start by at most 5 %.
 const INTERVAL_FRACTION: u32 = 20;
 const MIN_INTERVAL: Duration = Duration::from_micros(50);
 const MAX_INTERVAL: Duration = Duration::from_millis(10);
@@ -112,7 +111,7 @@ impl Starting {
         loop {
             let has_pid_file = state.pid()? == Some(self.vm.pid());
             let left = timeout.saturating_sub(start.elapsed());
-            if has_pid_file && driver.is_ready(self.vm.description(), state, left)? {
+            if has_pid_file && driver.finish_start(self.vm.description(), state, left)? {
                 break;
             }
             if left.is_zero() {
@@ -121,7 +120,7 @@ impl Starting {
             }
             let interval = (start.elapsed() / INTERVAL_FRACTION).clamp(MIN_INTERVAL, MAX_INTERVAL);
             match self.vm.wait_timeout(interval.min(left)) {
-                // A guest that ends at once has run, for a caller who waits for its end.
+                // For `run`, a guest that exits before the hypervisor is ready is a completed run, not a failed start.
                 Some(exit) if self.is_foreground && exit.is_guest() => return Ok(()),
                 Some(exit) => return Err(self.failed(exit)),
                 None => {}
@@ -139,7 +138,7 @@ impl Starting {
         Error::HypervisorFailed { exit, state_dir, log_tail: self.vm.log_tail() }
     }
 
-    /// Kills the hypervisor, also one that it has started instead of itself, and cleans up.
+    /// Kills the spawned process and, if that was a wrapper, the hypervisor that it started. Then cleans up.
     fn give_up(&self, phase: &mut Phase) {
         let Phase::Starting(lock) = std::mem::replace(phase, Phase::Failed) else { return };
         let ended = self.vm.kill_process().and_then(|()| match self.vm.state().zip(lock) {

@@ -8,6 +8,8 @@ use std::ops::RangeInclusive;
 pub(crate) const MAX_CPUS: u32 = 64;
 /// 1 MiB and 4 KiB, in whole MiB.
 pub(crate) const MIN_MEMORY_MIB: u64 = 2;
+/// The memory below 4 GiB, into which a kernel is loaded.
+pub(crate) const LOW_MEMORY_MIB: u64 = 3072;
 /// Context identifiers of guests on vsock; 0 to 2 are reserved.
 pub(crate) const CIDS: RangeInclusive<u32> = 3..=0x7fff_ffff;
 pub(crate) const MAX_VSOCK_PORTS: usize = 4;
@@ -16,11 +18,11 @@ pub(crate) const MAX_VSOCK_PORT: u32 = u32::MAX - 1;
 pub(crate) const MAX_SERIALS: usize = 2;
 /// Slot 0 is the host bridge, slot 31 the LPC bridge with the serial ports.
 pub(crate) const MAX_DEVICES: usize = 30;
-/// Of a mount tag, in bytes.
+/// The longest mount tag that hyperkit accepts, in bytes. QEMU accepts less: `engine/qemu/limits.rs`.
 pub(crate) const MAX_TAG: usize = 256;
-/// Of the directory of the vsock sockets, in bytes: the longest name in it must fit into a socket address.
+/// The longest path of the directory of the vsock sockets, in bytes: the longest name in it must fit into a socket address.
 pub(crate) const MAX_VSOCK_DIR: usize = 85;
-/// Of the name of a tap interface, in bytes: hyperkit's path to it must fit into 80 bytes.
+/// The longest name of a tap interface, in bytes: hyperkit's path to it must fit into 80 bytes.
 pub(crate) const MAX_TAP: usize = 74;
-/// Of the path of a socket, in bytes. hyperkit truncates longer ones silently.
+/// The longest path of a socket, in bytes. hyperkit truncates longer ones silently.
 pub(crate) const MAX_SOCKET: usize = 103;

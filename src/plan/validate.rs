@@ -23,7 +23,7 @@ impl Violations {
         result.map_err(|violation| self.add(violation)).ok()
     }
 
-    /// Not inlined, which would make most of [`validate`] of it.
+    /// Not inlined: its copies would be most of the code of [`validate`].
     #[cold]
     #[inline(never)]
     pub fn add(&mut self, violation: ConfigError) {

@@ -12,7 +12,7 @@ use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags, flock, renameat_with}
 use crate::config::disk::{Disk, DiskFormat, bytes};
 use crate::error::{ConfigError, Error, Result};
 use crate::preflight::image_format::{found_format, needs_growth};
-use crate::preflight::image_lock::refuse_if_in_use;
+use crate::preflight::image_lock::lock_image;
 use crate::sys::find_program::first_program;
 use crate::sys::lock::open_locked;
 
@@ -80,7 +80,7 @@ impl Disk {
             Some(true) => {}
         }
         let format = found_format(self, path)?;
-        let _lock = refuse_if_in_use(path, &format, false)?;
+        let _lock = lock_image(path, &format, false)?;
         grow(path, &format, size_mib)
     }
 

@@ -13,9 +13,9 @@ use crate::error::{Error, Result};
 /// Refuses an image that a VM uses, unless both can only read. While the returned lock is held, no other start gets past
 /// this point with the image.
 ///
-/// This can disturb a VM that is started with the same image at the same moment, of which one has to fail anyway. So it
-/// is not part of a check.
-pub(crate) fn refuse_if_in_use(path: &Path, format: &DiskFormat, read_only: bool) -> Result<Option<ImageLock>> {
+/// It takes the lock for a moment, so it can make a simultaneous start with this image fail. Therefore `check` does not
+/// call it.
+pub(crate) fn lock_image(path: &Path, format: &DiskFormat, read_only: bool) -> Result<Option<ImageLock>> {
     let file = match OpenOptions::new().read(true).write(!read_only).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None), // it is to be created
@@ -26,7 +26,7 @@ pub(crate) fn refuse_if_in_use(path: &Path, format: &DiskFormat, read_only: bool
     }
     let cannot_tell = |error| Error::cannot_tell(Some(path))(error);
     let lock = ImageLock(file);
-    if is_locked(&lock.0, read_only).map_err(cannot_tell)? {
+    if !try_lock(&lock.0, read_only).map_err(cannot_tell)? {
         return Err(Error::DiskInUse { path: path.to_owned() });
     }
     if *format == DiskFormat::Raw {
@@ -51,14 +51,14 @@ impl Drop for ImageLock {
     }
 }
 
-/// Whether somebody else has locked an image: hyperkit uses flock, QEMU locks byte ranges by fcntl. If not, this takes the
-/// flock.
-fn is_locked(file: &File, read_only: bool) -> io::Result<bool> {
+/// Takes the flock of an image, unless somebody else has locked it: hyperkit uses flock, QEMU locks byte ranges by fcntl.
+/// Returns whether it was taken.
+fn try_lock(file: &File, read_only: bool) -> io::Result<bool> {
     let lock = match read_only {
         true => FlockOperation::NonBlockingLockShared,
         false => FlockOperation::NonBlockingLockExclusive,
     };
-    Ok(is_refused(flock(file, lock)) || is_locked_by_qemu(file, lock)?)
+    Ok(!is_refused(flock(file, lock)) && !is_locked_by_qemu(file, lock)?)
 }
 
 /// Whether a lock is refused because somebody else has it. A file system without locks gives other errors.

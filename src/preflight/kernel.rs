@@ -6,15 +6,16 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::ConfigError;
+use crate::plan::limits::LOW_MEMORY_MIB;
 use crate::sys::file::open;
 
 type Result<T> = std::result::Result<T, ConfigError>;
 
 const MIB: u64 = 1024 * 1024;
 pub(crate) const PAGE: u64 = 4096;
-/// Where hyperkit loads a relocatable kernel, and where memory below 4 GiB ends.
+/// Where hyperkit loads a relocatable kernel.
 const BASE: u64 = MIB;
-const MAX_LOW_MEMORY: u64 = 3072 * MIB;
+const MAX_LOW_MEMORY: u64 = LOW_MEMORY_MIB * MIB;
 
 /// The boot protocol's header of an x86 bzImage, which starts at 0x1f1.
 pub(crate) struct BzImage {

@@ -1,4 +1,5 @@
-//! Everything that is checked before a start: the description, the files and programs that it names, the host.
+//! Everything before a start: checks of the description, of the files and programs that it names, and of the host; disk
+//! images, which a start also creates, grows and locks.
 
 pub(crate) mod files;
 pub(crate) mod image;

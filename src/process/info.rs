@@ -65,8 +65,8 @@ mod system {
         Ok(fields.and_then(|mut fields| fields.nth(field).map(str::to_owned)))
     }
 
-    /// `None` if the process is gone, which only ENOENT and ESRCH mean. A process whose files are hidden, or a system
-    /// without `/proc`, gives ENOENT, too: then a signal can still be sent to the process, or is refused.
+    /// `None` if the process is gone. ESRCH proves that. ENOENT does not: hidden files and a missing `/proc` give it, too. Then
+    /// `kill(pid, 0)` decides.
     fn unless_gone<T>(pid: u32, read: io::Result<T>) -> io::Result<Option<T>> {
         let error = match read {
             Ok(content) => return Ok(Some(content)),
@@ -119,7 +119,7 @@ mod system {
             let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
             found.extend(query_until(pid, deadline)?);
         }
-        // Without the process that looks, it is not the `/proc` of this program's processes.
+        // A `/proc` that does not list this process belongs to another pid namespace.
         match found.iter().any(|process| process.pid == std::process::id()) {
             true => Ok(found),
             false => Err(io::Error::other("/proc does not list this process")),

@@ -191,7 +191,7 @@ impl Child {
             pass_on(false);
             watcher.wait();
         }
-        // All that belongs to the child is ended before anybody learns of its exit, and before its pid is free.
+        // Release the child's resources before waiters see its exit, and before its pid is free.
         let Resources { terminal, vsock_daemon, owner } = std::mem::take(&mut *lock(&self.resources));
         owner.into_iter().for_each(OwnerLink::release);
         drop(vsock_daemon);

@@ -20,7 +20,7 @@ const MAX_LINE_BYTES: usize = 8 * 1024;
 pub(crate) struct Output {
     file: File,
     path: PathBuf,
-    /// Whether the file is in no state directory, and must not outlive the hypervisor's start.
+    /// Whether there is no state directory. The file's name is then removed once the hypervisor has opened it.
     is_temporary: bool,
     passed_on: u64,
 }

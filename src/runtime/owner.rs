@@ -41,8 +41,8 @@ impl OwnerLink {
         Ok((command, Self(Some(ours))))
     }
 
-    /// Lets the hypervisor outlive its owner, or says that it has exited. It must not have been reaped: its process ID
-    /// could be another process's by then.
+    /// Dismisses the watchers. Call it before the hypervisor is reaped: afterwards they could kill a process that reuses its
+    /// process ID.
     pub fn release(mut self) {
         if let Some(mut socket) = self.0.take() {
             // The hypervisor holds no copy of the socket, so this fails only if the watchers are gone.

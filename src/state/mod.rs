@@ -15,6 +15,7 @@ use crate::sys::lock::open_locked;
 use crate::sys::path::canonical;
 
 pub(crate) const JSON_FILE: &str = "hyperkit.json";
+/// The Go package's name. `runtime/discovery.rs` and `parse_arguments` recognise VMs of other programs by it.
 pub(crate) const PID_FILE: &str = "hyperkit.pid";
 pub(crate) const LOG_FILE: &str = "hyperkit.log";
 pub(crate) const QMP_SOCKET: &str = "qmp.sock";

@@ -65,8 +65,7 @@ impl HyperKit {
 /// **Read the console while it is open.** A pty holds a few KiB. On QEMU, a guest that writes more waits until somebody
 /// reads, and so does its log. A program that only writes has to read, too, or close the stream. While nobody has the
 /// console open, nothing waits. QEMU takes up to a second to notice that it was opened; what the guest writes until then
-/// is only in the log. Input that is written to a stream that is closed before that reaches the guest when the console is
-/// opened the next time.
+/// is only in the log. Input written before QEMU has noticed reaches the guest when the console is next opened.
 ///
 /// ```
 /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
@@ -102,7 +101,7 @@ impl Vm {
             // The starter may have been killed before it wrote the file for QEMU.
             Err(Error::PtyNotFound { .. }) if self.try_wait().is_none() => {
                 let _lock = state.lock()?;
-                self.driver().is_ready(description, state, CONTROL_TIMEOUT)?;
+                self.driver().finish_start(description, state, CONTROL_TIMEOUT)?;
                 description.pty_paths()
             }
             paths => paths,
@@ -203,7 +202,7 @@ impl ConsoleStream {
         *self.timeout.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does something that does not wait. If it would have to, waits and tries again, as the settings say.
+    /// Retries a non-blocking operation until it succeeds or times out, as the settings say.
     fn retry_until_ready(
         &self,
         ready: PollFlags,

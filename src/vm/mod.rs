@@ -256,8 +256,8 @@ impl Vm {
         })
     }
 
-    /// What an exit within the grace period means. If the exit status is another program's to learn, the pid file tells:
-    /// hypervisors remove it at a normal exit.
+    /// Classifies an exit within the grace period. Only the parent learns the exit status. Otherwise the pid file tells, which
+    /// hyperkit and QEMU remove at a normal exit.
     fn outcome(&self, exit: Exit) -> Result<ShutdownOutcome> {
         Ok(match (exit, self.state()) {
             (Exit::Unknown, Some(state)) if state.pid()? == Some(self.pid()) => ShutdownOutcome::Forced(exit),

@@ -47,7 +47,7 @@ impl Vm {
         let connected = || -> io::Result<Option<UnixStream>> {
             let mut stream = connect(&socket, CONNECT_TIMEOUT)?;
             request.iter().try_for_each(|request| stream.write_all(request.as_bytes()))?;
-            let is_open = !is_acknowledged || is_accepted(&mut stream)?;
+            let is_open = !is_acknowledged || read_acceptance(&mut stream)?;
             Ok(is_open.then_some(stream))
         };
         connected().map_err(Error::io("connect to", &socket))?.ok_or(Error::VsockConnectionRefused { port })
@@ -93,7 +93,7 @@ impl Vm {
 
 /// Reads `OK` and a number. The end of the stream means that the connection was refused. Nothing after the answer is read:
 /// it is the guest's.
-fn is_accepted(stream: &mut UnixStream) -> io::Result<bool> {
+fn read_acceptance(stream: &mut UnixStream) -> io::Result<bool> {
     stream.set_read_timeout(Some(CONNECT_TIMEOUT))?;
     let mut answer = Vec::new();
     while answer.last() != Some(&b'\n') && answer.len() < MAX_ANSWER_BYTES {
@@ -123,7 +123,7 @@ mod tests {
             let (mut stream, mut peer) = UnixStream::pair().unwrap();
             peer.write_all(answer.as_bytes()).unwrap();
             drop(peer);
-            let accepted = is_accepted(&mut stream).unwrap();
+            let accepted = read_acceptance(&mut stream).unwrap();
             let mut rest = String::new();
             stream.read_to_string(&mut rest).unwrap();
             (accepted, rest)
@@ -140,6 +140,6 @@ mod tests {
         let (mut stream, peer) = UnixStream::pair().unwrap();
         stream.write_all(b"CONNECT 1\n").unwrap();
         drop(peer);
-        assert!(!is_accepted(&mut stream).unwrap());
+        assert!(!read_acceptance(&mut stream).unwrap());
     }
 }

@@ -133,8 +133,8 @@ impl<'de> Deserialize<'de> for Disk {
         let is_written = from.get(keys::FORMAT).is_some_and(Value::is_string);
         let format = take_word(from, keys::FORMAT, |word| match word {
             "" if is_qcow => Some(Some(DiskFormat::Qcow2(QcowOptions::default()))),
-            // The Go package leaves it to hyperkit, for which it is raw. The image must not be probed: the guest may have
-            // written it.
+            // The Go package writes an empty format, which hyperkit takes as raw. The image must not be probed: the guest may
+            // have written a qcow2 header.
             "" if is_written => Some(Some(DiskFormat::Raw)),
             "" => Some(None),
             "raw" => Some(Some(DiskFormat::Raw)),

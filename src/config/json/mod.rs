@@ -1,4 +1,5 @@
-//! The form of `hyperkit.json`.
+//! Serde helpers for `hyperkit.json`. The keys are the fields of `HyperKit` (`config/mod.rs`), `Record` and `Serial`; those
+//! of disks are in `disk.rs`.
 //!
 //! Three generations exist. All are read. The first is written, so that the Go package of 2017 can read it, with keys of
 //! later generations only for what it cannot express. `null`, `""` and a missing key all mean unset.

@@ -50,7 +50,7 @@ pub(super) fn arguments(description: &HyperKit, cmdline: &str) -> Result<Vec<Str
         if !matches!(device, Device::Nic(_)) {
             uuid.take().into_iter().for_each(|uuid| add("-U", uuid));
         }
-        // It names a function for some devices and not for others, which means the same.
+        // The Go package writes `1:0` for cards and disks and `1` for other devices. hyperkit treats both alike.
         let function = if matches!(device, Device::Nic(_) | Device::Disk { .. }) { ":0" } else { "" };
         add("-s", format!("{slot}{function},{}", device_config(description, device)?));
     }

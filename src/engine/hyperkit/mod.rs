@@ -118,8 +118,8 @@ impl EngineDriver for Driver {
         vmnet::mac(description)
     }
 
-    /// The serial ports are created after all other devices, and their files in the state directory tell of them.
-    fn is_ready(&self, description: &HyperKit, state: &StateDir, _: Duration) -> Result<bool> {
+    /// hyperkit creates serial ports last, so it is ready when their tty and log files exist.
+    fn finish_start(&self, description: &HyperKit, state: &StateDir, _: Duration) -> Result<bool> {
         Ok(ports(description)?.iter().all(|port| {
             // The file is created first and written later.
             let names_its_pty = !matches!(port.line, Line::Pty(name) if read_pty_path(&state.file(name)).is_none());

@@ -1,4 +1,4 @@
-//! `qemu-system-x86_64`. What hyperkit tells by signals and exit codes, QEMU tells over QMP.
+//! Drives `qemu-system-x86_64` over QMP; hyperkit uses signals and exit codes instead.
 
 mod arguments;
 mod limits;
@@ -82,7 +82,7 @@ impl EngineDriver for Driver {
 
     /// QEMU answers on its QMP socket when all devices exist. Only there it names the ptys of the serial ports, so this
     /// writes the files that hyperkit writes by itself.
-    fn is_ready(&self, description: &HyperKit, state: &StateDir, timeout: Duration) -> Result<bool> {
+    fn finish_start(&self, description: &HyperKit, state: &StateDir, timeout: Duration) -> Result<bool> {
         let answer = Qmp::connect(&state.file(QMP_SOCKET), timeout).and_then(|mut qmp| qmp.execute("query-chardev"));
         let chardevs = match answer {
             Ok(chardevs) => chardevs,

@@ -18,7 +18,7 @@ use crate::plan::validate::validate;
 use crate::state::PID_FILE;
 
 /// hyperkit's default memory, in MiB.
-const DEFAULT_MEMORY_MIB: u64 = 256;
+const HYPERKIT_DEFAULT_MEMORY_MIB: u64 = 256;
 /// hyperkit's default kernel command line.
 const DEFAULT_CMDLINE: &str = "auto";
 /// The devices that hyperkit knows.
@@ -67,7 +67,8 @@ const DEVICES: [&str; 12] = [
 /// [`ConfigError::Unsupported`] if the program is not hyperkit.
 pub fn parse_arguments<S: AsRef<str>>(arguments: &[S]) -> Result<(HyperKit, String)> {
     let mut arguments = arguments.iter().map(AsRef::as_ref).peekable();
-    let mut description = HyperKit { utc: false, random: false, memory_mib: DEFAULT_MEMORY_MIB, ..HyperKit::default() };
+    let mut description =
+        HyperKit { utc: false, random: false, memory_mib: HYPERKIT_DEFAULT_MEMORY_MIB, ..HyperKit::default() };
     if let Some(program) = arguments.next_if(|first| !first.starts_with('-')) {
         let engine = Engine::of(program);
         if engine != Engine::HyperKit {
