@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::plan::limits::LOW_MEMORY_MIB;
+use crate::error::text::{advice, list};
 use crate::{Engine, SectorSize};
 
 /// One violation: a field of a [`HyperKit`](crate::HyperKit) whose value, or whose file, cannot be used.
@@ -386,17 +386,4 @@ impl ConfigError {
         let path = path.as_ref().to_owned();
         Self::Inaccessible { field, path, kind: error.kind(), reason: error.to_string() }
     }
-}
-
-/// What to do if `needed` MiB are needed to load a kernel.
-fn advice(needed: u64) -> String {
-    match needed <= LOW_MEMORY_MIB {
-        true => format!("set `memory_mib` to at least {needed}"),
-        false => format!("it needs {needed} MiB, but only {LOW_MEMORY_MIB} are below 4 GiB; use a smaller file"),
-    }
-}
-
-/// Paths separated by commas.
-pub(super) fn list(paths: &[PathBuf]) -> String {
-    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
 }

@@ -3,6 +3,7 @@
 mod config;
 mod field;
 mod kind;
+mod text;
 
 use std::fmt;
 use std::io;
@@ -242,7 +243,7 @@ impl Error {
             Self::InvalidArguments { argument, reason } => format!("invalid hyperkit argument {argument:?}: {reason}"),
             Self::HypervisorNotFound { searched } => format!(
                 "no hypervisor found; install hyperkit or QEMU, or set `hyperkit`; searched {}",
-                config::list(searched)
+                text::list(searched)
             ),
             Self::DiskInUse { path } => format!("disk image in use by another VM: {}", path.display()),
             Self::PortInUse { field, port, .. } => {
