@@ -32,7 +32,7 @@ impl HyperKit {
         description.paths_mut().try_for_each(make_absolute)?;
         validate(&description).into_result()?;
         let _lock = state.create_and_lock()?;
-        let record = state.load_record()?;
+        let record = state.load_whole_record()?;
         if let Some(process) = state.running(record.as_ref())? {
             return Err(Error::AlreadyRunning { pid: process.pid(), state_dir: state.path().to_owned() });
         }

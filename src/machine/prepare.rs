@@ -19,7 +19,7 @@ use crate::sys::path::canonical;
 pub(super) fn acquire(state: &StateDir, description: &mut HyperKit) -> Result<(Lock, Vec<ImageLock>)> {
     let missing: Vec<_> = state.path().ancestors().take_while(|dir| !dir.exists()).collect();
     let lock = state.create_and_lock()?;
-    let record = state.load_record()?;
+    let record = state.load_whole_record()?;
     if let Some(process) = state.running(record.as_ref())? {
         return Err(Error::AlreadyRunning { pid: process.pid(), state_dir: state.path().to_owned() });
     }

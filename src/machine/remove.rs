@@ -43,7 +43,7 @@ impl Vm {
 
 fn remove(state: &StateDir, disks: Disks) -> Result<()> {
     let Some(lock) = state.lock()? else { return Ok(()) };
-    let record = state.load_record()?;
+    let record = state.load_whole_record()?;
     if let Some(process) = state.running(record.as_ref())? {
         return Err(Error::StillRunning { pid: process.pid(), state_dir: state.path().to_owned() });
     }

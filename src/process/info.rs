@@ -103,38 +103,22 @@ mod system {
         }
     }
 
-    /// How long a process may take to become another program. A program can also remove its arguments for good.
-    const EXEC_TIMEOUT: Duration = Duration::from_millis(200);
+    /// How long a process may take to become another program on a busy host. A program can also remove its arguments for
+    /// good, but that is rare.
+    const EXEC_TIMEOUT: Duration = Duration::from_secs(2);
 
     /// The process `pid`, if it runs.
     pub(crate) fn query(pid: u32) -> io::Result<Option<ProcessInfo>> {
-        query_until(pid, Instant::now() + EXEC_TIMEOUT)
-    }
-
-    /// All running processes. Threads have pids, too, and are not listed.
-    pub(crate) fn list_all() -> io::Result<Vec<ProcessInfo>> {
-        let deadline = Instant::now() + EXEC_TIMEOUT;
-        let mut found = Vec::new();
-        for entry in fs::read_dir("/proc")? {
-            let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-            found.extend(query_until(pid, deadline)?);
-        }
-        // A `/proc` that does not list this process belongs to another pid namespace.
-        match found.iter().any(|process| process.pid == std::process::id()) {
-            true => Ok(found),
-            false => Err(io::Error::other("/proc does not list this process")),
-        }
-    }
-
-    /// The kernel gives a new program its memory first and its arguments some milliseconds later, while its starter may
-    /// continue.
-    fn query_until(pid: u32, deadline: Instant) -> io::Result<Option<ProcessInfo>> {
-        let read = || unless_gone(pid, File::open(format!("/proc/{pid}/cmdline")).and_then(read_proc));
-        let Some(mut line) = read()? else { return Ok(None) };
-        while line.is_empty() && is_in_exec(pid)? && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(1));
-            let Some(again) = read()? else { return Ok(None) };
-            line = again;
+        let Some(mut line) = read_cmdline(pid)? else { return Ok(None) };
+        if line.is_empty() {
+            // The kernel gives a new program its memory first and its arguments some milliseconds later, while its starter
+            // may continue.
+            let deadline = Instant::now() + EXEC_TIMEOUT;
+            while line.is_empty() && is_in_exec(pid)? && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(1));
+                let Some(again) = read_cmdline(pid)? else { return Ok(None) };
+                line = again;
+            }
         }
         // Each word ends with a NUL. A zombie has no words, nor has the kernel itself.
         if line.pop().is_none() {
@@ -142,6 +126,24 @@ mod system {
         }
         let command = line.split(|&byte| byte == 0).map(|word| OsString::from_vec(word.to_vec())).collect();
         Ok(Some(ProcessInfo { pid, command }))
+    }
+
+    fn read_cmdline(pid: u32) -> io::Result<Option<Vec<u8>>> {
+        unless_gone(pid, File::open(format!("/proc/{pid}/cmdline")).and_then(read_proc))
+    }
+
+    /// All running processes. Threads have pids, too, and are not listed.
+    pub(crate) fn list_all() -> io::Result<Vec<ProcessInfo>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/proc")? {
+            let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+            found.extend(query(pid)?);
+        }
+        // A `/proc` that does not list this process belongs to another pid namespace.
+        match found.iter().any(|process| process.pid == std::process::id()) {
+            true => Ok(found),
+            false => Err(io::Error::other("/proc does not list this process")),
+        }
     }
 
     /// Reads a file of `/proc`, whose length the kernel does not report. A short read is the last one, and each read of

@@ -31,7 +31,7 @@ impl StateDir {
     /// Cleans up after a VM that has exited, unless another one was started in the directory since.
     pub fn clear_if_idle(&self) -> Result<()> {
         let Some(lock) = self.lock()? else { return Ok(()) };
-        match self.running(self.load_record()?.as_ref())? {
+        match self.running(self.load_whole_record()?.as_ref())? {
             Some(_) => Ok(()),
             None => self.clear_runtime_files(&lock),
         }

@@ -111,8 +111,13 @@ impl StateDir {
         }
     }
 
-    /// Reads only the record in `hyperkit.json`. A missing or damaged file records nothing. A file that cannot be read is an
-    /// error: what it records is not known.
+    /// The record of [`load_if_recorded`](Self::load_if_recorded).
+    pub fn load_whole_record(&self) -> Result<Option<Record>> {
+        Ok(self.load_if_recorded()?.map(|description| description.record))
+    }
+
+    /// Reads only the record, which is faster, to look whether a VM runs. It may be readable in a file that is damaged
+    /// elsewhere, so nothing is changed or deleted by it.
     pub fn load_record(&self) -> Result<Option<Record>> {
         let path = self.file(JSON_FILE);
         match read_at_most(&path, MAX_JSON_BYTES) {
