@@ -255,10 +255,21 @@ fn spawn(
     mode: Mode,
     customize: &mut dyn FnMut(&mut Command),
 ) -> Result<(std::sync::Arc<Child>, Output)> {
-    let driver = driver_of(description);
     let output = Output::create(state)?;
+    let child = spawn_with_output(description, state, mode, customize, &output);
+    Ok((child.inspect_err(|_| drop(output.remove_temporary()))?, output))
+}
+
+fn spawn_with_output(
+    description: &HyperKit,
+    state: Option<&StateDir>,
+    mode: Mode,
+    customize: impl FnOnce(&mut Command),
+    output: &Output,
+) -> Result<std::sync::Arc<Child>> {
+    let driver = driver_of(description);
     let daemon = state.map(|state| driver.vsock_daemon(description, state)).transpose()?.flatten();
-    let vsock_daemon = daemon.map(|daemon| VhostVsockDaemon::start(&daemon, &output, driver)).transpose()?;
+    let vsock_daemon = daemon.map(|daemon| VhostVsockDaemon::start(&daemon, output, driver)).transpose()?;
     let program = description.hyperkit.as_deref().unwrap_or(Path::new(""));
     let (mut command, owner) = if mode == Mode::Background || description.argv0.is_some() {
         let mut command = Command::new(program);
@@ -266,7 +277,7 @@ fn spawn(
         output.remove_temporary()?;
         (command, None)
     } else {
-        let (command, owner) = OwnerLink::command(program, &output)?;
+        let (command, owner) = OwnerLink::command(program, output)?;
         (command, Some(owner))
     };
     command.args(&description.record.arguments);
@@ -283,8 +294,7 @@ fn spawn(
     }
     customize(&mut command);
     let resources = Resources { terminal, vsock_daemon, owner };
-    let child = Child::spawn(driver, command, output.try_clone()?, state.cloned(), resources)?;
-    Ok((child, output))
+    Child::spawn(driver, command, output.try_clone()?, state.cloned(), resources)
 }
 
 /// The pause before a VM that requested a reset is started again, after the `last` pause and a run of `uptime`.

@@ -197,6 +197,8 @@ impl Child {
         drop(vsock_daemon);
         pass_on(true);
         drop(terminal);
+        // A shell that was killed early has not done it.
+        let _ = output.remove_temporary();
         let listener = lock(&self.exit_listener).take();
         let reported = listener.and_then(|ListenerThread { thread, report }| {
             let _ = thread.join();

@@ -2,15 +2,16 @@
 //!
 //! The hypervisor writes to the file itself, so that nothing is lost and nothing blocks when the starter has exited.
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::fs::{File, Metadata, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Result, escape_control};
 use crate::state::{LOG_FILE, StateDir};
-use crate::sys::file::remove_file;
+use crate::sys::file::{inode, remove_file};
 
 /// A longer line is logged in pieces, so that output without newlines needs no memory.
 const MAX_LINE_BYTES: usize = 8 * 1024;
@@ -30,24 +31,33 @@ impl Output {
     /// [`remove_temporary`](Self::remove_temporary).
     pub fn create(state: Option<&StateDir>) -> Result<Self> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
-        let path = match state {
-            Some(state) => state.file(LOG_FILE),
-            None => {
-                let name = format!("hyperkit-{}-{}.log", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-                std::env::temp_dir().join(name)
+        loop {
+            let path = match state {
+                Some(state) => state.file(LOG_FILE),
+                None => {
+                    let name = format!("hyperkit-{}-{}.log", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+                    std::env::temp_dir().join(name)
+                }
+            };
+            if state.is_some() {
+                remove_file(&path)?;
             }
-        };
-        if state.is_some() {
-            remove_file(&path)?;
+            match OpenOptions::new().read(true).append(true).create_new(true).mode(0o600).open(&path) {
+                // Another program's file, or that of a killed starter that had the same process ID.
+                Err(error) if state.is_none() && error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(Error::io("create", &path)(error)),
+                Ok(file) => return Ok(Self { file, path, is_temporary: state.is_none(), passed_on: 0 }),
+            }
         }
-        let file = OpenOptions::new().read(true).append(true).create_new(true).mode(0o600).open(&path);
-        let file = file.map_err(Error::io("create", &path))?;
-        Ok(Self { file, path, is_temporary: state.is_none(), passed_on: 0 })
     }
 
-    /// Removes the name of a temporary file; the file lasts as long as it is open.
+    /// Removes the name of a temporary file, if it still has one; the file lasts as long as it is open.
     pub fn remove_temporary(&self) -> Result<()> {
-        if self.is_temporary { remove_file(&self.path) } else { Ok(()) }
+        let is_ours = |file: &Metadata| inode(&self.path) == Some((file.dev(), file.ino()));
+        match self.is_temporary && self.file.metadata().is_ok_and(|file| is_ours(&file)) {
+            true => remove_file(&self.path),
+            false => Ok(()),
+        }
     }
 
     pub fn path(&self) -> &Path {

@@ -5,6 +5,10 @@
 //! stream, that is when the owner has exited or drops its end, the watchers kill the hypervisor. A line for each sends
 //! them away. There are two, so that either can be killed. Their parent exits at once, so the hypervisor never has to reap
 //! them. The shell opens the log by its path, since the socket occupies the descriptor.
+//!
+//! A watcher becomes another shell, since it would otherwise keep the hypervisor's arguments on its command line, by which
+//! a hypervisor without a pid file, and a user of a qcow2 image, is found. A temporary log is removed before the watchers
+//! start: nothing kills the shell before that.
 
 use std::io::Write;
 use std::net::Shutdown;
@@ -17,11 +21,13 @@ use crate::error::{Error, Result};
 use crate::runtime::output::Output;
 
 const SHELL: &str = "/bin/sh";
-const SCRIPT: &str = r#"w() { trap '' HUP TERM; read -r _ <&2 || kill -KILL $$; }
-(w >/dev/null </dev/null & w >/dev/null </dev/null &)
-exec 2>>"$0"
+/// Without `command`, a log that cannot be opened would end the shell with exit code 2, which means a reset.
+const SCRIPT: &str = r#"command exec 3>>"$0" || exit 126
 [ "$1" = keep ] || /bin/rm -f "$0"
 shift
+w() { trap '' HUP TERM; exec /bin/sh -c 'read -r _ <&2 || kill -KILL "$0"' $$; }
+(w >/dev/null </dev/null 3>&- & w >/dev/null </dev/null 3>&- &)
+exec 2>&3 3>&-
 exec "$@""#;
 /// A line for each watcher.
 const RELEASE: &[u8] = b"\n\n";
