@@ -5,7 +5,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use crate::sys::thread;
+
+/// How often a process is looked at whose exit the system does not report.
+const POLL_INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
 /// Readable once the process has exited: a pidfd, or else one end of a socket pair whose other end a waiting thread holds.
 #[derive(Clone, Debug)]
@@ -14,12 +19,23 @@ pub(crate) struct ExitFd(Arc<OwnedFd>);
 impl ExitFd {
     /// For a process whose exit `wait` waits for, in a thread of its own.
     pub fn from_waiting(wait: impl FnOnce() + Send + 'static) -> io::Result<Self> {
+        Self::from_thread(|_| wait())
+    }
+
+    /// For a process whose exit can only be polled, in a thread of its own, which ends also when the descriptor is closed.
+    pub fn from_polling(has_exited: impl Fn() -> bool + Send + 'static) -> io::Result<Self> {
+        Self::from_thread(move |held| {
+            let is_closed = || {
+                let mut polled = [PollFd::new(held, PollFlags::IN)];
+                poll(&mut polled, Some(&POLL_INTERVAL)).is_ok_and(|ready| ready > 0)
+            };
+            while !has_exited() && !is_closed() {}
+        })
+    }
+
+    fn from_thread(wait: impl FnOnce(&UnixStream) + Send + 'static) -> io::Result<Self> {
         let (exit, held) = UnixStream::pair()?;
-        let run = move || {
-            wait();
-            drop(held);
-        };
-        thread::spawn("hyperkit-exit", Box::new(run))?;
+        thread::spawn("hyperkit-exit", Box::new(move || wait(&held)))?;
         Ok(Self(Arc::new(exit.into())))
     }
 }
@@ -33,5 +49,30 @@ impl From<OwnedFd> for ExitFd {
 impl AsFd for ExitFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    #[test]
+    fn a_polling_thread_ends_at_the_exit_or_with_its_descriptor() {
+        let has_exited = Arc::new(AtomicBool::new(false));
+        let polled = has_exited.clone();
+        let watched = ExitFd::from_polling(move || polled.load(Ordering::Relaxed)).unwrap();
+        let is_readable = |timeout| poll(&mut [PollFd::new(&watched, PollFlags::IN)], timeout).unwrap() > 0;
+        assert!(!is_readable(Some(&Timespec { tv_sec: 0, tv_nsec: 0 })));
+        has_exited.store(true, Ordering::Relaxed);
+        assert!(is_readable(None));
+
+        let held = Arc::new(());
+        let of_thread = held.clone();
+        let unused = ExitFd::from_polling(move || Arc::strong_count(&of_thread) == 0).unwrap();
+        drop(unused);
+        while Arc::strong_count(&held) > 1 {
+            std::thread::yield_now();
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! What the operating system reports about processes: command line, start time, working directory.
 //!
-//! Linux has files for each process in `/proc`; sysinfo would read all processes to report one. Elsewhere it is sysinfo's
+//! Linux has files for each process in `/proc`; sysinfo would read all processes to report one. Elsewhere this is sysinfo's
 //! report.
 //!
 //! A function here returns `Ok(None)` only for a process that does not exist or is a zombie. Whatever keeps this program
@@ -54,7 +54,14 @@ mod system {
     /// When the process `pid` was started, in seconds since 1970, as precise as the system clock is steady.
     pub(crate) fn start_time(pid: u32) -> io::Result<Option<u64>> {
         let Some(ticks) = stat(pid, 19)?.and_then(|ticks| ticks.parse::<u64>().ok()) else { return Ok(None) };
-        Ok(Some(sysinfo::System::boot_time() + ticks / rustix::param::clock_ticks_per_second()))
+        Ok(Some(boot_time()? + ticks / rustix::param::clock_ticks_per_second()))
+    }
+
+    /// When the system was started, in seconds since 1970. (sysinfo returns the uptime if it cannot read the file.)
+    fn boot_time() -> io::Result<u64> {
+        let stat = fs::read_to_string("/proc/stat")?;
+        let time = stat.lines().find_map(|line| line.strip_prefix("btime ")?.trim().parse().ok());
+        time.ok_or_else(|| io::Error::other("/proc/stat has no boot time"))
     }
 
     /// A field of `/proc/PID/stat`, counted from the one after the process's name, which may contain anything.

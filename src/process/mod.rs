@@ -122,9 +122,7 @@ impl Process {
             #[cfg(target_os = "linux")]
             pidfd: None,
         };
-        ExitFd::from_waiting(move || {
-            process.wait(None);
-        })
+        ExitFd::from_polling(move || process.wait(Some(Instant::now())))
     }
 }
 
