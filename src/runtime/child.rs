@@ -14,6 +14,7 @@ use crate::engine::{EngineDriver, ExitListener};
 use crate::error::{Error, Result};
 use crate::exit::Exit;
 use crate::process::{ExitFd, ignore_esrch};
+use crate::runtime::exit_wakers::wake;
 use crate::runtime::output::Output;
 use crate::runtime::owner::OwnerLink;
 use crate::runtime::vhost_vsock::VhostVsockDaemon;
@@ -211,7 +212,7 @@ impl Child {
         let wakers = std::mem::take(&mut exit.wakers);
         drop(exit);
         self.exited.notify_all();
-        wakers.iter().filter_map(Weak::upgrade).for_each(|waker| lock(&waker).wake_by_ref());
+        wakers.iter().filter_map(Weak::upgrade).for_each(|waker| wake(&waker));
     }
 }
 

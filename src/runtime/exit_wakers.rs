@@ -4,6 +4,7 @@
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Waker;
 
@@ -72,8 +73,13 @@ fn run(interrupted: &UnixStream) {
                 !exited
             });
         }
-        for waker in woken {
-            waker.lock().unwrap_or_else(PoisonError::into_inner).wake_by_ref();
-        }
+        woken.iter().for_each(wake);
     }
+}
+
+/// Wakes a future. The waker is the embedding program's: it may poll the future at once, which locks the waker, and if it
+/// panics, others must still be woken.
+pub(super) fn wake(waker: &SharedWaker) {
+    let waker = waker.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
 }
