@@ -16,6 +16,7 @@ use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
 use crate::config::HyperKit;
 use crate::error::{ConfigError, Error, Result};
+use crate::exit::Exit;
 use crate::plan::serial_ports::{Line, ports};
 use crate::state::StateDir;
 use crate::state::tty_file::read_pty_path;
@@ -23,6 +24,8 @@ use crate::vm::{CONTROL_TIMEOUT, Vm};
 
 /// How often a pty is tried that the system cannot poll.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
+/// What a pty holds for its reader, in bytes.
+const PTY_BYTES: usize = 4096;
 
 impl HyperKit {
     /// Returns the ptys of the VM's serial ports, com1 first. Ports that lead elsewhere have none.
@@ -164,12 +167,18 @@ impl ConsoleStream {
         let mut output = Vec::new();
         // Single bytes, so that what follows the text is left for the next read.
         while !output.ends_with(text.as_bytes()) {
+            // Reads do not time out while there is something to read.
+            let is_due = output.len() % PTY_BYTES == PTY_BYTES - 1;
+            if is_due && deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Err(self.not_found(text, timeout, None, &output));
+            }
             let mut byte = [0];
             match self.read_until(deadline, &mut byte) {
                 Ok(1..) => output.push(byte[0]),
-                Ok(0) => return Err(self.not_found(text, timeout, true, &output)),
+                // The hypervisor has closed the pty, and usually exits.
+                Ok(0) => return Err(self.not_found(text, timeout, self.vm.wait_until(deadline), &output)),
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                    return Err(self.not_found(text, timeout, false, &output));
+                    return Err(self.not_found(text, timeout, None, &output));
                 }
                 Err(error) => return Err(Error::io("read", "the console")(error)),
             }
@@ -179,19 +188,25 @@ impl ConsoleStream {
 
     /// Writes a line to the guest, with the Return that ends it.
     ///
-    /// A guest that reads nothing lets this wait, unless [`set_timeout`](Self::set_timeout) bounds it.
+    /// A guest that reads nothing lets this wait, unless [`set_timeout`](Self::set_timeout) bounds it. The setting of
+    /// [`set_nonblocking`](Self::set_nonblocking) does not apply: a part of a line would be of no use.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn send_line(&self, line: &str) -> Result<()> {
         let line = format!("{line}\r");
-        (&mut &*self).write_all(line.as_bytes()).map_err(Error::io("write to", "the console"))
+        let (mut rest, deadline) = (line.as_bytes(), self.deadline());
+        while !rest.is_empty() {
+            let written = self.retry_until(deadline, PollFlags::OUT, |mut pty| pty.write(rest));
+            rest = &rest[written.map_err(Error::io("write to", "the console"))?..];
+        }
+        Ok(())
     }
 
-    fn not_found(&self, text: &str, timeout: Duration, has_exited: bool, output: &[u8]) -> Error {
+    fn not_found(&self, text: &str, timeout: Duration, exit: Option<Exit>, output: &[u8]) -> Error {
         Error::ConsoleTextNotFound {
             text: text.to_owned(),
-            exit: has_exited.then(|| self.vm.wait()),
+            exit,
             timeout,
             state_dir: self.vm.state_dir().map(Path::to_owned),
             log_tail: self.vm.log_tail().with_console(output),
@@ -200,6 +215,11 @@ impl ConsoleStream {
 
     fn timeout(&self) -> Option<Duration> {
         *self.timeout.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When a call that starts now times out.
+    fn deadline(&self) -> Option<Instant> {
+        self.timeout().and_then(|timeout| Instant::now().checked_add(timeout))
     }
 
     /// Retries a non-blocking operation until it succeeds or times out, as the settings say.
@@ -212,7 +232,7 @@ impl ConsoleStream {
             let mut attempt = attempt;
             return attempt(&self.pty);
         }
-        self.retry_until(self.timeout().and_then(|timeout| Instant::now().checked_add(timeout)), ready, attempt)
+        self.retry_until(self.deadline(), ready, attempt)
     }
 
     fn retry_until(
