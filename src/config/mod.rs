@@ -260,6 +260,15 @@ impl HyperKit {
         &self.record.arguments
     }
 
+    /// The programs of the description: paths, or names that are searched on `PATH`.
+    pub(crate) fn programs_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        let tools = self.disks.iter_mut().filter_map(|disk| match &mut disk.format {
+            Some(DiskFormat::Qcow2(options)) => options.tool.as_mut(),
+            _ => None,
+        });
+        [&mut self.hyperkit, &mut self.vhost_device_vsock].into_iter().flatten().chain(tools)
+    }
+
     /// The paths of the description, except those of programs and of the network. A start makes them absolute.
     pub(crate) fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
         let Self { kernel, initrd, bootrom, vsock_dir, multiboot, disks, isos, shares_9p, .. } = self;

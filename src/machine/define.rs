@@ -1,11 +1,12 @@
 //! Writing a state directory without starting anything.
 
-use crate::config::HyperKit;
 use crate::config::record::Record;
-use crate::error::{ConfigError, Error, Result};
+use crate::config::{HyperKit, Network};
+use crate::error::{ConfigError, Result};
+use crate::machine::prepare::check_idle;
 use crate::plan::validate::validate;
 use crate::state::StateDir;
-use crate::sys::path::make_absolute;
+use crate::sys::path::{make_absolute, make_program_absolute};
 
 impl HyperKit {
     /// Writes the description to its state directory without starting anything, so that
@@ -23,19 +24,21 @@ impl HyperKit {
     /// ```
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] if the description is not valid or has no [`state_dir`](Self#structfield.state_dir);
-    /// [`Error::AlreadyRunning`]; [`Error::CannotTell`]; [`Error::Io`].
+    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) if the description is not valid or has no
+    /// [`state_dir`](Self#structfield.state_dir); [`Error::AlreadyRunning`](crate::Error::AlreadyRunning); [`Error::CannotTell`](crate::Error::CannotTell);
+    /// [`Error::Io`](crate::Error::Io).
     pub fn define(&self) -> Result<()> {
         let mut description = self.clone();
         let state = StateDir::of(self)?.ok_or(ConfigError::StateDirRequired { field: "define" })?;
         description.state_dir = Some(state.path().to_owned());
         description.paths_mut().try_for_each(make_absolute)?;
+        description.programs_mut().try_for_each(make_program_absolute)?;
+        if let Network::VpnKit(socket) = &mut description.network {
+            make_absolute(socket)?;
+        }
         validate(&description).into_result()?;
         let _lock = state.create_and_lock()?;
-        let record = state.load_whole_record()?;
-        if let Some(process) = state.running(record.as_ref())? {
-            return Err(Error::AlreadyRunning { pid: process.pid(), state_dir: state.path().to_owned() });
-        }
+        let record = check_idle(&state)?;
         // Disks that this crate created for an earlier start are still its own.
         let created_disks = record.map(|record| record.created_disks).unwrap_or_default();
         description.record = Record { created_disks, ..Record::default() };

@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::path::PathBuf;
 
 use crate::config::disk::DiskFormat;
+use crate::config::record::Record;
 use crate::config::{HyperKit, Protocol};
 use crate::error::{Error, Result};
 use crate::preflight::image;
@@ -19,11 +20,8 @@ use crate::sys::path::canonical;
 pub(super) fn acquire(state: &StateDir, description: &mut HyperKit) -> Result<(Lock, Vec<ImageLock>)> {
     let missing: Vec<_> = state.path().ancestors().take_while(|dir| !dir.exists()).collect();
     let lock = state.create_and_lock()?;
-    let record = state.load_whole_record()?;
-    if let Some(process) = state.running(record.as_ref())? {
-        return Err(Error::AlreadyRunning { pid: process.pid(), state_dir: state.path().to_owned() });
-    }
-    let image_locks = refuse_resources_in_use(description).inspect_err(|_| {
+    let checked = check_idle(state).and_then(|record| Ok((record, refuse_resources_in_use(description)?)));
+    let (record, image_locks) = checked.inspect_err(|_| {
         // Remove the directories that this call created. `remove_dir` keeps one that is not empty.
         missing.iter().for_each(|dir| drop(fs::remove_dir(dir)));
     })?;
@@ -31,6 +29,15 @@ pub(super) fn acquire(state: &StateDir, description: &mut HyperKit) -> Result<(L
     // Disks that this crate created for an earlier start are still its own.
     description.record.created_disks = record.map(|record| record.created_disks).unwrap_or_default();
     Ok((lock, image_locks))
+}
+
+/// What is recorded in a state directory that is locked and in which no VM runs.
+pub(super) fn check_idle(state: &StateDir) -> Result<Option<Record>> {
+    let record = state.load_whole_record()?;
+    match state.running(record.as_ref())? {
+        Some(process) => Err(Error::AlreadyRunning { pid: process.pid(), state_dir: state.path().to_owned() }),
+        None => Ok(record),
+    }
 }
 
 /// Refuses images and ports that others use. The VM of this state directory does not run: that was checked before. The

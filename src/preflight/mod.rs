@@ -11,7 +11,7 @@ use crate::config::HyperKit;
 use crate::engine::{self, Engine, driver_of};
 use crate::error::{Error, Result};
 use crate::plan::validate::{Violations, validate};
-use crate::sys::path::{canonical, make_absolute};
+use crate::sys::path::{canonical, make_absolute, make_program_absolute};
 
 use files::check_files;
 use image_format::found_format;
@@ -89,6 +89,7 @@ pub(crate) fn checked(description: &HyperKit) -> Result<HyperKit> {
 fn resolve(description: &HyperKit) -> Result<(HyperKit, Violations, Option<Error>)> {
     let mut resolved = description.clone();
     resolved.paths_mut().try_for_each(make_absolute)?;
+    resolved.programs_mut().try_for_each(make_program_absolute)?;
     if let Some(dir) = &mut resolved.state_dir {
         make_absolute(dir)?;
         *dir = canonical(dir);

@@ -12,6 +12,11 @@ pub(crate) fn make_absolute(path: &mut PathBuf) -> Result<()> {
     Ok(())
 }
 
+/// As [`make_absolute`], but leaves a name without directories, which is searched on `PATH`.
+pub(crate) fn make_program_absolute(program: &mut PathBuf) -> Result<()> {
+    if program.components().count() > 1 { make_absolute(program) } else { Ok(()) }
+}
+
 /// `path` with the symlinks of its existing part resolved, so that a directory has one name however it was reached.
 pub(crate) fn canonical(path: &Path) -> PathBuf {
     for existing in path.ancestors() {
