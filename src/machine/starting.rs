@@ -21,6 +21,10 @@ const MAX_INTERVAL: Duration = Duration::from_millis(10);
 /// [`kill`](Self::kill) it meanwhile. Dropping it before it is ready kills the hypervisor. If this program is killed
 /// instead, the VM runs on, and its state directory already records it.
 ///
+/// Until the hypervisor is ready or this is dropped, the state directory is locked: calls that change it, such as
+/// [`start`](crate::HyperKit::start), [`define`](crate::HyperKit::define) and [`remove`](crate::HyperKit::remove), wait,
+/// also in other programs. [`stop`](crate::HyperKit::stop) kills the hypervisor at once.
+///
 /// ```
 /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
 /// # let _here = here::alone();
@@ -40,17 +44,20 @@ pub struct Starting {
     phase: Mutex<Phase>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 enum Phase {
     /// With the lock of the state directory, if there is one.
     Starting(Option<Lock>),
     Ready,
+    #[default]
     Failed,
 }
 
 impl Starting {
     pub(super) fn new(vm: Vm, lock: Option<Lock>, is_foreground: bool) -> Self {
-        Self { vm, is_foreground, phase: Mutex::new(Phase::Starting(lock)) }
+        let starting = Self { vm, is_foreground, phase: Mutex::default() };
+        starting.set_phase(&mut starting.phase(), Phase::Starting(lock));
+        starting
     }
 
     /// The process ID of the hypervisor.
@@ -60,7 +67,7 @@ impl Starting {
     }
 
     /// Waits until the hypervisor has written its pid file and created all devices, but at most `timeout`. Kills it if
-    /// that takes longer or fails.
+    /// that takes longer or fails. If another thread waits already, its call ends first.
     ///
     /// Without a state directory nothing tells whether the hypervisor is ready, and this returns at once. hyperkit does
     /// not tell of its devices if the console is on stdio. Then [`Vm::wait`] reports a hypervisor that fails a moment
@@ -77,7 +84,7 @@ impl Starting {
         }
         match self.vm.state().map_or(Ok(()), |state| self.await_ready(state, timeout)) {
             Ok(()) => {
-                *phase = Phase::Ready;
+                self.set_phase(&mut phase, Phase::Ready);
                 Ok(self.vm.clone())
             }
             Err(error) => {
@@ -104,6 +111,14 @@ impl Starting {
 
     fn phase(&self) -> MutexGuard<'_, Phase> {
         self.phase.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the child whether this holds the lock, before the lock is released.
+    fn set_phase(&self, phase: &mut Phase, new: Phase) -> Phase {
+        if let Some(child) = self.vm.child() {
+            child.set_starting(matches!(new, Phase::Starting(Some(_))));
+        }
+        std::mem::replace(phase, new)
     }
 
     fn await_ready(&self, state: &StateDir, timeout: Duration) -> Result<()> {
@@ -140,7 +155,7 @@ impl Starting {
 
     /// Kills the spawned process and, if that was a wrapper, the hypervisor that it started. Then cleans up.
     fn give_up(&self, phase: &mut Phase) {
-        let Phase::Starting(lock) = std::mem::replace(phase, Phase::Failed) else { return };
+        let Phase::Starting(lock) = self.set_phase(phase, Phase::Failed) else { return };
         let ended = self.vm.kill_process().and_then(|()| match self.vm.state().zip(lock) {
             Some((state, lock)) => {
                 if let Some(process) = state.running(Some(&self.vm.description().record))? {
@@ -162,8 +177,8 @@ fn kill(process: Process) -> Result<()> {
 
 impl Drop for Starting {
     fn drop(&mut self) {
-        let phase = self.phase.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let mut phase = std::mem::replace(phase, Phase::Failed);
-        self.give_up(&mut phase);
+        if !matches!(*self.phase(), Phase::Ready) {
+            self.give_up(&mut self.phase());
+        }
     }
 }

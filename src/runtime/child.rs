@@ -3,6 +3,7 @@
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Waker;
 use std::thread::JoinHandle;
@@ -46,6 +47,8 @@ pub(crate) struct Child {
     /// The thread that waits for the hypervisor to report how the guest ends.
     exit_listener: Mutex<Option<ListenerThread>>,
     resources: Mutex<Resources>,
+    /// Whether a start that waits for this child holds the lock of the state directory, and cleans up there if it fails.
+    is_starting: AtomicBool,
 }
 
 #[derive(Default)]
@@ -108,6 +111,7 @@ impl Child {
             exit_fd: exit_fd.map_err(Error::io("watch", &program))?,
             exit_listener: Mutex::new(None),
             resources: Mutex::new(resources),
+            is_starting: AtomicBool::new(false),
         });
         children().push(shared.clone());
         send.send((child, shared.clone()));
@@ -121,6 +125,15 @@ impl Child {
 
     pub fn pid(&self) -> u32 {
         self.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    /// See the field.
+    pub fn is_starting(&self) -> bool {
+        self.is_starting.load(Ordering::Acquire)
+    }
+
+    pub fn set_starting(&self, is_starting: bool) {
+        self.is_starting.store(is_starting, Ordering::Release);
     }
 
     /// A descriptor that becomes readable at the exit.

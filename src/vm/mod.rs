@@ -323,8 +323,12 @@ impl Vm {
         }
     }
 
-    /// Cleans up in the state directory, unless another VM was started there since.
+    /// Cleans up in the state directory, unless another VM was started there since. A start that is in progress does it by
+    /// itself: its lock may be this thread's own.
     fn clean_up(&self) -> Result<()> {
+        if self.child().is_some_and(|child| child.is_starting()) {
+            return Ok(());
+        }
         self.state().map_or(Ok(()), StateDir::clear_if_idle)
     }
 
