@@ -16,11 +16,13 @@ use crate::sys::file::remove_file;
 /// Connects within the timeout: the queue of a listener that hangs fills up, and then connecting would block.
 pub(crate) fn connect(socket: &Path, timeout: Duration) -> io::Result<UnixStream> {
     let address = SocketAddrUnix::new(socket)?;
-    let deadline = Instant::now() + timeout;
+    // A deadline that the clock cannot represent is none.
+    let deadline = Instant::now().checked_add(timeout);
+    let is_over = || deadline.is_some_and(|deadline| Instant::now() >= deadline);
     loop {
         let stream = UnixStream::from(unconnected(SocketType::STREAM)?);
         match rustix::net::connect(&stream, &address) {
-            Err(Errno::AGAIN) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
+            Err(Errno::AGAIN) if !is_over() => std::thread::sleep(Duration::from_millis(10)),
             connected => {
                 connected?;
                 stream.set_nonblocking(false)?;
