@@ -293,11 +293,15 @@ impl HyperKit {
     /// default belongs to whichever state directory the description names, so its path is unset.
     pub(crate) fn without_state_dir_paths(mut self) -> Self {
         let Some(dir) = &self.state_dir else { return self };
-        for (index, disk) in self.disks.iter_mut().enumerate() {
-            let extension = if matches!(disk.format, Some(DiskFormat::Qcow2(_))) { "qcow2" } else { "img" };
-            let is_default = disk.path == Some(disk::default_path(dir, index, extension));
-            if is_default && disk.size_mib.is_some() {
+        let with_size = self.disks.iter_mut().enumerate().filter(|(_, disk)| disk.size_mib.is_some());
+        for (index, disk) in with_size {
+            let is_at = |extension| disk.path.as_deref() == Some(&disk::default_path(dir, index, extension));
+            let is_qcow2 = matches!(disk.format, Some(DiskFormat::Qcow2(_)));
+            if is_at(if is_qcow2 { "qcow2" } else { "img" }) {
                 disk.path = None;
+            } else if is_qcow2 && is_at("img") {
+                // The format was unset, and a qcow2 image was found.
+                (disk.path, disk.format) = (None, None);
             }
         }
         self

@@ -111,7 +111,12 @@ fn resolve(description: &HyperKit) -> Result<(HyperKit, Violations, Option<Error
         let disk = &resolved.disks[index];
         let Ok(path) = disk.image_path(index, resolved.state_dir.as_deref()) else { continue };
         if let Some(format) = violations.collect(found_format(disk, &path)) {
-            resolved.disks[index].format = Some(format);
+            let disk = &mut resolved.disks[index];
+            // The default place depends on the format: it is the one that was looked at.
+            if disk.format.is_none() {
+                disk.path = Some(path);
+            }
+            disk.format = Some(format);
         }
     }
     Ok((resolved, violations, not_found))
