@@ -3,27 +3,40 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod attaching;
 mod boot_limits;
 mod concurrent_starts;
+mod console_dialogue;
+mod console_lines;
 mod console_log;
 mod console_stream;
 mod corrupt_state;
 mod crash_recovery;
+mod defining;
 mod disk_images;
 mod exit_reasons;
+mod exited;
 mod hypervisor_output;
 mod images_in_use;
 #[cfg(target_os = "linux")]
 mod leaks;
 mod life_cycle;
 mod limits;
+mod listing;
 mod model;
 mod network;
 mod process_identity;
 mod reattach;
 mod remove;
+mod scoped;
+mod scoped_output;
 mod shutdown;
+mod starter;
+mod starting;
 mod state_directory;
+mod templates;
+#[cfg(target_os = "linux")]
+mod three_answers;
 mod unsupported;
 mod validation;
 mod vsock;

@@ -1,0 +1,315 @@
+//! Starts in progress: spawned hypervisors that are not ready yet.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use hyperkit::{Console, Disks, Error, Exit, HyperKit, StartOrAttach};
+use rustix::process::{Signal, kill_process};
+
+use crate::common::{StopOnDrop, TEST_TIMEOUT, TestDir, hypervisors_in, to_pid, wait_until};
+use crate::starter::{self, Starter, report};
+
+/// A kernel command line with which the stand-in runs, but is never ready.
+const NEVER_READY: &str = "vmm.no-pid-file";
+
+#[test]
+fn spawn_records_the_pid_before_the_hypervisor_is_ready() {
+    let test_dir = TestDir::new();
+    let _stop = test_dir.stop_on_drop();
+    let starting = test_dir.description().spawn(NEVER_READY).unwrap();
+    let recorded = HyperKit::from_state(test_dir.path("vm")).unwrap();
+    assert_eq!(recorded.recorded_pid(), Some(starting.pid()));
+    assert_eq!(recorded.recorded_kernel_cmdline().unwrap(), NEVER_READY);
+    assert!(!test_dir.path("vm/hyperkit.pid").exists());
+    let vm = recorded.vm().unwrap().expect("it is found by the recorded pid");
+    assert_eq!(vm.pid(), starting.pid());
+    assert_eq!(hypervisors_in(&test_dir.path("vm")), [starting.pid()]);
+}
+
+#[test]
+fn timeout_kills_the_hypervisor_and_is_named_with_the_state_directory() {
+    let test_dir = TestDir::new();
+    let _stop = test_dir.stop_on_drop();
+    let description = test_dir.description();
+    for timeout in [Duration::from_millis(50), Duration::ZERO] {
+        let starting = description.spawn(&format!("{NEVER_READY} vmm.say=slow")).unwrap();
+        let pid = starting.pid();
+        let log = || fs::read_to_string(test_dir.path("vm/hyperkit.log")).unwrap();
+        wait_until("the hypervisor prints something", || log().contains("slow"));
+        let error = starting.wait_ready(timeout).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains(&format!("after {} s", timeout.as_secs_f32())), "{text}");
+        assert!(text.contains(test_dir.path("vm").to_str().unwrap()), "{text}");
+        match error {
+            Error::StartTimedOut { timeout: named, state_dir, log_tail } => {
+                assert_eq!((named, state_dir), (timeout, Some(test_dir.path("vm"))));
+                assert!(log_tail.hypervisor.starts_with("slow"), "{log_tail}");
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(!starter::exists(pid), "the hypervisor was killed and reaped");
+        assert!(!description.is_running().unwrap());
+        // The same answer for another call, which has nothing to wait for.
+        let again = starting.wait_ready(TEST_TIMEOUT);
+        assert!(matches!(again, Err(Error::HypervisorFailed { exit: Exit::Killed(9), .. })), "{again:?}");
+        description.start("guest").unwrap().kill().unwrap();
+    }
+}
+
+#[test]
+fn dropping_kills_the_hypervisor_and_leaves_a_directory_that_can_be_used() {
+    let test_dir = TestDir::new();
+    let _stop = test_dir.stop_on_drop();
+    let description = test_dir.description();
+    for kernel_cmdline in [NEVER_READY, "guest"] {
+        let starting = description.spawn(kernel_cmdline).unwrap();
+        let pid = starting.pid();
+        drop(starting);
+        assert!(!starter::exists(pid), "{kernel_cmdline}");
+        assert_eq!(test_dir.state_files().iter().find(|name| *name == "hyperkit.pid" || *name == "tty"), None);
+        description.start("guest").unwrap().kill().unwrap();
+    }
+    drop(description.spawn("guest").unwrap());
+    description.remove(Disks::Delete).unwrap();
+    assert!(!test_dir.path("vm").exists());
+}
+
+#[test]
+fn kill_from_another_thread_ends_a_wait() {
+    let test_dir = TestDir::new();
+    let _stop = test_dir.stop_on_drop();
+    let starting = test_dir.description().spawn(NEVER_READY).unwrap();
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| starting.wait_ready(Duration::MAX));
+        starting.kill().unwrap();
+        match waiting.join().unwrap() {
+            Err(Error::HypervisorFailed { exit: Exit::Killed(9), state_dir, .. }) => {
+                assert_eq!(state_dir, Some(test_dir.path("vm")));
+            }
+            other => panic!("{other:?}"),
+        }
+    });
+    assert!(began.elapsed() < TEST_TIMEOUT / 2);
+    starting.kill().expect("killing it again is no error");
+    test_dir.description().start("guest").unwrap().kill().unwrap();
+}
+
+/// The lock of the state directory is this thread's own.
+#[test]
+fn stop_during_a_start_does_not_wait_for_the_start() {
+    let test_dir = TestDir::new();
+    let _stop = test_dir.stop_on_drop();
+    let description = test_dir.description();
+    for stop in [HyperKit::stop, |description: &HyperKit| description.vm()?.unwrap().kill()] {
+        let starting = description.spawn(NEVER_READY).unwrap();
+        stop(&description).unwrap();
+        assert!(!starter::exists(starting.pid()));
+        let ready = starting.wait_ready(TEST_TIMEOUT);
+        assert!(matches!(ready, Err(Error::HypervisorFailed { exit: Exit::Killed(9), .. })), "{ready:?}");
+    }
+    // Afterwards kill cleans up as always, whichever handle is used.
+    let starting = description.spawn("guest").unwrap();
+    let vm = starting.wait_ready(TEST_TIMEOUT).unwrap();
+    vm.kill().unwrap();
+    assert!(!test_dir.path("vm/hyperkit.pid").exists());
+}
+
+#[test]
+fn waiting_twice_returns_the_same_vm() {
+    let test_dir = TestDir::new();
+    let _stop = test_dir.stop_on_drop();
+    let starting = test_dir.description().spawn("guest").unwrap();
+    let first = starting.wait_ready(TEST_TIMEOUT).unwrap();
+    let second = starting.wait_ready(Duration::ZERO).unwrap();
+    assert_eq!([first.pid(), second.pid()], [starting.pid(); 2]);
+    assert_eq!(first.description(), second.description());
+    drop(starting);
+    assert_eq!(first.try_wait(), None, "dropping it when it is ready leaves the VM running");
+    first.kill().unwrap();
+    assert_eq!(second.wait(), Exit::Killed(9));
+}
+
+#[test]
+fn kill_of_a_ready_vm_cleans_up() {
+    let test_dir = TestDir::new();
+    let _stop = test_dir.stop_on_drop();
+    let starting = test_dir.description().spawn("guest").unwrap();
+    let vm = starting.wait_ready(TEST_TIMEOUT).unwrap();
+    starting.kill().unwrap();
+    assert_eq!(vm.wait(), Exit::Killed(9));
+    assert!(!test_dir.path("vm/hyperkit.pid").exists());
+}
+
+#[test]
+fn hypervisor_that_exits_is_reported_each_time() {
+    let test_dir = TestDir::new();
+    let starting = test_dir.description().spawn("vmm.die-early=7").unwrap();
+    for _ in 0..2 {
+        match starting.wait_ready(TEST_TIMEOUT) {
+            Err(Error::HypervisorFailed { exit: Exit::Failed(7), state_dir, log_tail }) => {
+                assert_eq!((state_dir, &*log_tail.hypervisor), (Some(test_dir.path("vm")), "dying early"));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Other starts wait for one that is in progress, and then say what runs.
+#[test]
+fn other_starts_wait_for_a_start_in_progress() {
+    let test_dir = TestDir::new();
+    let _stop = test_dir.stop_on_drop();
+    let description = test_dir.description();
+    let starting = description.spawn("guest").unwrap();
+    std::thread::scope(|scope| {
+        let second = scope.spawn(|| description.start("guest"));
+        let attached = scope.spawn(|| description.start_or_attach("guest"));
+        let vm = starting.wait_ready(TEST_TIMEOUT).unwrap();
+        let second = second.join().unwrap();
+        assert!(matches!(second, Err(Error::AlreadyRunning { pid, .. }) if pid == vm.pid()), "{second:?}");
+        let attached = attached.join().unwrap().unwrap();
+        assert!(matches!(&attached, StartOrAttach::Attached(other) if other.pid() == vm.pid()), "{attached:?}");
+        vm.kill().unwrap();
+    });
+    // Another one takes over when the first is dropped.
+    let starting = description.spawn(NEVER_READY).unwrap();
+    std::thread::scope(|scope| {
+        let second = scope.spawn(|| description.start("guest"));
+        drop(starting);
+        second.join().unwrap().unwrap().kill().unwrap();
+    });
+}
+
+#[test]
+fn without_a_state_directory_the_wait_returns_at_once() {
+    const TEST: &str = "starting::without_a_state_directory_the_wait_returns_at_once";
+    // In a starter, since the console is the caller's standard input and output.
+    if let Some(arguments) = starter::arguments_of(TEST) {
+        let mut description = starter::description_in(&arguments[0]).console(Console::Stdio);
+        description.state_dir = None;
+        let dropped = description.spawn("guest").unwrap();
+        let pid = dropped.pid();
+        drop(dropped);
+        assert!(!starter::exists(pid));
+        let vm = description.spawn("guest").unwrap().wait_ready(Duration::ZERO).unwrap();
+        assert_eq!(vm.description().vm().unwrap().map(|vm| vm.pid()), Some(vm.pid()));
+        vm.kill().unwrap();
+        return report(vm.wait());
+    }
+    let test_dir = TestDir::new();
+    let mut starter = Starter::spawn(TEST, &[test_dir.dir().to_str().unwrap()]);
+    assert_eq!(starter.report(), Exit::Killed(9).to_string());
+    assert!(starter.wait().success());
+}
+
+#[test]
+fn killed_starter_leaves_a_vm_that_is_found_by_its_recorded_pid() {
+    const TEST: &str = "starting::killed_starter_leaves_a_vm_that_is_found_by_its_recorded_pid";
+    if let Some(arguments) = starter::arguments_of(TEST) {
+        let starting = starter::description_in(&arguments[0]).spawn(NEVER_READY).unwrap();
+        report(starting.pid());
+        let _ = starting.wait_ready(Duration::MAX);
+        return;
+    }
+    let test_dir = TestDir::new();
+    let _stop = test_dir.stop_on_drop();
+    let mut starter = Starter::spawn(TEST, &[test_dir.dir().to_str().unwrap()]);
+    let pid: u32 = starter.report().parse().unwrap();
+    starter.signal(Signal::KILL);
+    starter.wait();
+    assert!(!test_dir.path("vm/hyperkit.pid").exists());
+    let found = HyperKit::from_state(test_dir.path("vm")).unwrap();
+    assert_eq!(found.recorded_pid(), Some(pid));
+    assert_eq!(found.vm().unwrap().map(|vm| vm.pid()), Some(pid));
+    match test_dir.description().start("guest") {
+        Err(Error::AlreadyRunning { pid: running, state_dir }) => {
+            assert_eq!((running, state_dir), (pid, test_dir.path("vm")));
+        }
+        other => panic!("{other:?}"),
+    }
+    found.stop().unwrap();
+    wait_until("it has exited", || hypervisors_in(&test_dir.path("vm")).is_empty());
+    test_dir.description().start("guest").unwrap().kill().unwrap();
+}
+
+/// A starter is killed at a random moment between `spawn` and the end of its start.
+#[test]
+fn starters_killed_at_any_moment_leave_nothing_or_a_vm_that_is_found() {
+    const TEST: &str = "starting::starters_killed_at_any_moment_leave_nothing_or_a_vm_that_is_found";
+    if let Some(arguments) = starter::arguments_of(TEST) {
+        report("starting");
+        let starting = starter::description_in(&arguments[0]).spawn("guest").unwrap();
+        starting.wait_ready(TEST_TIMEOUT).unwrap();
+        return report("ready");
+    }
+    let (mut found, mut nothing) = (0, 0);
+    let spawn = |test_dir: &TestDir| {
+        let mut starter = Starter::spawn(TEST, &[test_dir.dir().to_str().unwrap()]);
+        assert_eq!(starter.report(), "starting");
+        (Instant::now(), starter)
+    };
+    let test_dir = TestDir::new();
+    let _stop = test_dir.stop_on_drop();
+    let (began, mut first) = spawn(&test_dir);
+    first.report();
+    let whole = began.elapsed();
+    for round in 0..40 {
+        test_dir.description().stop().unwrap();
+        let (_, starter) = spawn(&test_dir);
+        std::thread::sleep(whole.mul_f64(f64::from(round) / 40.0));
+        drop(starter); // kills it
+        match test_dir.description().start("guest") {
+            Ok(vm) => {
+                nothing += 1;
+                assert_eq!(hypervisors_in(&test_dir.path("vm")), [vm.pid()], "round {round}");
+            }
+            Err(Error::AlreadyRunning { pid, .. }) => {
+                found += 1;
+                assert_eq!(hypervisors_in(&test_dir.path("vm")), [pid], "round {round}");
+                let vm = HyperKit::from_state(test_dir.path("vm")).unwrap().vm().unwrap().expect("it is found");
+                assert_eq!(vm.pid(), pid, "round {round}");
+            }
+            Err(error) => panic!("round {round}: {error:#}"),
+        }
+    }
+    assert!(found + nothing == 40 && nothing > 0, "{found} VMs found, {nothing} not");
+}
+
+#[test]
+fn spawn_with_passes_the_command() {
+    let test_dir = TestDir::new();
+    let _stop = test_dir.stop_on_drop();
+    let mut arguments = Vec::new();
+    let starting = test_dir.description().spawn_with("guest", |command| {
+        command.env("HYPERKIT_TEST_VARIABLE", "a value").current_dir(test_dir.dir());
+        arguments = command.get_args().map(|argument| argument.to_str().unwrap().to_owned()).collect();
+    });
+    let vm = starting.unwrap().wait_ready(TEST_TIMEOUT).unwrap();
+    assert_eq!(arguments, vm.description().recorded_arguments());
+    if cfg!(target_os = "linux") {
+        let proc = |name: &str| format!("/proc/{}/{name}", vm.pid());
+        let environment = fs::read(proc("environ")).unwrap();
+        let mut variables = environment.split(|&byte| byte == 0);
+        assert!(variables.any(|variable| variable == b"HYPERKIT_TEST_VARIABLE=a value"));
+        assert_eq!(fs::read_link(proc("cwd")).unwrap(), test_dir.dir());
+    }
+    assert!(std::env::var_os("HYPERKIT_TEST_VARIABLE").is_none());
+    vm.kill().unwrap();
+}
+
+/// A closure that panics leaves nothing behind, and no lock.
+#[test]
+fn panic_while_the_command_is_changed_leaves_a_directory_that_can_be_used() {
+    let test_dir = TestDir::new();
+    let _stop = StopOnDrop(test_dir.path("vm"));
+    let description = test_dir.description();
+    let unwound = std::panic::catch_unwind(|| {
+        description.spawn_with("guest", |_| std::panic::resume_unwind(Box::new("as requested"))).map(drop)
+    });
+    assert!(unwound.is_err());
+    assert!(!description.is_running().unwrap());
+    let vm = description.start("guest").unwrap();
+    kill_process(to_pid(vm.pid()), Signal::KILL).unwrap();
+    assert_eq!(vm.wait(), Exit::Killed(9));
+}

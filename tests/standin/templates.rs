@@ -1,0 +1,246 @@
+//! Descriptions that start several VMs, which share nothing.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use hyperkit::{Console, Disk, DiskFormat, Disks, Error, HyperKit, QcowOptions, Vm};
+
+use crate::common::child_process::in_child_process;
+use crate::common::{StopOnDrop, TEST_TIMEOUT, TestDir, file_names, hypervisors_in};
+
+/// Paths of the arguments that are in a directory.
+fn arguments_in(vm: &Vm, dir: &Path) -> Vec<String> {
+    let dir = dir.to_str().unwrap();
+    vm.description().recorded_arguments().iter().filter(|argument| argument.contains(dir)).cloned().collect()
+}
+
+#[test]
+fn ten_vms_of_one_template_share_nothing() {
+    let test_dir = TestDir::new();
+    let mut template = test_dir.description().disk(Disk::in_state_dir(1)).disk(Disk::in_state_dir(2)).vsock(true);
+    template.state_dir = None;
+    let before = template.clone();
+    let dirs: Vec<PathBuf> = (0..10).map(|index| test_dir.path(&format!("vm{index}"))).collect();
+    let _stops: Vec<_> = dirs.iter().cloned().map(StopOnDrop).collect();
+    let mut vms: Vec<Vm> = Vec::new();
+    for dir in &dirs {
+        vms.push(template.clone().state_dir(dir).start("guest").unwrap());
+    }
+    assert_eq!(template, before);
+    assert_eq!(vms.iter().map(Vm::pid).collect::<BTreeSet<_>>().len(), 10);
+    for (vm, dir) in vms.iter().zip(&dirs) {
+        assert_eq!(vm.state_dir(), Some(&**dir));
+        assert_eq!(hypervisors_in(dir), [vm.pid()]);
+        let disks: Vec<_> = vm.description().disks.iter().map(|disk| disk.path.clone().unwrap()).collect();
+        assert_eq!(disks, [dir.join("disk.img"), dir.join("disk1.img")]);
+        assert_eq!(disks.lengths(), [1 << 20, 2 << 20]);
+        let others = dirs.iter().filter(|other| *other != dir);
+        others.for_each(|other| assert_eq!(arguments_in(vm, &other.join("")), [""; 0]));
+        let console = vm.console().unwrap();
+        console.send_line(dir.to_str().unwrap()).unwrap();
+        console.expect(dir.to_str().unwrap(), TEST_TIMEOUT).unwrap();
+    }
+    // What happens to one does not affect the others.
+    for (index, (vm, dir)) in vms.iter().zip(&dirs).enumerate() {
+        vm.kill().unwrap();
+        vm.remove(Disks::Delete).unwrap();
+        assert!(!dir.exists());
+        for (other, dir) in vms.iter().zip(&dirs).skip(index + 1) {
+            assert_eq!((other.try_wait(), dir.join("disk.img").exists()), (None, true));
+        }
+    }
+    assert_eq!(file_names(&test_dir.dir()), ["initrd.img", "vmlinuz"]);
+}
+
+trait Lengths {
+    fn lengths(&self) -> Vec<u64>;
+}
+
+impl Lengths for Vec<PathBuf> {
+    fn lengths(&self) -> Vec<u64> {
+        self.iter().map(|path| path.metadata().unwrap().len()).collect()
+    }
+}
+
+/// The ways to get a description for `b` from a VM that was started in `a`.
+type Copy = fn(&Vm, &HyperKit) -> HyperKit;
+
+fn copies() -> [(&'static str, Copy); 4] {
+    [
+        ("the description that was started", |_, description| description.clone()),
+        ("from_state", |vm, _| HyperKit::from_state(vm.state_dir().unwrap()).unwrap()),
+        ("Vm::description", |vm, _| vm.description().clone()),
+        ("list", |vm, _| {
+            let found = HyperKit::list(vm.state_dir().unwrap().parent().unwrap()).unwrap();
+            found.into_iter().find(|found| Some(&*found.dir) == vm.state_dir()).unwrap().description.unwrap()
+        }),
+    ]
+}
+
+#[test]
+fn copy_of_a_started_description_neither_uses_nor_deletes_its_disk() {
+    for (name, copy) in copies() {
+        for deleted_first in ["a", "b"] {
+            let test_dir = TestDir::new();
+            let (a, b) = (test_dir.path("a"), test_dir.path("b"));
+            let _stops = [StopOnDrop(a.clone()), StopOnDrop(b.clone())];
+            let description = test_dir.description().state_dir(&a).disk(Disk::in_state_dir(1));
+            let first = description.start("guest").unwrap();
+            fs::write(a.join("disk.img"), vec![b'a'; 1 << 20]).unwrap();
+
+            let second = copy(&first, &description).state_dir(&b);
+            assert_eq!(second.disks[0].path, None, "{name}");
+            // A copy that was not started yet has nothing to say about the first VM.
+            assert!(!second.is_running().unwrap() && second.vm().unwrap().is_none(), "{name}");
+            second.stop().unwrap();
+            second.remove(Disks::Delete).unwrap();
+            assert!(first.try_wait().is_none() && a.join("disk.img").exists(), "{name}");
+
+            let second = second.start("guest").unwrap();
+            assert_ne!(first.pid(), second.pid());
+            assert_eq!(second.description().disks[0].path, Some(b.join("disk.img")), "{name}");
+            assert_eq!(fs::read(b.join("disk.img")).unwrap(), vec![0; 1 << 20], "{name}: a new disk");
+            assert_eq!(arguments_in(&second, &a), [""; 0], "{name}");
+
+            let (deleted, kept) = if deleted_first == "a" { (&first, &second) } else { (&second, &first) };
+            deleted.kill().unwrap();
+            HyperKit::from_state(deleted.state_dir().unwrap()).unwrap().remove(Disks::Delete).unwrap();
+            assert!(!deleted.state_dir().unwrap().exists());
+            assert!(kept.state_dir().unwrap().join("disk.img").exists() && kept.try_wait().is_none(), "{name}");
+            kept.kill().unwrap();
+            kept.remove(Disks::Delete).unwrap();
+            assert!(!kept.state_dir().unwrap().exists());
+        }
+    }
+}
+
+#[test]
+fn restart_in_the_same_directory_uses_the_same_disk() {
+    for (name, copy) in copies() {
+        let test_dir = TestDir::new();
+        let _stop = test_dir.stop_on_drop();
+        let description = test_dir.description().disk(Disk::in_state_dir(1));
+        let vm = description.start("guest").unwrap();
+        let copy = copy(&vm, &description);
+        vm.kill().unwrap();
+        let content = vec![b'x'; 1 << 20];
+        fs::write(test_dir.path("vm/disk.img"), &content).unwrap();
+        let again = copy.start("guest").unwrap();
+        assert_eq!(again.description().disks[0].path, Some(test_dir.path("vm/disk.img")), "{name}");
+        assert_eq!(fs::read(test_dir.path("vm/disk.img")).unwrap(), content, "{name}");
+        again.kill().unwrap();
+        copy.remove(Disks::Delete).unwrap();
+        assert!(!test_dir.path("vm").exists(), "{name}: the disk is still the crate's own");
+    }
+}
+
+/// The format of a disk was not set, and its image at the default place turned out to be qcow2.
+#[test]
+fn probed_qcow2_image_at_the_default_place_is_not_shared() {
+    let test_dir = TestDir::new();
+    let (a, b) = (test_dir.path("a"), test_dir.path("b"));
+    let _stops = [StopOnDrop(a.clone()), StopOnDrop(b.clone())];
+    fs::create_dir(&a).unwrap();
+    let mut image = vec![0; 4096];
+    image[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+    (image[23], image[29]) = (16, 0x10); // 1 MiB
+    fs::write(a.join("disk.img"), &image).unwrap();
+    let mut disk = Disk::in_state_dir(1);
+    disk.format = None;
+    let first = test_dir.description().state_dir(&a).disk(disk.clone()).start("guest").unwrap();
+    assert_eq!(first.description().disks[0].format, Some(DiskFormat::Qcow2(QcowOptions::default())));
+    let found = HyperKit::from_state(&a).unwrap();
+    assert_eq!(found.disks[0], disk);
+    let second = found.clone().state_dir(&b).start("guest").unwrap();
+    assert_eq!(second.description().disks[0].path, Some(b.join("disk.img")));
+    first.kill().unwrap();
+    let again = found.start("guest").unwrap();
+    assert_eq!(again.description().disks[0].path, Some(a.join("disk.img")));
+    assert_eq!(again.description().disks[0].format, first.description().disks[0].format);
+    again.kill().unwrap();
+    second.kill().unwrap();
+}
+
+/// An image that the author has put elsewhere is the author's to share.
+#[test]
+fn disk_with_a_path_of_its_own_stays_where_it_is() {
+    let test_dir = TestDir::new();
+    let _stop = test_dir.stop_on_drop();
+    let image = test_dir.path("shared.img");
+    let description = test_dir.description().disk(Disk::raw(&image).size_mib(1));
+    let vm = description.start("guest").unwrap();
+    let second = HyperKit::from_state(test_dir.path("vm")).unwrap().state_dir(test_dir.path("b"));
+    assert_eq!(second.disks[0].path.as_ref(), Some(&image));
+    assert!(matches!(second.start("guest"), Err(Error::DiskInUse { path }) if path == image));
+    assert!(!test_dir.path("b").exists());
+    vm.kill().unwrap();
+    vm.remove(Disks::Delete).unwrap();
+    assert!(image.exists());
+}
+
+#[test]
+fn no_call_changes_the_description() {
+    in_child_process("templates::no_call_changes_the_description", || {
+        let test_dir = TestDir::new();
+        let _stop = test_dir.stop_on_drop();
+        // A relative path, a program to be found and unset fields: all of that is resolved for a start.
+        std::env::set_current_dir(test_dir.dir()).unwrap();
+        let mut description =
+            test_dir.description().kernel("vmlinuz").disk(Disk::in_state_dir(1)).label("key", "value");
+        description.state_dir = Some("vm".into());
+        let before = description.clone();
+        let check = |call: &str, outcome: Result<(), Error>| {
+            outcome.unwrap_or_else(|error| panic!("{call}: {error:#}"));
+            assert_eq!(description, before, "after {call}");
+            assert_eq!(description.recorded_pid(), None, "after {call}");
+        };
+        check("define", description.define());
+        check("check", description.check());
+        check("resolve", description.resolve().map(drop));
+        check("engine", description.engine().map(drop));
+        check("arguments", description.clone().state_dir("/vm").console(Console::Pty).arguments("guest").map(drop));
+        check("is_running", description.is_running().map(drop));
+        check("run", description.run("guest.exit=0").map(drop));
+        check("run_restarting_on_reset", description.run_restarting_on_reset("guest.exit=0").map(drop));
+        check("spawn", description.spawn("guest").map(drop));
+        check("spawn_with", description.spawn_with("guest", |_| ()).map(drop));
+        check("start_scoped", description.start_scoped("guest").map(drop));
+        check("start", description.start("guest").map(drop));
+        check("start_or_attach", description.start_or_attach("guest").map(drop));
+        check("vm", description.vm().map(drop));
+        check("console_log", description.clone().console(Console::Pty).console_log().map(drop));
+        check("pty_paths", description.clone().console(Console::Pty).pty_paths().map(drop));
+        let vm = description.vm().unwrap().unwrap();
+        let (started, pid) = (vm.description().clone(), vm.pid());
+        check("stop", description.stop());
+        check("remove", description.remove(Disks::Keep));
+        assert_eq!(vm.description(), &started, "what was started does not change either");
+        assert_eq!((started.recorded_pid(), started.kernel), (Some(pid), Some(test_dir.path("vmlinuz"))));
+        assert_eq!(started.labels, before.labels);
+        check("remove", description.remove(Disks::Delete));
+    });
+}
+
+/// What a description carries from an earlier start counts for nothing in a directory.
+#[test]
+fn recorded_process_of_another_directory_is_never_used() {
+    let test_dir = TestDir::new();
+    let (a, b) = (test_dir.path("a"), test_dir.path("b"));
+    let _stops = [StopOnDrop(a.clone()), StopOnDrop(b.clone())];
+    let first = test_dir.description().state_dir(&a).start("guest").unwrap();
+    let mut copy = HyperKit::from_state(&a).unwrap();
+    assert_eq!(copy.recorded_pid(), Some(first.pid()));
+    copy.state_dir = Some(b.clone()); // not by the setter
+    for exists in [false, true] {
+        if exists {
+            copy.define().unwrap();
+            assert_eq!(HyperKit::from_state(&b).unwrap().recorded_pid(), None, "nothing was started there");
+        }
+        assert!(copy.vm().unwrap().is_none());
+        copy.stop().unwrap();
+        copy.remove(Disks::Delete).unwrap();
+        assert_eq!(first.try_wait(), None);
+    }
+    assert!(!b.exists() && a.exists());
+}

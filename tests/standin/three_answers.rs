@@ -1,0 +1,286 @@
+//! Running, not running, cannot tell: a failure to look is never a "no", and changes nothing.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use hyperkit::{Disk, Disks, Error, ErrorKind, Exit, HyperKit, Vm};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::common::child_process::in_child_process;
+use crate::common::{KillOnDrop, StopOnDrop, TestDir, console_output, hypervisors_in, start_vm, wait_until};
+use crate::starter::{self, Starter, report};
+
+/// The files of the state directory with their contents.
+fn snapshot(test_dir: &TestDir) -> BTreeMap<String, Vec<u8>> {
+    test_dir
+        .state_files()
+        .into_iter()
+        .map(|name| (name.clone(), fs::read(test_dir.path("vm").join(name)).unwrap()))
+        .collect()
+}
+
+/// Asserts that the VM runs and that no file has changed.
+fn assert_unchanged(test_dir: &TestDir, vm: &Vm, before: &BTreeMap<String, Vec<u8>>, context: &str) {
+    assert_eq!(vm.try_wait(), None, "{context}");
+    let after = snapshot(test_dir);
+    assert!(after.keys().eq(before.keys()), "{context}: {:?} before, {:?} after", before.keys(), after.keys());
+    for (name, content) in before {
+        assert!(after[name] == *content, "{context}: {name} has changed");
+    }
+}
+
+const QUIET_CMDLINE: &str = "guest guest.say=quiet";
+
+/// Waits until the guest has printed all that it prints by itself.
+fn wait_until_quiet(test_dir: &TestDir) {
+    wait_until("the guest is quiet", || console_output(test_dir).ends_with("quiet\r\n"));
+}
+
+fn start_quiet_vm(test_dir: &TestDir) -> (HyperKit, Vm, StopOnDrop) {
+    let started = start_vm(test_dir, QUIET_CMDLINE);
+    wait_until_quiet(test_dir);
+    started
+}
+
+/// The results of all calls that have to find out whether the VM runs. `Ok` is "not running", in words.
+fn answers(description: &HyperKit) -> [(&'static str, Result<String, Error>); 7] {
+    [
+        ("is_running", description.is_running().map(|is_running| is_running.to_string())),
+        ("vm", description.vm().map(|vm| format!("{:?}", vm.map(|vm| vm.pid())))),
+        ("stop", description.stop().map(|()| "stopped".to_owned())),
+        ("remove", description.remove(Disks::Delete).map(|()| "removed".to_owned())),
+        ("define", description.define().map(|()| "defined".to_owned())),
+        ("start", description.start("guest").map(|vm| format!("started {}", vm.pid()))),
+        ("start_scoped", description.start_scoped("guest").map(|vm| format!("started {}", vm.pid()))),
+    ]
+}
+
+/// Calls when this process can open so many more files and no more.
+fn with_free_descriptors<T>(free: usize, call: impl FnOnce() -> T) -> T {
+    let before = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(64), ..before }).unwrap();
+    let mut fill: Vec<_> = std::iter::from_fn(|| fs::File::open("/dev/null").ok()).collect();
+    fill.truncate(fill.len().checked_sub(free).expect("so many are free"));
+    let result = call();
+    drop(fill);
+    setrlimit(Resource::Nofile, before).unwrap();
+    result
+}
+
+/// The ways in which a VM is found: by the pid file, by the record, by its command line, without any record.
+fn lose_files(test_dir: &TestDir, lost: &str) {
+    let json = test_dir.path("vm/hyperkit.json");
+    match lost {
+        "nothing" => {}
+        "pid file" => fs::remove_file(test_dir.path("vm/hyperkit.pid")).unwrap(),
+        "pid file and recorded pid" => {
+            fs::remove_file(test_dir.path("vm/hyperkit.pid")).unwrap();
+            let mut state: serde_json::Value = serde_json::from_slice(&fs::read(&json).unwrap()).unwrap();
+            (state["pid"], state["pid_started"]) = (serde_json::Value::Null, serde_json::Value::Null);
+            fs::write(json, state.to_string()).unwrap();
+        }
+        "state file" => fs::write(json, "damaged").unwrap(),
+        "pid file and state file" => {
+            fs::remove_file(test_dir.path("vm/hyperkit.pid")).unwrap();
+            fs::remove_file(json).unwrap();
+        }
+        _ => unreachable!("{lost}"),
+    }
+}
+
+const LOST: [&str; 5] = ["nothing", "pid file", "pid file and recorded pid", "state file", "pid file and state file"];
+
+/// The VM is another process's, since threads of this one would close files meanwhile.
+#[test]
+fn without_free_descriptors_a_running_vm_is_never_taken_for_an_exited_one() {
+    const TEST: &str = "three_answers::without_free_descriptors_a_running_vm_is_never_taken_for_an_exited_one";
+    if let Some(arguments) = starter::arguments_of(TEST) {
+        return starter::start(&arguments);
+    }
+    in_child_process(TEST, || {
+        for lost in LOST {
+            let test_dir = TestDir::new();
+            let _stop = test_dir.stop_on_drop();
+            starter::start_elsewhere(TEST, &test_dir.dir(), QUIET_CMDLINE);
+            let description = test_dir.description();
+            let vm = description.vm().unwrap().unwrap();
+            let _kill = KillOnDrop(&vm);
+            wait_until_quiet(&test_dir);
+            lose_files(&test_dir, lost);
+            let before = snapshot(&test_dir);
+            let (mut refused, mut cannot_tell) = (0, 0);
+            for free in 0.. {
+                if with_free_descriptors(free, || description.is_running()).is_ok_and(|is_running| is_running) {
+                    break;
+                }
+                for (call, answer) in with_free_descriptors(free, || answers(&description)) {
+                    let error = answer.expect_err(call);
+                    let is_no = matches!(error, Error::StateNotFound { .. } | Error::NotRunning { .. });
+                    assert!(!is_no, "{call}: {error:#}");
+                    refused += 1;
+                    cannot_tell += usize::from(error.kind() == ErrorKind::CannotTell);
+                }
+                let list = with_free_descriptors(free, || HyperKit::list(test_dir.dir()));
+                // A directory without both files is none that `list` finds.
+                if let (Ok(list), true) = (list, lost != "pid file and state file") {
+                    assert_eq!(list.len(), 1, "{lost}, {free}");
+                    assert!(list[0].vm.is_err(), "{lost}, {free}: {:?}", list[0]);
+                }
+                assert_unchanged(&test_dir, &vm, &before, &format!("without {lost}, with {free} descriptors"));
+            }
+            assert!(refused >= 7 && cannot_tell > 0, "{lost}: {refused} errors, {cannot_tell} of them CannotTell");
+            assert!(matches!(description.start("guest"), Err(Error::AlreadyRunning { pid, .. }) if pid == vm.pid()));
+        }
+    });
+}
+
+/// The start of a VM in a new directory, with ever more descriptors until it succeeds.
+#[test]
+fn start_that_cannot_tell_creates_nothing() {
+    in_child_process("three_answers::start_that_cannot_tell_creates_nothing", || {
+        let test_dir = TestDir::new();
+        let _stop = test_dir.stop_on_drop();
+        let description = test_dir.description().disk(Disk::in_state_dir(1));
+        let mut errors = Vec::new();
+        for free in 0.. {
+            match with_free_descriptors(free, || description.start("guest")) {
+                Ok(vm) => {
+                    vm.kill().unwrap();
+                    break;
+                }
+                Err(error) => {
+                    assert_eq!(hypervisors_in(&test_dir.path("vm")), [0; 0], "{error:#}");
+                    if error.kind() == ErrorKind::CannotTell {
+                        assert!(!test_dir.path("vm").exists(), "{error:#}");
+                    }
+                    errors.push(error.kind());
+                    let _ = fs::remove_dir_all(test_dir.path("vm"));
+                }
+            }
+        }
+        assert!(errors.contains(&ErrorKind::CannotTell) && errors.contains(&ErrorKind::Io), "{errors:?}");
+    });
+}
+
+/// A VM whose process the caller holds can be waited for and killed without any descriptor.
+#[test]
+fn handle_of_a_vm_needs_no_descriptor() {
+    in_child_process("three_answers::handle_of_a_vm_needs_no_descriptor", || {
+        let test_dir = TestDir::new();
+        let (_, vm, _stop) = start_vm(&test_dir, "guest");
+        with_free_descriptors(0, || {
+            assert_eq!(vm.try_wait(), None);
+            assert_eq!(vm.status().unwrap(), hyperkit::VmStatus::Running);
+            let _ = vm.kill(); // whether it can clean up depends on what the exit closes
+            assert_eq!(vm.try_wait(), Some(Exit::Killed(9)));
+        });
+        vm.kill().unwrap();
+        assert!(!test_dir.path("vm/hyperkit.pid").exists());
+        assert_eq!(vm.status().unwrap(), hyperkit::VmStatus::Exited(Exit::Killed(9)));
+    });
+}
+
+/// Calls everything in a starter with other rights, which reports each call that does not fail.
+fn answer_in_starter(arguments: &[String]) {
+    for (call, answer) in answers(&serde_json::from_str(&arguments[0]).unwrap()) {
+        match answer {
+            Ok(answer) => report(format!("{call}: {answer}")),
+            Err(error) => report(format!("{call} failed: {:?}: {error:#}", error.kind())),
+        }
+    }
+    report("end");
+}
+
+/// Runs the calls in a starter with other rights: none may succeed or change anything. Returns the errors.
+fn check_refusals(description: &HyperKit, mut command: Command, test: &str) -> Vec<String> {
+    let program = std::env::current_exe().unwrap();
+    let mut starter = Starter::spawn_with(command.arg(program), test, &[&description.to_string()]);
+    let reports: Vec<_> = std::iter::from_fn(|| Some(starter.report()).filter(|report| report != "end")).collect();
+    assert!(starter.wait().success());
+    assert_eq!(reports.len(), 7, "{reports:?}");
+    assert!(reports.iter().all(|report| report.contains(" failed: ")), "{reports:#?}");
+    reports
+}
+
+/// A container, or a mount namespace of a service, may have no `/proc` of its processes.
+#[test]
+fn without_proc_a_running_vm_is_never_taken_for_an_exited_one() {
+    const TEST: &str = "three_answers::without_proc_a_running_vm_is_never_taken_for_an_exited_one";
+    if let Some(arguments) = starter::arguments_of(TEST) {
+        assert!(!Path::new("/proc/self").exists());
+        return answer_in_starter(&arguments);
+    }
+    for lost in LOST {
+        let test_dir = TestDir::new();
+        let (description, vm, _stop) = start_quiet_vm(&test_dir);
+        let _kill = KillOnDrop(&vm);
+        lose_files(&test_dir, lost);
+        let before = snapshot(&test_dir);
+        let mut command = Command::new("unshare");
+        command.args(["--map-root-user", "--mount", "sh", "-c"]);
+        command.arg("mount -t tmpfs none /proc && exec \"$@\"").arg("sh");
+        let refusals = check_refusals(&description, command, TEST);
+        assert!(refusals[0].starts_with("is_running failed: CannotTell"), "{lost}: {}", refusals[0]);
+        assert_unchanged(&test_dir, &vm, &before, lost);
+    }
+}
+
+/// As for another user. The rights of root that override a file's are taken away.
+#[test]
+fn unreadable_state_directory_is_never_taken_for_one_without_a_vm() {
+    const TEST: &str = "three_answers::unreadable_state_directory_is_never_taken_for_one_without_a_vm";
+    if let Some(arguments) = starter::arguments_of(TEST) {
+        return answer_in_starter(&arguments);
+    }
+    for unreadable in ["vm", "vm/hyperkit.json", "vm/hyperkit.pid"] {
+        let test_dir = TestDir::new();
+        let (description, vm, _stop) = start_quiet_vm(&test_dir);
+        let before = snapshot(&test_dir);
+        let path = test_dir.path(unreadable);
+        let permissions = path.metadata().unwrap().permissions();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
+        let command = if rustix::process::geteuid().is_root() {
+            let mut command = Command::new("setpriv");
+            command.args(["--bounding-set", "-dac_override,-dac_read_search"]);
+            command
+        } else {
+            Command::new("env")
+        };
+        check_refusals(&description, command, TEST);
+        fs::set_permissions(&path, permissions).unwrap();
+        assert_unchanged(&test_dir, &vm, &before, unreadable);
+        vm.kill().unwrap();
+    }
+}
+
+/// After a reboot the stale pid file may name anything, also a thread of another program, which is no process.
+#[test]
+fn stale_pid_file_with_the_id_of_a_thread_does_not_block_a_start() {
+    let test_dir = TestDir::new();
+    let (description, vm, _stop) = start_vm(&test_dir, "guest");
+    vm.kill().unwrap();
+    let (send, thread) = std::sync::mpsc::channel();
+    let (end, wait) = std::sync::mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            send.send(fs::read_link("/proc/thread-self").unwrap()).unwrap();
+            let _ = wait.recv();
+        });
+        let thread: u32 = thread.recv().unwrap().file_name().unwrap().to_str().unwrap().parse().unwrap();
+        assert_ne!(thread, std::process::id());
+        test_dir.write("vm/hyperkit.pid", thread.to_string().as_bytes());
+        let json: serde_json::Value = serde_json::from_str(&vm.description().to_string()).unwrap();
+        for recorded in [json["pid"].clone(), thread.into()] {
+            let mut json = json.clone();
+            json["pid"] = recorded;
+            test_dir.write("vm/hyperkit.json", json.to_string().as_bytes());
+            assert!(!description.is_running().unwrap());
+        }
+        let again = description.start("guest");
+        drop(end);
+        again.unwrap().kill().unwrap();
+    });
+}
