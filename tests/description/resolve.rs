@@ -80,13 +80,18 @@ fn formats_of_disks_are_probed() {
         (Disk::raw(&qcow2), DiskFormat::Raw),
         (Disk::new(test_dir.path("new.qcow2")).size_mib(1), DiskFormat::Qcow2(options)),
         (Disk::new(test_dir.path("new.img")).size_mib(1), DiskFormat::Raw),
-        (Disk::default().size_mib(1), DiskFormat::Raw),
+        (Disk::in_state_dir(1), DiskFormat::Raw),
     ];
     for (disk, format) in disks {
         let description = HyperKit::new().hyperkit("sh").kernel("/k").state_dir(test_dir.path("vm"));
         let found = resolved(&test_dir, &description.disk(disk.clone())).unwrap();
         assert_eq!(found.disks, [disk.format(format)], "nothing but the format changes");
     }
+    // The default place of a disk depends on its format, so both are set.
+    let probed =
+        HyperKit::new().hyperkit("sh").kernel("/k").state_dir(test_dir.path("vm")).disk(Disk::default().size_mib(1));
+    let place = test_dir.path("vm").join("disk.img");
+    assert_eq!(resolved(&test_dir, &probed).unwrap().disks, [Disk::raw(place).size_mib(1)]);
 }
 
 /// A disk without a path belongs to whichever state directory a description names.
