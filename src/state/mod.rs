@@ -101,12 +101,14 @@ impl StateDir {
         Ok(description)
     }
 
-    /// [`load`](Self::load) for a directory in which a missing or damaged file means that nothing is recorded.
+    /// [`load`](Self::load) for a directory in which a missing or damaged file means that nothing is recorded. If a file cannot
+    /// be read, what it records is not known: [`Error::CannotTell`].
     pub fn load_if_recorded(&self) -> Result<Option<HyperKit>> {
         match self.load() {
             Ok(description) => Ok(Some(description)),
             Err(Error::StateNotFound { .. } | Error::DamagedState { .. }) => Ok(None),
             Err(Error::Io { source, .. }) if is_not_a_state_file(&source) => Ok(None),
+            Err(Error::Io { source, .. }) => Err(Error::cannot_tell(Some(self.path()))(source)),
             Err(error) => Err(error),
         }
     }
@@ -129,7 +131,7 @@ impl StateDir {
                 Ok(record.filter(is_whole))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound || is_not_a_state_file(&error) => Ok(None),
-            Err(error) => Err(Error::io("read", path)(error)),
+            Err(error) => Err(Error::cannot_tell(Some(self.path()))(error)),
         }
     }
 
