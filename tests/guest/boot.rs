@@ -98,7 +98,7 @@ fn run_prints_the_console_on_stdout() {
     boot.arg("--kernel").arg(guest_file("vmlinuz")).arg("--initrd").arg(guest_file("initrd.img"));
     let output = boot.stdin(Stdio::null()).output().unwrap();
     assert!(output.status.success(), "{output:?}");
-    assert!(String::from_utf8_lossy(&output.stderr).contains("the machine powered off"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("the VM powered off"));
     let report = Report::parse(&output.stdout);
     assert_eq!(report["vcpus"], ["1"]);
     assert_eq!(report["memory-mib"], ["1024"]);

@@ -86,7 +86,7 @@ fn shell_session_through_console_stream_and_boot_attach() {
     attach.stdin.take().unwrap().write_all(b"echo $((6 * 7)) is it\rpoweroff\r").unwrap();
     let output = attach.wait_with_output().unwrap();
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success() && stdout.contains("The machine has ended."), "{output:?}");
+    assert!(output.status.success() && stdout.contains("The VM exited."), "{output:?}");
     let log = || fs::read_to_string(state.join("console-ring")).unwrap();
     wait_until("the answer is in the log", || log().contains("42 is it"));
     assert!(vm.wait_timeout(BOOT_TIMEOUT).is_some());
