@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::sync::{Mutex, OnceLock, mpsc};
 
-use hyperkit::{Console, Error, Exit, HyperKit};
+use hyperkit::{Console, Error, Exit};
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 
 use crate::common::child_process::in_child_process;
@@ -102,23 +102,6 @@ fn console_on_stdio_works() {
         wait_until_group_is_empty(starter.pid());
         wait_until_group_is_empty(pid);
     }
-}
-
-/// After a run whose console was unset, another program can start the VM in the background without taking a terminal.
-#[test]
-fn run_does_not_record_the_default_console() {
-    in_child_process("scoped_output::run_does_not_record_the_default_console", || {
-        let test_dir = TestDir::new();
-        let _stop = test_dir.stop_on_drop();
-        assert_eq!(test_dir.description().run("guest.exit=0").unwrap(), Exit::PowerOff);
-        let recorded = HyperKit::from_state(test_dir.path("vm")).unwrap();
-        assert_eq!(recorded.console, None);
-        let vm = recorded.start("guest").unwrap();
-        assert_eq!(vm.description().console, Some(Console::Pty));
-        vm.console().unwrap();
-        vm.kill().unwrap();
-        assert_eq!(HyperKit::from_state(test_dir.path("vm")).unwrap().console, Some(Console::Pty));
-    });
 }
 
 #[test]
