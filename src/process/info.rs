@@ -10,6 +10,8 @@ use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 
+#[cfg(target_os = "linux")]
+pub(super) use system::is_exiting;
 pub(crate) use system::{ProcessInfo, list_all, query, start_time};
 
 impl ProcessInfo {
@@ -167,11 +169,22 @@ mod system {
         }
     }
 
+    /// Flags of the kernel's sched.h.
+    const PF_EXITING: u32 = 0x4;
+    const PF_KTHREAD: u32 = 0x20_0000;
+
+    fn flags(pid: u32) -> io::Result<Option<u32>> {
+        Ok(stat(pid, 6)?.and_then(|flags| flags.parse().ok()))
+    }
+
     /// Whether a process without arguments may still get some: it is not exiting, and is not one of the kernel's own.
     fn is_in_exec(pid: u32) -> io::Result<bool> {
-        const EXITING_OR_KERNEL: u32 = 0x4 | 0x20_0000; // PF_EXITING and PF_KTHREAD in the kernel's sched.h
-        let flags = stat(pid, 6)?.and_then(|flags| flags.parse::<u32>().ok());
-        Ok(flags.is_some_and(|flags| flags & EXITING_OR_KERNEL == 0))
+        Ok(flags(pid)?.is_some_and(|flags| flags & (PF_EXITING | PF_KTHREAD) == 0))
+    }
+
+    /// Whether a process is exiting, or has exited and was not reaped.
+    pub(crate) fn is_exiting(pid: u32) -> bool {
+        matches!(flags(pid), Ok(Some(flags)) if flags & PF_EXITING != 0)
     }
 }
 

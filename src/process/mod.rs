@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 pub(crate) use exit_fd::ExitFd;
+#[cfg(target_os = "linux")]
+use info::is_exiting;
 pub(crate) use info::query;
 pub(crate) use info::{ProcessInfo, list_all, start_time};
 
@@ -19,6 +21,10 @@ use rustix::{
     event::{PollFd, PollFlags, poll},
     process::{PidfdFlags, pidfd_open, pidfd_send_signal},
 };
+
+/// How long a process may take from the loss of its memory to its exit.
+#[cfg(target_os = "linux")]
+const EXIT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A process that was running when it was found, and later is either the same or gone.
 #[derive(Debug)]
@@ -33,6 +39,9 @@ pub(crate) struct Process {
 
 impl Process {
     /// The process `pid`, if it runs and `is_wanted` accepts it.
+    ///
+    /// A process that is exiting loses its memory first, with its arguments, and its files last, with the locks on disk
+    /// images. It counts as not running, but this waits until it has exited, so that the next VM can have the images.
     pub fn find(pid: u32, is_wanted: impl FnOnce(&ProcessInfo) -> io::Result<bool>) -> io::Result<Option<Self>> {
         let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
         // The handle is opened first: then what is looked at is the process that the handle means.
@@ -49,7 +58,13 @@ impl Process {
             ) => None,
             Err(error) => return Err(error.into()),
         };
-        let Some(info) = query(pid)? else { return Ok(None) };
+        let Some(info) = query(pid)? else {
+            #[cfg(target_os = "linux")]
+            if let Some(pidfd) = pidfd.filter(|_| is_exiting(pid)) {
+                wait_until_readable(&pidfd, Some(Instant::now() + EXIT_TIMEOUT));
+            }
+            return Ok(None);
+        };
         if !is_wanted(&info)? {
             return Ok(None);
         }
