@@ -296,6 +296,12 @@ pub(crate) fn default_path(state_dir: &Path, index: usize, extension: &str) -> P
     }
 }
 
+/// Whether an image has a name that [`default_path`] gives.
+pub(super) fn is_default_name(name: &str) -> bool {
+    let stem = name.strip_suffix(".img").or_else(|| name.strip_suffix(".qcow2"));
+    stem.and_then(|stem| stem.strip_prefix("disk")).is_some_and(|n| n.bytes().all(|digit| digit.is_ascii_digit()))
+}
+
 /// `mib` in bytes, if a file can be that long.
 pub(crate) fn bytes(mib: u64) -> Option<u64> {
     mib.checked_mul(1024 * 1024).filter(|&bytes| bytes > 0 && i64::try_from(bytes).is_ok())

@@ -289,22 +289,19 @@ impl HyperKit {
         self.vsock_dir.as_deref().or(self.state_dir.as_deref()).unwrap_or(Path::new(""))
     }
 
-    /// The description as its author would have written it: a disk whose image is where the state directory has it by
-    /// default belongs to whichever state directory the description names, so its path is unset.
-    pub(crate) fn without_state_dir_paths(mut self) -> Self {
-        let Some(dir) = &self.state_dir else { return self };
-        let with_size = self.disks.iter_mut().enumerate().filter(|(_, disk)| disk.size_mib.is_some());
-        for (index, disk) in with_size {
-            let is_at = |extension| disk.path.as_deref() == Some(&disk::default_path(dir, index, extension));
-            let is_qcow2 = matches!(disk.format, Some(DiskFormat::Qcow2(_)));
-            if is_at(if is_qcow2 { "qcow2" } else { "img" }) {
-                disk.path = None;
-            } else if is_qcow2 && is_at("img") {
-                // The format was unset, and a qcow2 image was found.
-                (disk.path, disk.format) = (None, None);
+    /// Moves disks along if the description names another state directory than the one from which it was read or in which
+    /// it was started: those that this crate created there, and those with a size and a default name, as the Go package
+    /// creates them. So the two VMs share no disk.
+    pub(crate) fn relocate_disks(&mut self) {
+        let Some(home) = self.record.home.0.take().filter(|home| Some(home) != self.state_dir.as_ref()) else { return };
+        for disk in &mut self.disks {
+            let Some(path) = disk.path.as_ref().filter(|path| path.parent() == Some(&home)) else { continue };
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let is_default = disk.size_mib.is_some() && disk::is_default_name(name);
+            if is_default || self.record.created_disks.iter().any(|created| created == name) {
+                disk.path = self.state_dir.as_ref().map(|dir| dir.join(name));
             }
         }
-        self
     }
 }
 

@@ -1,5 +1,7 @@
 //! What a start adds to a description.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::config::json;
@@ -29,4 +31,18 @@ pub(crate) struct Record {
     /// Names of the disk images in the state directory that this crate created, and may delete.
     #[serde(rename = "made_disks", skip_serializing_if = "Vec::is_empty", deserialize_with = "json::or_default")]
     pub created_disks: Vec<String>,
+    /// The state directory from which the description was read, or in which it was started. Disks in there belong to that
+    /// VM: see [`relocate_disks`](crate::config::HyperKit::relocate_disks).
+    #[serde(skip)]
+    pub home: Home,
+}
+
+/// Does not take part in comparisons: two descriptions are equal wherever they were read.
+#[derive(Clone, Debug, Default, Eq)]
+pub(crate) struct Home(pub Option<PathBuf>);
+
+impl PartialEq for Home {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
 }

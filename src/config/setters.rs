@@ -66,6 +66,7 @@ impl HyperKit {
     setters! {
         "the hypervisor": hyperkit(into PathBuf);
         "the hypervisor's `argv[0]`": argv0(into String);
+        "the directory that records the VM": state_dir(into PathBuf);
         "the guest's network": network(Network);
         "a UUID for the same IP address each time": vpnkit_key(into String);
         "the address requested from VPNKit": vpnkit_preferred_ipv4(into String);
@@ -98,15 +99,6 @@ impl HyperKit {
         "whether core dumps include the guest's memory": core_dumps(bool);
         "the TCP port for a debugger": gdb_port(some u16);
         "an argument for the hypervisor": extra_argument(into String) in extra_arguments;
-    }
-
-    /// Sets [`state_dir`](Self#structfield.state_dir): the directory that records the VM.
-    ///
-    /// A disk whose path is its default one in the previous state directory belongs to the new one. So a copy of
-    /// [`Vm::description`](crate::Vm::description), in which that path is set, does not use the VM's disk.
-    #[must_use]
-    pub fn state_dir(self, state_dir: impl Into<PathBuf>) -> Self {
-        Self { state_dir: Some(state_dir.into()), ..self.without_state_dir_paths() }
     }
 
     /// Sets [`network`](Self#structfield.network) in the Go package's words: `auto` is [`Network::Nat`], an empty path

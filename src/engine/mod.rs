@@ -5,6 +5,7 @@ mod driver;
 pub(crate) mod hyperkit;
 mod qemu;
 
+use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::FileType;
@@ -77,7 +78,8 @@ pub(crate) fn find(wanted: Option<&Path>) -> Result<PathBuf> {
     };
     let program = first_program(&candidates).map_err(|searched| Error::HypervisorNotFound { searched })?;
     if wanted.is_none() {
-        log::debug!(target: "hyperkit", "`hyperkit` is unset: using {}, {}", Engine::of(&program), program.display());
+        let engine = Engine::of(&program);
+        log::info!(target: "hyperkit", "using {engine}, the first installed engine: {}", program.display());
     }
     std::path::absolute(&program).map_err(Error::io("make absolute", &program))
 }
@@ -104,6 +106,11 @@ pub(crate) fn uses_image(path: &Path, read_only: bool) -> io::Result<bool> {
 
 /// The arguments for a description. Looks at no file.
 pub(crate) fn arguments(description: &HyperKit, cmdline: &str) -> Result<Vec<String>> {
+    let mut description = Cow::Borrowed(description);
+    if description.record.home.0.is_some() {
+        description.to_mut().relocate_disks();
+    }
+    let description = &*description;
     let driver = driver_of(description);
     let mut violations = validate(description);
     violations.collect(check_cmdline(description, cmdline));

@@ -119,7 +119,7 @@ pub enum ConfigError {
         tag: String,
     },
     /// A port of the host is used twice in `port_forwards` and `gdb_port`.
-    #[error("duplicate host port in `port_forwards` and `gdb_port`; use 0 for any free port: {port}")]
+    #[error("duplicate host port in `port_forwards` and `gdb_port`: {port}; use 0 for any free port")]
     DuplicateHostPort {
         /// The port of 127.0.0.1.
         port: u16,
@@ -217,7 +217,7 @@ pub enum ConfigError {
         path: PathBuf,
     },
     /// `hyperkit.json` has a setting that this version does not know and cannot ignore.
-    #[error("unsupported setting in hyperkit.json; remove it or start the VM with the program that wrote it: `{key}`")]
+    #[error("unsupported setting in hyperkit.json: `{key}`; remove it or start the VM with the program that wrote it")]
     UnknownSetting {
         /// The key and its value.
         key: String,
@@ -244,7 +244,7 @@ pub enum ConfigError {
         path: PathBuf,
     },
     /// A disk image does not exist, and the disk has no size with which it could be created.
-    #[error("disk image not found; set a size to create it: {}", path.display())]
+    #[error("disk image not found: {}; set a size to create it", path.display())]
     DiskSizeMissing {
         /// The image.
         path: PathBuf,
@@ -310,7 +310,7 @@ pub enum ConfigError {
         path: PathBuf,
     },
     /// The kernel, its initrd or its modules do not fit into the guest's memory, of which 3 GiB count at most.
-    #[error("`{field}` does not fit into memory; {}: {}", advice(*needed), path.display())]
+    #[error("`{field}` does not fit into memory: {}; {}", path.display(), advice(*needed))]
     DoesNotFit {
         /// The field: `kernel`, `initrd` or `multiboot`.
         field: &'static str,
@@ -337,7 +337,7 @@ pub enum ConfigError {
         searched: Vec<PathBuf>,
     },
     /// A helper program is not installed.
-    #[error("program for `{field}` not found; install it or set its path; searched {}", list(searched))]
+    #[error("program for `{field}` not found: {}; install it or set its path", list(searched))]
     ToolNotFound {
         /// The field that needs it: `vhost_device_vsock`, or `disks` for qcow2 images.
         field: &'static str,
@@ -347,7 +347,7 @@ pub enum ConfigError {
 
     // --- disk images ---
     /// The guest can write to the disk, but the image file is not writable.
-    #[error("disk image is not writable; make the disk read-only or the file writable: {}: {reason}", path.display())]
+    #[error("disk image is not writable: {}: {reason}; make the disk read-only or the file writable", path.display())]
     DiskNotWritable {
         /// The image.
         path: PathBuf,
@@ -365,14 +365,14 @@ pub enum ConfigError {
         to: u64,
     },
     /// The disk's format is qcow2, but the image is not.
-    #[error("disk image is not qcow2; correct its format or leave it unset: {}", path.display())]
+    #[error("disk image is not qcow2: {}; correct its format or leave it unset", path.display())]
     NotQcow2 {
         /// The image.
         path: PathBuf,
     },
     /// The image was probed as qcow2 and refers to other files. A guest that can write to a raw image could have
     /// made it so.
-    #[error("disk image has a backing file or external data file; set its format to qcow2 to allow it: {}", path.display())]
+    #[error("disk image has a backing file or external data file: {}; set its format to qcow2 to allow it", path.display())]
     DiskHasBackingFile {
         /// The image.
         path: PathBuf,

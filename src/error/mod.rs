@@ -217,6 +217,11 @@ impl Error {
         }
     }
 
+    /// Whether a check before a start failed.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self, Self::InvalidConfig(_) | Self::HypervisorNotFound { .. })
+    }
+
     /// For `map_err`: names what was tried, and with which file.
     pub(crate) fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::new_io(action, path.as_ref(), source)
@@ -241,10 +246,9 @@ impl Error {
                 violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
             }
             Self::InvalidArguments { argument, reason } => format!("invalid hyperkit argument {argument:?}: {reason}"),
-            Self::HypervisorNotFound { searched } => format!(
-                "no hypervisor found; install hyperkit or QEMU, or set `hyperkit`; searched {}",
-                text::list(searched)
-            ),
+            Self::HypervisorNotFound { searched } => {
+                format!("no hypervisor found: {}; install hyperkit or QEMU, or set `hyperkit`", text::list(searched))
+            }
             Self::DiskInUse { path } => format!("disk image in use by another VM: {}", path.display()),
             Self::PortInUse { field, port, .. } => {
                 format!("cannot bind port {port} of 127.0.0.1 for `{field}`; use another one, or 0 for any free port")
@@ -286,7 +290,7 @@ impl Error {
             Self::NoConsoleLog { state_dir } => {
                 format!("no serial port has a log{}; set `console` to `Pty`", of(state_dir))
             }
-            Self::PtyNotFound { path } => format!("pty not found; is the VM running? {}", path.display()),
+            Self::PtyNotFound { path } => format!("pty not found: {}; is the VM running?", path.display()),
             Self::ConsoleTextNotFound { text, exit, timeout, state_dir, log_tail } => {
                 let reason = match exit {
                     Some(exit) => format!("VM {exit} while waiting"),
@@ -296,7 +300,7 @@ impl Error {
             }
             Self::StateNotFound { path } => format!("no saved state: {} not found", path.display()),
             Self::DamagedState { path, .. } => {
-                format!("damaged state file; start the VM again or remove the file: {}", path.display())
+                format!("damaged state file: {}; start the VM again or remove the file", path.display())
             }
             Self::Io { action, path, .. } => format!("cannot {action} {}", path.display()),
         }

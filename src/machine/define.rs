@@ -31,6 +31,7 @@ impl HyperKit {
         let mut description = self.clone();
         let state = StateDir::of(self)?.ok_or(ConfigError::StateDirRequired { field: "define" })?;
         description.state_dir = Some(state.path().to_owned());
+        description.relocate_disks();
         description.paths_mut().try_for_each(make_absolute)?;
         description.programs_mut().try_for_each(make_program_absolute)?;
         if let Network::VpnKit(socket) = &mut description.network {

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::config::HyperKit;
-use crate::error::{Error, Result};
+use crate::config::record::Record;
+use crate::error::{ConfigError, Error, Result};
 use crate::process::{Process, ProcessInfo, query};
 use crate::runtime::child::Child;
 use crate::state::{JSON_FILE, PID_FILE, StateDir};
@@ -27,8 +28,8 @@ pub struct Found {
 impl HyperKit {
     /// Reads the description in a state directory, whether its VM runs or not.
     ///
-    /// The description can start another VM in another [`state_dir`](Self#structfield.state_dir): a disk that was created
-    /// in the state directory by default belongs to whichever state directory the description names.
+    /// The description can start another VM in another [`state_dir`](Self#structfield.state_dir). A disk that was created in
+    /// this state directory stays with it: the other VM gets a disk of its own.
     ///
     /// ```
     /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
@@ -43,7 +44,7 @@ impl HyperKit {
     /// # Errors
     /// [`Error::StateNotFound`], [`Error::DamagedState`], [`Error::Io`].
     pub fn from_state(dir: impl AsRef<Path>) -> Result<Self> {
-        Ok(StateDir::new(dir.as_ref())?.load()?.without_state_dir_paths())
+        StateDir::new(dir.as_ref())?.load()
     }
 
     /// Returns the state directories in `root`, sorted by name; directories further down are not searched. A `root` that
@@ -83,14 +84,16 @@ impl HyperKit {
     /// Returns the VM of this description if it runs: the process that was started, and no other that has its process ID
     /// now. `None` if it does not run.
     ///
-    /// With a state directory, what is recorded there counts; without one, what this description carries.
+    /// With a state directory, what is recorded there counts. Without one, only a description that was started
+    /// ([`Vm::description`]) tells which process it is.
     ///
     /// A program that did not start the VM learns when it exits, but not its exit status: [`Exit::Unknown`].
     ///
     /// [`Exit::Unknown`]: crate::Exit::Unknown
     ///
     /// # Errors
-    /// [`Error::CannotTell`] if the operating system does not let this program find out; [`Error::Io`].
+    /// [`Error::CannotTell`] if the operating system does not let this program find out;
+    /// [`ConfigError::StateDirRequired`] without a state directory and a record; [`Error::Io`].
     pub fn vm(&self) -> Result<Option<Vm>> {
         let children = Child::all(); // before one of them can exit
         match StateDir::of(self)? {
@@ -116,7 +119,9 @@ impl HyperKit {
     /// The VM without a state directory that this description's record identifies.
     fn recorded_vm(&self, children: &[Arc<Child>]) -> Result<Option<Vm>> {
         let record = &self.record;
-        let (Some(pid), Some(started)) = (record.pid, record.pid_started) else { return Ok(None) };
+        let (Some(pid), Some(started)) = (record.pid, record.pid_started) else {
+            return Err(ConfigError::StateDirRequired { field: "vm" }.into()); // nothing tells
+        };
         // Without a state directory a start does not wait, so our own child may still be before its `exec`.
         let is_our_child = children.iter().any(|child| child.pid() == pid);
         let is_ours = |process: &ProcessInfo| {
@@ -141,6 +146,8 @@ fn vm_in(
             let info = query(process.pid()).map_err(Error::cannot_tell(Some(state.path())))?;
             let command = info.map(|info| info.command).unwrap_or_default();
             let wanted = wanted.filter(|wanted| wanted.hyperkit.is_some()).cloned();
+            // Its record is of another start.
+            let wanted = wanted.map(|wanted| HyperKit { record: Record::default(), ..wanted });
             let unknown = || HyperKit { hyperkit: command.first().map(PathBuf::from), ..HyperKit::default() };
             let description = wanted.unwrap_or_else(unknown);
             description.state_dir(state.path())
@@ -170,5 +177,5 @@ fn look_into(dir: PathBuf, children: &[Arc<Child>]) -> Result<Option<Found>> {
     if !exists(JSON_FILE) && matches!(vm, Ok(None)) {
         return Ok(None); // a stale pid file alone is no VM
     }
-    Ok(Some(Found { dir, description: loaded.map(HyperKit::without_state_dir_paths), vm }))
+    Ok(Some(Found { dir, description: loaded, vm }))
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::config::record::Record;
+use crate::config::record::{Home, Record};
 use crate::config::{Console, HyperKit};
 use crate::engine::driver_of;
 use crate::error::{Error, Result};
@@ -89,8 +89,8 @@ impl HyperKit {
         self.spawn_with(kernel_cmdline, |_| ())
     }
 
-    /// As [`spawn`](Self::spawn), but first passes the hypervisor's [`Command`] to `customize`: for its environment, a
-    /// working directory, a wrapper for limits. Arguments and standard streams must stay as they are.
+    /// As [`spawn`](Self::spawn), but first passes the hypervisor's [`Command`] to `customize`: for its environment
+    /// or working directory. Arguments and standard streams must stay as they are.
     ///
     /// ```
     /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
@@ -129,6 +129,10 @@ impl HyperKit {
                     None if attempts < ATTACH_ATTEMPTS => {}
                     None => return Err(error),
                 },
+                // A VM that runs already need not pass the checks of a start.
+                Err(error) if self.state_dir.is_some() && error.is_refusal() => {
+                    return self.vm()?.map(StartOrAttach::Attached).ok_or(error);
+                }
                 started => return started.map(StartOrAttach::Started),
             }
         }
@@ -216,7 +220,8 @@ fn launch(
     let driver = driver_of(&description);
     let state = StateDir::of(&description)?;
     // Discard the record of an earlier start.
-    description.record = Record::default();
+    description.record =
+        Record { home: Home(state.as_ref().map(|state| state.path().to_owned())), ..Record::default() };
     let (lock, image_locks) = match &state {
         Some(state) => acquire(state, &mut description).map(|(lock, images)| (Some(lock), images))?,
         None => (None, refuse_resources_in_use(&description)?),

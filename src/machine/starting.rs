@@ -1,5 +1,6 @@
 //! A hypervisor that was spawned and is not ready yet.
 
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -166,7 +167,8 @@ impl Starting {
             None => Ok(()),
         });
         if let Err(error) = ended {
-            log::warn!(target: "hyperkit", "cleaning up after a failed start: {error:#}");
+            let dir = self.vm.state_dir().unwrap_or(Path::new("")).display();
+            log::warn!(target: "hyperkit", "{dir}: cleaning up after a failed start: {error:#}");
         }
     }
 }

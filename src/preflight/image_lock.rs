@@ -58,12 +58,18 @@ fn try_lock(file: &File, read_only: bool) -> io::Result<bool> {
         true => FlockOperation::NonBlockingLockShared,
         false => FlockOperation::NonBlockingLockExclusive,
     };
-    Ok(!is_refused(flock(file, lock)) && !is_locked_by_qemu(file, lock)?)
+    Ok(!is_refused(rustix::io::retry_on_intr(|| flock(file, lock)))? && !is_locked_by_qemu(file, lock)?)
 }
 
-/// Whether a lock is refused because somebody else has it. A file system without locks gives other errors.
-fn is_refused(tried: rustix::io::Result<()>) -> bool {
-    matches!(tried, Err(rustix::io::Errno::AGAIN | rustix::io::Errno::ACCESS))
+/// Whether a lock is refused because somebody else has it. A file system without locks, such as NFS without a lock daemon,
+/// tells nothing.
+fn is_refused(tried: rustix::io::Result<()>) -> io::Result<bool> {
+    use rustix::io::Errno;
+    match tried {
+        Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::NOLCK) => Ok(false),
+        Err(Errno::AGAIN | Errno::ACCESS) => Ok(true),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// All of QEMU's locks are shared, so they do not conflict with a reader's. A writer holds the one on byte 101.
@@ -76,7 +82,7 @@ fn is_locked_by_qemu(file: &File, lock: FlockOperation) -> io::Result<bool> {
     const WRITER: u64 = 101;
     let tried = fcntl_lock(file, lock);
     let _ = fcntl_lock(file, FlockOperation::Unlock);
-    if is_refused(tried) {
+    if is_refused(tried)? {
         return Ok(true);
     }
     let (metadata, locks) = (file.metadata()?, std::fs::read_to_string("/proc/locks")?);

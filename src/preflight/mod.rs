@@ -19,7 +19,8 @@ use image_format::found_format;
 impl HyperKit {
     /// Checks whether the VM could be started: the description, the files that it names, the hypervisor. Changes
     /// nothing, so it does not find out what is in use: whether the VM runs already, or another one has its images or
-    /// ports, only [`start`](Self::start) reports.
+    /// ports, only [`start`](Self::start) reports. An unset [`console`](Self#structfield.console) counts as in
+    /// [`run`](Self::run): a start in the background also needs a state directory for it.
     ///
     /// ```
     /// use hyperkit::{ConfigError, HyperKit};
@@ -97,6 +98,7 @@ fn resolve(description: &HyperKit) -> Result<(HyperKit, Violations, Option<Error
     if let crate::config::Network::VpnKit(socket) = &mut resolved.network {
         make_absolute(socket)?;
     }
+    resolved.relocate_disks();
     let mut violations = validate(&resolved);
     let not_found = match engine::find(description.hyperkit.as_deref()) {
         Ok(program) => {

@@ -115,14 +115,19 @@ mod system {
     /// How long a process may take to become another program on a busy host. A program can also remove its arguments for
     /// good, but that is rare.
     const EXEC_TIMEOUT: Duration = Duration::from_secs(2);
+    /// The same for each process when all are listed, which together may take [`EXEC_TIMEOUT`].
+    const MIN_EXEC_TIMEOUT: Duration = Duration::from_millis(100);
 
     /// The process `pid`, if it runs.
     pub(crate) fn query(pid: u32) -> io::Result<Option<ProcessInfo>> {
+        query_until(pid, Instant::now() + EXEC_TIMEOUT)
+    }
+
+    fn query_until(pid: u32, deadline: Instant) -> io::Result<Option<ProcessInfo>> {
         let Some(mut line) = read_cmdline(pid)? else { return Ok(None) };
         if line.is_empty() {
             // The kernel gives a new program its memory first and its arguments some milliseconds later, while its starter
             // may continue.
-            let deadline = Instant::now() + EXEC_TIMEOUT;
             while line.is_empty() && is_in_exec(pid)? && Instant::now() < deadline {
                 std::thread::sleep(Duration::from_millis(1));
                 let Some(again) = read_cmdline(pid)? else { return Ok(None) };
@@ -141,12 +146,17 @@ mod system {
         unless_gone(pid, File::open(format!("/proc/{pid}/cmdline")).and_then(read_proc))
     }
 
-    /// All running processes. Threads have pids, too, and are not listed.
+    /// All running processes. Threads have pids, too, and are not listed, nor are processes of other users that the system
+    /// hides (`hidepid=1`): they cannot write to a state directory of ours, and would otherwise block every start.
     pub(crate) fn list_all() -> io::Result<Vec<ProcessInfo>> {
+        let deadline = Instant::now() + EXEC_TIMEOUT;
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc")? {
             let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-            found.extend(query(pid)?);
+            match query_until(pid, deadline.max(Instant::now() + MIN_EXEC_TIMEOUT)) {
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+                process => found.extend(process?),
+            }
         }
         // A `/proc` that does not list this process belongs to another pid namespace.
         match found.iter().any(|process| process.pid == std::process::id()) {

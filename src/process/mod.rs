@@ -157,7 +157,10 @@ fn wait_until_readable(fd: &ExitFd, deadline: Option<Instant>) -> bool {
         let timeout = left.and_then(|left| left.try_into().ok());
         match poll(&mut [PollFd::new(fd, PollFlags::IN)], timeout.as_ref()) {
             Err(rustix::io::Errno::INTR) => {}
-            ready => return ready.is_ok_and(|ready| ready > 0),
+            Ok(ready) => return ready > 0,
+            // The system lacks memory: try again, but not at once.
+            Err(_) if left == Some(Duration::ZERO) => return false,
+            Err(_) => std::thread::sleep(Duration::from_millis(50)),
         }
     }
 }

@@ -86,7 +86,7 @@ impl Child {
         mut command: Command,
         output: Output,
         state: Option<StateDir>,
-        resources: Resources,
+        mut resources: Resources,
     ) -> Result<Arc<Self>> {
         // The thread comes first: there must be no child that nobody supervises.
         let (send, receive) = handover::<(std::process::Child, Arc<Self>)>();
@@ -101,7 +101,9 @@ impl Child {
 
         let mut child = command.spawn().map_err(Error::io("start", &program))?;
         let exit_fd = exit_fd(Pid::from_child(&child)).inspect_err(|_| {
-            let _ = child.kill().and_then(|()| child.wait());
+            let _ = child.kill();
+            resources.owner.take().into_iter().for_each(OwnerLink::release); // before the pid is free
+            let _ = child.wait();
         });
         let shared = Arc::new(Self {
             pid: Pid::from_child(&child),

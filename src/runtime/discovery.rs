@@ -69,7 +69,11 @@ impl StateDir {
         for process in if should_scan { list_all()? } else { Vec::new() } {
             let may_be_ours = match record {
                 Some(record) => process.has_arguments(&record.arguments),
-                None => self.owns_pid_file(&process)?,
+                None => match self.owns_pid_file(&process) {
+                    // Another user's process with a relative pid file: the file is not in a directory of ours.
+                    Err(error) if error.kind() == io::ErrorKind::PermissionDenied => false,
+                    owns => owns?,
+                },
             };
             if may_be_ours {
                 found.push(process.pid);

@@ -21,13 +21,16 @@ use crate::error::{Error, Result};
 use crate::runtime::output::Output;
 
 const SHELL: &str = "/bin/sh";
-/// Without `command`, a log that cannot be opened would end the shell with exit code 2, which means a reset.
+/// The log comes first, so that every message of the shell is in it. A shell that cannot open the log, or cannot fork, exits
+/// with code 126: its own code 2 would mean a reset of the guest.
 const SCRIPT: &str = r#"command exec 3>>"$0" || exit 126
+exec 4<&2 2>&3 3>&-
+trap 'exit 126' 0
 [ "$1" = keep ] || /bin/rm -f "$0"
 shift
-w() { trap '' HUP TERM; exec /bin/sh -c 'read -r _ <&2 || kill -KILL "$0"' $$; }
-(w >/dev/null </dev/null 3>&- & w >/dev/null </dev/null 3>&- &)
-exec 2>&3 3>&-
+w() { trap '' HUP TERM; exec /bin/sh -c 'read -r _ <&4 || kill -KILL "$0"' $$; }
+(w >/dev/null </dev/null 2>&1 & w >/dev/null </dev/null 2>&1 &) || exit 126
+exec 4<&-
 exec "$@""#;
 /// A line for each watcher.
 const RELEASE: &[u8] = b"\n\n";

@@ -7,7 +7,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::config::record::Record;
+use crate::config::record::{Home, Record};
 use crate::config::{Console, HyperKit};
 use crate::error::{Error, Result};
 use crate::sys::file::read_at_most;
@@ -98,6 +98,7 @@ impl StateDir {
                 }
             }
         }
+        description.record.home = Home(Some(self.0.clone()));
         Ok(description)
     }
 

@@ -35,7 +35,7 @@ pub(crate) fn nonzero_length(field: &'static str, path: &Path) -> Result<u64, Co
     }
 }
 
-/// Device and inode, which identify a file under whatever name.
+/// Device and inode, which identify a file under whatever name. `None` if it cannot be looked at.
 pub(crate) fn inode(path: &Path) -> Option<(u64, u64)> {
     path.metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -24,6 +24,8 @@ use crate::vm::{CONTROL_TIMEOUT, Vm};
 
 /// How often a pty is tried that the system cannot poll.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
+/// How much output `expect` keeps that does not contain the text, in bytes.
+const MAX_UNMATCHED_BYTES: usize = 128 * 1024;
 /// What a pty holds for its reader, in bytes.
 const PTY_BYTES: usize = 4096;
 
@@ -88,6 +90,8 @@ pub struct ConsoleStream {
     pty: File,
     timeout: Mutex<Option<Duration>>,
     nonblocking: AtomicBool,
+    /// What an `expect` that failed has read. It comes first at the next read.
+    unmatched: Mutex<Vec<u8>>,
     vm: Vm,
 }
 
@@ -122,7 +126,13 @@ impl Vm {
             let mut settings = tcgetattr(&pty)?;
             settings.make_raw();
             tcsetattr(&pty, OptionalActions::Now, &settings)?;
-            Ok(ConsoleStream { pty, timeout: Mutex::new(None), nonblocking: AtomicBool::new(false), vm: self.clone() })
+            Ok(ConsoleStream {
+                pty,
+                timeout: Mutex::new(None),
+                nonblocking: AtomicBool::new(false),
+                unmatched: Mutex::default(),
+                vm: self.clone(),
+            })
         });
         stream.map_err(Error::io("open the console", &path))
     }
@@ -150,13 +160,15 @@ impl ConsoleStream {
             pty: self.pty.try_clone().map_err(Error::io("duplicate", "the console"))?,
             timeout: Mutex::new(self.timeout()),
             nonblocking: AtomicBool::new(self.nonblocking.load(Ordering::Relaxed)),
+            unmatched: Mutex::default(),
             vm: self.vm.clone(),
         })
     }
 
     /// Reads until the guest has written `text`, such as a prompt, and returns all that was read, `text` included.
     ///
-    /// Reading continues where the last read ended, and nothing after `text` is read. What the guest wrote before the
+    /// Reading continues where the last read ended, and nothing after `text` is read. After an error, the next call finds also
+    /// what this one has read. What the guest wrote before the
     /// console was opened is not found; [`Vm::wait_for_console`] searches the log. The settings of
     /// [`set_timeout`](Self::set_timeout) and [`set_nonblocking`](Self::set_nonblocking) do not apply.
     ///
@@ -164,26 +176,43 @@ impl ConsoleStream {
     /// [`Error::ConsoleTextNotFound`] if the text did not come within `timeout`, or before the VM exited; [`Error::Io`].
     pub fn expect(&self, text: &str, timeout: Duration) -> Result<String> {
         let deadline = Instant::now().checked_add(timeout);
-        let mut output = Vec::new();
+        let mut unread = std::mem::take(&mut *self.unmatched()).into_iter();
+        let (mut output, mut count) = (Vec::new(), 0_usize);
         // Single bytes, so that what follows the text is left for the next read.
-        while !output.ends_with(text.as_bytes()) {
+        let failed = loop {
+            if output.ends_with(text.as_bytes()) {
+                self.unmatched().extend(unread);
+                return Ok(String::from_utf8_lossy(&output).into_owned());
+            }
+            if output.len() > MAX_UNMATCHED_BYTES {
+                output.drain(..output.len().saturating_sub(text.len().max(MAX_UNMATCHED_BYTES / 2)));
+            }
+            if let Some(byte) = unread.next() {
+                output.push(byte);
+                continue;
+            }
             // Reads do not time out while there is something to read.
-            let is_due = output.len() % PTY_BYTES == PTY_BYTES - 1;
-            if is_due && deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                return Err(self.not_found(text, timeout, None, &output));
+            count += 1;
+            if count % PTY_BYTES == 0 && deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                break self.not_found(text, timeout, None, &output);
             }
             let mut byte = [0];
             match self.read_until(deadline, &mut byte) {
                 Ok(1..) => output.push(byte[0]),
                 // The hypervisor has closed the pty, and usually exits.
-                Ok(0) => return Err(self.not_found(text, timeout, self.vm.wait_until(deadline), &output)),
+                Ok(0) => break self.not_found(text, timeout, self.vm.wait_until(deadline), &output),
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                    return Err(self.not_found(text, timeout, None, &output));
+                    break self.not_found(text, timeout, None, &output);
                 }
-                Err(error) => return Err(Error::io("read", "the console")(error)),
+                Err(error) => break Error::io("read", "the console")(error),
             }
-        }
-        Ok(String::from_utf8_lossy(&output).into_owned())
+        };
+        *self.unmatched() = output;
+        Err(failed)
+    }
+
+    fn unmatched(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.unmatched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writes a line to the guest, with the Return that ends it.
@@ -277,6 +306,14 @@ fn eio_is_end(read: io::Result<usize>) -> io::Result<usize> {
 
 impl Read for &ConsoleStream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut unmatched = self.unmatched();
+        if !unmatched.is_empty() {
+            let length = buffer.len().min(unmatched.len());
+            buffer[..length].copy_from_slice(&unmatched[..length]);
+            unmatched.drain(..length);
+            return Ok(length);
+        }
+        drop(unmatched);
         eio_is_end(self.retry_until_ready(PollFlags::IN, |mut pty| pty.read(buffer)))
     }
 }

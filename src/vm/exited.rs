@@ -44,14 +44,13 @@ impl Future for Exited {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Exit> {
         let this = &mut *self;
-        let is_new = this.waker.is_none();
         let waker = this.waker.get_or_insert_with(|| Arc::new(Mutex::new(context.waker().clone())));
         waker.lock().unwrap_or_else(PoisonError::into_inner).clone_from(context.waker());
         let exit = match &this.vm.0.process {
             Handle::Child(child) => child.poll_exit(waker),
             Handle::Found(_) => {
                 let exit = this.vm.try_wait();
-                if exit.is_none() && is_new {
+                if exit.is_none() && Arc::weak_count(waker) == 0 {
                     let watched = exit_fd(&this.vm.0.process)
                         .and_then(|exit| wake_at_exit(exit, waker).map_err(Error::io("watch", "a process")));
                     if watched.is_err() {

@@ -240,7 +240,8 @@ impl Vm {
         while let Some(left) = grace.checked_sub(start.elapsed()).filter(|left| !left.is_zero()) {
             for control in [Control::Resume, Control::PressPowerButton] {
                 if let Err(error) = self.send_control(control, left.min(CONTROL_TIMEOUT)) {
-                    log::debug!(target: "hyperkit", "{control:?}: {error:#}");
+                    let dir = self.state_dir().unwrap_or(Path::new("")).display();
+                    log::debug!(target: "hyperkit", "{dir}: {control:?}: {error:#}");
                 }
             }
             if let Some(exit) = self.wait_timeout(grace.saturating_sub(start.elapsed()).min(PRESS_INTERVAL)) {

@@ -57,7 +57,8 @@ impl Drop for ScopedVm {
             return;
         }
         if let Err(error) = self.vm.kill() {
-            log::warn!(target: "hyperkit", "cannot end process {}: {error:#}", self.vm.pid());
+            let dir = self.vm.state_dir().unwrap_or(std::path::Path::new("")).display();
+            log::warn!(target: "hyperkit", "{dir}: cannot kill process {}: {error:#}", self.vm.pid());
         }
     }
 }

@@ -23,7 +23,7 @@ fn start_records_the_whole_state() {
     let _stop = test_dir.stop_on_drop();
     let vm = description.start("guest").unwrap();
     assert_eq!(description, before);
-    let mut started = vm.description().clone();
+    let started = vm.description().clone();
 
     let json = fs::read_to_string(test_dir.path("vm/hyperkit.json")).unwrap();
     assert_eq!(json, started.to_string());
@@ -39,8 +39,7 @@ fn start_records_the_whole_state() {
     assert_eq!(json["cmdline"], format!("{} {}", standin_path().display(), arguments.join(" ")));
     assert_eq!(json["disk"], test_dir.path("vm/disk.img").to_str().unwrap());
     assert_eq!(json["state_dir"], test_dir.path("vm").to_str().unwrap());
-    // What is loaded is the same, but its disk is that of whichever state directory it is given.
-    assert_eq!(started.disks[0].path.take(), Some(test_dir.path("vm/disk.img")));
+    assert_eq!(started.disks[0].path, Some(test_dir.path("vm/disk.img")));
     assert_eq!(HyperKit::from_state(test_dir.path("vm")).unwrap(), started);
     assert_eq!(test_dir.path("vm/disk.img").metadata().unwrap().len(), 3 * 1024 * 1024);
     assert!(fs::read_to_string(test_dir.path("vm/hyperkit.log")).unwrap().contains("COM1 connected to"));
@@ -168,7 +167,8 @@ fn disks_follow_a_moved_or_copied_state_directory() {
     fs::rename(test_dir.path("vm"), test_dir.path("moved")).unwrap();
 
     let moved = HyperKit::from_state(test_dir.path("moved")).unwrap();
-    assert_eq!((&moved.disks[0].path, &moved.disks[1].path), (&None, &elsewhere.path));
+    assert_eq!(moved.disks[0].path, Some(test_dir.path("moved/disk.img")));
+    assert_eq!(moved.disks[1].path, elsewhere.path);
     let vm = moved.start("guest").unwrap();
     vm.kill().unwrap();
     assert_eq!(vm.description().disks[0].path, Some(test_dir.path("moved/disk.img")));
@@ -179,7 +179,8 @@ fn disks_follow_a_moved_or_copied_state_directory() {
         fs::copy(test_dir.path("moved").join(name), test_dir.path("copy").join(name)).unwrap();
     }
     let copy = HyperKit::from_state(test_dir.path("copy")).unwrap();
-    assert_eq!((&copy.disks[0].path, &copy.disks[1].path), (&None, &elsewhere.path));
+    assert_eq!(copy.disks[0].path, Some(test_dir.path("copy/disk.img")));
+    assert_eq!(copy.disks[1].path, elsewhere.path);
     copy.remove(Disks::Delete).unwrap();
     assert!(!test_dir.path("copy").exists());
     assert_eq!(fs::read(test_dir.path("moved/disk.img")).unwrap(), vec![7; 1024 * 1024]);

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use hyperkit::{Console, Error, Exit, HyperKit, parse_arguments};
+use hyperkit::{ConfigError, Console, Error, Exit, HyperKit, parse_arguments};
 use serde_json::json;
 
 use crate::common::{
@@ -186,7 +186,9 @@ fn vm_without_state_directory_is_found_by_its_description() {
     let _stop = KillOnDrop(&vm);
     let started = vm.description();
     assert_eq!(started.vm().unwrap().unwrap().pid(), vm.pid());
-    assert!(!description.is_running().unwrap(), "only the description of the started VM records its process");
+    // Only the description of the started VM records its process. For any other, "not running" would be a guess.
+    let unknown = description.is_running().unwrap_err();
+    assert_eq!(unknown.violations(), [ConfigError::StateDirRequired { field: "vm" }]);
     // Without a state directory there is nothing that two VMs share, so each start is another VM.
     let second = started.start("guest").unwrap();
     let _stop_second = KillOnDrop(&second);

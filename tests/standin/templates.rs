@@ -90,7 +90,6 @@ fn copy_of_a_started_description_neither_uses_nor_deletes_its_disk() {
             fs::write(a.join("disk.img"), vec![b'a'; 1 << 20]).unwrap();
 
             let second = copy(&first, &description).state_dir(&b);
-            assert_eq!(second.disks[0].path, None, "{name}");
             // A copy that was not started yet has nothing to say about the first VM.
             assert!(!second.is_running().unwrap() && second.vm().unwrap().is_none(), "{name}");
             second.stop().unwrap();
@@ -148,10 +147,10 @@ fn probed_qcow2_image_at_the_default_place_is_not_shared() {
     fs::write(a.join("disk.img"), &image).unwrap();
     let mut disk = Disk::in_state_dir(1);
     disk.format = None;
-    let first = test_dir.description().state_dir(&a).disk(disk.clone()).start("guest").unwrap();
+    let first = test_dir.description().state_dir(&a).disk(disk).start("guest").unwrap();
     assert_eq!(first.description().disks[0].format, Some(DiskFormat::Qcow2(QcowOptions::default())));
     let found = HyperKit::from_state(&a).unwrap();
-    assert_eq!(found.disks[0], disk);
+    assert_eq!(found.disks[0].path, Some(a.join("disk.img")));
     let second = found.clone().state_dir(&b).start("guest").unwrap();
     assert_eq!(second.description().disks[0].path, Some(b.join("disk.img")));
     first.kill().unwrap();
@@ -243,4 +242,42 @@ fn recorded_process_of_another_directory_is_never_used() {
         assert_eq!(first.try_wait(), None);
     }
     assert!(!b.exists() && a.exists());
+}
+
+/// The image of a disk is found by its name, not by its place in the list.
+#[test]
+fn removing_a_disk_from_a_loaded_description_leaves_the_others_their_images() {
+    let test_dir = TestDir::new();
+    let _stop = test_dir.stop_on_drop();
+    let description = test_dir.description().disk(Disk::in_state_dir(1)).disk(Disk::in_state_dir(2));
+    description.start("guest").unwrap().kill().unwrap();
+    let mut loaded = HyperKit::from_state(test_dir.path("vm")).unwrap();
+    loaded.disks.remove(0);
+    let vm = loaded.start("guest").unwrap();
+    assert_eq!(vm.description().disks[0].path, Some(test_dir.path("vm/disk1.img")));
+    assert_eq!(test_dir.path("vm/disk.img").metadata().unwrap().len(), 1 << 20, "the other one was not grown");
+    vm.kill().unwrap();
+
+    let other = loaded.state_dir(test_dir.path("other"));
+    let _stop_other = StopOnDrop(test_dir.path("other"));
+    assert_eq!(other.start("guest").unwrap().description().disks[0].path, Some(test_dir.path("other/disk1.img")));
+}
+
+/// Also if the author named the image, and if the field is set without the setter.
+#[test]
+fn disk_that_was_created_in_the_state_directory_is_never_shared() {
+    let test_dir = TestDir::new();
+    let (a, b) = (test_dir.path("a"), test_dir.path("b"));
+    let _stops = [StopOnDrop(a.clone()), StopOnDrop(b.clone())];
+    let first = test_dir.description().state_dir(&a).disk(Disk::raw(a.join("own.img")).size_mib(1));
+    let first = first.start("guest").unwrap();
+    for copy in [first.description().clone(), HyperKit::from_state(&a).unwrap()] {
+        let mut copy = copy;
+        copy.state_dir = Some(b.clone());
+        let second = copy.start("guest").unwrap();
+        assert_eq!(second.description().disks[0].path, Some(b.join("own.img")));
+        second.kill().unwrap();
+        second.remove(Disks::Delete).unwrap();
+        assert!(a.join("own.img").exists() && !b.exists());
+    }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::config::record::Record;
+use crate::config::record::{Home, Record};
 use crate::{
     Console, Disk, DiskFormat, DiskInterface, FlushMode, HyperKit, Multiboot, MultibootModule, Network, PortForward,
     Protocol, QcowOptions, SectorSize, Serial, SerialBackend, Share9p, Share9pSource,
@@ -84,6 +84,7 @@ fn every_field() -> HyperKit {
             pid_started: Some(13),
             vmnet_mac: Some("2:0:0:0:0:1".to_owned()),
             created_disks: vec!["disk.img".to_owned()],
+            home: Home::default(), // not written
         },
         unknown: unknown(),
     }

@@ -7,7 +7,7 @@ mod vmnet;
 use std::ffi::{OsStr, OsString};
 use std::fs::FileType;
 use std::io;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -194,7 +194,8 @@ impl EngineDriver for Driver {
     /// hyperkit does not lock qcow2 images, but has them on its command line; from the Go package unescaped, while this
     /// crate escapes what has a meaning in URLs.
     fn uses_image(&self, path: &Path, read_only: bool) -> io::Result<bool> {
-        let Some(image) = inode(path) else { return Ok(false) };
+        let metadata = path.metadata()?;
+        let image = (metadata.dev(), metadata.ino());
         let is_image = |path: &str| inode(Path::new(path)) == Some(image);
         let uses_it = |argument: &OsString| {
             let argument = argument.to_string_lossy();

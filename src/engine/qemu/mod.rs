@@ -87,7 +87,7 @@ impl EngineDriver for Driver {
         let chardevs = match answer {
             Ok(chardevs) => chardevs,
             Err(error) => {
-                log::trace!(target: "hyperkit", "not ready: {error}");
+                log::trace!(target: "hyperkit", "{}: not ready: {error}", state.path().display());
                 return Ok(false);
             }
         };
@@ -109,7 +109,8 @@ impl EngineDriver for Driver {
         let mut events = match Qmp::connect(&state.file(EVENTS_SOCKET), EVENTS_TIMEOUT) {
             Ok(events) => events,
             Err(error) => {
-                log::warn!(target: "hyperkit", "a reset of the guest will be reported as a power-off: {error}");
+                let dir = state.path().display();
+                log::warn!(target: "hyperkit", "{dir}: a reset of the guest will be reported as a power-off: {error}");
                 return None;
             }
         };
@@ -148,7 +149,7 @@ impl EngineDriver for Driver {
     fn is_paused(&self, state: Option<&StateDir>, timeout: Duration) -> Result<Option<bool>> {
         let Some(state) = state else { return Ok(None) };
         let status = Qmp::connect(&state.file(QMP_SOCKET), timeout)?.execute("query-status")?;
-        Ok(Some(status["status"] == "paused"))
+        Ok(Some(status["running"] == false))
     }
 
     fn port_forwards(&self, state: Option<&StateDir>, timeout: Duration) -> Result<Vec<PortForward>> {
