@@ -9,7 +9,7 @@ use hyperkit::{Console, ConsoleStream, Error, Exit, HyperKit, Serial, Vm};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::common::child_process::in_child_process;
-use crate::common::{TEST_TIMEOUT, TestDir, example_path, start_vm};
+use crate::common::{TEST_TIMEOUT, TestDir, start_vm};
 
 /// Reads until the output contains a text, and returns the output.
 fn read_until(console: &mut ConsoleStream, text: &str) -> String {
@@ -88,7 +88,12 @@ fn console_does_not_become_the_controlling_terminal() {
     let (_, vm, _stop) = start_vm(&test_dir, "guest");
     use std::process::{Command, Stdio};
     let mut attach = Command::new("setsid");
-    attach.arg("--wait").arg(example_path("boot")).arg("--attach").arg("--state-dir").arg(test_dir.path("vm"));
+    attach
+        .arg("--wait")
+        .arg(crate::common::example_path("boot"))
+        .arg("--attach")
+        .arg("--state-dir")
+        .arg(test_dir.path("vm"));
     let mut attach = attach.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     attach.stdin.take().unwrap().write_all(b"x").unwrap();
     attach.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();

@@ -8,7 +8,7 @@ use std::process::Command;
 use hyperkit::{Disks, Error, HyperKit};
 use serde_json::Value;
 
-use crate::common::{StopOnDrop, TestDir, boot_command, example_path, hypervisors_in, standin_path, to_pid};
+use crate::common::{StopOnDrop, TestDir, boot_command, example_path, hypervisors_in, standin_path};
 
 /// Changes the state file of the VM.
 pub fn edit_state(test_dir: &TestDir, change: impl FnOnce(&mut Value)) {
@@ -119,7 +119,7 @@ fn full_tmpfs_starts_no_vm_until_there_is_space() {
     // The hypervisor continues in its namespace, where its state directory is. It is found by its command line.
     let hypervisors = hypervisors_in(&test_dir.path("small/vm"));
     for pid in &hypervisors {
-        rustix::process::kill_process(to_pid(*pid), rustix::process::Signal::KILL).unwrap();
+        rustix::process::kill_process(crate::common::to_pid(*pid), rustix::process::Signal::KILL).unwrap();
     }
     let why = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{output:?}");
