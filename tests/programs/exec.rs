@@ -39,6 +39,28 @@ impl Exec {
         assert_eq!(file_names(&self.dir.path().join("tmp")), [] as [&str; 0], "it leaves no files");
         output
     }
+
+    /// Starts a script that prints a line and does not end, and waits for the line.
+    fn run_script_without_end(&self) -> Running {
+        let script = self.dir.path().join("script");
+        fs::write(&script, "#!/bin/sh\necho here\nexec sleep 1000\n").unwrap();
+        let stdout = self.dir.path().join("stdout");
+        let mut command = self.command(&script, &[]);
+        let running = Running(command.stdout(fs::File::create(&stdout).unwrap()).spawn().unwrap());
+        wait_until("the script runs", || fs::read_to_string(&stdout).unwrap().contains("here"));
+        running
+    }
+}
+
+/// Terminates `exec` on drop, so also when the test fails. `exec` then stops its VM.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.0.try_wait().is_ok_and(|status| status.is_none()) {
+            let _ = kill_process(to_pid(self.0.id()), Signal::TERM).map(|()| self.0.wait());
+        }
+    }
 }
 
 #[test]
@@ -76,26 +98,10 @@ fn crash_and_exec_failure_are_reported() {
     assert!(String::from_utf8_lossy(&missing.stderr).contains("/nowhere/program"), "{missing:?}");
 }
 
-/// Terminates `exec` on drop, so also when the test fails. `exec` then stops its VM.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        if self.0.try_wait().is_ok_and(|status| status.is_none()) {
-            let _ = kill_process(to_pid(self.0.id()), Signal::TERM).map(|()| self.0.wait());
-        }
-    }
-}
-
 #[test]
 fn sigterm_stops_the_vm() {
     let exec = Exec::new();
-    let script = exec.dir.path().join("script");
-    fs::write(&script, "#!/bin/sh\necho here\nexec sleep 1000\n").unwrap();
-    let stdout = exec.dir.path().join("stdout");
-    let mut command = exec.command(&script, &[]);
-    let mut running = Running(command.stdout(fs::File::create(&stdout).unwrap()).spawn().unwrap());
-    wait_until("the script runs", || fs::read_to_string(&stdout).unwrap().contains("here"));
+    let mut running = exec.run_script_without_end();
     kill_process(to_pid(running.0.id()), Signal::TERM).unwrap();
     assert_eq!(running.0.wait().unwrap().code(), Some(128 + 15));
     assert_eq!(file_names(&exec.dir.path().join("tmp")), [] as [&str; 0]);
@@ -105,12 +111,7 @@ fn sigterm_stops_the_vm() {
 #[test]
 fn sigkill_kills_the_vm() {
     let exec = Exec::new();
-    let script = exec.dir.path().join("script");
-    fs::write(&script, "#!/bin/sh\necho here\nexec sleep 1000\n").unwrap();
-    let stdout = exec.dir.path().join("stdout");
-    let mut command = exec.command(&script, &[]);
-    let mut running = Running(command.stdout(fs::File::create(&stdout).unwrap()).spawn().unwrap());
-    wait_until("the script runs", || fs::read_to_string(&stdout).unwrap().contains("here"));
+    let mut running = exec.run_script_without_end();
     let temporary = exec.dir.path().join("tmp");
     let [name] = &file_names(&temporary)[..] else { panic!("exec creates one temporary directory") };
     let state_dir = temporary.join(name).join("vm");

@@ -30,11 +30,15 @@ impl Terminal {
         Self { user: user.into(), program, output: String::new() }
     }
 
-    fn run(&self, test_dir: &TestDir, guest: &str) -> Child {
+    /// Runs `boot` on this terminal until the guest is ready.
+    fn boot(&mut self, test_dir: &TestDir) -> Child {
         let mut boot = Command::new(example_path("boot"));
         boot.arg("--hyperkit").arg(standin_path()).arg("--kernel").arg(test_dir.path("vmlinuz"));
-        boot.arg("--state-dir").arg(test_dir.path("vm")).args(["--cmdline", guest]);
-        self.lend(&mut boot)
+        boot.arg("--state-dir").arg(test_dir.path("vm")).args(["--cmdline", "guest.say=ready"]);
+        let boot = self.lend(&mut boot);
+        self.expect("ready");
+        assert!(self.is_raw());
+        boot
     }
 
     /// Starts a program on this terminal.
@@ -70,9 +74,7 @@ fn input_reaches_the_guest_and_shutdown_restores_the_terminal() {
     let _stop = test_dir.stop_on_drop();
     let mut terminal = Terminal::new();
     let flags = terminal.flags();
-    let mut boot = terminal.run(&test_dir, "guest.say=ready");
-    terminal.expect("ready");
-    assert!(terminal.is_raw());
+    let mut boot = terminal.boot(&test_dir);
     terminal.user.write_all(b"typed\x03here").unwrap();
     terminal.expect("typed\x03here");
     let description = hyperkit::HyperKit::from_state(test_dir.path("vm")).unwrap();
@@ -88,9 +90,8 @@ fn killed_vm_restores_the_terminal() {
     let _stop = test_dir.stop_on_drop();
     let mut terminal = Terminal::new();
     let flags = terminal.flags();
-    let mut boot = terminal.run(&test_dir, "guest.say=ready");
-    terminal.expect("ready");
-    assert!(terminal.is_raw() && terminal.flags().contains(OFlags::NONBLOCK));
+    let mut boot = terminal.boot(&test_dir);
+    assert!(terminal.flags().contains(OFlags::NONBLOCK));
     hyperkit::HyperKit::from_state(test_dir.path("vm")).unwrap().stop().unwrap();
     assert!(!boot.wait().unwrap().success());
     terminal.expect("was killed by signal 9");
