@@ -10,7 +10,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use hyperkit::{HyperKit, Vm};
@@ -141,6 +141,21 @@ pub struct KillOnDrop<'a>(pub &'a Vm);
 impl Drop for KillOnDrop<'_> {
     fn drop(&mut self) {
         let _ = self.0.kill();
+    }
+}
+
+/// Kills a process that nothing records on drop, so also when the test fails.
+pub struct KillProcessOnDrop(pub Child);
+
+impl KillProcessOnDrop {
+    pub fn spawn(command: &mut Command) -> Self {
+        Self(command.spawn().unwrap())
+    }
+}
+
+impl Drop for KillProcessOnDrop {
+    fn drop(&mut self) {
+        let _ = self.0.kill().and_then(|()| self.0.wait());
     }
 }
 

@@ -1,15 +1,14 @@
 //! Telling the hypervisor from unrelated processes.
 
 use std::fs;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use hyperkit::{Console, Disks, HyperKit};
 use rustix::process::{Signal, kill_process};
 use serde_json::json;
 
-use crate::common::{TestDir, hypervisors_in, standin_path, start_vm, to_pid, wait_until};
+use crate::common::{KillProcessOnDrop, TestDir, hypervisors_in, standin_path, start_vm, to_pid, wait_until};
 use crate::state_directory::edit_state;
 
 /// Writes the state file of a VM that was started as this process.
@@ -28,35 +27,32 @@ fn zombie_is_not_running() {
     fs::create_dir(test_dir.path("vm")).unwrap();
     let description = test_dir.description().console(Console::Pty);
     let arguments = description.arguments("guest").unwrap();
-    let mut zombie = Command::new(standin_path()).args(&arguments).spawn().unwrap();
-    record(&test_dir, &description, zombie.id(), &arguments);
+    let zombie = KillProcessOnDrop::spawn(Command::new(standin_path()).args(&arguments));
+    record(&test_dir, &description, zombie.0.id(), &arguments);
     wait_until("it is running", || HyperKit::from_state(test_dir.path("vm")).unwrap().is_running().unwrap());
-    kill_process(to_pid(zombie.id()), Signal::KILL).unwrap();
+    kill_process(to_pid(zombie.0.id()), Signal::KILL).unwrap();
     wait_until("it is a zombie", || !description.is_running().unwrap());
-    rustix::process::test_kill_process(to_pid(zombie.id())).expect("the zombie still exists");
+    rustix::process::test_kill_process(to_pid(zombie.0.id())).expect("the zombie still exists");
     description.stop().unwrap();
     let vm = description.start("guest").unwrap();
     assert_eq!(hypervisors_in(&test_dir.path("vm")), [vm.pid()]);
     vm.kill().unwrap();
-    zombie.wait().unwrap();
 }
 
 /// The PID was reused by an unrelated process.
 #[test]
 fn unrelated_process_with_the_recorded_pid_is_left_alone() {
     let test_dir = TestDir::new();
-    let mut other_process = Command::new("sleep").arg("1000").spawn().unwrap();
+    let mut other_process = KillProcessOnDrop::spawn(Command::new("sleep").arg("1000"));
     fs::create_dir(test_dir.path("vm")).unwrap();
-    record(&test_dir, &test_dir.description(), other_process.id(), &[]);
-    test_dir.write("vm/hyperkit.pid", other_process.id().to_string().as_bytes());
+    record(&test_dir, &test_dir.description(), other_process.0.id(), &[]);
+    test_dir.write("vm/hyperkit.pid", other_process.0.id().to_string().as_bytes());
     let description = HyperKit::from_state(test_dir.path("vm")).unwrap();
     assert!(!description.is_running().unwrap());
     description.stop().unwrap();
     description.start("guest").unwrap().kill().unwrap();
     description.remove(Disks::Delete).unwrap();
-    assert!(other_process.try_wait().unwrap().is_none(), "the unrelated process was killed");
-    other_process.kill().unwrap();
-    other_process.wait().unwrap();
+    assert!(other_process.0.try_wait().unwrap().is_none(), "the unrelated process was killed");
 }
 
 /// The process has the pid file on its command line, but was not started with the recorded arguments.
@@ -65,17 +61,16 @@ fn unrelated_process_that_names_the_pid_file_is_left_alone() {
     let test_dir = TestDir::new();
     fs::create_dir(test_dir.path("vm")).unwrap();
     let pid_file = test_dir.path("vm/hyperkit.pid");
+    let mut sh = Command::new("sh");
     let mut other_process =
-        Command::new("sh").args(["-c", "sleep 1000; :", "sh", "-F"]).arg(&pid_file).process_group(0).spawn().unwrap();
+        KillProcessOnDrop::spawn(sh.args(["-c", "read line", "sh", "-F"]).arg(&pid_file).stdin(Stdio::piped()));
     let description = test_dir.description();
-    record(&test_dir, &description, other_process.id(), &description.arguments("guest").unwrap());
-    test_dir.write("vm/hyperkit.pid", other_process.id().to_string().as_bytes());
+    record(&test_dir, &description, other_process.0.id(), &description.arguments("guest").unwrap());
+    test_dir.write("vm/hyperkit.pid", other_process.0.id().to_string().as_bytes());
     let found = HyperKit::from_state(test_dir.path("vm")).unwrap();
     let was_running = found.is_running().unwrap();
     found.stop().unwrap();
-    let alive = other_process.try_wait().unwrap().is_none();
-    rustix::process::kill_process_group(to_pid(other_process.id()), rustix::process::Signal::KILL).unwrap();
-    other_process.wait().unwrap();
+    let alive = other_process.0.try_wait().unwrap().is_none();
     assert!(!was_running && alive);
 }
 

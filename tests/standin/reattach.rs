@@ -3,14 +3,15 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use hyperkit::{ConfigError, Console, Error, Exit, HyperKit, parse_arguments};
 use serde_json::json;
 
 use crate::common::{
-    KillOnDrop, TEST_TIMEOUT, TestDir, example_path, hypervisors_in, standin_path, start_vm, wait_until,
+    KillOnDrop, KillProcessOnDrop, TEST_TIMEOUT, TestDir, example_path, hypervisors_in, standin_path, start_vm,
+    wait_until,
 };
 use crate::state_directory::edit_state;
 
@@ -108,10 +109,10 @@ fn vm_started_by_go_with_relative_symlink_path_is_found() {
     symlink("vm", test_dir.path("link")).unwrap();
     let description = test_dir.description().state_dir("link").console(Console::Pty);
     let relative = description.arguments("guest").unwrap();
-    let mut program = Command::new(standin_path()).args(&relative).current_dir(test_dir.dir()).spawn().unwrap();
+    let program = KillProcessOnDrop::spawn(Command::new(standin_path()).args(&relative).current_dir(test_dir.dir()));
     test_dir.write("vm/hyperkit.json", description.to_string().as_bytes());
     edit_state(&test_dir, |state| {
-        state["pid"] = json!(program.id());
+        state["pid"] = json!(program.0.id());
         state["arguments"] = json!(relative);
     });
     wait_until("the pid file is written", || {
@@ -119,10 +120,8 @@ fn vm_started_by_go_with_relative_symlink_path_is_found() {
     });
     let second = test_dir.description().start("guest");
     let found = HyperKit::from_state(test_dir.path("vm")).unwrap().is_running().unwrap();
-    program.kill().unwrap();
-    program.wait().unwrap();
     assert!(found);
-    assert!(matches!(second, Err(Error::AlreadyRunning { pid, .. }) if pid == program.id()), "{second:?}");
+    assert!(matches!(second, Err(Error::AlreadyRunning { pid, .. }) if pid == program.0.id()), "{second:?}");
 }
 
 #[test]
@@ -209,15 +208,6 @@ fn vm_without_state_directory_is_found_by_its_description() {
     assert!(!started.is_running().unwrap());
 }
 
-/// Kills a process that is not recorded anywhere when the test has passed or failed.
-struct KillProcessOnDrop(Child);
-
-impl Drop for KillProcessOnDrop {
-    fn drop(&mut self) {
-        let _ = self.0.kill().and_then(|()| self.0.wait());
-    }
-}
-
 #[test]
 fn vm_started_manually_can_be_attached_and_stopped() {
     let test_dir = TestDir::new();
@@ -240,7 +230,7 @@ fn vm_started_manually_can_be_attached_and_stopped() {
     assert!(!description.is_running().unwrap(), "the VM is not started yet");
     let mut by_hand = Command::new(&command_line[0]);
     by_hand.args(&command_line[1..]).stdin(Stdio::null()).stdout(Stdio::null());
-    let by_hand = KillProcessOnDrop(by_hand.spawn().unwrap());
+    let by_hand = KillProcessOnDrop::spawn(&mut by_hand);
     wait_until("the VM is found", || description.is_running().unwrap());
     let vm = description.vm().unwrap().unwrap();
     assert_eq!(vm.pid(), by_hand.0.id());
