@@ -213,7 +213,7 @@ fn show(dir: &Path, options: &Options) -> Result<()> {
     let vm = description.vm()?;
     let mut output = summary(&description, vm.as_ref());
     if let Some(vm) = vm {
-        // What is not known, such as the pty of a console on a terminal, is left out.
+        // Unknown values are left out, such as the pty of a console on a terminal.
         let addresses = vm.addresses().unwrap_or_default().into_iter();
         let forwards = vm.port_forwards().unwrap_or_default();
         output["consoles"] = json!(vm.description().pty_paths().unwrap_or_default());

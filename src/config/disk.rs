@@ -35,7 +35,7 @@ pub struct Disk {
     pub interface: DiskInterface,
     /// Whether the guest cannot write.
     pub read_only: bool,
-    /// Whether each write reaches the host's disk before the guest is told that it is done.
+    /// Whether each write reaches the host's disk before the guest sees it complete.
     pub sync: bool,
     /// The size of its sectors. If unset, 512 bytes, or the engine's default.
     pub sector_size: Option<SectorSize>,

@@ -282,7 +282,7 @@ pub enum ConfigError {
     NotABzImage {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The reason.
         reason: &'static str,
     },
     /// The kernel does not follow the Multiboot specification, or needs more than hyperkit offers.
@@ -290,7 +290,7 @@ pub enum ConfigError {
     NotMultiboot {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The reason.
         reason: &'static str,
     },
     /// The boot ROM has a size that hyperkit does not accept.

@@ -41,7 +41,7 @@ pub enum Error {
     InvalidArguments {
         /// The argument that is wrong, or the option that is missing.
         argument: String,
-        /// What is wrong with it.
+        /// The reason.
         reason: String,
     },
     /// No hypervisor is installed, or not at the path that the description names.
@@ -198,7 +198,7 @@ pub enum Error {
     // --- the operating system ---
     /// A system call failed.
     Io {
-        /// What was tried, for instance `read`.
+        /// The operation that failed, for instance `read`.
         action: &'static str,
         /// The file or program.
         path: PathBuf,

@@ -163,7 +163,7 @@ fn handle(process: Process, children: &[Arc<Child>]) -> Handle {
     }
 }
 
-/// What is in a directory; `None` if that is not a state directory.
+/// The content of a directory; `None` if that is not a state directory.
 fn look_into(dir: PathBuf, children: &[Arc<Child>]) -> Result<Option<Found>> {
     let state = StateDir::new(&dir)?;
     let exists = |name| state.file(name).symlink_metadata().is_ok();
