@@ -1,4 +1,4 @@
-//! What the calls cost, each together with a lower bound: `cargo build --release --examples && cargo bench --bench calls`.
+//! What the calls cost, each together with a lower bound: `cargo build --release && cargo bench --bench calls`.
 
 #[path = "../tests/common/mod.rs"]
 mod common;

@@ -1,5 +1,5 @@
 //! What running VMs cost the program that started them, and how soon a real guest prints its first line:
-//! `examples/setup.sh && cargo build --release --examples && cargo bench --bench machines`.
+//! `examples/setup.sh && cargo build --release && cargo bench --bench machines`.
 
 #[path = "../tests/common/mod.rs"]
 mod common;

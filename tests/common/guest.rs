@@ -31,7 +31,7 @@ pub fn guest_file(name: &str) -> PathBuf {
 
 /// Returns the path of a file that `examples/setup.sh --tests` creates.
 pub fn setup_file(dir: &str, name: &str) -> PathBuf {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(dir).join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(dir).join(name);
     assert!(path.exists(), "{} is missing: run examples/setup.sh --tests first", path.display());
     path
 }
@@ -80,7 +80,7 @@ pub fn processes_in(state_dir: &Path) -> Vec<u32> {
 /// Compiles `tests/data/guest-program.c` for the guest.
 pub fn compile_program(dir: &Path) -> PathBuf {
     let (source, program) =
-        (Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/guest-program.c"), dir.join("program"));
+        (Path::new(env!("CARGO_MANIFEST_DIR")).join("data/guest-program.c"), dir.join("program"));
     let cc = if cfg!(target_arch = "x86_64") { "cc" } else { "x86_64-linux-gnu-gcc" };
     let status = Command::new(cc).args(["-static", "-O", "-o"]).args([&program, &source]).status();
     assert!(status.unwrap_or_else(|error| panic!("{cc}: {error}")).success());

@@ -108,16 +108,21 @@ pub fn file_names(dir: &Path) -> Vec<String> {
     names
 }
 
-/// Returns the path of the stand-in for hyperkit, which `cargo test` builds as an example.
+/// Returns the path of the stand-in for hyperkit, which Cargo builds before the tests.
 pub fn standin_path() -> PathBuf {
-    example_path("standin-hyperkit")
+    built_path("standin-hyperkit")
 }
 
 /// Returns the path of a built example.
 pub fn example_path(name: &str) -> PathBuf {
+    built_path(&format!("examples/{name}"))
+}
+
+/// Returns the path of a built program in the directory of the build profile, such as `target/debug`.
+fn built_path(name: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap();
-    let program = test.parent().unwrap().parent().unwrap().join("examples").join(name);
-    assert!(program.exists(), "{} is missing: run `cargo test` or `cargo build --examples` first", program.display());
+    let program = test.parent().unwrap().parent().unwrap().join(name);
+    assert!(program.exists(), "{} is missing: run `cargo test` or `cargo build --all-targets` first", program.display());
     program
 }
 

@@ -29,7 +29,7 @@ const EXEMPT: &str = "error";
 const MAX_LINES: usize = 400;
 
 fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
 /// Returns all Rust files in a folder of the repository, with paths relative to that folder.

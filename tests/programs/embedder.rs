@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::common::{StopOnDrop, file_names, guest};
 
-const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
 /// Names for the programs of the README, in its order.
 const IN_README: [&str; 3] = ["begin", "end", "talk"];
