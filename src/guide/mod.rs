@@ -1,8 +1,16 @@
 //! Guides for users of this crate.
 //!
+//! - [`engines`]: what hyperkit and QEMU can do, and which of them runs a VM.
+//! - [`crash_recovery`]: what happens when a program, a hypervisor or the host ends unexpectedly.
 //! - [`state_directory`]: the files in a state directory, and who may touch what.
 //! - [`embedding`]: threads, signals, dropping, several programs, async runtimes, logging.
 //! - [`from_go`]: for users of the Go package.
+
+#[doc = include_str!("engines.md")]
+pub mod engines {}
+
+#[doc = include_str!("crash_recovery.md")]
+pub mod crash_recovery {}
 
 #[doc = include_str!("state_directory.md")]
 pub mod state_directory {}

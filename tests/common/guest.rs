@@ -79,8 +79,7 @@ pub fn processes_in(state_dir: &Path) -> Vec<u32> {
 
 /// Compiles `tests/data/guest-program.c` for the guest.
 pub fn compile_program(dir: &Path) -> PathBuf {
-    let (source, program) =
-        (Path::new(env!("CARGO_MANIFEST_DIR")).join("data/guest-program.c"), dir.join("program"));
+    let (source, program) = (Path::new(env!("CARGO_MANIFEST_DIR")).join("data/guest-program.c"), dir.join("program"));
     let cc = if cfg!(target_arch = "x86_64") { "cc" } else { "x86_64-linux-gnu-gcc" };
     let status = Command::new(cc).args(["-static", "-O", "-o"]).args([&program, &source]).status();
     assert!(status.unwrap_or_else(|error| panic!("{cc}: {error}")).success());

@@ -122,7 +122,11 @@ pub fn example_path(name: &str) -> PathBuf {
 fn built_path(name: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let program = test.parent().unwrap().parent().unwrap().join(name);
-    assert!(program.exists(), "{} is missing: run `cargo test` or `cargo build --all-targets` first", program.display());
+    assert!(
+        program.exists(),
+        "{} is missing: run `cargo test` or `cargo build --all-targets` first",
+        program.display()
+    );
     program
 }
 

@@ -1,10 +1,9 @@
-//! A separate crate that depends on this one: the programs of the README, copied unchanged, and those of `tests/embedder`.
+//! A separate crate that depends on this one: the program of the README, copied unchanged, and those of `tests/embedder`.
 
 mod harness;
 mod pool;
 
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -15,9 +14,6 @@ use serde_json::Value;
 use crate::common::{StopOnDrop, file_names, guest};
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
-
-/// Names for the programs of the README, in its order.
-const IN_README: [&str; 3] = ["begin", "end", "talk"];
 
 /// Returns the path of a program of the separate crate, after building it once.
 fn program(name: &str) -> PathBuf {
@@ -52,11 +48,9 @@ fn build() -> Vec<PathBuf> {
     );
     let readme = fs::read_to_string(Path::new(ROOT).join("README.md")).unwrap();
     let programs: Vec<_> = readme.split("```").filter_map(|block| block.strip_prefix("rust,no_run\n")).collect();
-    assert_eq!(programs.len(), IN_README.len());
-    for (name, program) in IN_README.iter().zip(programs) {
-        manifest += &format!("\n[[bin]]\nname = \"{name}\"\npath = \"{name}.rs\"\n");
-        fs::write(crate_dir.join(name).with_extension("rs"), program).unwrap();
-    }
+    let [program] = programs[..] else { panic!("{} programs in README.md", programs.len()) };
+    manifest += "\n[[bin]]\nname = \"readme\"\npath = \"readme.rs\"\n";
+    fs::write(crate_dir.join("readme.rs"), program).unwrap();
     fs::write(crate_dir.join("Cargo.toml"), manifest).unwrap();
     // The versions that are already downloaded.
     fs::copy(Path::new(ROOT).join("Cargo.lock"), crate_dir.join("Cargo.lock")).unwrap();
@@ -71,27 +65,16 @@ fn build() -> Vec<PathBuf> {
 }
 
 #[test]
-fn readme_programs_start_use_and_shut_down_a_vm() {
+fn readme_program_boots_asks_and_shuts_down_a_vm() {
     let dir = tempfile::tempdir().unwrap();
-    let here = dir.path().join("here");
+    let (here, repository) = (dir.path().join("mine"), dir.path().join("hyperkit"));
     fs::create_dir(&here).unwrap();
-    symlink(guest::guest_file("vmlinuz").ancestors().nth(2).unwrap(), here.join("target")).unwrap();
+    fs::create_dir(&repository).unwrap();
+    symlink(guest::guest_file("vmlinuz").ancestors().nth(2).unwrap(), repository.join("target")).unwrap();
     let _stop = StopOnDrop(here.join("vm"));
-    let command = |name| {
-        let mut command = Command::new(program(name));
-        command.current_dir(&here).stdout(Stdio::piped());
-        command
-    };
-    let begin = command("begin").output().unwrap();
-    assert!(begin.status.success(), "{begin:?}");
-    let mut talk = command("talk").spawn().unwrap();
-    let mut lines = BufReader::new(talk.stdout.take().unwrap()).lines().map(Result::unwrap);
-    // It follows the log after it has received its answer.
-    assert!(lines.any(|line| line.contains("is up")));
-    let end = command("end").output().unwrap();
-    assert!(end.status.success(), "{end:?}");
-    lines.for_each(drop);
-    assert!(talk.wait().unwrap().success());
-    assert_eq!(file_names(&here), ["root.img", "target"]);
-    assert_eq!(here.join("root.img").metadata().unwrap().len(), 4096 << 20);
+    let output = Command::new(program("readme")).current_dir(&here).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "graceful: the VM powered off\n");
+    assert_eq!(file_names(&here), ["root.img"]);
+    assert_eq!(here.join("root.img").metadata().unwrap().len(), 64 << 20);
 }
