@@ -19,17 +19,31 @@ pub use devices::{
 use crate::config::disk::{Disk, DiskFormat};
 use record::Record;
 
-/// A description of a lightweight VM.
+/// A description of a lightweight VM: plain data, from which VMs are started.
 ///
-/// A field that holds one value has a setter of the same name, so `description.cpus = 2` and `.cpus(2)` mean the same. For
+/// A field that holds one value has a setter of the same name: `description.cpus = 2` and `.cpus(2)` mean the same. For
 /// a list, a method adds one element: [`disk`](Self::disk), [`iso`](Self::iso), [`serial`](Self::serial), ….
 ///
-/// A description stays what its author wrote: [`start`](Self::start) and all other calls take `&self`. One description
-/// can serve as a template for many VMs, each in a [`state_dir`](Self#structfield.state_dir) of its own. Nothing is
-/// validated before [`check`](Self::check), [`arguments`](Self::arguments), [`start`](Self::start) or
-/// [`run`](Self::run).
+/// No call changes the description: [`start`](Self::start) and all others take `&self`. So one description can be the
+/// template of many VMs, each in its own [`state_dir`](Self#structfield.state_dir). Setters validate nothing;
+/// [`check`](Self::check), [`arguments`](Self::arguments), [`start`](Self::start) and [`run`](Self::run) do.
 ///
-/// The serde form is `hyperkit.json` in the Go package's words; [`Display`](fmt::Display) prints that JSON.
+/// | group | fields |
+/// |---|---|
+/// | boot | [`kernel`](#structfield.kernel), [`initrd`](#structfield.initrd), [`bootrom`](#structfield.bootrom), [`multiboot`](#structfield.multiboot) |
+/// | CPU, memory and board | [`cpus`](#structfield.cpus), [`memory_mib`](#structfield.memory_mib), [`uuid`](#structfield.uuid), [`utc`](#structfield.utc), [`random`](#structfield.random), [`exit_on_hlt`](#structfield.exit_on_hlt), [`exit_on_pause`](#structfield.exit_on_pause), [`x2apic`](#structfield.x2apic), [`msix`](#structfield.msix), [`mptable`](#structfield.mptable) |
+/// | disks | [`disks`](#structfield.disks), [`isos`](#structfield.isos) |
+/// | network | [`network`](#structfield.network), [`port_forwards`](#structfield.port_forwards), [`mac`](#structfield.mac), [`tap`](#structfield.tap), [`vmnet`](#structfield.vmnet), [`vpnkit_key`](#structfield.vpnkit_key), [`vpnkit_preferred_ipv4`](#structfield.vpnkit_preferred_ipv4) |
+/// | console and serial ports | [`console`](#structfield.console), [`serials`](#structfield.serials) |
+/// | sharing: 9p and vsock | [`shares_9p`](#structfield.shares_9p), [`vsock`](#structfield.vsock), [`vsock_guest_cid`](#structfield.vsock_guest_cid), [`vsock_dir`](#structfield.vsock_dir), [`vsock_ports`](#structfield.vsock_ports), [`vhost_device_vsock`](#structfield.vhost_device_vsock) |
+/// | state directory | [`state_dir`](#structfield.state_dir), [`labels`](#structfield.labels) |
+/// | hypervisor | [`hyperkit`](#structfield.hyperkit), [`argv0`](#structfield.argv0), [`extra_arguments`](#structfield.extra_arguments), [`gdb_port`](#structfield.gdb_port), [`core_dumps`](#structfield.core_dumps) |
+///
+/// The methods below have the same groups, and after them the calls on a description: check and render, start, find
+/// again, end and remove.
+///
+/// With serde, a description is read and written as `hyperkit.json`, in the words of the Go package.
+/// [`Display`](fmt::Display) prints that JSON.
 ///
 /// ```
 /// use hyperkit::{Disk, HyperKit};
@@ -46,106 +60,116 @@ use record::Record;
 /// assert_eq!(serde_json::from_str::<HyperKit>(&first.to_string())?, first);
 /// # Ok::<(), serde_json::Error>(())
 /// ```
+// The order of the fields is that of the keys in `hyperkit.json`, which recorded files pin byte for byte.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct HyperKit {
-    /// The hypervisor: a path, or a name that is searched on `PATH`. Its file name decides the
-    /// [`Engine`](crate::Engine). If unset, hyperkit is searched, then QEMU.
+    /// The hypervisor: a path, or a name that is searched in the directories of `PATH`. Its file name decides the
+    /// [`Engine`](crate::Engine). If unset, a start uses hyperkit if that is installed, and QEMU otherwise.
     #[serde(with = "json::path")]
     pub hyperkit: Option<PathBuf>,
-    /// The hypervisor's `argv[0]`. If unset, its path.
+    /// The hypervisor's `argv[0]`, which `ps` shows as the name of the process. If unset, its path.
     #[serde(with = "json::text", skip_serializing_if = "Option::is_none")]
     pub argv0: Option<String>,
-    /// The directory that records the VM, with its console log and control sockets; created if missing. If unset,
-    /// nothing is recorded, and no other program can find the VM.
+    /// The state directory, which is created if it is missing. It has the [record](crate#words) of the VM in
+    /// `hyperkit.json`, the console's log and the hypervisor's sockets: see the guide's page
+    /// [`state_directory`](crate::guide::state_directory). If unset, nothing is recorded, and no other program can find
+    /// the VM.
     #[serde(with = "json::path")]
     pub state_dir: Option<PathBuf>,
 
-    /// The network card of the guest and where it leads.
+    /// What the guest's network card is connected to. By default there is no network card.
     #[serde(rename = "vpnkit_sock", deserialize_with = "json::or_default")]
     pub network: Network,
-    /// A UUID with which VPNKit gives the guest the same IP address each time.
+    /// A UUID by which VPNKit ([`Network::VpnKit`]) recognizes the guest and gives it the same IP address each time.
     #[serde(flatten, with = "json::vpnkit_key")]
     pub vpnkit_key: Option<String>,
-    /// The IPv4 address that VPNKit should give the guest; requires [`vpnkit_key`](Self#structfield.vpnkit_key).
+    /// The IPv4 address that the guest should get on the card of [`network`](Self#structfield.network); requires
+    /// [`vpnkit_key`](Self#structfield.vpnkit_key).
     #[serde(with = "json::text", skip_serializing_if = "Option::is_none")]
     pub vpnkit_preferred_ipv4: Option<String>,
-    /// Whether the guest has a network card on Apple's vmnet, which requires root or an entitlement; on QEMU, on a
-    /// second user-mode network. On hyperkit its MAC address follows from [`uuid`](Self#structfield.uuid).
+    /// Whether the guest has a network card on vmnet, which is macOS's network for VMs. hyperkit requires root or an
+    /// entitlement for it, and the card's MAC address follows from [`uuid`](Self#structfield.uuid). On QEMU, the card is
+    /// on a second user-mode network instead.
     #[serde(skip_serializing_if = "json::is_default", deserialize_with = "json::or_default")]
     pub vmnet: bool,
-    /// A network card on this tap interface of the host.
+    /// A tap interface of the host, such as `tap0`, to which a network card of the guest is connected. (A tap interface
+    /// is a network interface whose other end is a program, here the hypervisor.)
     #[serde(with = "json::text", skip_serializing_if = "Option::is_none")]
     pub tap: Option<String>,
     /// The MAC address of the first network card. hyperkit supports this only for [`tap`](Self#structfield.tap).
     #[serde(with = "json::text", skip_serializing_if = "Option::is_none")]
     pub mac: Option<String>,
-    /// Ports of 127.0.0.1 that are forwarded to the guest, on the first card of a user-mode network. QEMU only: VPNKit
-    /// forwards ports by other means.
+    /// Ports of 127.0.0.1 that are forwarded to the guest. They require [`Network::Nat`] or
+    /// [`vmnet`](Self#structfield.vmnet). QEMU only: on hyperkit, VPNKit forwards ports by other means.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "json::or_default")]
     pub port_forwards: Vec<PortForward>,
     /// The VM's UUID, which Linux shows in `/sys/class/dmi/id/product_uuid`.
     #[serde(with = "json::text")]
     pub uuid: Option<String>,
 
-    /// The disks, `/dev/vda` first.
+    /// The disks. Linux names virtio disks `/dev/vda`, `/dev/vdb`, … in this order.
     #[serde(flatten, with = "json::disks")]
     pub disks: Vec<Disk>,
-    /// ISO images, in the order of their PCI slots. Linux may name several of them in another order.
+    /// ISO images, each in a CD drive, in the order of their PCI slots. Linux may name several of them in another order.
     #[serde(rename = "iso", with = "json::isos")]
     pub isos: Vec<PathBuf>,
-    /// Whether the guest has a vsock device, which carries streams between programs of the host and of the guest.
+    /// Whether the guest has a vsock device. With vsock, programs of the host and of the guest connect to each other
+    /// without a network card.
     #[serde(deserialize_with = "json::or_default")]
     pub vsock: bool,
     /// The directory of the vsock sockets, which must exist; if unset, the state directory. hyperkit creates `connect`
-    /// there and a socket for each of [`vsock_ports`](Self#structfield.vsock_ports); vhost-device-vsock creates
-    /// `v.sock`.
+    /// there and a socket for each of [`vsock_ports`](Self#structfield.vsock_ports). On QEMU, vhost-device-vsock creates
+    /// `v.sock` there.
     #[serde(with = "json::path", skip_serializing_if = "Option::is_none")]
     pub vsock_dir: Option<PathBuf>,
-    /// vsock ports of the guest for which hyperkit creates sockets on the host, at most 4.
+    /// vsock ports of the guest for which hyperkit creates sockets on the host, at most 4. hyperkit only.
     #[serde(serialize_with = "json::list", deserialize_with = "json::or_default")]
     pub vsock_ports: Vec<u32>,
-    /// The guest's context identifier (CID) on vsock, 3 to 2147483647.
+    /// The guest's address on vsock (its context identifier, CID), 3 to 2147483647.
     #[serde(deserialize_with = "json::vsock_guest_cid")]
     pub vsock_guest_cid: u32,
-    /// The `vhost-device-vsock` program, which provides vsock to a QEMU guest. If unset, it is searched on `PATH`; if
-    /// it is not installed, QEMU uses `/dev/vhost-vsock`, which only sockets of the family AF_VSOCK reach.
+    /// The `vhost-device-vsock` program, which provides vsock to a QEMU guest. If unset, it is searched on `PATH`. If it
+    /// is not installed, QEMU uses the host kernel's `/dev/vhost-vsock`. Then [`vsock_connect`](crate::Vm::vsock_connect)
+    /// and [`vsock_listen`](crate::Vm::vsock_listen) are not supported: a program of the host has to use sockets of the
+    /// address family AF_VSOCK.
     #[serde(with = "json::path", skip_serializing_if = "Option::is_none")]
     pub vhost_device_vsock: Option<PathBuf>,
     /// Whether the guest has a random number generator, `/dev/hwrng`. On by default, as in the Go package.
     #[serde(skip_serializing_if = "json::is_true", deserialize_with = "json::true_unless")]
     pub random: bool,
-    /// What the guest can mount with the 9p file system.
+    /// Directories that the guest can mount with the 9p file system.
     #[serde(rename = "9p_sockets", serialize_with = "json::list", deserialize_with = "json::or_default")]
     pub shares_9p: Vec<Share9p>,
 
-    /// The kernel: an x86 bzImage.
+    /// The Linux kernel: an x86 bzImage, the format of `/boot/vmlinuz-…`. The hypervisor loads it without a boot loader.
     #[serde(with = "json::path")]
     pub kernel: Option<PathBuf>,
-    /// The initial RAM disk.
+    /// The initial RAM disk, from which the kernel starts its first program.
     #[serde(with = "json::path")]
     pub initrd: Option<PathBuf>,
-    /// A boot ROM instead of a kernel, such as UEFI: 4 KiB to 16 MiB, a multiple of 4096 bytes.
+    /// A boot ROM instead of a kernel, such as UEFI firmware: 4 KiB to 16 MiB, in multiples of 4096 bytes. It boots from
+    /// the disks.
     #[serde(with = "json::path", skip_serializing_if = "Option::is_none")]
     pub bootrom: Option<PathBuf>,
     /// A multiboot kernel with its modules, instead of a Linux kernel.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "json::optional")]
     pub multiboot: Option<Multiboot>,
 
-    /// Number of vCPUs, 1 to 64.
+    /// The number of vCPUs (processors that the guest sees), 1 to 64.
     #[serde(deserialize_with = "json::cpus")]
     pub cpus: u32,
-    /// Memory in MiB, at least 2.
+    /// The guest's memory in MiB, at least 2.
     #[serde(rename = "memory", deserialize_with = "json::memory_mib")]
     pub memory_mib: u64,
-    /// The first serial port, unless [`serials`](Self#structfield.serials) is set. If unset, [`Console::Stdio`] for
-    /// [`run`](Self::run) and [`arguments`](Self::arguments), and [`Console::Pty`] for everything that starts a VM in
-    /// the background.
+    /// What the first serial port is connected to. [`serials`](Self#structfield.serials) replaces it. If unset,
+    /// [`Console::Stdio`] for [`run`](Self::run) and [`arguments`](Self::arguments), and [`Console::Pty`] for a VM that
+    /// [`start`](Self::start), [`spawn`](Self::spawn) or [`start_scoped`](Self::start_scoped) starts.
     #[serde(deserialize_with = "json::optional")]
     pub console: Option<Console>,
-    /// The serial ports, com1 first, at most 2; replaces [`console`](Self#structfield.console). An empty list means no
-    /// serial port.
+    /// The serial ports, com1 first, at most 2. They replace [`console`](Self#structfield.console). An empty list means
+    /// no serial port.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "json::optional")]
     pub serials: Option<Vec<Serial>>,
 
@@ -155,16 +179,18 @@ pub struct HyperKit {
     /// Whether `hlt` in the guest yields the vCPU to the host. QEMU always does this.
     #[serde(skip_serializing_if = "json::is_default", deserialize_with = "json::or_default")]
     pub exit_on_hlt: bool,
-    /// Whether `pause` in the guest yields the vCPU to the host. QEMU decides this by itself.
+    /// Whether `pause` in the guest yields the vCPU to the host. QEMU ignores this, and decides by itself.
     #[serde(skip_serializing_if = "json::is_default", deserialize_with = "json::or_default")]
     pub exit_on_pause: bool,
-    /// Whether the local APICs start in x2APIC mode. hyperkit only.
+    /// Whether the local APICs (interrupt controllers of the vCPUs) start in x2APIC mode. hyperkit only.
     #[serde(skip_serializing_if = "json::is_default", deserialize_with = "json::or_default")]
     pub x2apic: bool,
-    /// Whether virtio devices use MSI-X interrupts instead of single-vector MSI. On by default; off is hyperkit only.
+    /// Whether virtio devices use MSI-X interrupts instead of single-vector MSI. On by default. Only hyperkit can turn it
+    /// off.
     #[serde(skip_serializing_if = "json::is_true", deserialize_with = "json::true_unless")]
     pub msix: bool,
-    /// Whether the VM has an MPtable in addition to ACPI. On by default; off is hyperkit only.
+    /// Whether the VM has an MPtable (a list of processors for old kernels) in addition to ACPI. On by default. Only
+    /// hyperkit can turn it off.
     #[serde(skip_serializing_if = "json::is_true", deserialize_with = "json::true_unless")]
     pub mptable: bool,
     /// Whether core dumps of the hypervisor include the guest's memory.
@@ -173,24 +199,23 @@ pub struct HyperKit {
     /// The TCP port on which a debugger reaches the guest.
     #[serde(with = "json::count", skip_serializing_if = "Option::is_none")]
     pub gdb_port: Option<u16>,
-    /// Arguments of the hypervisor that follow all others unchanged, for what this crate has no field for. Nothing
-    /// validates them.
+    /// Arguments of the hypervisor for which this crate has no field. They follow all others, and are not validated.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "json::or_default")]
     pub extra_arguments: Vec<String>,
-    /// The caller's own notes, which the state directory keeps.
+    /// The caller's notes on the VM. The state directory records them, and this crate does not use them.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "json::or_default")]
     pub labels: BTreeMap<String, String>,
 
     /// What the last start recorded.
     #[serde(flatten)]
     pub(crate) record: Record,
-    /// Keys of `hyperkit.json` that this version does not know; they survive.
+    /// Keys of `hyperkit.json` that this version does not know. They are written as they were read.
     #[serde(flatten)]
     pub(crate) unknown: serde_json::Map<String, serde_json::Value>,
 }
 
 impl Default for HyperKit {
-    /// One vCPU, 1024 MiB, guest CID 3, a random number generator, and nothing else.
+    /// One vCPU, 1024 MiB, guest CID 3, a clock in UTC, a random number generator, and nothing else.
     fn default() -> Self {
         Self {
             hyperkit: None,
@@ -238,28 +263,6 @@ impl Default for HyperKit {
 }
 
 impl HyperKit {
-    /// The hypervisor's process ID that was recorded when the VM was last started. Whether that process still runs,
-    /// [`is_running`](Self::is_running) says.
-    #[must_use]
-    pub fn recorded_pid(&self) -> Option<u32> {
-        self.record.pid
-    }
-
-    /// The hypervisor's arguments that were recorded when the VM was last started; empty if it never was.
-    ///
-    /// ```
-    /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
-    /// # let _here = here::running();
-    /// let description = hyperkit::HyperKit::from_state("vm")?;
-    /// println!("process {:?}: {:?}", description.recorded_pid(), description.recorded_arguments());
-    /// # assert!(!description.recorded_arguments().is_empty());
-    /// # Ok::<(), hyperkit::Error>(())
-    /// ```
-    #[must_use]
-    pub fn recorded_arguments(&self) -> &[String] {
-        &self.record.arguments
-    }
-
     /// The programs of the description: paths, or names that are searched on `PATH`.
     pub(crate) fn programs_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
         let tools = self.disks.iter_mut().filter_map(|disk| match &mut disk.format {
@@ -269,7 +272,7 @@ impl HyperKit {
         [&mut self.hyperkit, &mut self.vhost_device_vsock].into_iter().flatten().chain(tools)
     }
 
-    /// The paths of the description, except those of programs and of the network. A start makes them absolute.
+    /// The paths of the description, which a start makes absolute, except those of programs and of the network.
     pub(crate) fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
         let Self { kernel, initrd, bootrom, vsock_dir, multiboot, disks, isos, shares_9p, .. } = self;
         let paths = [kernel, initrd, bootrom, vsock_dir].into_iter().flatten();
@@ -289,8 +292,8 @@ impl HyperKit {
         self.vsock_dir.as_deref().or(self.state_dir.as_deref()).unwrap_or(Path::new(""))
     }
 
-    /// Moves disks along if the description names another state directory than the one from which it was read or in which
-    /// it was started: those that this crate created there, and those with a size and a default name, as the Go package
+    /// Moves disks to the state directory that the description names, if it was read from another one or started in another
+    /// one. It moves those that this crate created there, and those with a size and a default name, as the Go package
     /// creates them. So the two VMs share no disk.
     pub(crate) fn relocate_disks(&mut self) {
         let Some(home) = self.record.home.0.take().filter(|home| Some(home) != self.state_dir.as_ref()) else { return };

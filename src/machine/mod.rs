@@ -1,5 +1,7 @@
 //! The verbs of a description: define, start, run, find again, stop, remove.
 
+mod check;
+mod console;
 mod define;
 mod lookup;
 mod prepare;

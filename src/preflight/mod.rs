@@ -8,69 +8,13 @@ pub(crate) mod image_lock;
 pub(crate) mod kernel;
 
 use crate::config::HyperKit;
-use crate::engine::{self, Engine, driver_of};
+use crate::engine::{self, driver_of};
 use crate::error::{Error, Result};
 use crate::plan::validate::{Violations, validate};
 use crate::sys::path::{canonical, make_absolute, make_program_absolute};
 
 use files::check_files;
 use image_format::found_format;
-
-impl HyperKit {
-    /// Checks whether the VM could be started: the description, the files that it names, the hypervisor. Changes
-    /// nothing, so it does not find out what is in use: whether the VM runs already, or another one has its images or
-    /// ports, only [`start`](Self::start) reports. An unset [`console`](Self#structfield.console) counts as in
-    /// [`run`](Self::run): a start in the background also needs a state directory for it.
-    ///
-    /// ```
-    /// use hyperkit::{ConfigError, HyperKit};
-    ///
-    /// let error = HyperKit::new().kernel("no-such-file").cpus(0).check().unwrap_err();
-    /// assert_eq!(error.violations()[0], ConfigError::InvalidCpus { value: 0 });
-    /// assert!(matches!(error.violations()[1], ConfigError::NotFound { field: "kernel", .. }));
-    /// ```
-    ///
-    /// # Errors
-    /// [`Error::InvalidConfig`] with all violations; if there are none, [`Error::HypervisorNotFound`].
-    pub fn check(&self) -> Result<()> {
-        checked(self).map(drop)
-    }
-
-    /// Returns the description as it would be started: paths absolute, hypervisor and network socket found, formats of
-    /// disk images probed.
-    ///
-    /// ```
-    /// let description = hyperkit::HyperKit::new().hyperkit("sh").kernel("vmlinuz").resolve()?;
-    /// assert!(description.kernel.unwrap().is_absolute() && description.hyperkit.unwrap().is_absolute());
-    /// # Ok::<(), hyperkit::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// [`Error::InvalidConfig`], [`Error::HypervisorNotFound`], [`Error::Io`].
-    pub fn resolve(&self) -> Result<Self> {
-        let (description, violations, not_found) = resolve(self)?;
-        violations.into_result()?;
-        not_found.map_or(Ok(description), Err)
-    }
-
-    /// Returns the engine that would run the VM.
-    ///
-    /// ```
-    /// use hyperkit::{Engine, HyperKit};
-    ///
-    /// assert_eq!(HyperKit::new().hyperkit("qemu-system-x86_64").engine()?, Engine::Qemu);
-    /// # Ok::<(), hyperkit::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// [`Error::HypervisorNotFound`] if [`hyperkit`](Self#structfield.hyperkit) is unset and no hypervisor is installed.
-    pub fn engine(&self) -> Result<Engine> {
-        match &self.hyperkit {
-            Some(program) => Ok(Engine::of(program)),
-            None => engine::find(None).map(Engine::of),
-        }
-    }
-}
 
 /// The description as it would be started, if it passes all checks.
 pub(crate) fn checked(description: &HyperKit) -> Result<HyperKit> {
@@ -81,6 +25,13 @@ pub(crate) fn checked(description: &HyperKit) -> Result<HyperKit> {
         violations.extend(driver.check_host(&description));
     }
     check_files(&description, &mut violations);
+    violations.into_result()?;
+    not_found.map_or(Ok(description), Err)
+}
+
+/// The description as it would be started, if everything is found.
+pub(crate) fn resolved(description: &HyperKit) -> Result<HyperKit> {
+    let (description, violations, not_found) = resolve(description)?;
     violations.into_result()?;
     not_found.map_or(Ok(description), Err)
 }

@@ -29,34 +29,18 @@ const MAX_UNMATCHED_BYTES: usize = 128 * 1024;
 /// What a pty holds for its reader, in bytes.
 const PTY_BYTES: usize = 4096;
 
-impl HyperKit {
-    /// Returns the ptys of the VM's serial ports, com1 first. Ports that lead elsewhere have none.
-    ///
-    /// As in [`vm`](Self::vm), what the state directory records counts, not this description.
-    ///
-    /// ```
-    /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
-    /// # let _here = here::running();
-    /// for pty in hyperkit::HyperKit::from_state("vm")?.pty_paths()? {
-    ///     println!("screen {}", pty.display());
-    /// }
-    /// # Ok::<(), hyperkit::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// [`ConfigError::StateDirRequired`]; [`Error::PtyNotFound`] if the VM does not run, or its file names no pty.
-    pub fn pty_paths(&self) -> Result<Vec<PathBuf>> {
-        let state = StateDir::of(self)?;
-        let recorded = state.as_ref().map(|state| state.recorded_or(self)).transpose()?;
-        let mut paths = Vec::new();
-        for port in ports(recorded.as_ref().unwrap_or(self))? {
-            let Line::Pty(name) = port.line else { continue };
-            let state = state.as_ref().ok_or(ConfigError::StateDirRequired { field: "console" })?;
-            let file = state.file(name);
-            paths.push(read_pty_path(&file).ok_or(Error::PtyNotFound { path: file })?);
-        }
-        Ok(paths)
+/// The ptys of the VM's serial ports, com1 first. What the state directory records counts, and not this description.
+pub(crate) fn pty_paths(description: &HyperKit) -> Result<Vec<PathBuf>> {
+    let state = StateDir::of(description)?;
+    let recorded = state.as_ref().map(|state| state.recorded_or(description)).transpose()?;
+    let mut paths = Vec::new();
+    for port in ports(recorded.as_ref().unwrap_or(description))? {
+        let Line::Pty(name) = port.line else { continue };
+        let state = state.as_ref().ok_or(ConfigError::StateDirRequired { field: "console" })?;
+        let file = state.file(name);
+        paths.push(read_pty_path(&file).ok_or(Error::PtyNotFound { path: file })?);
     }
+    Ok(paths)
 }
 
 /// The console of a running VM: reading returns what the guest writes, and the guest reads what is written.
@@ -104,12 +88,12 @@ impl Vm {
     pub fn console(&self) -> Result<ConsoleStream> {
         let state = self.required_state("console")?;
         let description = self.description();
-        let paths = match description.pty_paths() {
+        let paths = match pty_paths(description) {
             // The starter may have been killed before it wrote the file for QEMU.
             Err(Error::PtyNotFound { .. }) if self.try_wait().is_none() => {
                 let _lock = state.lock()?;
                 self.driver().finish_start(description, state, CONTROL_TIMEOUT)?;
-                description.pty_paths()
+                pty_paths(description)
             }
             paths => paths,
         };

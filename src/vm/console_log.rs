@@ -20,29 +20,10 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// A longer line is returned in pieces, so that a guest that writes no newline needs no memory.
 const MAX_LINE_BYTES: usize = 64 * 1024;
 
-impl HyperKit {
-    /// Returns the console's output, oldest first, as far as it is kept: all of hyperkit's ring of 64 KiB, the last MiB of
-    /// QEMU's file. The VM may run or have exited.
-    ///
-    /// As in [`vm`](Self::vm), what the state directory records counts, not this description.
-    ///
-    /// hyperkit's ring does not say where it starts. If it was full, the times that Linux puts before its lines tell.
-    ///
-    /// ```
-    /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
-    /// # let _here = here::running();
-    /// let output = hyperkit::HyperKit::from_state("vm")?.console_log()?;
-    /// print!("{}", String::from_utf8_lossy(&output));
-    /// # Ok::<(), hyperkit::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// [`ConfigError::StateDirRequired`]; [`Error::NoConsoleLog`] if no serial port has a log; [`Error::Io`] if there is
-    /// no log yet.
-    pub fn console_log(&self) -> Result<Vec<u8>> {
-        let (mut log, path) = open_log(self)?;
-        log.read_new().map_err(Error::io("read", path))
-    }
+/// The console's output that is kept, oldest first. What the state directory records counts, and not this description.
+pub(crate) fn read(description: &HyperKit) -> Result<Vec<u8>> {
+    let (mut log, path) = open_log(description)?;
+    log.read_new().map_err(Error::io("read", path))
 }
 
 /// Opens the log of the first serial port that has one.
@@ -62,7 +43,7 @@ impl Vm {
     /// # Errors
     /// Those of [`HyperKit::console_log`].
     pub fn console_log(&self) -> Result<Vec<u8>> {
-        self.description().console_log()
+        read(self.description())
     }
 
     /// Returns the lines on the console: those that are kept, and then each new one, until the VM exits.
