@@ -8,11 +8,13 @@ use crate::plan::validate::validate;
 use crate::state::StateDir;
 use crate::sys::path::{make_absolute, make_program_absolute};
 
+/// # Define
 impl HyperKit {
-    /// Writes the description to its state directory without starting anything, so that
+    /// Writes the description to its state directory without starting the VM, so that
     /// [`from_state`](Self::from_state) finds it. Creates the directory if it is missing.
     ///
-    /// Relative paths are made absolute. The files that the description names need not exist yet.
+    /// This is for programs that create a VM first and start it later. Relative paths are made absolute. The files that the
+    /// description names need not exist yet.
     ///
     /// ```
     /// use hyperkit::HyperKit;
@@ -25,8 +27,9 @@ impl HyperKit {
     ///
     /// # Errors
     /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) if the description is not valid or has no
-    /// [`state_dir`](Self#structfield.state_dir); [`Error::AlreadyRunning`](crate::Error::AlreadyRunning); [`Error::CannotTell`](crate::Error::CannotTell);
-    /// [`Error::Io`](crate::Error::Io).
+    /// [`state_dir`](Self#structfield.state_dir); [`Error::AlreadyRunning`](crate::Error::AlreadyRunning) if a VM runs
+    /// there; [`Error::CannotTell`](crate::Error::CannotTell); [`Error::Io`](crate::Error::Io).
+    #[doc(alias = "create")]
     pub fn define(&self) -> Result<()> {
         let mut description = self.clone();
         let state = StateDir::of(self)?.ok_or(ConfigError::StateDirRequired { field: "define" })?;
@@ -40,7 +43,7 @@ impl HyperKit {
         validate(&description).into_result()?;
         let _lock = state.create_and_lock()?;
         let record = check_idle(&state)?;
-        // Disks that this crate created for an earlier start are still its own.
+        // `remove` may still delete the disks that this crate created for an earlier start.
         let created_disks = record.map(|record| record.created_disks).unwrap_or_default();
         description.record = Record { created_disks, ..Record::default() };
         state.save(&description)

@@ -14,22 +14,35 @@ use crate::state::{JSON_FILE, PID_FILE, StateDir};
 use crate::vm::{Handle, Vm};
 
 /// A state directory that [`HyperKit::list`] found.
+///
+/// ```
+/// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
+/// # let _here = here::running();
+/// for found in hyperkit::HyperKit::list("machines")? {
+///     match (found.description, found.vm) {
+///         (Ok(description), Ok(vm)) => println!("{} vCPUs, running: {}", description.cpus, vm.is_some()),
+///         (Err(error), _) | (_, Err(error)) => println!("{}: {error}", found.dir.display()),
+///     }
+/// }
+/// # Ok::<(), hyperkit::Error>(())
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Found {
     /// The state directory.
     pub dir: PathBuf,
-    /// The description in it, or why it cannot be read.
+    /// The description in that directory, or why it cannot be read.
     pub description: Result<HyperKit>,
-    /// The VM if it runs, or why that cannot be found out.
+    /// The VM if it runs, `None` if it does not, or the error that kept this program from finding out.
     pub vm: Result<Option<Vm>>,
 }
 
+/// # Find again
 impl HyperKit {
     /// Reads the description in a state directory, whether its VM runs or not.
     ///
-    /// The description can start another VM in another [`state_dir`](Self#structfield.state_dir). A disk that was created in
-    /// this state directory stays with it: the other VM gets a disk of its own.
+    /// The description can also start another VM, in another [`state_dir`](Self#structfield.state_dir). The other VM gets
+    /// new disks in place of those that were created in this state directory.
     ///
     /// ```
     /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
@@ -42,15 +55,18 @@ impl HyperKit {
     /// ```
     ///
     /// # Errors
-    /// [`Error::StateNotFound`], [`Error::DamagedState`], [`Error::Io`].
+    /// [`Error::StateNotFound`] if no VM was ever started or defined there; [`Error::DamagedState`]; [`Error::Io`].
+    #[doc(alias = "open")]
+    #[doc(alias = "load")]
     pub fn from_state(dir: impl AsRef<Path>) -> Result<Self> {
         StateDir::new(dir.as_ref())?.load()
     }
 
-    /// Returns the state directories in `root`, sorted by name; directories further down are not searched. A `root` that
-    /// does not exist has none.
+    /// Returns the state directories in `root`, sorted by name. It searches only the directories directly in `root`. If
+    /// `root` does not exist, the list is empty.
     ///
-    /// A VM whose `hyperkit.json` is damaged, or missing beside its pid file, is listed, too.
+    /// The list includes a directory whose `hyperkit.json` is damaged, and one in which a VM runs but `hyperkit.json` is
+    /// missing.
     ///
     /// ```
     /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
@@ -81,19 +97,30 @@ impl HyperKit {
         Ok(found)
     }
 
-    /// Returns the VM of this description if it runs: the process that was started, and no other that has its process ID
-    /// now. `None` if it does not run.
+    /// Returns the VM of this description if it runs, and `None` if it does not.
     ///
-    /// With a state directory, what is recorded there counts. Without one, only a description that was started
-    /// ([`Vm::description`]) tells which process it is.
+    /// The returned VM is the process that was started. Another process that has got the same process ID since is never
+    /// taken for the VM.
     ///
-    /// A program that did not start the VM learns when it exits, but not its exit status: [`Exit::Unknown`].
+    /// With a state directory, its record counts, and not this description. Without one, the process is known only to the
+    /// description that [`Vm::description`] returns.
     ///
-    /// [`Exit::Unknown`]: crate::Exit::Unknown
+    /// The operating system reports how a process exited only to the program that started it. Other programs learn that
+    /// the VM has exited, with [`Exit::Unknown`](crate::Exit::Unknown).
+    ///
+    /// ```
+    /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
+    /// # let _here = here::running();
+    /// match hyperkit::HyperKit::from_state("vm")?.vm()? {
+    ///     Some(vm) => println!("runs as process {}", vm.pid()),
+    ///     None => println!("does not run"),
+    /// }
+    /// # Ok::<(), hyperkit::Error>(())
+    /// ```
     ///
     /// # Errors
-    /// [`Error::CannotTell`] if the operating system does not let this program find out;
-    /// [`ConfigError::StateDirRequired`] without a state directory and a record; [`Error::Io`].
+    /// [`Error::CannotTell`] if the operating system does not let this program find out whether the VM runs;
+    /// [`ConfigError::StateDirRequired`] if the description has neither a state directory nor a record; [`Error::Io`].
     pub fn vm(&self) -> Result<Option<Vm>> {
         let children = Child::all(); // before one of them can exit
         match StateDir::of(self)? {
@@ -105,7 +132,7 @@ impl HyperKit {
         }
     }
 
-    /// Returns whether the VM runs.
+    /// Returns whether the VM runs. This is faster than [`vm`](Self::vm), which has an example.
     ///
     /// # Errors
     /// Those of [`vm`](Self::vm).
@@ -120,7 +147,7 @@ impl HyperKit {
     fn recorded_vm(&self, children: &[Arc<Child>]) -> Result<Option<Vm>> {
         let record = &self.record;
         let (Some(pid), Some(started)) = (record.pid, record.pid_started) else {
-            return Err(ConfigError::StateDirRequired { field: "vm" }.into()); // nothing tells
+            return Err(ConfigError::StateDirRequired { field: "vm" }.into()); // nothing identifies the process
         };
         // Without a state directory a start does not wait, so our own child may still be before its `exec`.
         let is_our_child = children.iter().any(|child| child.pid() == pid);
@@ -132,7 +159,8 @@ impl HyperKit {
     }
 }
 
-/// The VM that runs for a state directory. If nothing is recorded there, it is described by `wanted`, or else only by its program.
+/// The VM that runs for a state directory. If nothing is recorded there, its description is `wanted`, or else one that has only
+/// the hypervisor.
 fn vm_in(
     state: &StateDir,
     recorded: Option<HyperKit>,
@@ -146,7 +174,7 @@ fn vm_in(
             let info = query(process.pid()).map_err(Error::cannot_tell(Some(state.path())))?;
             let command = info.map(|info| info.command).unwrap_or_default();
             let wanted = wanted.filter(|wanted| wanted.hyperkit.is_some()).cloned();
-            // Its record is of another start.
+            // The record that `wanted` carries is of another start.
             let wanted = wanted.map(|wanted| HyperKit { record: Record::default(), ..wanted });
             let unknown = || HyperKit { hyperkit: command.first().map(PathBuf::from), ..HyperKit::default() };
             let description = wanted.unwrap_or_else(unknown);
@@ -163,7 +191,7 @@ fn handle(process: Process, children: &[Arc<Child>]) -> Handle {
     }
 }
 
-/// The content of a directory; `None` if that is not a state directory.
+/// What is found in a directory; `None` if it is not a state directory.
 fn look_into(dir: PathBuf, children: &[Arc<Child>]) -> Result<Option<Found>> {
     let state = StateDir::new(&dir)?;
     let exists = |name| state.file(name).symlink_metadata().is_ok();
@@ -175,7 +203,7 @@ fn look_into(dir: PathBuf, children: &[Arc<Child>]) -> Result<Option<Found>> {
     let recorded = loaded.as_ref().ok().cloned();
     let vm = vm_in(&state, recorded, None, children);
     if !exists(JSON_FILE) && matches!(vm, Ok(None)) {
-        return Ok(None); // a stale pid file alone is no VM
+        return Ok(None); // there is only a stale pid file
     }
     Ok(Some(Found { dir, description: loaded, vm }))
 }

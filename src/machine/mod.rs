@@ -1,13 +1,22 @@
-//! The verbs of a description: define, start, run, find again, stop, remove.
+//! The calls on a description: check, define, start, find again, stop, remove.
 
+// The order of the blocks on `HyperKit`'s page of the documentation is the order of these modules. The empty lines keep
+// rustfmt from sorting them.
 mod check;
-mod console;
+
 mod define;
-mod lookup;
+
 mod prepare;
-mod remove;
 mod start;
 mod starting;
+
+mod lookup;
+
+mod recorded;
+
+mod console;
+
+mod remove;
 
 pub use lookup::Found;
 pub use start::StartOrAttach;

@@ -1,4 +1,4 @@
-//! Prepares a start: takes the state directory, refuses what others use, creates and grows disks.
+//! Prepares a start: locks the state directory, refuses images and ports that others use, creates and grows disks.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -15,8 +15,8 @@ use crate::preflight::image_lock::{ImageLock, lock_image};
 use crate::state::{Lock, StateDir};
 use crate::sys::path::canonical;
 
-/// Takes the state directory, unless a VM runs there or the new one needs something that is in use, and removes what the
-/// previous VM left.
+/// Locks the state directory and removes what the previous VM left. It is an error if a VM runs there, or if an image or a
+/// port of the new VM is in use.
 pub(super) fn acquire(state: &StateDir, description: &mut HyperKit) -> Result<(Lock, Vec<ImageLock>)> {
     let missing: Vec<_> = state.path().ancestors().take_while(|dir| !dir.exists()).collect();
     let lock = state.create_and_lock()?;
@@ -26,12 +26,12 @@ pub(super) fn acquire(state: &StateDir, description: &mut HyperKit) -> Result<(L
         missing.iter().for_each(|dir| drop(fs::remove_dir(dir)));
     })?;
     state.clear_for_start(&lock)?;
-    // Disks that this crate created for an earlier start are still its own.
+    // `remove` may still delete the disks that this crate created for an earlier start.
     description.record.created_disks = record.map(|record| record.created_disks).unwrap_or_default();
     Ok((lock, image_locks))
 }
 
-/// What is recorded in a state directory that is locked and in which no VM runs.
+/// Returns the record of a state directory that the caller has locked. It is an error if a VM runs there.
 pub(super) fn check_idle(state: &StateDir) -> Result<Option<Record>> {
     let record = state.load_whole_record()?;
     match state.running(record.as_ref())? {
@@ -40,8 +40,8 @@ pub(super) fn check_idle(state: &StateDir) -> Result<Option<Record>> {
     }
 }
 
-/// Refuses images and ports that others use. The VM of this state directory does not run: that was checked before. The
-/// returned locks keep others away from the images until the hypervisor has them.
+/// Refuses images and ports that others use. The caller has checked that no VM of this state directory runs. While the
+/// returned locks are held, no other start can use the images. The hypervisor takes its own locks.
 pub(super) fn refuse_resources_in_use(description: &HyperKit) -> Result<Vec<ImageLock>> {
     let mut image_locks = Vec::new();
     for (index, disk) in description.disks.iter().enumerate() {
@@ -94,7 +94,7 @@ pub(super) fn apply(plans: Vec<DiskPlan>, description: &mut HyperKit, state: Opt
             DiskAction::Nothing => {}
             DiskAction::Grow { size_mib } => image::grow(&path, &format, size_mib)?,
             DiskAction::Create { size_mib } => image::create(&path, &format, size_mib).inspect_err(|_| {
-                // An image that somebody else has created meanwhile is not ours.
+                // If somebody else has created the image meanwhile, `remove` must not delete it.
                 description.record.created_disks.retain(|name| Some(OsStr::new(name)) != path.file_name());
                 let _ = state.map(|state| state.save(description));
             })?,

@@ -7,11 +7,28 @@ use crate::preflight::image_lock::lock_image;
 use crate::state::{JSON_FILE, StateDir};
 use crate::vm::{Disks, Vm};
 
+/// # End and remove
+///
+/// To let the guest power off by itself, use [`Vm::shutdown`].
+///
+/// ```
+/// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
+/// # let _here = here::running();
+/// use hyperkit::{Disks, HyperKit};
+///
+/// let description = HyperKit::from_state("vm")?;
+/// description.stop()?;
+/// description.remove(Disks::Delete)?;
+/// assert!(HyperKit::from_state("vm").is_err());
+/// # Ok::<(), hyperkit::Error>(())
+/// ```
 impl HyperKit {
     /// Kills the hypervisor, as the Go package's `Stop`; see [`Vm::kill`]. It is no error if the VM does not run.
     ///
     /// # Errors
     /// Those of [`vm`](Self::vm) and [`Vm::kill`].
+    #[doc(alias = "kill")]
+    #[doc(alias = "terminate")]
     pub fn stop(&self) -> Result<()> {
         match self.vm()? {
             Some(vm) => vm.kill(),
@@ -19,23 +36,30 @@ impl HyperKit {
         }
     }
 
-    /// Deletes from the state directory what the VM and this crate created there, and the directory itself if it is empty
-    /// then. With [`Disks::Keep`], disk images stay. Images that this crate did not create, or that are elsewhere, always
-    /// stay. (The state directory records created images by name: a file that you put in place of one counts as created.)
+    /// Deletes the files that the VM and this crate created in the state directory, and the directory if it is empty then.
+    ///
+    /// [`Disks::Keep`] keeps all disk images. [`Disks::Delete`] deletes those that this crate created in the state
+    /// directory, and keeps all others. (The record names the created images. If you replace one by another file of the
+    /// same name, that file is deleted.)
     ///
     /// # Errors
     /// [`Error::StillRunning`]; [`Error::DiskInUse`] if another VM uses a disk that would be deleted;
     /// [`Error::CannotTell`]; [`Error::Io`].
+    #[doc(alias = "delete")]
+    #[doc(alias = "rm")]
+    #[doc(alias = "clean")]
     pub fn remove(&self, disks: Disks) -> Result<()> {
         StateDir::of(self)?.map_or(Ok(()), |state| remove(&state, disks))
     }
 }
 
+/// # Remove
 impl Vm {
-    /// Deletes what the VM left in its state directory, after it has exited; see [`HyperKit::remove`].
+    /// Deletes what the VM left in its state directory, after the VM has exited; see [`HyperKit::remove`].
     ///
     /// # Errors
     /// Those of [`HyperKit::remove`].
+    #[doc(alias = "delete")]
     pub fn remove(&self, disks: Disks) -> Result<()> {
         self.state().map_or(Ok(()), |state| remove(state, disks))
     }
@@ -48,7 +72,7 @@ fn remove(state: &StateDir, disks: Disks) -> Result<()> {
         return Err(Error::StillRunning { pid: process.pid(), state_dir: state.path().to_owned() });
     }
     if record.is_none() && !state.file(JSON_FILE).exists() {
-        return Ok(()); // nothing in the directory is ours
+        return Ok(()); // this is not a state directory
     }
     let created = record.map(|record| record.created_disks).unwrap_or_default();
     let deleted: &[String] = if disks == Disks::Delete { &created } else { &[] };

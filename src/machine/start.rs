@@ -31,10 +31,10 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// The pause before a VM is started again after a reset.
 const MIN_RESTART_PAUSE: Duration = Duration::from_millis(100);
 const MAX_RESTART_PAUSE: Duration = Duration::from_secs(10);
-/// How often a start is tried again if the running VM exits before it can be attached to.
+/// How often `start_or_attach` tries: the running VM may exit before it can be attached to.
 const ATTACH_ATTEMPTS: u32 = 10;
 
-/// The result of [`HyperKit::start_or_attach`].
+/// The result of [`HyperKit::start_or_attach`], which has an example.
 #[derive(Debug)]
 pub enum StartOrAttach {
     /// The VM was started by this call.
@@ -44,7 +44,7 @@ pub enum StartOrAttach {
 }
 
 impl StartOrAttach {
-    /// The VM, whichever it was.
+    /// Returns the VM in either case.
     #[must_use]
     pub fn into_vm(self) -> Vm {
         match self {
@@ -53,7 +53,7 @@ impl StartOrAttach {
     }
 }
 
-/// Who waits for the VM, and what becomes of it when this program ends.
+/// What happens to the VM when this program ends, and who has the terminal.
 #[derive(Clone, Copy, PartialEq)]
 enum Mode {
     /// Outlives this program.
@@ -64,24 +64,48 @@ enum Mode {
     Foreground,
 }
 
+/// # Start
+///
+/// | call | returns | when this program ends |
+/// |---|---|---|
+/// | [`start`](Self::start), [`start_or_attach`](Self::start_or_attach), [`spawn`](Self::spawn) | when the hypervisor is ready; `spawn` at once | the VM runs on |
+/// | [`start_scoped`](Self::start_scoped) | when the hypervisor is ready | the VM is killed |
+/// | [`run`](Self::run), [`run_restarting_on_reset`](Self::run_restarting_on_reset) | when the VM has exited | the VM is killed |
+///
+/// Each checks the description first, and creates nothing if it is not valid. The kernel command line is an argument of
+/// the call. A boot ROM takes none: pass `""`.
 impl HyperKit {
-    /// Starts the VM in the background and waits until it is ready, at most 30 s.
+    /// Starts the VM in the background and waits until the hypervisor is ready, at most 30 s.
+    ///
+    /// Ready means that all devices exist. The guest then begins to boot;
+    /// [`Vm::wait_for_console`] waits for a text of the guest.
     ///
     /// The VM outlives this program, and [`from_state`](Self::from_state) finds it again. An unset
-    /// [`console`](Self#structfield.console) is a [`Pty`](Console::Pty). A VM with its console on stdio keeps the caller's
-    /// standard input and output open.
+    /// [`console`](Self#structfield.console) is a [`Pty`](Console::Pty). With [`Console::Stdio`], the VM keeps using the
+    /// caller's standard input and output after this program has ended.
     ///
-    /// This is [`spawn`](Self::spawn) and [`Starting::wait_ready`].
+    /// `start` is [`spawn`](Self::spawn) followed by [`Starting::wait_ready`].
+    ///
+    /// ```
+    /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
+    /// # let _here = here::alone();
+    /// let description = hyperkit::HyperKit::new().state_dir("vm").kernel("vmlinuz").initrd("initrd.img");
+    /// let vm = description.start("console=ttyS0")?;
+    /// println!("runs as process {}", vm.pid());
+    /// # Ok::<(), hyperkit::Error>(())
+    /// ```
     ///
     /// # Errors
     /// Before anything is created: [`Error::InvalidConfig`], [`Error::HypervisorNotFound`], [`Error::AlreadyRunning`],
     /// [`Error::DiskInUse`], [`Error::PortInUse`], [`Error::CannotTell`]. Later: [`Error::HypervisorFailed`] and
     /// [`Error::StartTimedOut`] with the hypervisor's output; [`Error::VsockDaemonFailed`]; [`Error::Io`].
+    #[doc(alias = "boot")]
+    #[doc(alias = "launch")]
     pub fn start(&self, kernel_cmdline: &str) -> Result<Vm> {
         self.spawn(kernel_cmdline)?.wait_ready(START_TIMEOUT)
     }
 
-    /// Spawns the hypervisor without waiting until it is ready.
+    /// Starts the hypervisor without waiting until it is ready. [`Starting`] has an example.
     ///
     /// # Errors
     /// Those of [`start`](Self::start), except those that occur while waiting.
@@ -89,8 +113,8 @@ impl HyperKit {
         self.spawn_with(kernel_cmdline, |_| ())
     }
 
-    /// As [`spawn`](Self::spawn), but first passes the hypervisor's [`Command`] to `customize`: for its environment
-    /// or working directory. Arguments and standard streams must stay as they are.
+    /// Starts the hypervisor as [`spawn`](Self::spawn) does, after `customize` has changed its [`Command`]: its
+    /// environment, for instance, or its working directory. `customize` must not change arguments and standard streams.
     ///
     /// ```
     /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
@@ -114,7 +138,23 @@ impl HyperKit {
         })
     }
 
-    /// Starts the VM, or returns the one that runs in its state directory already.
+    /// Starts the VM as [`start`](Self::start) does, or returns the VM that runs in the state directory already.
+    ///
+    /// ```
+    /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
+    /// # let _here = here::alone();
+    /// use hyperkit::{HyperKit, StartOrAttach};
+    ///
+    /// let description = HyperKit::new().state_dir("vm").kernel("vmlinuz").initrd("initrd.img");
+    /// let vm = match description.start_or_attach("console=ttyS0")? {
+    ///     StartOrAttach::Started(vm) => vm,
+    ///     StartOrAttach::Attached(vm) => vm, // its description may be another one: see `Vm::description`
+    /// };
+    /// # let again = description.start_or_attach("console=ttyS0")?;
+    /// # assert!(matches!(&again, StartOrAttach::Attached(_)));
+    /// # assert_eq!(again.into_vm().pid(), vm.pid());
+    /// # Ok::<(), hyperkit::Error>(())
+    /// ```
     ///
     /// # Errors
     /// Those of [`start`](Self::start).
@@ -138,11 +178,11 @@ impl HyperKit {
         }
     }
 
-    /// Starts the VM for the lifetime of the returned [`ScopedVm`]: the VM is killed when that is dropped, and when this
-    /// program ends in any way, SIGKILL included.
+    /// Starts the VM for the lifetime of the returned [`ScopedVm`], which has an example. The VM is killed when the
+    /// `ScopedVm` is dropped, and when this program ends in any way, SIGKILL included.
     ///
-    /// The hypervisor is started by a shell, which also starts two small processes that watch this program. With
-    /// [`argv0`](Self#structfield.argv0) set there is no shell, and the VM outlives a SIGKILL of this program.
+    /// A shell starts the hypervisor, and two small processes that watch this program. If
+    /// [`argv0`](Self#structfield.argv0) is set, there is no shell, and the VM outlives a SIGKILL of this program.
     ///
     /// # Errors
     /// Those of [`start`](Self::start).
@@ -153,8 +193,19 @@ impl HyperKit {
 
     /// Runs the VM in the foreground until it exits.
     ///
-    /// An unset [`console`](Self#structfield.console) is the caller's terminal, which is restored afterwards. The VM ends
-    /// with this program, as with [`start_scoped`](Self::start_scoped).
+    /// An unset [`console`](Self#structfield.console) is the caller's terminal, which is restored afterwards. The VM is
+    /// killed when this program ends, as with [`start_scoped`](Self::start_scoped).
+    ///
+    /// ```
+    /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
+    /// # let _here = here::alone();
+    /// let description = hyperkit::HyperKit::new().state_dir("vm").kernel("vmlinuz").initrd("initrd.img");
+    /// let kernel_cmdline = "console=ttyS0";
+    /// # let kernel_cmdline = here::POWERS_OFF;
+    /// let exit = description.run(kernel_cmdline)?;
+    /// println!("the VM {exit}");
+    /// # Ok::<(), hyperkit::Error>(())
+    /// ```
     ///
     /// # Errors
     /// Those of [`start`](Self::start); [`Error::HypervisorFailed`] also if the hypervisor fails or is killed later.
@@ -170,10 +221,10 @@ impl HyperKit {
         }
     }
 
-    /// Runs the VM as [`run`](Self::run), and starts it again each time the guest requests a reset.
+    /// Runs the VM as [`run`](Self::run) does, and starts it again each time the guest requests a reset (reboots).
     ///
-    /// No engine resets a VM in place. If a guest requests a reset soon after its start, a pause precedes the next start.
-    /// It grows from a tenth of a second to ten seconds, so that a guest that cannot boot does little harm.
+    /// A hypervisor exits when the guest requests a reset. If that happens within 10 s of the start, the next start
+    /// waits. The pause doubles from 100 ms to at most 10 s, so that a guest that cannot boot does not keep the host busy.
     ///
     /// ```
     /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
@@ -246,9 +297,9 @@ fn launch(
     description.record.pid = Some(child.pid());
     description.record.pid_started = start_time(child.pid()).ok().flatten();
     let vm = Vm::new(Handle::Child(child), description, state, Some(output))?;
-    // From here on, dropping `starting` kills the hypervisor.
+    // From now on, dropping `starting` kills the hypervisor.
     let starting = Starting::new(vm.clone(), lock, mode == Mode::Foreground);
-    // Saved before waiting, so that also a VM whose starter is killed meanwhile is found by its pid.
+    // Saved before waiting. If this program is killed while it waits, the VM is found by its pid.
     vm.state().map_or(Ok(()), |state| state.save(vm.description()))?;
     Ok(starting)
 }
@@ -293,7 +344,7 @@ fn spawn_with_output(
         command.stdin(Stdio::null()).stdout(output.writer()?);
         None
     };
-    // A process group of its own is not affected by ^C, but must not read from the terminal.
+    // ^C does not reach a separate process group, but such a group must not read from the terminal.
     if mode != Mode::Foreground && !terminal.as_ref().is_some_and(TerminalSettings::is_terminal) {
         command.process_group(0);
     }
@@ -302,7 +353,7 @@ fn spawn_with_output(
     Child::spawn(driver, command, output.try_clone()?, state.cloned(), resources)
 }
 
-/// The pause before a VM that requested a reset is started again, after the `last` pause and a run of `uptime`.
+/// The pause before the next start of a VM that has requested a reset after `uptime`. The pause before was `last`.
 fn next_pause(last: Duration, uptime: Duration) -> Duration {
     match uptime >= MAX_RESTART_PAUSE {
         true => Duration::ZERO,

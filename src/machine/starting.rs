@@ -18,13 +18,13 @@ const MAX_INTERVAL: Duration = Duration::from_millis(10);
 
 /// A hypervisor that was spawned; from [`HyperKit::spawn`](crate::HyperKit::spawn).
 ///
-/// [`wait_ready`](Self::wait_ready) makes a [`Vm`] of it. All methods take `&self`, so another thread can
-/// [`kill`](Self::kill) it meanwhile. Dropping it before it is ready kills the hypervisor. If this program is killed
-/// instead, the VM runs on, and its state directory already records it.
+/// [`wait_ready`](Self::wait_ready) turns it into a [`Vm`]. All methods take `&self`: while one thread waits, another can
+/// [`kill`](Self::kill) the hypervisor. Dropping a `Starting` whose hypervisor is not ready kills the hypervisor. If this
+/// program is killed meanwhile, the VM runs on, and its state directory already records it.
 ///
-/// Until the hypervisor is ready or this is dropped, the state directory is locked: calls that change it, such as
-/// [`start`](crate::HyperKit::start), [`define`](crate::HyperKit::define) and [`remove`](crate::HyperKit::remove), wait,
-/// also in other programs. [`stop`](crate::HyperKit::stop) kills the hypervisor at once.
+/// The state directory is locked until the hypervisor is ready or the `Starting` is dropped. Until then, all calls that
+/// change it wait, in other programs, too: [`start`](crate::HyperKit::start), [`define`](crate::HyperKit::define),
+/// [`remove`](crate::HyperKit::remove). Only [`stop`](crate::HyperKit::stop) does not wait: it kills the hypervisor.
 ///
 /// ```
 /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
@@ -61,18 +61,18 @@ impl Starting {
         starting
     }
 
-    /// The process ID of the hypervisor.
+    /// Returns the process ID of the hypervisor.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.vm.pid()
     }
 
-    /// Waits until the hypervisor has written its pid file and created all devices, but at most `timeout`. Kills it if
-    /// that takes longer or fails. If another thread waits already, its call ends first.
+    /// Waits until the hypervisor is ready, that is, until it has written its pid file and created all devices. Kills it if
+    /// that takes longer than `timeout` or fails. If two threads call this, the second waits for the first.
     ///
-    /// Without a state directory nothing tells whether the hypervisor is ready, and this returns at once. hyperkit does
-    /// not tell of its devices if the console is on stdio. Then [`Vm::wait`] reports a hypervisor that fails a moment
-    /// later.
+    /// A hypervisor without a state directory does not report that it is ready, so this returns at once. hyperkit with its
+    /// console on stdio reports its pid file, but not its devices. In both cases, [`Vm::wait`] reports a hypervisor that
+    /// fails a moment later.
     ///
     /// # Errors
     /// [`Error::HypervisorFailed`] and [`Error::StartTimedOut`] with the hypervisor's output; [`Error::Io`].
@@ -95,8 +95,18 @@ impl Starting {
         }
     }
 
-    /// Kills the hypervisor, and returns when it has exited. Another thread that waits in
-    /// [`wait_ready`](Self::wait_ready) gets [`Error::HypervisorFailed`].
+    /// Kills the hypervisor, and returns when it has exited. A call of [`wait_ready`](Self::wait_ready) in another thread
+    /// then fails with [`Error::HypervisorFailed`].
+    ///
+    /// ```
+    /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
+    /// # let _here = here::alone();
+    /// let description = hyperkit::HyperKit::new().state_dir("vm").kernel("vmlinuz").initrd("initrd.img");
+    /// let starting = description.spawn("console=ttyS0")?;
+    /// starting.kill()?;
+    /// assert!(!description.is_running()?);
+    /// # Ok::<(), hyperkit::Error>(())
+    /// ```
     ///
     /// # Errors
     /// Those of [`Vm::kill`].
@@ -114,7 +124,7 @@ impl Starting {
         self.phase.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells the child whether this holds the lock, before the lock is released.
+    /// Sets the phase. The child learns whether this holds the lock before the lock is released.
     fn set_phase(&self, phase: &mut Phase, new: Phase) -> Phase {
         if let Some(child) = self.vm.child() {
             child.set_starting(matches!(new, Phase::Starting(Some(_))));
@@ -154,7 +164,7 @@ impl Starting {
         Error::HypervisorFailed { exit, state_dir, log_tail: self.vm.log_tail() }
     }
 
-    /// Kills the spawned process and, if that was a wrapper, the hypervisor that it started. Then cleans up.
+    /// Kills the spawned process. If that is a script that has started the hypervisor, kills that, too. Then cleans up.
     fn give_up(&self, phase: &mut Phase) {
         let Phase::Starting(lock) = self.set_phase(phase, Phase::Failed) else { return };
         let ended = self.vm.kill_process().and_then(|()| match self.vm.state().zip(lock) {
