@@ -115,7 +115,6 @@ mod engine;
 mod error;
 mod exit;
 pub mod guide;
-mod machine;
 mod plan;
 mod preflight;
 mod process;
@@ -123,6 +122,9 @@ mod runtime;
 mod state;
 mod sys;
 mod vm;
+
+// After `vm`, so that `remove` comes last on the page of `Vm`. The empty line keeps rustfmt from sorting.
+mod machine;
 
 pub use config::disk::{Disk, DiskFormat, DiskInterface, FlushMode, QcowOptions, SectorSize};
 pub use config::{

@@ -1,4 +1,4 @@
-//! The console's output, as far as it is kept: as a whole, line by line, or until it contains a text.
+//! The console's log: as a whole, line by line, or until it contains a text.
 
 use std::collections::VecDeque;
 use std::iter::FusedIterator;
@@ -15,7 +15,7 @@ use crate::runtime::ring::ConsoleLog;
 use crate::state::StateDir;
 use crate::vm::Vm;
 
-/// How often a log is read while its lines are awaited.
+/// How often a log is read while a caller waits for a line.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// A longer line is returned in pieces, so that a guest that writes no newline needs no memory.
 const MAX_LINE_BYTES: usize = 64 * 1024;
@@ -37,25 +37,36 @@ fn open_log(description: &HyperKit) -> Result<(ConsoleLog, PathBuf)> {
     Ok((log, path))
 }
 
+/// # Console log
+///
+/// These read the console's log and not the console itself. They lose nothing that the guest wrote before the call, and
+/// any number of callers gets the same output.
 impl Vm {
-    /// Returns the console's output as far as it is kept; see [`HyperKit::console_log`].
+    /// Returns the console's output that is kept: see [`HyperKit::console_log`], which has an example.
     ///
     /// # Errors
     /// Those of [`HyperKit::console_log`].
+    #[doc(alias = "output")]
     pub fn console_log(&self) -> Result<Vec<u8>> {
         read(self.description())
     }
 
-    /// Returns the lines on the console: those that are kept, and then each new one, until the VM exits.
+    /// Returns the lines on the console: first those that the log has, and then each new one, until the VM exits.
     ///
-    /// Lines come without their line break, also a last one that had none. If hyperkit's ring is overwritten completely
-    /// between two reads (20 each second), the overwritten lines are lost.
+    /// Lines have no line break at their end. When the VM exits, an unfinished last line counts as a line.
+    ///
+    /// On QEMU, a guest stops when a [`ConsoleStream`](crate::ConsoleStream) is open, in any program, and not read: see
+    /// [there](crate::ConsoleStream#read-the-stream-while-it-is-open). Then no more lines come until somebody reads the
+    /// stream or closes it.
+    ///
+    /// hyperkit's log is a ring of 64 KiB, which is read 20 times a second. If the guest writes more than that between two
+    /// reads, lines are lost.
     ///
     /// ```
     /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
     /// # let _here = here::running();
-    /// let vm = hyperkit::HyperKit::from_state("vm")?.vm()?.ok_or("it does not run")?;
-    /// # vm.kill()?; // so that it ends
+    /// let vm = hyperkit::HyperKit::from_state("vm")?.vm()?.ok_or("the VM does not run")?;
+    /// # vm.kill()?; // so that the lines end
     /// for line in vm.console_lines()? {
     ///     println!("{}", line?);
     /// }
@@ -64,6 +75,9 @@ impl Vm {
     ///
     /// # Errors
     /// Those of [`HyperKit::console_log`].
+    #[doc(alias = "log")]
+    #[doc(alias = "follow")]
+    #[doc(alias = "tail")]
     pub fn console_lines(&self) -> Result<ConsoleLines> {
         let (log, path) = open_log(self.description())?;
         Ok(ConsoleLines {
@@ -77,25 +91,29 @@ impl Vm {
         })
     }
 
-    /// Waits until the console's log contains `text`, such as a prompt, but at most `timeout`. Returns the line that
-    /// contains it, as far as the guest has written it.
+    /// Waits until the console's log contains `text`, such as a prompt, but at most `timeout`. Returns the line with the
+    /// text. The guest may not have finished that line.
     ///
-    /// The search starts at the beginning of the log, so the text is also found if the guest wrote it before. For a
-    /// dialogue, in which the same prompt comes again, use [`ConsoleStream::expect`](crate::ConsoleStream::expect). If a
-    /// [`ConsoleStream`](crate::ConsoleStream) is open and not read, a guest on QEMU stops writing, and the text may never
-    /// come.
+    /// The search starts at the beginning of the log, so it finds a text that the guest wrote before the call. For a
+    /// dialogue, in which the same prompt comes again, use [`ConsoleStream::expect`](crate::ConsoleStream::expect).
+    ///
+    /// On QEMU, a guest stops when a [`ConsoleStream`](crate::ConsoleStream) is open, in any program, and not read: see
+    /// [there](crate::ConsoleStream#read-the-stream-while-it-is-open). Then this call times out, even if the guest would
+    /// write the text next. Read the stream or drop it before the call.
     ///
     /// ```
     /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
     /// # let _here = here::running();
-    /// # let vm = hyperkit::HyperKit::from_state("vm")?.vm()?.ok_or("it does not run")?;
+    /// # let vm = hyperkit::HyperKit::from_state("vm")?.vm()?.ok_or("the VM does not run")?;
     /// vm.wait_for_console("is up", std::time::Duration::from_secs(300))?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
     /// # Errors
-    /// [`Error::ConsoleTextNotFound`], with the last lines of the log, if the text did not come within `timeout` or before
-    /// the VM exited; those of [`console_lines`](Self::console_lines).
+    /// [`Error::ConsoleTextNotFound`], with the last lines of the log, if the guest did not write the text within `timeout`
+    /// or before the VM exited; those of [`console_lines`](Self::console_lines).
+    #[doc(alias = "expect")]
+    #[doc(alias = "boot")]
     pub fn wait_for_console(&self, text: &str, timeout: Duration) -> Result<String> {
         let deadline = Instant::now().checked_add(timeout);
         let mut lines = self.console_lines()?;
@@ -124,7 +142,19 @@ impl Vm {
     }
 }
 
-/// The lines on a VM's console; see [`Vm::console_lines`]. It is owned, so a thread or task of its own can follow them.
+/// The lines on a VM's console, from [`Vm::console_lines`]. It borrows nothing, so it can be moved to another thread or task.
+///
+/// ```
+/// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
+/// # let _here = here::running();
+/// let vm = hyperkit::HyperKit::from_state("vm")?.vm()?.ok_or("the VM does not run")?;
+/// let lines = vm.console_lines()?;
+/// let closer = lines.closer();
+/// let thread = std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| println!("{line}")));
+/// closer.close();
+/// thread.join().unwrap();
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 #[must_use = "lines are read when they are asked for"]
 pub struct ConsoleLines {
@@ -132,30 +162,30 @@ pub struct ConsoleLines {
     log: ConsoleLog,
     path: PathBuf,
     complete: VecDeque<String>,
-    /// The bytes of a line whose end did not come yet.
+    /// The bytes of a line that the guest has not finished.
     partial: Vec<u8>,
     has_ended: bool,
     is_closed: Arc<AtomicBool>,
 }
 
-/// The result of [`ConsoleLines::next_timeout`].
+/// The result of [`ConsoleLines::next_timeout`], which has an example.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NextLine {
     /// A line, without its line break.
     Line(String),
-    /// No line came in time.
+    /// The guest finished no line in time.
     TimedOut,
-    /// The VM has exited, or the lines were closed: no more lines will come.
+    /// No more lines will come: the VM has exited, or the lines were closed.
     Ended,
 }
 
-/// Ends [`ConsoleLines`] from elsewhere; from [`ConsoleLines::closer`].
+/// Ends [`ConsoleLines`] from another thread. It comes from [`ConsoleLines::closer`]; [`ConsoleLines`] has an example.
 #[derive(Clone, Debug)]
 pub struct ConsoleLinesCloser(Arc<AtomicBool>);
 
 impl ConsoleLinesCloser {
-    /// Ends the lines: a thread that waits for the next one gets the end within 50 ms.
+    /// Ends the lines. A thread that waits for the next line returns within 50 ms.
     pub fn close(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -170,7 +200,7 @@ impl ConsoleLines {
     /// use std::time::Duration;
     /// use hyperkit::{HyperKit, NextLine};
     ///
-    /// let vm = HyperKit::from_state("vm")?.vm()?.ok_or("it does not run")?;
+    /// let vm = HyperKit::from_state("vm")?.vm()?.ok_or("the VM does not run")?;
     /// let mut lines = vm.console_lines()?;
     /// while let NextLine::Line(line) = lines.next_timeout(Duration::from_secs(1))? {
     ///     println!("{line}");
@@ -184,7 +214,7 @@ impl ConsoleLines {
         self.next_until(Instant::now().checked_add(timeout))
     }
 
-    /// Returns a handle that ends the lines from another thread.
+    /// Returns a handle that ends the lines from another thread. [`ConsoleLines`] has an example.
     #[must_use]
     pub fn closer(&self) -> ConsoleLinesCloser {
         ConsoleLinesCloser(self.is_closed.clone())
@@ -223,7 +253,7 @@ impl ConsoleLines {
             let left = deadline.map_or(POLL_INTERVAL, |deadline| deadline.saturating_duration_since(Instant::now()));
             let has_exited = self.vm.wait_timeout(left.min(POLL_INTERVAL)).is_some();
             new = self.read_new()?;
-            self.has_ended = has_exited && new.is_empty(); // what the guest wrote last comes first
+            self.has_ended = has_exited && new.is_empty(); // not before the guest's last output was returned
         }
         self.partial.extend(new);
         let complete = self.partial.iter().rposition(|&byte| byte == b'\n').map_or(0, |last| last + 1);

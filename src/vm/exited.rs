@@ -10,7 +10,8 @@ use crate::exit::Exit;
 use crate::runtime::exit_wakers::{SharedWaker, wake_at_exit};
 use crate::vm::{Handle, Vm, exit_fd};
 
-/// Completes when the VM has exited; see [`Vm::exited`]. It can be polled by any runtime, and dropped at any time.
+/// A future that completes when the VM has exited, from [`Vm::exited`], which has an example. Any async runtime can poll it.
+/// It can be dropped at any time.
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
 pub struct Exited {
@@ -18,13 +19,15 @@ pub struct Exited {
     waker: Option<SharedWaker>,
 }
 
+/// # Wait for the exit, async
 impl Vm {
-    /// Returns a future that completes when the VM has exited. It needs no thread for each VM, and no particular runtime.
+    /// Returns a future that completes when the VM has exited. It works with any async runtime. One thread serves the futures
+    /// of all VMs.
     ///
     /// ```
     /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
     /// # let _here = here::running();
-    /// let vm = hyperkit::HyperKit::from_state("vm")?.vm()?.ok_or("it does not run")?;
+    /// let vm = hyperkit::HyperKit::from_state("vm")?.vm()?.ok_or("the VM does not run")?;
     /// let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     /// runtime.block_on(async {
     ///     let exited = tokio::spawn(vm.exited());
@@ -34,6 +37,9 @@ impl Vm {
     /// })?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    #[doc(alias = "async")]
+    #[doc(alias = "tokio")]
+    #[doc(alias = "future")]
     pub fn exited(&self) -> Exited {
         Exited { vm: self.clone(), waker: None }
     }

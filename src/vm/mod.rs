@@ -1,8 +1,18 @@
 //! A VM that was started, by this program or another.
 
+// The order of the blocks on `Vm`'s page of the documentation is the order of these modules. The empty lines keep rustfmt
+// from sorting them.
+mod about;
+
+mod waiting;
+
+mod exited;
+
+mod control;
+
 pub(crate) mod console;
 pub(crate) mod console_log;
-mod exited;
+
 pub(crate) mod network;
 pub(crate) mod scoped;
 mod vsock;
@@ -20,23 +30,22 @@ pub use exited::Exited;
 use crate::config::HyperKit;
 use crate::engine::{Control, EngineDriver, driver_of};
 use crate::error::{ConfigError, Error, Result};
-use crate::exit::{Exit, ShutdownOutcome};
+use crate::exit::Exit;
 use crate::process::{ExitFd, Process};
 use crate::runtime::child::Child;
-use crate::runtime::log_tail::LogTail;
 use crate::runtime::output::Output;
 use crate::state::StateDir;
 
-/// How often the power button is pressed: a guest that is not ready loses a press.
-const PRESS_INTERVAL: Duration = Duration::from_millis(500);
 /// How long a hypervisor may take to answer, including the time in which it serves another client.
 pub(crate) const CONTROL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A VM that was started, by this program or another.
+/// A VM that was started, by this program or by another one.
 ///
-/// All methods take `&self` and can be called from any thread. A clone is another handle of the same VM. Dropping all
-/// handles leaves the VM running; [`HyperKit::vm`] finds it again. (A [`ScopedVm`](crate::ScopedVm) is killed when it is
-/// dropped.)
+/// [`HyperKit::start`] returns it, and [`HyperKit::vm`] finds it again. It stays the handle of this VM: if another VM is
+/// started later in the same state directory, this handle does not change to it.
+///
+/// All methods take `&self` and can be called from any thread. A clone is another handle of the same VM. If all handles are
+/// dropped, the VM runs on. (A [`ScopedVm`](crate::ScopedVm) kills its VM when it is dropped.)
 ///
 /// ```
 /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
@@ -45,7 +54,7 @@ pub(crate) const CONTROL_TIMEOUT: Duration = Duration::from_secs(5);
 ///
 /// let vm = HyperKit::new().state_dir("vm").kernel("vmlinuz").initrd("initrd.img").start("console=ttyS0")?;
 /// println!("process {} in {:?}", vm.pid(), vm.state_dir());
-/// # vm.kill()?; // nobody is here to do it
+/// # vm.kill()?; // nothing else ends the VM of this example
 /// let exit = vm.wait();
 /// println!("the VM {exit}");
 /// vm.remove(Disks::Delete)?;
@@ -74,11 +83,18 @@ pub(crate) enum Handle {
 }
 
 /// What a VM is doing; see [`Vm::status`].
+///
+/// ```
+/// use hyperkit::{Exit, VmStatus};
+///
+/// assert_eq!(VmStatus::Paused.to_string(), "paused");
+/// assert_eq!(VmStatus::Exited(Exit::PowerOff).to_string(), "exited: powered off");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum VmStatus {
-    /// The hypervisor runs. hyperkit does not report whether the VM is paused, and then it counts as running.
+    /// The hypervisor runs. On hyperkit, a paused VM is reported as running, too.
     Running,
     /// The guest's vCPUs are stopped.
     Paused,
@@ -96,9 +112,10 @@ impl fmt::Display for VmStatus {
     }
 }
 
-/// Whether [`remove`](Vm::remove) deletes the disk images that this crate created in the state directory.
+/// Whether [`Vm::remove`] and [`HyperKit::remove`](crate::HyperKit::remove) delete the disk images that this crate created
+/// in the state directory.
 ///
-/// Images elsewhere, and images that this crate did not create, are never deleted.
+/// Images elsewhere, and images that this crate did not create, are never deleted. [`Vm`] has an example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Disks {
     /// Disk images stay.
@@ -126,166 +143,11 @@ impl Vm {
         })))
     }
 
-    /// The process ID of the hypervisor.
-    #[must_use]
-    pub fn pid(&self) -> u32 {
-        match &self.0.process {
-            Handle::Child(child) => child.pid(),
-            Handle::Found(process) => process.pid(),
-        }
-    }
-
-    /// The description as it was started: absolute paths, the hypervisor and the formats of disks that were found.
-    #[must_use]
-    pub fn description(&self) -> &HyperKit {
-        &self.0.description
-    }
-
-    /// The state directory, absolute and without symlinks.
-    #[must_use]
-    pub fn state_dir(&self) -> Option<&Path> {
-        self.0.state.as_ref().map(StateDir::path)
-    }
-
-    /// Waits until the VM has exited. For a VM that this program started, also until the logger has got all of the
-    /// hypervisor's output, so a logger that blocks delays this.
-    #[must_use = "how the VM exited"]
-    pub fn wait(&self) -> Exit {
-        self.wait_until(None).unwrap_or(Exit::Unknown)
-    }
-
-    /// Waits until the VM has exited, but at most `timeout`; `None` if it still runs.
-    #[must_use = "whether and how the VM exited"]
-    pub fn wait_timeout(&self, timeout: Duration) -> Option<Exit> {
-        // A deadline that the clock cannot represent is none.
-        self.wait_until(Instant::now().checked_add(timeout))
-    }
-
-    /// How the VM exited; `None` if it still runs.
-    #[must_use]
-    pub fn try_wait(&self) -> Option<Exit> {
-        self.wait_timeout(Duration::ZERO)
-    }
-
-    /// Returns whether the VM runs, is paused or has exited.
-    ///
-    /// # Errors
-    /// [`Error::Qmp`] or [`Error::Io`] if QEMU does not answer within 5 s.
-    pub fn status(&self) -> Result<VmStatus> {
-        if let Some(exit) = self.try_wait() {
-            return Ok(VmStatus::Exited(exit));
-        }
-        match self.driver().is_paused(self.state(), CONTROL_TIMEOUT) {
-            Ok(Some(true)) => Ok(VmStatus::Paused),
-            Ok(_) => Ok(VmStatus::Running),
-            // It may have exited meanwhile.
-            Err(error) => self.try_wait().map(VmStatus::Exited).ok_or(error),
-        }
-    }
-
-    /// Kills the hypervisor (SIGKILL), and returns when its process and its pid file are gone.
-    ///
-    /// What the guest has not written to its disks is lost. It is no error if the VM has exited already.
-    ///
-    /// # Errors
-    /// [`Error::Io`] if the operating system refuses the signal, or the pid file cannot be removed;
-    /// [`Error::CannotTell`].
-    pub fn kill(&self) -> Result<()> {
-        self.kill_process()?;
-        self.clean_up()
-    }
-
     /// Kills the process, and leaves the state directory as it is.
     pub(crate) fn kill_process(&self) -> Result<()> {
         self.signal(Signal::KILL)?;
         self.wait_until(None);
         Ok(())
-    }
-
-    /// The last lines of the hypervisor's output and of the console, also after the VM has exited.
-    #[must_use]
-    pub fn log_tail(&self) -> LogTail {
-        LogTail::read(self.0.output.as_ref(), self.state(), self.driver())
-    }
-
-    /// Presses the power button, waits for the guest to power off, and kills the hypervisor if that takes longer than
-    /// `grace`.
-    ///
-    /// The press is repeated, since a guest that is not ready loses it; a paused VM is resumed. On hyperkit, a press before
-    /// the guest has turned ACPI on kills the VM. Returns when the process and its pid file are gone.
-    ///
-    /// ```
-    /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
-    /// # let _here = here::running();
-    /// use hyperkit::{HyperKit, ShutdownOutcome};
-    /// use std::time::Duration;
-    ///
-    /// if let Some(vm) = HyperKit::from_state("vm")?.vm()? {
-    ///     match vm.shutdown(Duration::from_secs(30))? {
-    ///         ShutdownOutcome::Graceful(exit) => println!("the guest {exit}"),
-    ///         other => println!("{other}"),
-    ///     }
-    /// }
-    /// # Ok::<(), hyperkit::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// Those of [`kill`](Self::kill). It is no error if the power button cannot be pressed: the VM is then killed.
-    pub fn shutdown(&self, grace: Duration) -> Result<ShutdownOutcome> {
-        if let Some(exit) = self.try_wait() {
-            self.clean_up()?;
-            return Ok(ShutdownOutcome::AlreadyExited(exit));
-        }
-        let start = Instant::now();
-        while let Some(left) = grace.checked_sub(start.elapsed()).filter(|left| !left.is_zero()) {
-            for control in [Control::Resume, Control::PressPowerButton] {
-                if let Err(error) = self.send_control(control, left.min(CONTROL_TIMEOUT)) {
-                    let dir = self.state_dir().unwrap_or(Path::new("")).display();
-                    log::debug!(target: "hyperkit", "{dir}: {control:?}: {error:#}");
-                }
-            }
-            if let Some(exit) = self.wait_timeout(grace.saturating_sub(start.elapsed()).min(PRESS_INTERVAL)) {
-                let outcome = self.outcome(exit)?;
-                self.clean_up()?;
-                return Ok(outcome);
-            }
-        }
-        self.kill()?;
-        Ok(match self.wait() {
-            exit if exit.is_guest() => ShutdownOutcome::Graceful(exit), // at the last moment
-            exit => ShutdownOutcome::Forced(exit),
-        })
-    }
-
-    /// Classifies an exit within the grace period. Only the parent learns the exit status. Otherwise the pid file tells, which
-    /// hyperkit and QEMU remove at a normal exit.
-    fn outcome(&self, exit: Exit) -> Result<ShutdownOutcome> {
-        Ok(match (exit, self.state()) {
-            (Exit::Unknown, Some(state)) if state.pid()? == Some(self.pid()) => ShutdownOutcome::Forced(exit),
-            (Exit::Unknown, Some(_)) => ShutdownOutcome::Graceful(exit),
-            (Exit::Unknown, None) => ShutdownOutcome::Unknown,
-            (exit, _) if exit.is_guest() => ShutdownOutcome::Graceful(exit),
-            (exit, _) => ShutdownOutcome::Forced(exit),
-        })
-    }
-
-    /// Stops the guest's vCPUs until [`resume`](Self::resume). The VM still counts as running.
-    ///
-    /// On hyperkit, pausing a VM whose first vCPU does not run yet kills it.
-    ///
-    /// # Errors
-    /// [`Error::NotRunning`]; [`Error::Io`]; on QEMU [`Error::Qmp`], and [`ConfigError::StateDirRequired`] for a VM
-    /// without a state directory.
-    pub fn pause(&self) -> Result<()> {
-        self.control(Control::Pause)
-    }
-
-    /// Lets a paused guest continue. A guest that is not paused is not affected.
-    ///
-    /// # Errors
-    /// Those of [`pause`](Self::pause).
-    pub fn resume(&self) -> Result<()> {
-        self.control(Control::Resume)
     }
 
     fn control(&self, control: Control) -> Result<()> {
@@ -324,8 +186,8 @@ impl Vm {
         }
     }
 
-    /// Cleans up in the state directory, unless another VM was started there since. A start that is in progress does it by
-    /// itself: its lock may be this thread's own.
+    /// Cleans up in the state directory, unless another VM was started there since. A start that is in progress cleans up by
+    /// itself. This thread may hold the lock for that start, and would wait for itself here.
     fn clean_up(&self) -> Result<()> {
         if self.child().is_some_and(|child| child.is_starting()) {
             return Ok(());
@@ -357,7 +219,8 @@ fn exit_fd(process: &Handle) -> Result<ExitFd> {
     }
 }
 
-/// The descriptor (usually a pidfd) becomes readable when the hypervisor has exited. Linux only.
+/// The descriptor (usually a pidfd) becomes readable when the hypervisor has exited. Linux only. [`Vm::exited`] is the same as
+/// a future, on every system.
 #[cfg(target_os = "linux")]
 impl std::os::fd::AsFd for Vm {
     fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {

@@ -4,11 +4,13 @@ use std::ops::Deref;
 
 use crate::vm::Vm;
 
-/// A VM that is killed when this is dropped, and when this program ends in any way, SIGKILL included; from
-/// [`HyperKit::start_scoped`](crate::HyperKit::start_scoped). Otherwise it is a [`Vm`].
+/// A VM that ends with its owner, from [`HyperKit::start_scoped`](crate::HyperKit::start_scoped).
 ///
-/// A child that another thread of this program has forked, and that executes no other program, keeps the VM alive until
-/// that child exits.
+/// The VM is killed when the `ScopedVm` is dropped, and when this program ends in any way, SIGKILL included. It has all
+/// methods of [`Vm`].
+///
+/// If this program is killed while a process that it has forked still runs, and that process has executed no other program,
+/// the VM runs until that process exits, too.
 ///
 /// ```
 /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
@@ -33,6 +35,16 @@ impl ScopedVm {
     }
 
     /// Turns it into an ordinary [`Vm`], which outlives this program.
+    ///
+    /// ```
+    /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
+    /// # let _here = here::alone();
+    /// let description = hyperkit::HyperKit::new().state_dir("vm").kernel("vmlinuz").initrd("initrd.img");
+    /// let vm = description.start_scoped("console=ttyS0")?.keep();
+    /// drop(vm);
+    /// assert!(description.is_running()?);
+    /// # Ok::<(), hyperkit::Error>(())
+    /// ```
     #[must_use]
     pub fn keep(mut self) -> Vm {
         self.is_kept = true;

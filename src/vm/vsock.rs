@@ -1,4 +1,4 @@
-//! vsock: streams between programs of the host and of the guest, over the unix sockets that each engine offers.
+//! vsock: connections between programs of the host and of the guest, over the unix sockets that each engine offers.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -10,16 +10,21 @@ use crate::state::StateDir;
 use crate::sys::unix_socket::{connect, remove_stale_socket};
 use crate::vm::Vm;
 
-/// How long it may take until the guest has accepted or refused a connection.
+/// How long the guest may take to accept or refuse a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// `OK`, a number and a newline are shorter, in bytes.
+/// The limit on the answer of vhost-device-vsock, in bytes. It is `OK`, a number and a newline.
 const MAX_ANSWER_BYTES: usize = 32;
 
+/// # vsock
+///
+/// vsock (sockets between a host and its guests) needs no network card. The guest has the address
+/// [`vsock_guest_cid`](crate::HyperKit#structfield.vsock_guest_cid), the host has 2. On both, ports are numbers of 32 bits.
+/// The VM must have been started with [`vsock`](crate::HyperKit#structfield.vsock).
 impl Vm {
-    /// Connects to a vsock port of the guest.
+    /// Connects to a vsock port of the guest, on which a program in the guest listens.
     ///
-    /// On hyperkit, a refused connection shows only as the end of the stream at the first read. On QEMU, a stream that is
-    /// shut down in one direction ends in both, so wait for the answer before shutting down.
+    /// hyperkit does not report a refused connection: the first read then returns the end of the stream. On QEMU, a stream
+    /// that is shut down in one direction ends in both. So read the guest's answer before you shut down the stream.
     ///
     #[cfg_attr(target_os = "linux", doc = "```")]
     #[cfg_attr(not(target_os = "linux"), doc = "```no_run")]
@@ -28,11 +33,11 @@ impl Vm {
     /// use hyperkit::{Error, HyperKit};
     /// use std::io::Write;
     ///
-    /// let vm = HyperKit::from_state("vm")?.vm()?.ok_or("it does not run")?;
+    /// let vm = HyperKit::from_state("vm")?.vm()?.ok_or("the VM does not run")?;
     /// # vm.wait_for_console("is up", std::time::Duration::from_secs(300))?;
     /// match vm.vsock_connect(1234) {
     ///     Ok(mut stream) => stream.write_all(b"hello")?,
-    ///     Err(Error::VsockConnectionRefused { port }) => println!("nobody listens on port {port} yet"),
+    ///     Err(Error::VsockConnectionRefused { port }) => println!("no program listens on port {port} yet"),
     ///     Err(error) => return Err(error.into()),
     /// }
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -40,8 +45,8 @@ impl Vm {
     ///
     /// # Errors
     /// [`Error::NotRunning`]; [`ConfigError::MissingPrerequisite`] if the VM has no vsock device;
-    /// [`Error::VsockConnectionRefused`] on QEMU; [`Error::Io`]; [`ConfigError::Unsupported`] on QEMU with
-    /// `/dev/vhost-vsock`, that is without vhost-device-vsock.
+    /// [`Error::VsockConnectionRefused`] on QEMU; [`Error::Io`]; [`ConfigError::Unsupported`] on QEMU without
+    /// [`vhost_device_vsock`](crate::HyperKit#structfield.vhost_device_vsock).
     pub fn vsock_connect(&self, port: u32) -> Result<UnixStream> {
         let VsockEndpoint { socket, request, is_acknowledged } = self.vsock_endpoint("vsock_connect", port)?;
         let connected = || -> io::Result<Option<UnixStream>> {
@@ -53,23 +58,25 @@ impl Vm {
         connected().map_err(Error::io("connect to", &socket))?.ok_or(Error::VsockConnectionRefused { port })
     }
 
-    /// Listens for connections of the guest to a vsock port of the host, CID 2.
+    /// Listens on a vsock port of the host, to which programs in the guest can connect. Their address for the host is CID 2.
     ///
-    /// A stale socket is replaced. In the state directory the socket is removed with the VM's other sockets.
+    /// It creates a unix socket in [`vsock_dir`](crate::HyperKit#structfield.vsock_dir), and replaces a stale one. A socket
+    /// in the state directory is removed together with the VM's other sockets.
     ///
     #[cfg_attr(target_os = "linux", doc = "```")]
     #[cfg_attr(not(target_os = "linux"), doc = "```no_run")]
     /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
     /// # let _here = here::with_vsock();
-    /// let vm = hyperkit::HyperKit::from_state("vm")?.vm()?.ok_or("it does not run")?;
+    /// let vm = hyperkit::HyperKit::from_state("vm")?.vm()?.ok_or("the VM does not run")?;
     /// let listener = vm.vsock_listen(5555)?;
-    /// # std::os::unix::net::UnixStream::connect("vm/v.sock_5555")?; // as for a guest
+    /// # std::os::unix::net::UnixStream::connect("vm/v.sock_5555")?; // as vhost-device-vsock does for a guest
     /// let (stream, _) = listener.accept()?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
     /// # Errors
-    /// Those of [`vsock_connect`](Self::vsock_connect); [`Error::SocketInUse`] if another program listens there.
+    /// Those of [`vsock_connect`](Self::vsock_connect), except `VsockConnectionRefused`; [`Error::SocketInUse`] if another
+    /// program listens there.
     pub fn vsock_listen(&self, port: u32) -> Result<UnixListener> {
         self.vsock_endpoint("vsock_listen", port)?;
         let name = self.driver().vsock_listener_name(port);
@@ -91,8 +98,8 @@ impl Vm {
     }
 }
 
-/// Reads `OK` and a number. The end of the stream means that the connection was refused. Nothing after the answer is read:
-/// it is the guest's.
+/// Reads `OK` and a number. The end of the stream means that the connection was refused. It reads nothing after the answer,
+/// since that comes from the guest.
 fn read_acceptance(stream: &mut UnixStream) -> io::Result<bool> {
     stream.set_read_timeout(Some(CONNECT_TIMEOUT))?;
     let mut answer = Vec::new();

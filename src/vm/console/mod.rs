@@ -1,8 +1,9 @@
-//! The console as a stream, and the ptys of the serial ports.
+//! The console as a stream, and the ptys (pseudo-terminals) of the serial ports.
+
+mod stream_traits;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,11 +23,11 @@ use crate::state::StateDir;
 use crate::state::tty_file::read_pty_path;
 use crate::vm::{CONTROL_TIMEOUT, Vm};
 
-/// How often a pty is tried that the system cannot poll.
+/// How often a pty is read or written on a system that cannot poll ptys.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
-/// How much output `expect` keeps that does not contain the text, in bytes.
+/// How much output without the text `expect` keeps, in bytes.
 const MAX_UNMATCHED_BYTES: usize = 128 * 1024;
-/// What a pty holds for its reader, in bytes.
+/// How much unread output a pty holds, in bytes.
 const PTY_BYTES: usize = 4096;
 
 /// The ptys of the VM's serial ports, com1 first. What the state directory records counts, and not this description.
@@ -43,26 +44,33 @@ pub(crate) fn pty_paths(description: &HyperKit) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// The console of a running VM: reading returns what the guest writes, and the guest reads what is written.
+/// The console of a running VM, from [`Vm::console`]. A read returns what the guest has written. The guest reads what this
+/// program writes.
 ///
-/// It is the pty of the first serial port in raw mode: bytes pass unchanged in both directions (Return is `\r`, ^C is
-/// byte 3). Reading waits for output of the guest, and returns 0 bytes when the VM has exited. The wait can be bounded
-/// ([`set_timeout`](Self::set_timeout)) or turned off ([`set_nonblocking`](Self::set_nonblocking)). Two threads can read
-/// and write at once, through `&ConsoleStream` or [`try_clone`](Self::try_clone); if two read at once, each gets a part.
-/// Dropping it does not affect the VM.
+/// The stream is the pty (pseudo-terminal) of the first serial port, in raw mode: bytes pass unchanged in both directions.
+/// To press Return, write `\r`; ^C is byte 3. A read waits for output of the guest, and returns 0 bytes when the VM has
+/// exited. [`set_timeout`](Self::set_timeout) limits the wait, [`set_nonblocking`](Self::set_nonblocking) turns it off. One
+/// thread can read while another writes, through `&ConsoleStream` or [`try_clone`](Self::try_clone). If two threads or
+/// programs read, each gets a part of the output. Dropping the stream does not affect the VM.
 ///
-/// **Read the console while it is open.** A pty holds a few KiB. On QEMU, a guest that writes more waits until somebody
-/// reads, and so does its log. A program that only writes has to read, too, or close the stream. While nobody has the
-/// console open, nothing waits. QEMU takes up to a second to notice that it was opened; what the guest writes until then
-/// is only in the log. Input written before QEMU has noticed reaches the guest when the console is next opened.
+/// # Read the stream while it is open
+/// A pty holds 4 KiB that nobody has read. On QEMU, when an open console's pty is full, the guest stops at its next write
+/// to the console, and nothing more gets into the console's log. The guest continues when some program reads or all
+/// streams are closed. So a program that only writes, or that calls [`Vm::wait_for_console`] or [`Vm::console_lines`]
+/// meanwhile, has to read the stream, too, or drop it. While the console is not open, the guest never waits.
 ///
+/// QEMU takes up to a second to notice that a console was opened. What the guest writes in that second is only in the log.
+/// What a program writes in that second reaches the guest later: if the stream is closed too early, then only when the
+/// console is next opened.
+///
+/// # Example
 /// ```
 /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
 /// # let _here = here::running();
 /// use std::time::Duration;
 ///
 /// let minute = Duration::from_secs(60);
-/// let vm = hyperkit::HyperKit::from_state("vm")?.vm()?.ok_or("it does not run")?;
+/// let vm = hyperkit::HyperKit::from_state("vm")?.vm()?.ok_or("the VM does not run")?;
 /// vm.wait_for_console("is up", 5 * minute)?;
 /// let console = vm.console()?;
 /// console.send_line("echo $((6 * 7))")?;
@@ -74,17 +82,41 @@ pub struct ConsoleStream {
     pty: File,
     timeout: Mutex<Option<Duration>>,
     nonblocking: AtomicBool,
-    /// What an `expect` that failed has read. It comes first at the next read.
+    /// What a failed `expect` has read. The next read returns it first.
     unmatched: Mutex<Vec<u8>>,
     vm: Vm,
 }
 
+/// # Console
 impl Vm {
-    /// Opens the console: the first serial port that leads to a pty. Any program can do this.
+    /// Opens the console, that is, the first serial port that is connected to a pty. Any program can open it, and several can
+    /// at once.
+    ///
+    /// Read the stream or drop it: on QEMU, a guest stops when nobody reads its open console, as
+    /// [`ConsoleStream`] explains. To look at the output only, use [`console_lines`](Self::console_lines) or
+    /// [`console_log`](Self::console_log) instead.
+    ///
+    /// ```
+    /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
+    /// # let _here = here::running();
+    /// # let vm = hyperkit::HyperKit::from_state("vm")?.vm()?.ok_or("the VM does not run")?;
+    /// use std::time::Duration;
+    ///
+    /// vm.wait_for_console("is up", Duration::from_secs(300))?; // before the console is open
+    /// let console = vm.console()?;
+    /// console.send_line("uname")?;
+    /// console.expect("Linux", Duration::from_secs(60))?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
-    /// [`Error::NotRunning`]; [`ConfigError::StateDirRequired`] and [`Error::NoConsole`] if the console leads elsewhere;
-    /// [`Error::PtyNotFound`] if its file names no pty; [`Error::Io`] if it cannot be opened.
+    /// [`Error::NotRunning`]; [`ConfigError::StateDirRequired`] for a VM without a state directory; [`Error::NoConsole`] if
+    /// no serial port is connected to a pty; [`Error::PtyNotFound`] if the file in the state directory names no pty;
+    /// [`Error::Io`] if the pty cannot be opened.
+    #[doc(alias = "serial")]
+    #[doc(alias = "terminal")]
+    #[doc(alias = "attach")]
+    #[doc(alias = "pty")]
     pub fn console(&self) -> Result<ConsoleStream> {
         let state = self.required_state("console")?;
         let description = self.description();
@@ -99,12 +131,12 @@ impl Vm {
         };
         let no_console = || Error::NoConsole { state_dir: self.state_dir().map(Path::to_owned) };
         let path = paths.and_then(|paths| paths.into_iter().next().ok_or_else(no_console));
-        // A VM that has exited has no console, whatever its file names.
+        // If the VM has exited, that is the error, and not its missing pty.
         self.check_running()?;
         let path = path?;
         let flags = (OFlags::NOCTTY | OFlags::NONBLOCK).bits() as i32;
         let opened = OpenOptions::new().read(true).write(true).custom_flags(flags).open(&path);
-        // If the VM still runs, the pty was the VM's when it was opened. Otherwise another program may have it by now.
+        // If the VM still runs, the opened pty is the VM's. If it has exited, the pty may belong to another program by now.
         self.check_running()?;
         let stream = opened.and_then(|pty| {
             let mut settings = tcgetattr(&pty)?;
@@ -124,18 +156,47 @@ impl Vm {
 
 impl ConsoleStream {
     /// Sets how long each read and write waits before it fails with [`TimedOut`](io::ErrorKind::TimedOut). `None`, the
-    /// default, is forever.
+    /// default, means without limit.
+    ///
+    /// ```
+    /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
+    /// # let _here = here::running();
+    /// # let vm = hyperkit::HyperKit::from_state("vm")?.vm()?.ok_or("the VM does not run")?;
+    /// use std::io::{ErrorKind, Read};
+    /// use std::time::Duration;
+    ///
+    /// let mut console = vm.console()?;
+    /// console.set_timeout(Some(Duration::from_millis(100)));
+    /// match console.read(&mut [0; 1024]) {
+    ///     Ok(0) => println!("the VM has exited"),
+    ///     Ok(length) => println!("{length} bytes of output"),
+    ///     Err(error) if error.kind() == ErrorKind::TimedOut => println!("no output"),
+    ///     Err(error) => return Err(error.into()),
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn set_timeout(&self, timeout: Option<Duration>) {
         *self.timeout.lock().unwrap_or_else(PoisonError::into_inner) = timeout;
     }
 
-    /// Sets whether reads and writes that would have to wait fail with [`WouldBlock`](io::ErrorKind::WouldBlock), as an
-    /// async runtime expects. The guide's page [`embedding`](crate::guide::embedding) has an example for tokio.
+    /// Sets whether a read or write that would have to wait fails with [`WouldBlock`](io::ErrorKind::WouldBlock), as async
+    /// runtimes expect. The guide's page [`embedding`](crate::guide::embedding) has an example for tokio.
     pub fn set_nonblocking(&self, nonblocking: bool) {
         self.nonblocking.store(nonblocking, Ordering::Relaxed);
     }
 
     /// Returns another stream on the same console, with the same settings.
+    ///
+    /// ```
+    /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
+    /// # let _here = here::running();
+    /// # let vm = hyperkit::HyperKit::from_state("vm")?.vm()?.ok_or("the VM does not run")?;
+    /// let mut output = vm.console()?;
+    /// let input = output.try_clone()?;
+    /// std::thread::spawn(move || std::io::copy(&mut output, &mut std::io::sink())); // reads to the end
+    /// input.send_line("uname")?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// [`Error::Io`] if the descriptor cannot be duplicated.
@@ -149,15 +210,17 @@ impl ConsoleStream {
         })
     }
 
-    /// Reads until the guest has written `text`, such as a prompt, and returns all that was read, `text` included.
+    /// Reads until the guest has written `text`, such as a prompt, and returns what was read, with `text` at its end.
     ///
-    /// Reading continues where the last read ended, and nothing after `text` is read. After an error, the next call finds also
-    /// what this one has read. What the guest wrote before the
-    /// console was opened is not found; [`Vm::wait_for_console`] searches the log. The settings of
-    /// [`set_timeout`](Self::set_timeout) and [`set_nonblocking`](Self::set_nonblocking) do not apply.
+    /// It begins where the last read ended, and reads nothing after `text`. If it fails, what it has read is not lost: the
+    /// next read or `expect` begins there. It does not find what the guest wrote before the console was opened;
+    /// [`Vm::wait_for_console`] searches the log for that. The settings of [`set_timeout`](Self::set_timeout) and
+    /// [`set_nonblocking`](Self::set_nonblocking) do not apply. [`ConsoleStream`] has an example.
     ///
     /// # Errors
-    /// [`Error::ConsoleTextNotFound`] if the text did not come within `timeout`, or before the VM exited; [`Error::Io`].
+    /// [`Error::ConsoleTextNotFound`] if the guest did not write the text within `timeout`, or before the VM exited;
+    /// [`Error::Io`].
+    #[doc(alias = "wait")]
     pub fn expect(&self, text: &str, timeout: Duration) -> Result<String> {
         let deadline = Instant::now().checked_add(timeout);
         let mut unread = std::mem::take(&mut *self.unmatched()).into_iter();
@@ -175,7 +238,7 @@ impl ConsoleStream {
                 output.push(byte);
                 continue;
             }
-            // Reads do not time out while there is something to read.
+            // A read that returns a byte never times out, so the time is checked here, too.
             count += 1;
             if count % PTY_BYTES == 0 && deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 break self.not_found(text, timeout, None, &output);
@@ -199,13 +262,16 @@ impl ConsoleStream {
         self.unmatched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes a line to the guest, with the Return that ends it.
+    /// Writes `line` and Return to the guest. [`ConsoleStream`] has an example.
     ///
-    /// A guest that reads nothing lets this wait, unless [`set_timeout`](Self::set_timeout) bounds it. The setting of
-    /// [`set_nonblocking`](Self::set_nonblocking) does not apply: a part of a line would be of no use.
+    /// It waits while the guest does not read its input, at most as long as [`set_timeout`](Self::set_timeout) allows. The
+    /// setting of [`set_nonblocking`](Self::set_nonblocking) does not apply: a part of a line would be of no use.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Io`] if the time is up, or the VM has exited.
+    #[doc(alias = "write")]
+    #[doc(alias = "input")]
+    #[doc(alias = "type")]
     pub fn send_line(&self, line: &str) -> Result<()> {
         let line = format!("{line}\r");
         let (mut rest, deadline) = (line.as_bytes(), self.deadline());
@@ -285,65 +351,5 @@ fn eio_is_end(read: io::Result<usize>) -> io::Result<usize> {
     match read {
         Err(error) if error.raw_os_error() == Some(Errno::IO.raw_os_error()) => Ok(0),
         read => read,
-    }
-}
-
-impl Read for &ConsoleStream {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut unmatched = self.unmatched();
-        if !unmatched.is_empty() {
-            let length = buffer.len().min(unmatched.len());
-            buffer[..length].copy_from_slice(&unmatched[..length]);
-            unmatched.drain(..length);
-            return Ok(length);
-        }
-        drop(unmatched);
-        eio_is_end(self.retry_until_ready(PollFlags::IN, |mut pty| pty.read(buffer)))
-    }
-}
-
-impl Write for &ConsoleStream {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.retry_until_ready(PollFlags::OUT, |mut pty| pty.write(bytes))
-    }
-
-    /// Nothing is buffered.
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Read for ConsoleStream {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        (&*self).read(buffer)
-    }
-}
-
-impl Write for ConsoleStream {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        (&*self).write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        (&*self).flush()
-    }
-}
-
-impl AsFd for ConsoleStream {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.pty.as_fd()
-    }
-}
-
-impl AsRawFd for ConsoleStream {
-    fn as_raw_fd(&self) -> RawFd {
-        self.pty.as_raw_fd()
-    }
-}
-
-impl From<ConsoleStream> for OwnedFd {
-    /// The descriptor of the pty, which does not block: a read or write that would have to wait gives EAGAIN.
-    fn from(console: ConsoleStream) -> Self {
-        console.pty.into()
     }
 }
