@@ -3,13 +3,25 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::error::text::{advice, list};
 use crate::{Engine, SectorSize};
 
 /// One violation: a field of a [`HyperKit`](crate::HyperKit) whose value, or whose file, cannot be used.
 ///
 /// [`check`](crate::HyperKit::check) reports all violations of a description in
-/// [`Error::InvalidConfig`](crate::Error::InvalidConfig).
+/// [`Error::InvalidConfig`](crate::Error::InvalidConfig). The person or program that wrote the description can correct each
+/// of them; trying again without a change fails again. The message names the field, its value and what to do;
+/// [`field`](Self::field) returns the name of the field. The [kind](crate::Error::kind) of an error with any of these is
+/// [`Config`](crate::ErrorKind::Config), unless all of them are about programs that are not installed. Then it is
+/// [`NotInstalled`](crate::ErrorKind::NotInstalled).
+///
+/// | about | variants |
+/// |---|---|
+/// | The description by itself | [`Missing`](Self::Missing), [`MissingPrerequisite`](Self::MissingPrerequisite), [`ConflictingBootSources`](Self::ConflictingBootSources), [`CommandLineForRom`](Self::CommandLineForRom), [`StateDirRequired`](Self::StateDirRequired), [`ForbiddenCharacter`](Self::ForbiddenCharacter), [`NotUtf8`](Self::NotUtf8), [`TooLong`](Self::TooLong), [`InvalidCpus`](Self::InvalidCpus), [`InvalidMemory`](Self::InvalidMemory), [`InvalidUuid`](Self::InvalidUuid), [`TooManyDevices`](Self::TooManyDevices), [`UnknownSetting`](Self::UnknownSetting), [`Unsupported`](Self::Unsupported) |
+/// | Network | [`InvalidIpv4`](Self::InvalidIpv4), [`InvalidMac`](Self::InvalidMac), [`DuplicateHostPort`](Self::DuplicateHostPort), [`ZeroPort`](Self::ZeroPort) |
+/// | Serial ports, vsock and 9p | [`TooManySerials`](Self::TooManySerials), [`DuplicateStdio`](Self::DuplicateStdio), [`InvalidCid`](Self::InvalidCid), [`InvalidVsockPort`](Self::InvalidVsockPort), [`TooManyVsockPorts`](Self::TooManyVsockPorts), [`DuplicateMountTag`](Self::DuplicateMountTag) |
+/// | Files and directories | [`NotFound`](Self::NotFound), [`NotAFile`](Self::NotAFile), [`NotADirectory`](Self::NotADirectory), [`Inaccessible`](Self::Inaccessible), [`EmptyFile`](Self::EmptyFile), [`NotABzImage`](Self::NotABzImage), [`NotMultiboot`](Self::NotMultiboot), [`InvalidBootrom`](Self::InvalidBootrom), [`DoesNotFit`](Self::DoesNotFit), [`CommandLineTooLong`](Self::CommandLineTooLong) |
+/// | Disks | [`MissingDiskPath`](Self::MissingDiskPath), [`DiskSizeMissing`](Self::DiskSizeMissing), [`InvalidDiskSize`](Self::InvalidDiskSize), [`InvalidSectorSize`](Self::InvalidSectorSize), [`RelativePath`](Self::RelativePath), [`DuplicateDisk`](Self::DuplicateDisk), [`DiskNotWritable`](Self::DiskNotWritable), [`DiskShrinks`](Self::DiskShrinks), [`NotQcow2`](Self::NotQcow2), [`DiskHasBackingFile`](Self::DiskHasBackingFile) |
+/// | Programs that are not installed | [`VpnKitNotFound`](Self::VpnKitNotFound), [`ToolNotFound`](Self::ToolNotFound) |
 ///
 /// ```
 /// use hyperkit::{ConfigError, Error, HyperKit};
@@ -24,20 +36,38 @@ use crate::{Engine, SectorSize};
 #[non_exhaustive]
 pub enum ConfigError {
     // --- the description by itself ---
-    /// The field or call needs a state directory.
-    #[error("`{field}` requires a state directory; set `state_dir`")]
-    StateDirRequired {
-        /// The field or call.
-        field: &'static str,
-    },
-    /// A required field is unset, or a text is empty.
-    #[error("`{field}` is not set or empty{}", if *field == "kernel" { "; set `kernel`, `bootrom` or `multiboot`" } else { "" })]
+    /// A required field is unset, or a text is empty. Set it; for `kernel`, set one of `kernel`, `bootrom` and
+    /// `multiboot`.
     Missing {
         /// The field.
         field: &'static str,
     },
-    /// A text contains a character that the hypervisor would interpret and that cannot be escaped.
-    #[error("`{field}` must not contain {character:?}: {value:?}")]
+    /// A field is set that only works together with another one, which is not set. Set the other one, too, or unset the
+    /// field.
+    MissingPrerequisite {
+        /// The field that is set, or the call.
+        field: &'static str,
+        /// The field that is not set.
+        requires: &'static str,
+    },
+    /// Two of `kernel`, `bootrom` and `multiboot` are set, or an `initrd` without a `kernel`. Unset one of them.
+    ConflictingBootSources {
+        /// One field that is set.
+        first: &'static str,
+        /// The other.
+        second: &'static str,
+    },
+    /// A kernel command line was given, but the VM boots from a boot ROM. Pass `""`.
+    CommandLineForRom {
+        /// The command line.
+        value: String,
+    },
+    /// A field or call requires a state directory. Set `state_dir`.
+    StateDirRequired {
+        /// The field or call.
+        field: &'static str,
+    },
+    /// A text contains a character that the hypervisor would interpret and that cannot be escaped. Use another name.
     ForbiddenCharacter {
         /// The field.
         field: &'static str,
@@ -46,16 +76,14 @@ pub enum ConfigError {
         /// A comma, NUL, or in some fields `:`, `;`, `/` or `%`.
         character: char,
     },
-    /// A path is not valid UTF-8, so `hyperkit.json` cannot store it.
-    #[error("`{field}` must be valid UTF-8: {path:?}")]
+    /// A path is not valid UTF-8, so `hyperkit.json` cannot store it. Rename the file, or use a symlink.
     NotUtf8 {
         /// The field.
         field: &'static str,
         /// Its value.
         path: PathBuf,
     },
-    /// A text is longer than the hypervisor accepts.
-    #[error("`{field}` must be at most {limit} bytes long, not {length}: {value:?}")]
+    /// A text is longer than the hypervisor accepts. Shorten it; for a path, use a shorter directory.
     TooLong {
         /// The field.
         field: &'static str,
@@ -66,28 +94,78 @@ pub enum ConfigError {
         /// The longest accepted length, in bytes.
         limit: usize,
     },
-    /// Not an IPv4 address.
-    #[error("`vpnkit_preferred_ipv4` must be an IPv4 address such as 192.168.65.10: {value:?}")]
-    InvalidIpv4 {
+    /// No vCPU, or more than hyperkit supports. Use 1 to 64.
+    InvalidCpus {
         /// The value.
-        value: String,
+        value: u32,
     },
-    /// Not a unicast MAC address: six bytes, the first one even, and not all zero.
-    #[error("`mac` must be a unicast MAC address such as 02:00:00:00:00:01: {value:?}")]
-    InvalidMac {
-        /// The value.
-        value: String,
+    /// Too little memory, or more than fits into 63 bits of bytes. Use at least 2 MiB.
+    InvalidMemory {
+        /// The value, in MiB.
+        value: u64,
     },
-    /// Not a UUID of 8-4-4-4-12 hexadecimal digits.
-    #[error("`{field}` must be a UUID such as 01234567-89ab-cdef-0123-456789abcdef: {value:?}")]
+    /// The text is not a UUID of 8-4-4-4-12 hexadecimal digits. Correct it.
     InvalidUuid {
         /// The field: `uuid` or `vpnkit_key`.
         field: &'static str,
         /// Its value.
         value: String,
     },
-    /// The guest's vsock context identifier is reserved or out of range.
-    #[error("`vsock_guest_cid` must be {min} to {max}: {value}")]
+    /// The VM has more devices than PCI slots. Attach fewer `disks`, `isos` or `shares_9p`.
+    TooManyDevices {
+        /// The number of devices, including the random number generator.
+        count: usize,
+        /// The number of slots.
+        max: usize,
+    },
+    /// `hyperkit.json` has a setting that this version does not know and cannot ignore. Remove it, or start the VM with
+    /// the program that wrote it.
+    UnknownSetting {
+        /// The key and its value.
+        key: String,
+    },
+    /// The engine does not have this feature, or not on this host. Unset the field, or use another engine.
+    Unsupported {
+        /// The engine.
+        engine: Engine,
+        /// The unsupported feature, with the name of its field.
+        feature: &'static str,
+    },
+
+    // --- network ---
+    /// The text is not an IPv4 address. Correct it.
+    InvalidIpv4 {
+        /// The value.
+        value: String,
+    },
+    /// The text is not a unicast MAC address, that is, six bytes of which the first is even and not all are zero.
+    /// Correct it.
+    InvalidMac {
+        /// The value.
+        value: String,
+    },
+    /// A port of the host is used twice in `port_forwards` and `gdb_port`. Use another port, or 0 for any free one.
+    DuplicateHostPort {
+        /// The port of 127.0.0.1.
+        port: u16,
+    },
+    /// A port number is 0 where 0 has no meaning. Use 1 to 65535.
+    ZeroPort {
+        /// The field: `gdb_port`, `shares_9p` or `port_forwards`.
+        field: &'static str,
+    },
+
+    // --- serial ports, vsock and 9p ---
+    /// The description has more serial ports than a VM. Remove some.
+    TooManySerials {
+        /// The number of ports.
+        count: usize,
+        /// The highest accepted number.
+        max: usize,
+    },
+    /// Two serial ports use the caller's standard input and output. Change one of them.
+    DuplicateStdio,
+    /// The guest's address on vsock is reserved or out of range. Use a number from `min` to `max`.
     InvalidCid {
         /// The value.
         value: u32,
@@ -96,177 +174,50 @@ pub enum ConfigError {
         /// The highest accepted value.
         max: u32,
     },
-    /// A vsock port that hyperkit cannot forward.
-    #[error("`vsock_ports` must be at most {max}: {value}")]
+    /// hyperkit cannot create a socket for this vsock port. Use a number up to `max`.
     InvalidVsockPort {
         /// The port.
         value: u32,
         /// The highest accepted port.
         max: u32,
     },
-    /// More forwarded vsock ports than hyperkit accepts.
-    #[error("`vsock_ports` must have at most {max} ports, not {count}")]
+    /// The description has more `vsock_ports` than hyperkit accepts. Remove some: `Vm::vsock_connect` needs none of
+    /// them.
     TooManyVsockPorts {
         /// The number of ports.
         count: usize,
         /// The highest accepted number.
         max: usize,
     },
-    /// Two shares have the same mount tag.
-    #[error("duplicate mount tag in `shares_9p`: {tag:?}")]
+    /// Two shares have the same mount tag. Change one of them.
     DuplicateMountTag {
         /// The tag.
         tag: String,
     },
-    /// A port of the host is used twice in `port_forwards` and `gdb_port`.
-    #[error("duplicate host port in `port_forwards` and `gdb_port`: {port}; use 0 for any free port")]
-    DuplicateHostPort {
-        /// The port of 127.0.0.1.
-        port: u16,
-    },
-    /// A port number is 0 where 0 has no meaning.
-    #[error("`{field}` must be a port from 1 to 65535: 0")]
-    ZeroPort {
-        /// The field: `gdb_port`, `shares_9p` or `port_forwards`.
-        field: &'static str,
-    },
-    /// A field is set that only works together with another one, which is not set.
-    #[error("`{field}` requires `{requires}`")]
-    MissingPrerequisite {
-        /// The field that is set, or the call.
-        field: &'static str,
-        /// The field that is not set.
-        requires: &'static str,
-    },
-    /// Two of `kernel`, `bootrom` and `multiboot` are set, or an `initrd` without a `kernel`.
-    #[error("conflicting boot sources: set either `{first}` or `{second}`")]
-    ConflictingBootSources {
-        /// One field that is set.
-        first: &'static str,
-        /// The other.
-        second: &'static str,
-    },
-    /// A kernel command line was given, but the VM boots from a boot ROM, which takes none.
-    #[error("a boot ROM takes no kernel command line: {value:?}")]
-    CommandLineForRom {
-        /// The command line.
-        value: String,
-    },
-    /// More serial ports than a VM has.
-    #[error("`serials` must have at most {max} ports, not {count}")]
-    TooManySerials {
-        /// The number of ports.
-        count: usize,
-        /// The highest accepted number.
-        max: usize,
-    },
-    /// Two serial ports use the caller's standard input and output.
-    #[error("only one of `serials` can use standard input and output")]
-    DuplicateStdio,
-    /// Sector sizes that hyperkit does not accept.
-    #[error("sector sizes must be powers of two from 512 to 1073741824 bytes, logical at most physical: {value} for {}", path.display())]
-    InvalidSectorSize {
-        /// The image.
-        path: PathBuf,
-        /// The sizes.
-        value: SectorSize,
-    },
-    /// More devices than PCI slots.
-    #[error("too many devices: {count} for {max} PCI slots; attach fewer `disks`, `isos` or `shares_9p`")]
-    TooManyDevices {
-        /// The number of devices, including the random number generator.
-        count: usize,
-        /// The number of slots.
-        max: usize,
-    },
-    /// No vCPU, or more than hyperkit supports.
-    #[error("`cpus` must be 1 to {}: {value}", crate::plan::limits::MAX_CPUS)]
-    InvalidCpus {
-        /// The value.
-        value: u32,
-    },
-    /// Too little memory, or more than fits into 63 bits of bytes.
-    #[error(
-        "`memory_mib` must be at least {} MiB and fit into 63 bits of bytes: {value}",
-        crate::plan::limits::MIN_MEMORY_MIB
-    )]
-    InvalidMemory {
-        /// The value, in MiB.
-        value: u64,
-    },
-    /// A disk size of 0, or of more than 63 bits of bytes.
-    #[error("disk size must be at least 1 MiB and fit into 63 bits of bytes: {value} MiB for {}", path.display())]
-    InvalidDiskSize {
-        /// The image.
-        path: PathBuf,
-        /// The size, in MiB.
-        value: u64,
-    },
-    /// An image is attached twice, under whatever names, and at least one of them can write.
-    #[error("duplicate disk image in `disks` or `isos`: {}", path.display())]
-    DuplicateDisk {
-        /// The image.
-        path: PathBuf,
-    },
-    /// hyperkit takes the path of a qcow2 image as a URL, which must be absolute.
-    #[error("`{field}` must be an absolute path for a qcow2 image on hyperkit: {}", path.display())]
-    RelativePath {
-        /// The field.
-        field: &'static str,
-        /// Its value.
-        path: PathBuf,
-    },
-    /// `hyperkit.json` has a setting that this version does not know and cannot ignore.
-    #[error("unsupported setting in hyperkit.json: `{key}`; remove it or start the VM with the program that wrote it")]
-    UnknownSetting {
-        /// The key and its value.
-        key: String,
-    },
-    /// A disk has no path, and no size with which the image could be created in the state directory.
-    #[error("a disk without a path requires a size and a `state_dir`")]
-    MissingDiskPath,
-    /// The engine cannot do this, or not on this host.
-    #[error("{engine} does not support {feature}")]
-    Unsupported {
-        /// The engine.
-        engine: Engine,
-        /// The unsupported feature, with the name of its field.
-        feature: &'static str,
-    },
 
-    // --- files and programs that the description names ---
-    /// A file does not exist.
-    #[error("`{field}` not found: {}", path.display())]
+    // --- files and directories ---
+    /// A file or directory does not exist. Correct the path.
     NotFound {
         /// The field.
         field: &'static str,
         /// Its value.
         path: PathBuf,
     },
-    /// A disk image does not exist, and the disk has no size with which it could be created.
-    #[error("disk image not found: {}; set a size to create it", path.display())]
-    DiskSizeMissing {
-        /// The image.
-        path: PathBuf,
-    },
-    /// The path is a directory, a pipe or the like instead of a file.
-    #[error("`{field}` must be a file: {}", path.display())]
+    /// The path is a directory, a pipe or the like instead of a file. Correct the path.
     NotAFile {
         /// The field.
         field: &'static str,
         /// Its value.
         path: PathBuf,
     },
-    /// The path is not a directory.
-    #[error("`{field}` must be a directory: {}", path.display())]
+    /// The path is not a directory. Correct the path.
     NotADirectory {
         /// The field.
         field: &'static str,
         /// Its value.
         path: PathBuf,
     },
-    /// A file or directory exists and cannot be used.
-    #[error("cannot access `{field}`: {}: {reason}", path.display())]
+    /// A file or directory exists and cannot be used. Change its permissions, or run as a user who may use it.
     Inaccessible {
         /// The field.
         field: &'static str,
@@ -277,40 +228,37 @@ pub enum ConfigError {
         /// The operating system's message.
         reason: String,
     },
-    /// The kernel is not an x86 bzImage that hyperkit can boot.
-    #[error("`kernel` must be an x86 bzImage: {reason}: {}", path.display())]
-    NotABzImage {
-        /// The file.
-        path: PathBuf,
-        /// The reason.
-        reason: &'static str,
-    },
-    /// The kernel does not follow the Multiboot specification, or needs more than hyperkit offers.
-    #[error("`multiboot` must be a multiboot kernel: {reason}: {}", path.display())]
-    NotMultiboot {
-        /// The file.
-        path: PathBuf,
-        /// The reason.
-        reason: &'static str,
-    },
-    /// The boot ROM has a size that hyperkit does not accept.
-    #[error("`bootrom` must be 4 KiB to 16 MiB long, in multiples of 4096 bytes, not {length} bytes: {}", path.display())]
-    InvalidBootrom {
-        /// The file.
-        path: PathBuf,
-        /// Its length, in bytes.
-        length: u64,
-    },
-    /// An initrd or a multiboot module is empty.
-    #[error("`{field}` is empty: {}", path.display())]
+    /// An initrd or a multiboot module is empty. Use another file.
     EmptyFile {
         /// The field.
         field: &'static str,
         /// The file.
         path: PathBuf,
     },
-    /// The kernel, its initrd or its modules do not fit into the guest's memory, of which 3 GiB count at most.
-    #[error("`{field}` does not fit into memory: {}; {}", path.display(), advice(*needed))]
+    /// The kernel is not an x86 bzImage that hyperkit can boot. Use a file such as `/boot/vmlinuz-…`, and not
+    /// `vmlinux`.
+    NotABzImage {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        reason: &'static str,
+    },
+    /// The kernel does not follow the Multiboot specification, or needs more than hyperkit offers. Use another kernel.
+    NotMultiboot {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        reason: &'static str,
+    },
+    /// The boot ROM has a size that hyperkit does not accept. Use a file of 4 KiB to 16 MiB, such as `OVMF.fd`.
+    InvalidBootrom {
+        /// The file.
+        path: PathBuf,
+        /// Its length, in bytes.
+        length: u64,
+    },
+    /// The kernel, its initrd or its modules do not fit into the guest's memory below 3 GiB. Set `memory_mib` to at
+    /// least `needed`, or use a smaller file if that is more than 3072.
     DoesNotFit {
         /// The field: `kernel`, `initrd` or `multiboot`.
         field: &'static str,
@@ -319,43 +267,61 @@ pub enum ConfigError {
         /// The memory needed to load it, in MiB.
         needed: u64,
     },
-    /// The kernel command line is longer than this kernel accepts.
-    #[error("kernel command line must be at most {limit} bytes long with `earlyprintk=serial`, not {length}")]
+    /// The kernel command line is longer than this kernel accepts. Shorten it.
     CommandLineTooLong {
         /// Its length in bytes.
         length: usize,
         /// The longest line that this kernel accepts, in bytes.
         limit: usize,
     },
-    /// `network` is `Nat` on hyperkit, and Docker Desktop's VPNKit is not running.
-    #[error(
-        "no VPNKit socket found; start Docker Desktop or set `network` to a VPNKit socket; searched {}",
-        list(searched)
-    )]
-    VpnKitNotFound {
-        /// All places that were searched.
-        searched: Vec<PathBuf>,
-    },
-    /// A helper program is not installed.
-    #[error("program for `{field}` not found: {}; install it or set its path", list(searched))]
-    ToolNotFound {
-        /// The field that needs it: `vhost_device_vsock`, or `disks` for qcow2 images.
-        field: &'static str,
-        /// All places that were searched.
-        searched: Vec<PathBuf>,
-    },
 
-    // --- disk images ---
-    /// The guest can write to the disk, but the image file is not writable.
-    #[error("disk image is not writable: {}: {reason}; make the disk read-only or the file writable", path.display())]
+    // --- disks ---
+    /// A disk has neither a path nor a size with which its image could be created in the state directory. Set one of
+    /// them.
+    MissingDiskPath,
+    /// A disk image does not exist, and the disk has no size with which it could be created. Correct the path, or set a
+    /// size.
+    DiskSizeMissing {
+        /// The image.
+        path: PathBuf,
+    },
+    /// The size of a disk is 0, or more than 63 bits of bytes. Correct it.
+    InvalidDiskSize {
+        /// The image.
+        path: PathBuf,
+        /// The size, in MiB.
+        value: u64,
+    },
+    /// hyperkit does not accept these sector sizes. Use powers of two; most disks have 512 or 4096 bytes.
+    InvalidSectorSize {
+        /// The image.
+        path: PathBuf,
+        /// The sizes.
+        value: SectorSize,
+    },
+    /// hyperkit requires an absolute path for a qcow2 image. `start` and `check` make paths absolute; only `arguments`
+    /// returns this.
+    RelativePath {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        path: PathBuf,
+    },
+    /// An image is attached twice, perhaps under two names, and at least one of the two disks can write. Remove one, or
+    /// make both read-only.
+    DuplicateDisk {
+        /// The image.
+        path: PathBuf,
+    },
+    /// The guest can write to the disk, but the image file is not writable. Change its permissions, or make the disk
+    /// read-only.
     DiskNotWritable {
         /// The image.
         path: PathBuf,
         /// The operating system's message.
         reason: String,
     },
-    /// The image is larger than the size of the disk. It was not changed.
-    #[error("cannot shrink disk image from {from} to {to} MiB: {}", path.display())]
+    /// The image is larger than the size of the disk. It was not changed. Use its size, or leave the size unset.
     DiskShrinks {
         /// The image.
         path: PathBuf,
@@ -364,18 +330,32 @@ pub enum ConfigError {
         /// The requested size, in MiB.
         to: u64,
     },
-    /// The disk's format is qcow2, but the image is not.
-    #[error("disk image is not qcow2: {}; correct its format or leave it unset", path.display())]
+    /// The disk's format is qcow2, but the image is not. Correct the format, or leave it unset.
     NotQcow2 {
         /// The image.
         path: PathBuf,
     },
-    /// The image was probed as qcow2 and refers to other files. A guest that can write to a raw image could have
-    /// made it so.
-    #[error("disk image has a backing file or external data file: {}; set its format to qcow2 to allow it", path.display())]
+    /// The image was probed as qcow2 and refers to other files of the host. If you created it so, set its format to
+    /// qcow2. If a guest could write to it as a raw image, the guest may have written that header: set the format to
+    /// raw.
     DiskHasBackingFile {
         /// The image.
         path: PathBuf,
+    },
+
+    // --- programs that are not installed ---
+    /// `network` is `Nat` on hyperkit, and Docker Desktop's VPNKit is not running. Start Docker Desktop, or use another
+    /// network.
+    VpnKitNotFound {
+        /// All places that were searched.
+        searched: Vec<PathBuf>,
+    },
+    /// A helper program is not installed. Install it, or set its path.
+    ToolNotFound {
+        /// The field that needs it: `vhost_device_vsock`, or `disks` for qcow2 images.
+        field: &'static str,
+        /// All places that were searched.
+        searched: Vec<PathBuf>,
     },
 }
 

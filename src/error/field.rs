@@ -3,7 +3,8 @@
 use crate::error::ConfigError;
 
 impl ConfigError {
-    /// The name of the field or call that the violation is about, as in `hyperkit::HyperKit`.
+    /// Returns the name of the field of [`HyperKit`](crate::HyperKit), or of the call, that the violation is about.
+    /// [`ConfigError`] has an example.
     #[must_use]
     pub fn field(&self) -> &str {
         match self {

@@ -2,54 +2,52 @@
 
 use crate::error::{ConfigError, Error};
 
-/// What an [`Error`] is about, for programs that treat whole groups alike.
+/// What an [`Error`] is about, and what a program can do about it. It is for programs that treat whole groups alike.
 ///
-/// | kind | what a caller can do |
-/// |---|---|
-/// | `Config` | correct the description or the files that it names |
-/// | `NotInstalled` | install a hypervisor or helper program, or set its path |
-/// | `InUse` | stop the other VM or program, or use another disk, port or directory |
-/// | `NotRunning` | start the VM |
-/// | `CannotTell` | retry, or run with more rights or file descriptors |
-/// | `Hypervisor` | read the log tail: the hypervisor or a helper program failed |
-/// | `Guest` | look at the console: the guest did not do what was expected |
-/// | `Timeout` | retry with a longer timeout |
-/// | `State` | `define` or `start` the VM, or remove the state directory |
-/// | `Io` | look at the cause: the operating system refused something |
+/// [`Error::kind`] returns it. The page of [`Error`] lists the variants of each kind.
 ///
 /// ```
 /// use hyperkit::{ErrorKind, HyperKit};
 ///
 /// let error = HyperKit::new().start("console=ttyS0").unwrap_err();
 /// assert_eq!(error.kind(), ErrorKind::Config); // no kernel, no state directory
+/// match error.kind() {
+///     ErrorKind::Config | ErrorKind::NotInstalled => println!("ask the user: {error:#}"),
+///     ErrorKind::InUse | ErrorKind::CannotTell => println!("try again later: {error:#}"),
+///     _ => println!("report: {error:#}"),
+/// }
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// The description or a file that it names cannot be used.
+    /// The description or a file that it names cannot be used. Show the error to whoever wrote the description: trying
+    /// again fails again.
     Config,
-    /// A program is not installed.
+    /// A program is not installed. Ask the user to install it, or to set its path in the description.
     NotInstalled,
-    /// A disk, port, socket or state directory is in use, or a file exists.
+    /// A disk, port, socket or state directory is in use, or a file exists. Stop the program that uses it, or use another
+    /// disk, port or directory.
     InUse,
-    /// The VM is not running.
+    /// The VM is not running. Start it.
     NotRunning,
-    /// Whether the VM runs, or an image is in use, cannot be found out.
+    /// This program cannot find out whether the VM runs, or whether an image is in use. Assume neither answer: try again,
+    /// or run with more rights or file descriptors.
     CannotTell,
-    /// The hypervisor or a helper program failed.
+    /// The hypervisor or a helper program failed. Show its output, which the error contains.
     Hypervisor,
-    /// The guest did not answer as expected.
+    /// The guest did not do what was expected. Look at the console.
     Guest,
-    /// Something took longer than it was allowed to.
+    /// Something took longer than it was allowed to. Try again with a longer timeout.
     Timeout,
-    /// The state directory holds no VM, or `hyperkit.json` is damaged.
+    /// The state directory has no VM, or its `hyperkit.json` is damaged. Define or start the VM, or remove the state
+    /// directory.
     State,
-    /// The operating system refused something.
+    /// The operating system refused something. Show the cause: `{error:#}`.
     Io,
 }
 
 impl Error {
-    /// The group that the error belongs to.
+    /// Returns the group of the error. [`ErrorKind`] has an example.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         let is_program = |violation: &ConfigError| {

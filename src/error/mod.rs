@@ -1,11 +1,11 @@
-//! What can go wrong: [`Error`] for callers, [`ConfigError`] for what is wrong with a description.
+//! Errors: [`Error`] of every call, [`ConfigError`] of a description, [`ErrorKind`] for groups.
 
 mod config;
 mod field;
 mod kind;
+mod message;
 mod text;
 
-use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,14 +15,40 @@ pub use kind::ErrorKind;
 
 use crate::{Exit, LogTail};
 
-/// The result of everything in this crate that can fail.
+/// The result of every call in this crate that can fail.
+///
+/// A program that uses it need not import it:
+///
+/// ```no_run
+/// fn main() -> hyperkit::Result<()> {
+///     for found in hyperkit::HyperKit::list("machines")? {
+///         println!("{}", found.dir.display());
+///     }
+///     Ok(())
+/// }
+/// ```
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a VM could not be described, started, found or ended.
 ///
-/// `{error}` is one line without its cause, which is in [`source`](std::error::Error::source); `{error:#}` appends the
-/// causes. Control characters are escaped in both, since guests and hypervisors choose some of the text.
-/// [`kind`](Self::kind) groups the variants.
+/// `{error}` is one line without the cause, which [`source`](std::error::Error::source) returns. `{error:#}` appends the
+/// causes. Both escape control characters, since guests and hypervisors choose some of the text.
+///
+/// [`kind`](Self::kind) returns the group of an error. [`ErrorKind`] says what a program can do about each group, and each
+/// variant what to do about it. Two variants belong to two groups, depending on their fields.
+///
+/// | kind | variants |
+/// |---|---|
+/// | [`Config`](ErrorKind::Config) | [`InvalidConfig`](Self::InvalidConfig), [`InvalidArguments`](Self::InvalidArguments), [`NoConsole`](Self::NoConsole), [`NoConsoleLog`](Self::NoConsoleLog) |
+/// | [`NotInstalled`](ErrorKind::NotInstalled) | [`HypervisorNotFound`](Self::HypervisorNotFound), [`InvalidConfig`](Self::InvalidConfig) |
+/// | [`InUse`](ErrorKind::InUse) | [`AlreadyRunning`](Self::AlreadyRunning), [`StillRunning`](Self::StillRunning), [`DiskInUse`](Self::DiskInUse), [`DiskExists`](Self::DiskExists), [`PortInUse`](Self::PortInUse), [`SocketInUse`](Self::SocketInUse) |
+/// | [`NotRunning`](ErrorKind::NotRunning) | [`NotRunning`](Self::NotRunning), [`PtyNotFound`](Self::PtyNotFound) |
+/// | [`CannotTell`](ErrorKind::CannotTell) | [`CannotTell`](Self::CannotTell) |
+/// | [`Hypervisor`](ErrorKind::Hypervisor) | [`HypervisorFailed`](Self::HypervisorFailed), [`VsockDaemonFailed`](Self::VsockDaemonFailed), [`ImageToolFailed`](Self::ImageToolFailed), [`Qmp`](Self::Qmp) |
+/// | [`Guest`](ErrorKind::Guest) | [`VsockConnectionRefused`](Self::VsockConnectionRefused), [`ConsoleTextNotFound`](Self::ConsoleTextNotFound) |
+/// | [`Timeout`](ErrorKind::Timeout) | [`StartTimedOut`](Self::StartTimedOut), [`ConsoleTextNotFound`](Self::ConsoleTextNotFound) |
+/// | [`State`](ErrorKind::State) | [`StateNotFound`](Self::StateNotFound), [`DamagedState`](Self::DamagedState) |
+/// | [`Io`](ErrorKind::Io) | [`Io`](Self::Io) |
 ///
 /// ```
 /// use hyperkit::{Error, ErrorKind, HyperKit};
@@ -34,29 +60,70 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    // --- the description ---
-    /// The description, or a file that it names, cannot be used. Nothing was created. The list is not empty.
+    // --- Config ---
+    /// The description, or a file that it names, cannot be used. Nothing was created. Correct what the violations name;
+    /// the list is not empty. If all of them are about programs that are not installed, the kind is
+    /// [`NotInstalled`](ErrorKind::NotInstalled).
     InvalidConfig(Vec<ConfigError>),
-    /// [`parse_arguments`](crate::parse_arguments) got arguments that hyperkit would refuse.
+    /// [`parse_arguments`](crate::parse_arguments) got arguments that hyperkit would refuse. Correct the argument.
     InvalidArguments {
         /// The argument that is wrong, or the option that is missing.
         argument: String,
         /// The reason.
         reason: String,
     },
-    /// No hypervisor is installed, or not at the path that the description names.
+    /// No serial port is connected to a pty. Start the VM with [`Console::Pty`](crate::Console::Pty) or
+    /// [`Serial::pty`](crate::Serial::pty).
+    NoConsole {
+        /// The state directory, if the VM has one.
+        state_dir: Option<PathBuf>,
+    },
+    /// No serial port has a log. Start the VM with [`Console::Pty`](crate::Console::Pty) or
+    /// [`Serial::log`](crate::Serial::log).
+    NoConsoleLog {
+        /// The state directory, if the VM has one.
+        state_dir: Option<PathBuf>,
+    },
+
+    // --- NotInstalled ---
+    /// No hypervisor is installed, or not at the path that the description names. Install one, or set
+    /// [`hyperkit`](crate::HyperKit#structfield.hyperkit).
     HypervisorNotFound {
         /// All places that were searched.
         searched: Vec<PathBuf>,
     },
 
-    // --- resources that others use ---
-    /// Another VM uses this disk image.
+    // --- InUse ---
+    /// A VM runs in this state directory already. Use it ([`HyperKit::vm`](crate::HyperKit::vm),
+    /// [`start_or_attach`](crate::HyperKit::start_or_attach)), end it, or use another state directory.
+    AlreadyRunning {
+        /// The process ID of its hypervisor.
+        pid: u32,
+        /// The state directory.
+        state_dir: PathBuf,
+    },
+    /// The operation requires that the VM has exited. End it first ([`Vm::shutdown`](crate::Vm::shutdown),
+    /// [`HyperKit::stop`](crate::HyperKit::stop)).
+    StillRunning {
+        /// The process ID of its hypervisor.
+        pid: u32,
+        /// The state directory.
+        state_dir: PathBuf,
+    },
+    /// Another VM uses this disk image. End that VM, or use another image. Two VMs can share an image that both only
+    /// read.
     DiskInUse {
         /// The image.
         path: PathBuf,
     },
-    /// A port of 127.0.0.1 cannot be bound.
+    /// A disk image has to be created where a file exists. The file was not changed. Use another path, or remove the
+    /// file.
+    DiskExists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A port of 127.0.0.1 cannot be bound: another program uses it, or ports below 1024 need root. Use another port,
+    /// or 0 for any free one.
     PortInUse {
         /// The field: `port_forwards` or `gdb_port`.
         field: &'static str,
@@ -65,64 +132,37 @@ pub enum Error {
         /// The operating system's error.
         source: io::Error,
     },
-    /// A socket has to be created where something exists that is not a stale socket. It was not changed.
+    /// A socket has to be created where a program listens, or where another file exists. It was not changed. Stop that
+    /// program, or choose another [`vsock_dir`](crate::HyperKit#structfield.vsock_dir).
     SocketInUse {
         /// The path of the socket.
         path: PathBuf,
     },
-    /// A disk image has to be created where a file exists. It was not changed.
-    DiskExists {
-        /// The file.
-        path: PathBuf,
-    },
-    /// The program that creates and grows qcow2 images failed.
-    ImageToolFailed {
-        /// The program.
-        tool: PathBuf,
-        /// The image.
-        path: PathBuf,
-        /// What it printed to standard error.
-        stderr: String,
-    },
 
-    // --- the VM ---
-    /// A VM runs in this state directory already.
-    AlreadyRunning {
-        /// The process ID of its hypervisor.
-        pid: u32,
-        /// The state directory.
-        state_dir: PathBuf,
-    },
-    /// The operation requires that the VM has exited.
-    StillRunning {
-        /// The process ID of its hypervisor.
-        pid: u32,
-        /// The state directory.
-        state_dir: PathBuf,
-    },
-    /// The operation requires a running VM.
+    // --- NotRunning ---
+    /// The operation requires a running VM. Start it.
     NotRunning {
         /// The state directory, if the VM has one.
         state_dir: Option<PathBuf>,
     },
+    /// The file that names a serial port's pty is missing or names no pty. The VM may not be running: start it.
+    PtyNotFound {
+        /// The file.
+        path: PathBuf,
+    },
+
+    // --- CannotTell ---
     /// The operating system does not let this program find out whether the VM runs, or whether a disk image is in use.
-    /// Nothing was changed.
+    /// Nothing was changed. Try again, or run with more rights or file descriptors.
     CannotTell {
         /// The state directory or disk image.
         path: Option<PathBuf>,
         /// The operating system's error.
         source: io::Error,
     },
-    /// The hypervisor was not ready in time and was killed.
-    StartTimedOut {
-        /// The time it had.
-        timeout: Duration,
-        /// The state directory, if the VM has one.
-        state_dir: Option<PathBuf>,
-        /// The last lines of its output.
-        log_tail: LogTail,
-    },
-    /// The hypervisor exited during the start, or failed later under [`run`](crate::HyperKit::run).
+
+    // --- Hypervisor ---
+    /// The hypervisor exited during the start, or failed later under [`run`](crate::HyperKit::run). Read the log tail.
     HypervisorFailed {
         /// How it exited.
         exit: Exit,
@@ -131,43 +171,41 @@ pub enum Error {
         /// The last lines of its output.
         log_tail: LogTail,
     },
-    /// The program that provides vsock to a QEMU guest did not start.
+    /// vhost-device-vsock, the program that provides vsock to a QEMU guest, did not start. Read the log tail.
     VsockDaemonFailed {
         /// The program.
         program: PathBuf,
         /// The last lines of its output.
         log_tail: LogTail,
     },
-    /// QEMU's control socket is missing, or gave an unexpected answer.
+    /// The program that creates and grows qcow2 images failed. Read what it printed.
+    ImageToolFailed {
+        /// The program.
+        tool: PathBuf,
+        /// The image.
+        path: PathBuf,
+        /// What it printed to standard error.
+        stderr: String,
+    },
+    /// QEMU's control socket is missing, or gave an unexpected answer. Try again; if QEMU hangs,
+    /// [`Vm::kill`](crate::Vm::kill) ends it.
     Qmp {
         /// The control socket.
         socket: PathBuf,
         /// What went wrong.
         reason: String,
     },
-    /// No program in the guest accepts connections on this vsock port, or the guest has not started that far.
+
+    // --- Guest ---
+    /// No program in the guest accepts connections on this vsock port. The guest may not have started that program yet:
+    /// try again.
     VsockConnectionRefused {
         /// The port.
         port: u32,
     },
-
-    // --- the console ---
-    /// No serial port leads to a pty.
-    NoConsole {
-        /// The state directory, if the VM has one.
-        state_dir: Option<PathBuf>,
-    },
-    /// No serial port has a log.
-    NoConsoleLog {
-        /// The state directory, if the VM has one.
-        state_dir: Option<PathBuf>,
-    },
-    /// The file that names a serial port's pty is missing or names no pty. The VM may not be running.
-    PtyNotFound {
-        /// The file.
-        path: PathBuf,
-    },
-    /// The console did not show the text in time, or before the VM exited.
+    /// The guest did not write the text on the console in time, or before the VM exited. Read the log tail. If the VM
+    /// still runs, the kind is [`Timeout`](ErrorKind::Timeout): try again with a longer timeout, and read or drop a
+    /// [`ConsoleStream`](crate::ConsoleStream#read-the-stream-while-it-is-open) that is open.
     ConsoleTextNotFound {
         /// The text.
         text: String,
@@ -181,13 +219,27 @@ pub enum Error {
         log_tail: LogTail,
     },
 
-    // --- the state directory ---
-    /// The state directory has no `hyperkit.json`: no VM was ever started or defined there.
+    // --- Timeout ---
+    /// The hypervisor was not ready in time, and was killed. Read the log tail, or use
+    /// [`Starting::wait_ready`](crate::Starting::wait_ready) with a longer timeout.
+    StartTimedOut {
+        /// The time it had.
+        timeout: Duration,
+        /// The state directory, if the VM has one.
+        state_dir: Option<PathBuf>,
+        /// The last lines of its output.
+        log_tail: LogTail,
+    },
+
+    // --- State ---
+    /// The state directory has no `hyperkit.json`: no VM was ever started or defined there. Correct the path, or start
+    /// or define the VM.
     StateNotFound {
         /// The missing file.
         path: PathBuf,
     },
-    /// `hyperkit.json` cannot be parsed.
+    /// `hyperkit.json` cannot be parsed. Start or define the VM again, or delete the record with
+    /// [`HyperKit::remove`](crate::HyperKit::remove).
     DamagedState {
         /// The file.
         path: PathBuf,
@@ -195,8 +247,8 @@ pub enum Error {
         source: io::Error,
     },
 
-    // --- the operating system ---
-    /// A system call failed.
+    // --- Io ---
+    /// A system call failed. The cause says why; often it is a permission or a full disk.
     Io {
         /// The operation that failed, for instance `read`.
         action: &'static str,
@@ -208,7 +260,12 @@ pub enum Error {
 }
 
 impl Error {
-    /// The violations of an [`InvalidConfig`](Self::InvalidConfig) error; none of any other.
+    /// Returns the violations of an [`InvalidConfig`](Self::InvalidConfig) error, and an empty slice for any other error.
+    ///
+    /// ```
+    /// let error = hyperkit::HyperKit::new().kernel("vmlinuz").cpus(0).arguments("").unwrap_err();
+    /// assert_eq!(error.violations()[0].field(), "cpus");
+    /// ```
     #[must_use]
     pub fn violations(&self) -> &[ConfigError] {
         match self {
@@ -239,72 +296,6 @@ impl Error {
         let path = path.map(Path::to_owned);
         move |source| Self::CannotTell { path, source }
     }
-
-    fn message(&self) -> String {
-        match self {
-            Self::InvalidConfig(violations) => {
-                violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
-            }
-            Self::InvalidArguments { argument, reason } => format!("invalid hyperkit argument {argument:?}: {reason}"),
-            Self::HypervisorNotFound { searched } => {
-                format!("no hypervisor found: {}; install hyperkit or QEMU, or set `hyperkit`", text::list(searched))
-            }
-            Self::DiskInUse { path } => format!("disk image in use by another VM: {}", path.display()),
-            Self::PortInUse { field, port, .. } => {
-                format!("cannot bind port {port} of 127.0.0.1 for `{field}`; use another one, or 0 for any free port")
-            }
-            Self::SocketInUse { path } => {
-                format!("socket path in use: {}; stop its owner or choose another `vsock_dir`", path.display())
-            }
-            Self::DiskExists { path } => format!("file exists: {}", path.display()),
-            Self::ImageToolFailed { tool, path, stderr } => {
-                format!("{} failed for {}: {stderr}", tool.display(), path.display())
-            }
-            Self::AlreadyRunning { pid, state_dir } => {
-                format!("VM already running as process {pid}: {}", state_dir.display())
-            }
-            Self::StillRunning { pid, state_dir } => {
-                format!("VM still running as process {pid}: {}; stop it first", state_dir.display())
-            }
-            Self::NotRunning { state_dir } => format!("VM not running{}", of(state_dir)),
-            Self::CannotTell { path, .. } => match path {
-                Some(path) => format!("cannot tell whether a VM is running or using {}", path.display()),
-                None => "cannot tell whether the VM is running".to_owned(),
-            },
-            Self::StartTimedOut { timeout, state_dir, log_tail } => {
-                format!("VM not ready after {} and killed{}{}", seconds(*timeout), of(state_dir), tail(log_tail))
-            }
-            Self::HypervisorFailed { exit, state_dir, log_tail } => {
-                format!("hypervisor {exit}{}{}", of(state_dir), tail(log_tail))
-            }
-            Self::VsockDaemonFailed { program, log_tail } => {
-                format!("vsock daemon did not start: {}{}", program.display(), tail(log_tail))
-            }
-            Self::Qmp { socket, reason } => format!("QMP error: {reason}: {}", socket.display()),
-            Self::VsockConnectionRefused { port } => {
-                format!("connection refused on the guest's vsock port {port}; the guest may not be ready")
-            }
-            Self::NoConsole { state_dir } => {
-                format!("no serial port leads to a pty{}; set `console` to `Pty`", of(state_dir))
-            }
-            Self::NoConsoleLog { state_dir } => {
-                format!("no serial port has a log{}; set `console` to `Pty`", of(state_dir))
-            }
-            Self::PtyNotFound { path } => format!("pty not found: {}; is the VM running?", path.display()),
-            Self::ConsoleTextNotFound { text, exit, timeout, state_dir, log_tail } => {
-                let reason = match exit {
-                    Some(exit) => format!("VM {exit} while waiting"),
-                    None => format!("timed out after {} waiting", seconds(*timeout)),
-                };
-                format!("{reason} for {text:?} on the console{}{}", of(state_dir), tail(log_tail))
-            }
-            Self::StateNotFound { path } => format!("no saved state: {} not found", path.display()),
-            Self::DamagedState { path, .. } => {
-                format!("damaged state file: {}; start the VM again or remove the file", path.display())
-            }
-            Self::Io { action, path, .. } => format!("cannot {action} {}", path.display()),
-        }
-    }
 }
 
 impl From<ConfigError> for Error {
@@ -313,20 +304,7 @@ impl From<ConfigError> for Error {
     }
 }
 
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&escape_control(&self.message()))?;
-        if f.alternate() {
-            let first = std::error::Error::source(self);
-            for cause in std::iter::successors(first, |cause| cause.source()) {
-                write!(f, ": {}", escape_control(&cause.to_string()))?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The text with its control characters as Rust escapes them: a guest's could clear the caller's screen.
+/// The text with control characters escaped as in Rust. A guest could clear the caller's screen with them.
 pub(crate) fn escape_control(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
@@ -336,22 +314,6 @@ pub(crate) fn escape_control(text: &str) -> String {
         }
     }
     escaped
-}
-
-/// `30 s` or `1500 ms`.
-fn seconds(duration: Duration) -> String {
-    match duration.subsec_nanos() {
-        0 => format!("{} s", duration.as_secs()),
-        _ => format!("{} ms", duration.as_millis()),
-    }
-}
-
-fn of(state_dir: &Option<PathBuf>) -> String {
-    state_dir.as_ref().map_or(String::new(), |dir| format!(": {}", dir.display()))
-}
-
-fn tail(log_tail: &LogTail) -> String {
-    if log_tail.is_empty() { String::new() } else { format!("; hypervisor output: {log_tail}") }
 }
 
 #[cfg(test)]

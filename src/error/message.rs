@@ -1,0 +1,255 @@
+//! The messages. The form is: what is wrong, a colon, the value or path, a semicolon, what to do.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::LogTail;
+use crate::error::text::{advice, list};
+use crate::error::{ConfigError, Error, escape_control, text};
+use crate::plan::limits::{MAX_CPUS, MIN_MEMORY_MIB};
+
+impl Error {
+    fn message(&self) -> String {
+        match self {
+            Self::InvalidConfig(violations) => {
+                violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+            }
+            Self::InvalidArguments { argument, reason } => format!("invalid hyperkit argument {argument:?}: {reason}"),
+            Self::HypervisorNotFound { searched } => {
+                format!("no hypervisor found: {}; install hyperkit or QEMU, or set `hyperkit`", text::list(searched))
+            }
+            Self::DiskInUse { path } => {
+                format!("disk image in use by another VM: {}; stop that VM or use another image", path.display())
+            }
+            Self::PortInUse { field, port, .. } => {
+                format!("cannot bind port {port} of 127.0.0.1 for `{field}`; use another one, or 0 for any free port")
+            }
+            Self::SocketInUse { path } => {
+                format!("socket path in use: {}; stop its owner or choose another `vsock_dir`", path.display())
+            }
+            Self::DiskExists { path } => {
+                format!("file exists: {}; remove it or use another path for the disk image", path.display())
+            }
+            Self::ImageToolFailed { tool, path, stderr } => {
+                format!("{} failed for {}: {stderr}", tool.display(), path.display())
+            }
+            Self::AlreadyRunning { pid, state_dir } => {
+                format!(
+                    "VM already running as process {pid}: {}; stop it, or use another state directory",
+                    state_dir.display()
+                )
+            }
+            Self::StillRunning { pid, state_dir } => {
+                format!("VM still running as process {pid}: {}; stop it first", state_dir.display())
+            }
+            Self::NotRunning { state_dir } => format!("VM not running{}", of(state_dir)),
+            Self::CannotTell { path, .. } => match path {
+                Some(path) => format!("cannot tell whether a VM is running or using {}", path.display()),
+                None => "cannot tell whether the VM is running".to_owned(),
+            },
+            Self::StartTimedOut { timeout, state_dir, log_tail } => {
+                format!("VM not ready after {} and killed{}{}", seconds(*timeout), of(state_dir), tail(log_tail))
+            }
+            Self::HypervisorFailed { exit, state_dir, log_tail } => {
+                format!("hypervisor {exit}{}{}", of(state_dir), tail(log_tail))
+            }
+            Self::VsockDaemonFailed { program, log_tail } => {
+                format!("vsock daemon did not start: {}{}", program.display(), tail(log_tail))
+            }
+            Self::Qmp { socket, reason } => format!("QMP error: {reason}: {}", socket.display()),
+            Self::VsockConnectionRefused { port } => {
+                format!("connection refused on the guest's vsock port {port}; the guest may not be ready")
+            }
+            Self::NoConsole { state_dir } => {
+                format!(
+                    "no serial port is connected to a pty{}; start the VM with `console` set to `Pty`",
+                    of(state_dir)
+                )
+            }
+            Self::NoConsoleLog { state_dir } => {
+                format!("no serial port has a log{}; start the VM with `console` set to `Pty`", of(state_dir))
+            }
+            Self::PtyNotFound { path } => format!("pty not found: {}; the VM may not be running", path.display()),
+            Self::ConsoleTextNotFound { text, exit, timeout, state_dir, log_tail } => {
+                let reason = match exit {
+                    Some(exit) => format!("VM {exit} while waiting"),
+                    None => format!("timed out after {} waiting", seconds(*timeout)),
+                };
+                format!("{reason} for {text:?} on the console{}{}", of(state_dir), tail(log_tail))
+            }
+            Self::StateNotFound { path } => {
+                format!("no saved state: {} not found; correct the path, or start the VM first", path.display())
+            }
+            Self::DamagedState { path, .. } => {
+                format!("damaged state file: {}; start the VM again or remove the file", path.display())
+            }
+            Self::Io { action, path, .. } => format!("cannot {action} {}", path.display()),
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&escape_control(&self.message()))?;
+        if f.alternate() {
+            let first = std::error::Error::source(self);
+            for cause in std::iter::successors(first, |cause| cause.source()) {
+                write!(f, ": {}", escape_control(&cause.to_string()))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::StateDirRequired { field } => {
+                write!(f, "`{field}` requires a state directory; set `state_dir`")
+            }
+            Self::Missing { field: "kernel" } => {
+                write!(f, "`kernel` is not set or empty; set `kernel`, `bootrom` or `multiboot`")
+            }
+            Self::Missing { field } => write!(f, "`{field}` is not set or empty"),
+            Self::ForbiddenCharacter { field, value, character } => {
+                write!(f, "`{field}` must not contain {character:?}: {value:?}")
+            }
+            Self::NotUtf8 { field, path } => write!(f, "`{field}` must be valid UTF-8: {path:?}"),
+            Self::TooLong { field, value, length, limit } => {
+                write!(f, "`{field}` must be at most {limit} bytes long, not {length}: {value:?}")
+            }
+            Self::InvalidIpv4 { value } => {
+                write!(f, "`vpnkit_preferred_ipv4` must be an IPv4 address such as 192.168.65.10: {value:?}")
+            }
+            Self::InvalidMac { value } => {
+                write!(f, "`mac` must be a unicast MAC address such as 02:00:00:00:00:01: {value:?}")
+            }
+            Self::InvalidUuid { field, value } => {
+                write!(f, "`{field}` must be a UUID such as 01234567-89ab-cdef-0123-456789abcdef: {value:?}")
+            }
+            Self::InvalidCid { value, min, max } => write!(f, "`vsock_guest_cid` must be {min} to {max}: {value}"),
+            Self::InvalidVsockPort { value, max } => write!(f, "`vsock_ports` must be at most {max}: {value}"),
+            Self::TooManyVsockPorts { count, max } => {
+                write!(f, "`vsock_ports` must have at most {max} ports, not {count}")
+            }
+            Self::DuplicateMountTag { tag } => write!(f, "duplicate mount tag in `shares_9p`: {tag:?}"),
+            Self::DuplicateHostPort { port } => {
+                write!(f, "duplicate host port in `port_forwards` and `gdb_port`: {port}; use 0 for any free port")
+            }
+            Self::ZeroPort { field } => write!(f, "`{field}` must be a port from 1 to 65535: 0"),
+            Self::MissingPrerequisite { field, requires } => {
+                write!(f, "`{field}` requires `{requires}`, which is not set; set both or neither")
+            }
+            Self::ConflictingBootSources { first, second } => {
+                write!(f, "conflicting boot sources: set either `{first}` or `{second}`")
+            }
+            Self::CommandLineForRom { value } => {
+                write!(f, "a boot ROM takes no kernel command line: {value:?}; pass an empty one")
+            }
+            Self::TooManySerials { count, max } => write!(f, "`serials` must have at most {max} ports, not {count}"),
+            Self::DuplicateStdio => write!(f, "only one of `serials` can use standard input and output"),
+            Self::InvalidSectorSize { path, value } => write!(
+                f,
+                "sector sizes must be powers of two from 512 to 1073741824 bytes, logical at most physical: {value} for {}",
+                path.display()
+            ),
+            Self::TooManyDevices { count, max } => {
+                write!(f, "too many devices: {count} for {max} PCI slots; attach fewer `disks`, `isos` or `shares_9p`")
+            }
+            Self::InvalidCpus { value } => write!(f, "`cpus` must be 1 to {MAX_CPUS}: {value}"),
+            Self::InvalidMemory { value } => {
+                write!(f, "`memory_mib` must be at least {MIN_MEMORY_MIB} MiB and fit into 63 bits of bytes: {value}")
+            }
+            Self::InvalidDiskSize { path, value } => write!(
+                f,
+                "disk size must be at least 1 MiB and fit into 63 bits of bytes: {value} MiB for {}",
+                path.display()
+            ),
+            Self::DuplicateDisk { path } => write!(
+                f,
+                "duplicate disk image in `disks` or `isos`: {}; attach it once, or make all of them read-only",
+                path.display()
+            ),
+            Self::RelativePath { field, path } => {
+                write!(f, "`{field}` must be an absolute path for a qcow2 image on hyperkit: {}", path.display())
+            }
+            Self::UnknownSetting { key } => write!(
+                f,
+                "unsupported setting in hyperkit.json: `{key}`; remove it or start the VM with the program that wrote it"
+            ),
+            Self::MissingDiskPath => write!(f, "a disk without a path requires a size and a `state_dir`"),
+            Self::Unsupported { engine, feature } => write!(f, "{engine} does not support {feature}"),
+            Self::NotFound { field, path } => write!(f, "`{field}` not found: {}", path.display()),
+            Self::DiskSizeMissing { path } => {
+                write!(f, "disk image not found: {}; set a size to create it", path.display())
+            }
+            Self::NotAFile { field, path } => write!(f, "`{field}` must be a file: {}", path.display()),
+            Self::NotADirectory { field, path } => write!(f, "`{field}` must be a directory: {}", path.display()),
+            Self::Inaccessible { field, path, reason, .. } => {
+                write!(f, "cannot access `{field}`: {}: {reason}", path.display())
+            }
+            Self::NotABzImage { path, reason } => {
+                write!(f, "`kernel` must be an x86 bzImage: {reason}: {}", path.display())
+            }
+            Self::NotMultiboot { path, reason } => {
+                write!(f, "`multiboot` must be a multiboot kernel: {reason}: {}", path.display())
+            }
+            Self::InvalidBootrom { path, length } => write!(
+                f,
+                "`bootrom` must be 4 KiB to 16 MiB long, in multiples of 4096 bytes, not {length} bytes: {}",
+                path.display()
+            ),
+            Self::EmptyFile { field, path } => write!(f, "`{field}` is empty: {}", path.display()),
+            Self::DoesNotFit { field, path, needed } => {
+                write!(f, "`{field}` does not fit into memory: {}; {}", path.display(), advice(*needed))
+            }
+            Self::CommandLineTooLong { length, limit } => write!(
+                f,
+                "kernel command line must be at most {limit} bytes long with `earlyprintk=serial`, not {length}"
+            ),
+            Self::VpnKitNotFound { searched } => write!(
+                f,
+                "no VPNKit socket found: {}; start Docker Desktop or set `network` to a VPNKit socket",
+                list(searched)
+            ),
+            Self::ToolNotFound { field, searched } => {
+                write!(f, "program for `{field}` not found: {}; install it or set its path", list(searched))
+            }
+            Self::DiskNotWritable { path, reason } => write!(
+                f,
+                "disk image is not writable: {}: {reason}; make the disk read-only or the file writable",
+                path.display()
+            ),
+            Self::DiskShrinks { path, from, to } => write!(
+                f,
+                "cannot shrink disk image from {from} to {to} MiB: {}; use a size of at least {from} MiB",
+                path.display()
+            ),
+            Self::NotQcow2 { path } => {
+                write!(f, "disk image is not qcow2: {}; correct its format or leave it unset", path.display())
+            }
+            Self::DiskHasBackingFile { path } => write!(
+                f,
+                "disk image has a backing file or external data file: {}; set its format to qcow2 to allow it",
+                path.display()
+            ),
+        }
+    }
+}
+
+/// `30 s` or `1500 ms`.
+fn seconds(duration: Duration) -> String {
+    match duration.subsec_nanos() {
+        0 => format!("{} s", duration.as_secs()),
+        _ => format!("{} ms", duration.as_millis()),
+    }
+}
+
+fn of(state_dir: &Option<PathBuf>) -> String {
+    state_dir.as_ref().map_or(String::new(), |dir| format!(": {}", dir.display()))
+}
+
+fn tail(log_tail: &LogTail) -> String {
+    if log_tail.is_empty() { String::new() } else { format!("; hypervisor output: {log_tail}") }
+}
