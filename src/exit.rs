@@ -6,7 +6,7 @@ use serde::Serialize;
 
 /// How a VM exited.
 ///
-/// [`Display`](fmt::Display) is a predicate, to be used after a subject: "powered off", "was killed by signal 9".
+/// [`Display`](fmt::Display) prints the words that follow "the VM": "powered off", "was killed by signal 9".
 ///
 /// ```
 /// use hyperkit::Exit;
@@ -18,11 +18,11 @@ use serde::Serialize;
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Exit {
-    /// The guest powered off or halted. On QEMU without a state directory this includes resets.
+    /// The guest powered off or halted. On QEMU without a state directory, a reset is reported as this, too.
     PowerOff,
-    /// The guest requested a reset. No engine resets in place; start the VM again.
+    /// The guest requested a reset (a reboot). The hypervisor has exited; start the VM again.
     Reset,
-    /// The guest triple-faulted. QEMU reports this as a reset.
+    /// The guest triple-faulted: its kernel failed so badly that a real processor would reset. QEMU reports this as a reset.
     TripleFault,
     /// The hypervisor exited with this code.
     Failed(i32),
@@ -33,7 +33,7 @@ pub enum Exit {
 }
 
 impl Exit {
-    /// Whether the guest itself ended the VM, by power-off, reset or triple fault.
+    /// Returns whether the guest ended the VM: by power-off, reset or triple fault.
     #[must_use]
     pub fn is_guest(self) -> bool {
         matches!(self, Self::PowerOff | Self::Reset | Self::TripleFault)
@@ -72,12 +72,12 @@ pub enum ShutdownOutcome {
     Graceful(Exit),
     /// The hypervisor was killed, by this call or by somebody else, or it failed.
     Forced(Exit),
-    /// The VM exited within the grace period, but not in a way that shows whether the guest ended it.
+    /// The VM exited within the grace period, but it is not known whether the guest ended it.
     Unknown,
 }
 
 impl ShutdownOutcome {
-    /// How the VM exited.
+    /// Returns how the VM exited.
     #[must_use]
     pub fn exit(self) -> Exit {
         match self {

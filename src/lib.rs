@@ -1,22 +1,40 @@
-//! Describes lightweight virtual machines, starts them and keeps track of them.
+//! Starts lightweight virtual machines, and finds them again.
 //!
-//! A VM is described once ([`HyperKit`], plain data), rendered into arguments for the hypervisor that is installed
-//! ([`Engine`]: QEMU, or the macOS `hyperkit` command), and recorded in a state directory, in which any later program finds
-//! it again.
+//! A program describes a VM once, as plain data ([`HyperKit`]), and starts it from that description. The crate runs the VM
+//! with the hypervisor that is installed ([`Engine`]): QEMU on Linux and macOS, or hyperkit, a small hypervisor for Intel
+//! Macs. It records the VM in a directory, in which any later program finds it again. Guests are for x86-64: a Linux
+//! kernel, UEFI firmware (a boot ROM), or another kernel that follows the Multiboot specification.
 //!
-//! In this documentation, the *engine* is hyperkit or QEMU as a kind, the *hypervisor* the running process, the *VM* what
-//! it runs, and the *guest* the software inside. The *description* is the [`HyperKit`] value, the *record* what a start
-//! adds to it in the state directory: process ID, arguments, start time.
+//! Calls block. For async programs there are a future ([`Vm::exited`]) and non-blocking streams; the [`guide`] shows tokio.
+//! Neither root nor KVM is needed: without KVM, QEMU emulates the processor, which is slower.
+//!
+//! # Words
+//! | word | meaning |
+//! |---|---|
+//! | engine | hyperkit or QEMU, as a kind of program |
+//! | hypervisor | the running process of an engine, one for each VM |
+//! | VM | the virtual machine that the hypervisor runs |
+//! | guest | the software in the VM: kernel and programs |
+//! | host | the computer and the operating system on which the hypervisor runs |
+//! | description | the [`HyperKit`] value |
+//! | state directory | the directory of one VM, with its record, its console's log and its sockets ([file by file](guide::state_directory)) |
+//! | record | what a start writes into the state directory: the description, process ID, arguments, start time |
+//! | console | the first serial port of the VM, to which a Linux guest writes with `console=ttyS0` on its command line |
+//! | pty | a pseudo-terminal: a terminal whose other end is a program, here the hypervisor |
+//! | 9p | a file system protocol, with which a guest mounts a directory of the host |
+//! | vsock | sockets between a host and its guests, without a network card |
+//! | VPNKit | Docker Desktop's network stack, through which a guest on hyperkit reaches the network without root |
 //!
 //! # Describe
-//! A description consists of fields with setters. [`arguments`](HyperKit::arguments) looks at no
-//! file, [`check`](HyperKit::check) at all of them, and neither changes anything.
+//! A description consists of fields with setters. [`arguments`](HyperKit::arguments) returns the hypervisor's arguments,
+//! and [`check`](HyperKit::check) finds everything that is wrong with a description and its files. Neither changes
+//! anything.
 //!
 //! ```
 //! use hyperkit::{ConfigError, Disk, HyperKit};
 //!
 //! let description = HyperKit::new()
-//!     .state_dir("vm")                            // records the VM
+//!     .state_dir("vm")                             // records the VM
 //!     .kernel("vmlinuz")
 //!     .initrd("initrd.img")
 //!     .cpus(2)
@@ -30,9 +48,10 @@
 //! ```
 //!
 //! # Start
-//! [`start`](HyperKit::start) leaves the VM running in the background, [`start_scoped`](HyperKit::start_scoped) ends it with
-//! the caller, and [`run`](HyperKit::run) waits for its exit. All of them check everything before they create anything. A
-//! hypervisor that fails at its start is an error with its output.
+//! [`start`](HyperKit::start) leaves the VM running in the background, also after this program has ended.
+//! [`start_scoped`](HyperKit::start_scoped) kills the VM when this program ends, as tests want it. [`run`](HyperKit::run)
+//! waits until the VM has exited. All of them check everything before they create anything. If the hypervisor fails at its
+//! start, the error has its output.
 //!
 //! ```
 //! # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
@@ -44,9 +63,9 @@
 //! ```
 //!
 //! # Find again
-//! [`from_state`](HyperKit::from_state) reads a state directory, [`list`](HyperKit::list) all state directories in a
-//! directory, and [`vm`](HyperKit::vm) returns the running VM: the process that was started, and no other that has its
-//! process ID by now.
+//! [`from_state`](HyperKit::from_state) reads a state directory, and [`list`](HyperKit::list) all state directories in a
+//! directory. [`vm`](HyperKit::vm) returns the VM if it runs. A process that got the same process ID later is never taken
+//! for the VM.
 //!
 //! ```
 //! # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
@@ -61,14 +80,16 @@
 //! ```
 //!
 //! # Reach the guest
-//! The console is a stream ([`Vm::console`]); its output is kept in a log ([`Vm::console_log`]), which can be followed
-//! ([`Vm::console_lines`]) and awaited ([`Vm::wait_for_console`]). vsock carries streams between programs of the host and of
-//! the guest ([`Vm::vsock_connect`], [`Vm::vsock_listen`]). [`Vm::host_port`] and [`Vm::addresses`] tell about the network.
+//! - The console: as a stream ([`Vm::console`]), or its log, as a whole ([`Vm::console_log`]), line by line
+//!   ([`Vm::console_lines`]) or until it contains a text ([`Vm::wait_for_console`]).
+//! - The network: [`Network::Nat`], with ports of the host that lead to the guest ([`PortForward`], [`Vm::host_port`]).
+//! - A directory of the host, which the guest mounts: [`HyperKit::share_dir`].
+//! - Sockets without a network: [`Vm::vsock_connect`], [`Vm::vsock_listen`].
 //!
 //! ```
 //! # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
 //! # let _here = here::running();
-//! # let vm = hyperkit::HyperKit::from_state("vm")?.vm()?.ok_or("it does not run")?;
+//! # let vm = hyperkit::HyperKit::from_state("vm")?.vm()?.ok_or("the VM does not run")?;
 //! use std::time::Duration;
 //!
 //! vm.wait_for_console("is up", Duration::from_secs(300))?;
@@ -79,6 +100,9 @@
 //! ```
 //!
 //! # End
+//! [`shutdown`](Vm::shutdown) lets the guest power off, and kills the hypervisor if that takes too long.
+//! [`kill`](Vm::kill) kills the hypervisor at once; data that the guest has not written to its disks is lost.
+//!
 //! ```
 //! # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
 //! # let _here = here::running();
@@ -86,29 +110,34 @@
 //! use hyperkit::{Disks, HyperKit};
 //!
 //! if let Some(vm) = HyperKit::from_state("vm")?.vm()? {
-//!     let outcome = vm.shutdown(Duration::from_secs(30))?; // power button, then kill
+//!     let outcome = vm.shutdown(Duration::from_secs(30))?;
 //!     println!("{outcome}");
 //!     vm.remove(Disks::Keep)?; // deletes the record, and keeps disk images
 //! }
 //! # Ok::<(), hyperkit::Error>(())
 //! ```
 //!
-//! # What the library does not do
-//! The library prints nothing, installs no signal handler, never exits and never panics on input. The hypervisor's output
-//! goes to `hyperkit.log` in the state directory and to the [`log`] facade, target `hyperkit`. The [`guide`] has pages on
-//! the state directory, on embedding, and for users of the Go package.
+//! # When something fails
+//! Every call that can fail returns an [`Error`]. Its [`kind`](Error::kind) says what a program can do, its message what is
+//! wrong with which field or path, and what to do. Most errors of a VM have the last lines of its output ([`LogTail`]).
 //!
-//! # Layers
+//! # What the library does not do
+//! It prints nothing, installs no signal handler, never exits and never panics on input. The hypervisor's output goes to
+//! `hyperkit.log` in the state directory and to the [`log`] facade, target `hyperkit`. It downloads no images, and has no
+//! graphics and no snapshots. The [`guide`] has more about the state directory, about using the crate in a program, and for
+//! users of the Go package that this crate mirrors.
+//!
+//! # Source
 //! Each folder of `src/` uses only those before it: `sys` (operating system), `config` (the description), `plan` (PCI slots,
 //! serial ports, validation), `state` (the state directory as files), `process`, `engine` (a folder for each engine),
-//! `preflight` (files and images), `runtime` (a running hypervisor), `vm`, `machine` (the verbs of a description). A test
-//! checks it.
+//! `preflight` (files and images), `runtime` (a running hypervisor), `vm`, `machine` (the calls on a description). A test
+//! checks this.
 
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
 #[cfg(not(unix))]
-compile_error!("hyperkit runs on macOS, QEMU is driven over unix sockets: this crate is for Unix systems");
+compile_error!("unsupported operating system: this crate is for macOS, Linux and other Unix systems");
 
 mod config;
 mod engine;

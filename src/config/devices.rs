@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::json;
 
-/// The guest's network.
+/// What the guest's network card is connected to; see [`HyperKit::network`](crate::HyperKit#structfield.network).
 ///
 /// ```
 /// use hyperkit::{HyperKit, Network};
@@ -20,15 +20,18 @@ pub enum Network {
     /// No network card.
     #[default]
     None,
-    /// The guest reaches the host's networks by address translation, without root: on hyperkit through Docker
-    /// Desktop's VPNKit, on QEMU through its user-mode network.
+    /// The guest reaches the host's networks by address translation (NAT), without root: on QEMU through its user-mode
+    /// network, on hyperkit through Docker Desktop's VPNKit. The host reaches the guest by
+    /// [`port_forwards`](crate::HyperKit#structfield.port_forwards).
     Nat,
-    /// The network of the VPNKit (a user-space network stack) that listens on this unix socket. hyperkit only.
+    /// The network of the VPNKit that listens on this unix socket. VPNKit is the network stack of Docker Desktop: a program
+    /// that gives guests access to the network without root. hyperkit only.
     VpnKit(PathBuf),
 }
 
 impl From<&Path> for Network {
-    /// As the Go package reads it: empty is no network, `auto` is [`Nat`](Self::Nat), anything else a VPNKit socket.
+    /// Reads the words of the Go package: an empty path is [`None`](Self::None), `auto` is [`Nat`](Self::Nat), anything else
+    /// is [`VpnKit`](Self::VpnKit).
     fn from(socket: &Path) -> Self {
         match socket.as_os_str().as_encoded_bytes() {
             b"" => Self::None,
@@ -51,13 +54,13 @@ impl From<&Path> for Network {
 pub struct PortForward {
     /// TCP or UDP.
     pub protocol: Protocol,
-    /// The port of 127.0.0.1; 0 is any free port, which [`Vm::host_port`](crate::Vm::host_port) returns.
+    /// The port of 127.0.0.1. With 0, QEMU chooses a free port, and [`Vm::host_port`](crate::Vm::host_port) returns it.
     pub host: u16,
     /// The port in the guest.
     pub guest: u16,
 }
 
-/// The protocol of a forwarded port.
+/// The protocol of a forwarded port; [`PortForward`] has an example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
@@ -68,13 +71,13 @@ pub enum Protocol {
 }
 
 impl PortForward {
-    /// Forwards TCP connections from port `host` of 127.0.0.1 (0: any free port) to port `guest` of the guest.
+    /// Forwards TCP connections from port `host` of 127.0.0.1 to port `guest` of the guest. 0 means any free port.
     #[must_use]
     pub fn tcp(host: u16, guest: u16) -> Self {
         Self { protocol: Protocol::Tcp, host, guest }
     }
 
-    /// Forwards UDP datagrams from port `host` of 127.0.0.1 (0: any free port) to port `guest` of the guest.
+    /// Forwards UDP datagrams from port `host` of 127.0.0.1 to port `guest` of the guest. 0 means any free port.
     #[must_use]
     pub fn udp(host: u16, guest: u16) -> Self {
         Self { protocol: Protocol::Udp, host, guest }
@@ -96,7 +99,10 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// Files that the guest can mount with the 9p file system: `mount -t 9p -o trans=virtio TAG /mnt`.
+/// A directory that the guest can mount with the 9p file system: `mount -t 9p -o trans=virtio TAG /mnt`.
+///
+/// 9p is a file system protocol. QEMU serves a directory of the host by itself; hyperkit passes the requests on to a 9p
+/// server. The guest's kernel needs the 9p file system (`CONFIG_9P_FS`, `CONFIG_NET_9P_VIRTIO`).
 ///
 /// ```
 /// use hyperkit::{HyperKit, Share9pSource};
@@ -109,11 +115,11 @@ impl fmt::Display for Protocol {
 pub struct Share9p {
     /// Where the files come from.
     pub source: Share9pSource,
-    /// The mount tag, at most 256 bytes (QEMU: 31).
+    /// The mount tag, by which the guest names the share: at most 256 bytes, on QEMU 31.
     pub tag: String,
 }
 
-/// Where the files of a [`Share9p`] come from.
+/// Where the files of a [`Share9p`] come from; that page has an example.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Share9pSource {
@@ -123,16 +129,30 @@ pub enum Share9pSource {
     Port(u16),
 }
 
-/// The first serial port (com1).
+/// What the first serial port (com1) is connected to; see [`HyperKit::console`](crate::HyperKit#structfield.console).
+///
+/// ```
+/// use hyperkit::{Console, HyperKit};
+///
+/// let description = HyperKit::new().state_dir("vm").kernel("vmlinuz").console(Console::Pty);
+/// let arguments = description.arguments("console=ttyS0")?;
+/// assert!(arguments.contains(&"com1,autopty=vm/tty,log=vm/console-ring".to_owned()));
+/// # Ok::<(), hyperkit::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Console {
     /// The caller's standard input and output.
     Stdio,
-    /// A pty, which [`Vm::console`](crate::Vm::console) opens, and a log in the state directory, which
-    /// [`Vm::console_log`](crate::Vm::console_log) reads.
+    /// A pty and a log. The pty (pseudo-terminal: a terminal whose other end is a program, here the hypervisor) is opened by
+    /// [`Vm::console`](crate::Vm::console), or by a terminal program such as `screen`. The log is in the state directory, and
+    /// [`Vm::console_log`](crate::Vm::console_log) reads it.
+    ///
+    /// A pty holds 4 KiB that nobody has read. On QEMU, a guest stops when the pty is open, full and not read, and the log
+    /// stops, too; [`ConsoleStream`](crate::ConsoleStream#read-the-stream-while-it-is-open) has more about it. While nobody
+    /// has the pty open, the guest never waits.
     Pty,
-    /// A pty, with the output in the Apple System Log. hyperkit only.
+    /// A pty, and macOS's system log (Apple System Log, ASL) for the output. hyperkit only.
     AppleLog,
 }
 
@@ -155,16 +175,16 @@ pub struct Serial {
     /// Whether the output is logged in the state directory, to `console-ring` (com1) or `console-ring2` (com2).
     #[serde(rename = "LogToRingBuffer", deserialize_with = "json::or_default")]
     pub log: bool,
-    /// Whether the output also goes to the Apple System Log. hyperkit only.
+    /// Whether the output also goes to macOS's system log (Apple System Log, ASL). hyperkit only.
     #[serde(rename = "LogToASL", deserialize_with = "json::or_default")]
     pub apple_log: bool,
 }
 
-/// What a serial port is connected to.
+/// What a serial port is connected to; [`Serial`] has an example.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum SerialBackend {
-    /// Nothing. hyperkit supports this since v0.20200908.
+    /// Nothing. Requires hyperkit v0.20200908 or later, or QEMU.
     #[default]
     None,
     /// The caller's standard input and output; at most one port.
@@ -174,19 +194,19 @@ pub enum SerialBackend {
 }
 
 impl Serial {
-    /// A port that is connected to nothing.
+    /// Creates a port that is connected to nothing.
     #[must_use]
     pub fn none() -> Self {
         Self::default()
     }
 
-    /// A port on the caller's standard input and output.
+    /// Creates a port on the caller's standard input and output.
     #[must_use]
     pub fn stdio() -> Self {
         Self { backend: SerialBackend::Stdio, ..Self::default() }
     }
 
-    /// A port on a pty.
+    /// Creates a port on a pty; [`Console::Pty`] explains it.
     #[must_use]
     pub fn pty() -> Self {
         Self { backend: SerialBackend::Pty, ..Self::default() }
@@ -199,7 +219,7 @@ impl Serial {
         self
     }
 
-    /// Sends the output to the Apple System Log. hyperkit only.
+    /// Sends the output to macOS's system log (Apple System Log, ASL). hyperkit only.
     #[must_use]
     pub fn apple_log(mut self) -> Self {
         self.apple_log = true;
@@ -207,7 +227,8 @@ impl Serial {
     }
 }
 
-/// A kernel that follows the Multiboot specification (version 1), with its modules.
+/// A kernel that follows the Multiboot specification (version 1), with its modules. Multiboot is a protocol between boot
+/// loaders and kernels, for other kernels than Linux.
 ///
 /// ```
 /// use hyperkit::{HyperKit, Multiboot};
@@ -227,25 +248,25 @@ pub struct Multiboot {
     pub modules: Vec<MultibootModule>,
 }
 
-/// A file that is loaded for a [`Multiboot`] kernel.
+/// A file that is loaded for a [`Multiboot`] kernel; that page has an example.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct MultibootModule {
     /// The file.
     #[serde(serialize_with = "json::lossy")]
     pub path: PathBuf,
-    /// The text that the kernel gets with the module, after its path.
+    /// The module's command line, which the kernel receives after the path.
     #[serde(default, deserialize_with = "json::or_default")]
     pub cmdline: String,
 }
 
 impl Multiboot {
-    /// A kernel without modules.
+    /// Creates a kernel without modules.
     #[must_use]
     pub fn new(kernel: impl Into<PathBuf>) -> Self {
         Self { kernel: kernel.into(), modules: Vec::new() }
     }
 
-    /// Adds one of [`modules`](Self#structfield.modules).
+    /// Adds to [`modules`](Self#structfield.modules): a file and its command line.
     #[must_use]
     pub fn module(mut self, path: impl Into<PathBuf>, cmdline: impl Into<String>) -> Self {
         self.modules.push(MultibootModule { path: path.into(), cmdline: cmdline.into() });

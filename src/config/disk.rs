@@ -23,39 +23,42 @@ use crate::error::ConfigError;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Disk {
-    /// The image. If unset, it is `disk.img` (`disk.qcow2`) in the state directory, `disk1.img` for the second disk,
-    /// and so on.
+    /// The image file. If unset, it is in the state directory: `disk.img` for the first disk, `disk1.img` for the second, and
+    /// so on, or `disk.qcow2`, `disk1.qcow2`, ….
     pub path: Option<PathBuf>,
-    /// The size in MiB. A start creates a missing image with it, grows a smaller one to it, and refuses a larger one.
+    /// The size in MiB. A start creates a missing image with this size, grows a smaller one, and refuses a larger one. If
+    /// unset, the image must exist.
     pub size_mib: Option<u64>,
-    /// The format of the image file. If unset, it is probed: an existing image is qcow2 if its content says so, and
-    /// raw otherwise, whatever its name; a new one is qcow2 if its name ends in `.qcow2` or `.qcow`.
+    /// The format of the image file. If unset, it is probed: an existing image is qcow2 if it has a qcow2 header, and raw
+    /// otherwise; a new one is qcow2 if its name ends in `.qcow2` or `.qcow`.
     pub format: Option<DiskFormat>,
     /// The device that the guest sees.
     pub interface: DiskInterface,
-    /// Whether the guest cannot write.
+    /// Whether the disk is read-only for the guest.
     pub read_only: bool,
-    /// Whether each write reaches the host's disk before the guest sees it complete.
+    /// Whether the guest's writes complete only when the host's disk has the data. Slower, and safe if the host loses power.
     pub sync: bool,
-    /// The size of its sectors. If unset, 512 bytes, or the engine's default.
+    /// The size of the disk's sectors. If unset, 512 bytes, or the engine's default.
     pub sector_size: Option<SectorSize>,
-    /// Whether space that the guest discards is returned to the host. hyperkit decides this by itself for raw images.
+    /// Whether space that the guest discards (`fstrim`) is returned to the host. For raw images, hyperkit ignores this and
+    /// decides by itself.
     pub trim: bool,
-    /// Keys of `hyperkit.json` that this version does not know; they survive.
+    /// Keys of `hyperkit.json` that this version does not know. They are written as they were read.
     pub(crate) unknown: serde_json::Map<String, serde_json::Value>,
 }
 
-/// The format of an image file.
+/// The format of an image file; [`Disk`] has an example.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DiskFormat {
-    /// The disk's bytes without a header.
+    /// The disk's bytes, without a header. The file is as large as the disk, but sparse: it uses space only for what was
+    /// written.
     Raw,
-    /// qcow2, with hyperkit's options for it; requires a hyperkit that was built with qcow2 support.
+    /// qcow2, QEMU's format, in which the file grows with its content. On hyperkit, this requires a build with qcow2 support.
     Qcow2(QcowOptions),
 }
 
-/// How hyperkit handles a qcow2 image. QEMU ignores all of it but [`tool`](Self#structfield.tool).
+/// How hyperkit handles a qcow2 image. QEMU ignores all fields except [`tool`](Self#structfield.tool).
 ///
 /// ```
 /// use hyperkit::{Disk, FlushMode, QcowOptions};
@@ -69,20 +72,20 @@ pub enum DiskFormat {
 pub struct QcowOptions {
     /// What a flush by the guest does.
     pub flush: FlushMode,
-    /// The image is compacted after this many sectors were discarded; 0 is never.
+    /// The number of discarded sectors after which the image is compacted; 0 means never.
     pub compact_after: u64,
     /// The number of erased sectors that are kept for later use.
     pub keep_erased: u64,
     /// Whether hyperkit checks its invariants while it runs.
     pub runtime_asserts: bool,
-    /// Where hyperkit serves statistics, for instance `tcp:9090`.
+    /// The address at which hyperkit serves statistics, for instance `tcp:9090`.
     pub stats: Option<String>,
     /// The program that creates and grows the image: a `qcow-tool` or a `qemu-img`. If unset, the first of `qemu-img`
     /// and `qcow-tool` on `PATH`.
     pub tool: Option<PathBuf>,
 }
 
-/// What a flush by the guest does to a qcow2 image; see [`QcowOptions::flush`](QcowOptions#structfield.flush).
+/// What a flush by the guest does to a qcow2 image; see [`QcowOptions`], which has an example.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FlushMode {
@@ -91,24 +94,25 @@ pub enum FlushMode {
     Default,
     /// Nothing.
     None,
-    /// Passes what was written to the host's operating system.
+    /// The data is passed to the host's operating system, which may keep it in memory.
     Os,
-    /// Writes it to the host's disk.
+    /// The data is written to the host's disk.
     Drive,
 }
 
-/// The device that the guest sees a disk as.
+/// The kind of device that the guest sees; see [`Disk`], which has an example.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum DiskInterface {
     /// virtio-blk: `/dev/vda`.
     #[default]
     VirtioBlk,
-    /// A SATA disk on an AHCI controller of its own: `/dev/sda`.
+    /// A SATA disk, each on a separate AHCI controller: `/dev/sda`. For guests without a virtio driver.
     Ahci,
 }
 
-/// The sizes of a disk's sectors in bytes: powers of two from 512 to 1073741824, the logical one at most the physical.
+/// The sizes of a disk's sectors, in bytes. Both are powers of two from 512 to 1073741824, and the logical size is at most
+/// the physical size.
 ///
 /// ```
 /// let size = hyperkit::SectorSize { logical: 512, physical: 4096 };
@@ -119,7 +123,7 @@ pub enum DiskInterface {
 pub struct SectorSize {
     /// The unit in which the guest addresses the disk, in bytes.
     pub logical: u32,
-    /// The unit in which the disk is best written, in bytes.
+    /// The unit in which writes are fastest, in bytes.
     pub physical: u32,
 }
 
@@ -132,7 +136,7 @@ impl SectorSize {
 }
 
 impl fmt::Display for SectorSize {
-    /// In hyperkit's words: `512`, or `512/4096`.
+    /// Prints the form that hyperkit reads: `512`, or `512/4096`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.logical == self.physical {
             true => write!(f, "{}", self.logical),
@@ -183,36 +187,35 @@ impl DiskInterface {
 }
 
 impl Disk {
-    /// An image at `path`, whose format is probed.
+    /// Describes an image at `path`, whose format is probed.
     ///
-    /// Use [`Disk::raw`](Self::raw) for images the guest can write to. With probing, a guest could write a qcow2 header
-    /// and reach host files. (A probed qcow2 image with a backing file is refused.) Once the VM was started, its
-    /// description names the format that was found.
+    /// Use [`Disk::raw`](Self::raw) for images that the guest can write to. With probing, a guest could write a qcow2 header
+    /// to a raw disk and so reach files of the host at the next start. (A start refuses a probed qcow2 image that refers to
+    /// other files.) [`Vm::description`](crate::Vm::description) has the format that was found.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self { path: Some(path.into()), ..Self::default() }
     }
 
-    /// A raw image at `path`, which must exist unless a [`size_mib`](Self::size_mib) is given.
+    /// Describes a raw image at `path`, which must exist unless [`size_mib`](Self::size_mib) is set.
     #[must_use]
     pub fn raw(path: impl Into<PathBuf>) -> Self {
         Self { format: Some(DiskFormat::Raw), ..Self::new(path) }
     }
 
-    /// A qcow2 image at `path`, which must exist unless a [`size_mib`](Self::size_mib) is given.
+    /// Describes a qcow2 image at `path`, which must exist unless [`size_mib`](Self::size_mib) is set.
     #[must_use]
     pub fn qcow2(path: impl Into<PathBuf>, options: QcowOptions) -> Self {
         Self { format: Some(DiskFormat::Qcow2(options)), ..Self::new(path) }
     }
 
-    /// A raw image of `size_mib` MiB in the state directory, created if missing.
+    /// Describes a raw image of `size_mib` MiB in the state directory. A start creates it if it is missing.
     #[must_use]
     pub fn in_state_dir(size_mib: u64) -> Self {
         Self { format: Some(DiskFormat::Raw), ..Self::default() }.size_mib(size_mib)
     }
 
-    /// Sets [`size_mib`](Self#structfield.size_mib): a start creates the image if it is missing, and grows it if it is
-    /// smaller.
+    /// Sets [`size_mib`](Self#structfield.size_mib): the size in MiB. A start creates the image if it is missing.
     #[must_use]
     pub fn size_mib(mut self, size_mib: u64) -> Self {
         self.size_mib = Some(size_mib);
@@ -226,21 +229,21 @@ impl Disk {
         self
     }
 
-    /// Sets [`interface`](Self#structfield.interface) to [`Ahci`](DiskInterface::Ahci): a SATA disk.
+    /// Sets [`interface`](Self#structfield.interface) to [`Ahci`](DiskInterface::Ahci): the guest sees a SATA disk.
     #[must_use]
     pub fn ahci(mut self) -> Self {
         self.interface = DiskInterface::Ahci;
         self
     }
 
-    /// Sets [`read_only`](Self#structfield.read_only): the guest cannot write.
+    /// Sets [`read_only`](Self#structfield.read_only): the guest can only read the disk.
     #[must_use]
     pub fn read_only(mut self) -> Self {
         self.read_only = true;
         self
     }
 
-    /// Sets [`sync`](Self#structfield.sync): each write reaches the host's disk at once.
+    /// Sets [`sync`](Self#structfield.sync): writes complete only when the host's disk has the data.
     #[must_use]
     pub fn sync(mut self) -> Self {
         self.sync = true;
@@ -261,7 +264,7 @@ impl Disk {
         self
     }
 
-    /// The format as far as it is known without looking at the image.
+    /// The format that is set, or else the one that the name of the image suggests. Does not look at the image.
     pub(crate) fn format_by_name(&self) -> DiskFormat {
         let by_name = || match self.path.as_deref().and_then(Path::extension) {
             Some(extension) if extension == "qcow2" || extension == "qcow" => DiskFormat::Qcow2(QcowOptions::default()),
@@ -270,7 +273,7 @@ impl Disk {
         self.format.clone().unwrap_or_else(by_name)
     }
 
-    /// The path of the image of the `index`th disk: its own, or the default one in the state directory.
+    /// The path of the image of the `index`th disk: the one that is set, or the default one in the state directory.
     pub(crate) fn image_path(&self, index: usize, state_dir: Option<&Path>) -> Result<PathBuf, ConfigError> {
         let extension = if matches!(self.format, Some(DiskFormat::Qcow2(_))) { "qcow2" } else { "img" };
         match (&self.path, self.size_mib, state_dir) {
@@ -282,13 +285,13 @@ impl Disk {
 }
 
 impl<P: Into<PathBuf>> From<P> for Disk {
-    /// As [`Disk::new`].
+    /// The same as [`Disk::new`].
     fn from(path: P) -> Self {
         Self::new(path)
     }
 }
 
-/// The path of the `index`th disk that has none of its own.
+/// The default path of the image of the `index`th disk.
 pub(crate) fn default_path(state_dir: &Path, index: usize, extension: &str) -> PathBuf {
     match index {
         0 => state_dir.join(format!("disk.{extension}")),

@@ -19,8 +19,10 @@ use crate::error::{Error, Result};
 use crate::plan::validate::{check_cmdline, validate};
 use crate::sys::find_program::first_program;
 
-/// A hypervisor that can run a VM. The file name of the program decides: `qemu-system-…` is QEMU, anything else
-/// hyperkit.
+/// A kind of hypervisor that can run a VM.
+///
+/// The file name of the program decides which engine it is: `qemu-system-…` is QEMU, any other name hyperkit. (So
+/// `qemu-kvm` is taken for hyperkit: use a symlink with the other name.)
 ///
 /// ```
 /// use hyperkit::Engine;
@@ -32,9 +34,9 @@ use crate::sys::find_program::first_program;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Engine {
-    /// The macOS `hyperkit` command.
+    /// The `hyperkit` command for Intel Macs.
     HyperKit,
-    /// `qemu-system-x86_64`.
+    /// QEMU: `qemu-system-x86_64`, on Linux and macOS. Without KVM or HVF it emulates the processor.
     Qemu,
 }
 
@@ -43,7 +45,7 @@ pub enum Engine {
 const DRIVERS: [&dyn EngineDriver; 2] = [&hyperkit::Driver, &qemu::Driver];
 
 impl Engine {
-    /// The engine of a program with this file name.
+    /// Returns the engine of a program with this file name. [`HyperKit::engine`] returns that of a description.
     #[must_use]
     pub fn of(program: impl AsRef<Path>) -> Self {
         let name = program.as_ref().file_name().unwrap_or_default().as_encoded_bytes();

@@ -22,7 +22,7 @@ const APFS_STEP_BYTES: u64 = 1024 * 1024 * 1024;
 /// Creates a raw disk image of exactly `size_mib` MiB at `path`, and the directories above it.
 ///
 /// The file is sparse: it uses no space before something is written to it. It appears whole or not at all.
-/// [`Disk::create`] also creates qcow2 images.
+/// [`Disk::create`] also creates qcow2 images. A start creates missing images by itself, if their disks have a size.
 ///
 /// ```
 /// let dir = tempfile::tempdir()?;
@@ -41,9 +41,10 @@ pub fn create_disk_image(path: impl AsRef<Path>, size_mib: u64) -> Result<()> {
 
 impl Disk {
     /// Creates the image at [`path`](Self#structfield.path) with [`size_mib`](Self#structfield.size_mib), and the
-    /// directories above it: raw and sparse, or qcow2 with `qemu-img` or `qcow-tool`. It appears whole or not at all.
+    /// directories above it. It appears whole or not at all. A raw image is sparse; qcow2 images are created by `qemu-img` or
+    /// `qcow-tool`.
     ///
-    /// A start does this for a disk that is missing.
+    /// A start does this if the image is missing.
     ///
     /// ```
     /// use hyperkit::Disk;
@@ -65,13 +66,15 @@ impl Disk {
         create(path, &self.format_by_name(), size_mib)
     }
 
-    /// Grows the image to [`size_mib`](Self#structfield.size_mib). An image of this size is not changed.
+    /// Grows the image to [`size_mib`](Self#structfield.size_mib). It does not change an image of this size.
     ///
-    /// A start does this for a disk that is smaller than described.
+    /// A start does this if the image is smaller. [`create`](Self::create) has an example. The guest has to grow its
+    /// partitions and file systems by itself.
     ///
     /// # Errors
     /// [`ConfigError::DiskShrinks`] if the image is larger, and is not changed; [`Error::DiskInUse`] if a VM uses it;
-    /// otherwise those of [`create`](Self::create).
+    /// [`ConfigError::NotFound`] if it does not exist; otherwise those of [`create`](Self::create).
+    #[doc(alias = "resize")]
     pub fn grow(&self) -> Result<()> {
         let (path, size_mib) = self.path_and_size()?;
         match needs_growth(path, size_mib)? {
@@ -146,12 +149,12 @@ fn lengthen(file: &File, from: u64, to: u64) -> io::Result<()> {
     steps(from, to, step).try_for_each(|length| file.set_len(length))
 }
 
-/// The lengths on the way, of which the last is `to`.
+/// The lengths between `from` and `to`, in steps. The last one is `to`.
 fn steps(from: u64, to: u64, step: u64) -> impl Iterator<Item = u64> {
     std::iter::successors(Some(from), move |&at| (at < to).then(|| at.saturating_add(step).min(to))).skip(1)
 }
 
-/// The program that creates and grows images of this format, if that needs one.
+/// The program that creates and grows images of this format; `None` for raw images.
 pub(crate) fn tool_for(format: &DiskFormat) -> Result<Option<PathBuf>, ConfigError> {
     let DiskFormat::Qcow2(options) = format else { return Ok(None) };
     let wanted: Vec<&Path> = match &options.tool {

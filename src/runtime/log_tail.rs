@@ -17,14 +17,23 @@ use crate::state::{LOG_FILE, StateDir};
 const MAX_TAIL_BYTES: u64 = 4 * 1024;
 const MAX_TAIL_LINES: usize = 10;
 
-/// The last lines of a hypervisor's output and of its guest's console.
+/// The last lines of a hypervisor's output and of its guest's console, in errors and from
+/// [`Vm::log_tail`](crate::Vm::log_tail).
 ///
 /// `{tail}` is one line, `{tail:#}` has the original line breaks. Both escape control characters.
 ///
 /// ```
-/// let tail = hyperkit::LogTail::default();
-/// assert!(tail.is_empty());
-/// assert_eq!(tail.to_string(), "");
+/// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
+/// # let _here = here::alone();
+/// use hyperkit::{Error, HyperKit};
+///
+/// let description = HyperKit::new().state_dir("vm").kernel("vmlinuz").extra_argument("-no-such-option");
+/// if let Err(Error::HypervisorFailed { log_tail, .. }) = description.start("") {
+///     println!("{log_tail:#}");
+///     # assert!(log_tail.hypervisor.contains("no-such-option"));
+/// }
+/// # assert!(hyperkit::LogTail::default().is_empty());
+/// # assert!(description.start("").is_err());
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
@@ -36,7 +45,7 @@ pub struct LogTail {
 }
 
 impl LogTail {
-    /// Whether there is no output at all.
+    /// Returns whether there is no output at all.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.hypervisor.is_empty() && self.console.is_empty()
