@@ -49,6 +49,7 @@ impl From<&Path> for Network {
 ///
 /// let description = HyperKit::new().network(Network::Nat).port_forward(PortForward::tcp(0, 22));
 /// assert_eq!(description.port_forwards[0].to_string(), "tcp 127.0.0.1:0 -> 22");
+/// assert_eq!(PortForward::udp(5353, 53).to_string(), "udp 127.0.0.1:5353 -> 53");
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PortForward {
@@ -164,6 +165,7 @@ pub enum Console {
 /// // com1 on the terminal, com2 logged to `console-ring2` and connected to nothing.
 /// let description = HyperKit::new().serial(Serial::stdio()).serial(Serial::none().log());
 /// # assert_eq!(description.serials.unwrap().len(), 2);
+/// let on_a_mac = HyperKit::new().serial(Serial::pty().apple_log());
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(default)]

@@ -53,7 +53,7 @@ pub(crate) const CONTROL_TIMEOUT: Duration = Duration::from_secs(5);
 /// use hyperkit::{Disks, HyperKit};
 ///
 /// let vm = HyperKit::new().state_dir("vm").kernel("vmlinuz").initrd("initrd.img").start("console=ttyS0")?;
-/// println!("process {} in {:?}", vm.pid(), vm.state_dir());
+/// println!("process {} in {:?}, {} vCPUs", vm.pid(), vm.state_dir(), vm.description().cpus);
 /// # vm.kill()?; // nothing else ends the VM of this example
 /// let exit = vm.wait();
 /// println!("the VM {exit}");

@@ -33,7 +33,7 @@ fn root() -> PathBuf {
 }
 
 /// Returns all Rust files in a folder of the repository, with paths relative to that folder.
-fn rust_files(folder: &str) -> Vec<(PathBuf, String)> {
+pub fn rust_files(folder: &str) -> Vec<(PathBuf, String)> {
     let top = root().join(folder);
     let (mut folders, mut files) = (vec![top.clone()], Vec::new());
     while let Some(folder) = folders.pop() {

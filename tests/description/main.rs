@@ -4,6 +4,7 @@
 mod common;
 
 mod check;
+mod documentation;
 mod errors;
 mod go_recordings;
 mod imports;
