@@ -70,7 +70,7 @@ pub enum ShutdownOutcome {
     AlreadyExited(Exit),
     /// The guest ended by itself, within the grace period.
     Graceful(Exit),
-    /// The hypervisor was killed, by this call or by somebody else, or it failed.
+    /// The hypervisor was killed, by this call or by another program, or it failed.
     Forced(Exit),
     /// The VM exited within the grace period, but it is not known whether the guest ended it.
     Unknown,

@@ -22,7 +22,7 @@ pub(crate) struct Record {
     /// Program and arguments as a single line.
     #[serde(deserialize_with = "json::or_default")]
     pub cmdline: String,
-    /// When the process started, in seconds since 1970. With the pid, it tells the process from a later one.
+    /// When the process started, in seconds since 1970. With the pid, it identifies the process: a later one may have the same pid.
     #[serde(with = "json::count", skip_serializing_if = "Option::is_none")]
     pub pid_started: Option<u64>,
     /// The MAC address that vmnet gives the guest, as hyperkit reports it before the start.
@@ -37,7 +37,7 @@ pub(crate) struct Record {
     pub home: Home,
 }
 
-/// Does not take part in comparisons: two descriptions are equal wherever they were read.
+/// A directory that comparisons ignore: two descriptions are equal even if they were read from different directories.
 #[derive(Clone, Debug, Default, Eq)]
 pub(crate) struct Home(pub Option<PathBuf>);
 

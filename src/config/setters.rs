@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use crate::config::disk::Disk;
 use crate::config::{Console, HyperKit, Multiboot, Network, PortForward, Serial, Share9p, Share9pSource};
 
-/// `name: Type` sets a field, `name: some Type` an optional one, `name: Type in list` adds to a list; with `into`, from
-/// whatever converts into the type. The doc comment is one line: the field's own describes it.
+/// `name(Type)` sets a field, `name(some Type)` an optional one, `name(Type) in list` adds to a list. With `into`, the argument
+/// is anything that converts into the type. The doc comment is one line, since the field has the whole description.
 macro_rules! setters {
     (@doc $what:literal, $verb:literal, $field:ident) => {
         concat!($verb, " [`", stringify!($field), "`](Self#structfield.", stringify!($field), "): ", $what, ".")

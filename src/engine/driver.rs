@@ -20,7 +20,7 @@ use crate::state::StateDir;
 /// Waits for the hypervisor to report how the guest ends. Returns when the hypervisor has exited.
 pub(crate) type ExitListener = Box<dyn FnOnce() -> Option<Exit> + Send>;
 
-/// What can be done to a running VM besides killing it.
+/// What an engine can do to a running VM, except killing it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Control {
     PressPowerButton,
@@ -39,7 +39,7 @@ impl Control {
     }
 }
 
-/// Addresses of the guest that are known from outside.
+/// Addresses of the guest that the host knows.
 #[derive(Debug, Default)]
 pub(crate) struct GuestAddresses {
     pub network: Option<Ipv4Addr>,
@@ -51,7 +51,7 @@ pub(crate) struct VsockEndpoint {
     pub socket: PathBuf,
     /// What to send first.
     pub request: Option<String>,
-    /// Whether an answer tells that a program in the guest accepted the connection.
+    /// Whether the engine answers when a program in the guest has accepted the connection.
     pub is_acknowledged: bool,
 }
 
@@ -61,15 +61,15 @@ pub(crate) struct VsockDaemon {
     pub arguments: Vec<String>,
     /// The sockets on which it listens when it is ready.
     pub sockets: Vec<PathBuf>,
-    /// A FIFO that the hypervisor opens. The daemon runs as long as somebody holds it open for writing.
+    /// A FIFO that the hypervisor opens. The daemon runs as long as a process holds it open for writing.
     pub lifetime_fifo: PathBuf,
 }
 
-/// An engine.
+/// What each engine implements.
 pub(crate) trait EngineDriver: Sync {
     fn engine(&self) -> Engine;
 
-    /// The name in messages.
+    /// The name of the engine in messages.
     fn name(&self) -> &'static str;
 
     /// Whether a program with this file name is of this engine.
@@ -80,7 +80,7 @@ pub(crate) trait EngineDriver: Sync {
 
     // --- from the description to arguments, and back ---
 
-    /// What the engine cannot do, whatever the host.
+    /// What the engine cannot do on any host.
     fn unsupported(&self, description: &HyperKit) -> Vec<ConfigError>;
 
     /// What the engine cannot do on this host.
@@ -105,7 +105,7 @@ pub(crate) trait EngineDriver: Sync {
 
     // --- the running hypervisor ---
 
-    /// The MAC address that vmnet will give the guest, if the engine can tell.
+    /// The MAC address that vmnet will give the guest, if the engine can find it out.
     fn vmnet_mac(&self, _description: &HyperKit) -> Option<String> {
         None
     }
@@ -114,7 +114,7 @@ pub(crate) trait EngineDriver: Sync {
     /// directory with files that the engine does not write by itself.
     fn finish_start(&self, description: &HyperKit, state: &StateDir, timeout: Duration) -> Result<bool>;
 
-    /// Connects to whatever tells how the guest ends, if the exit code does not.
+    /// Connects to the hypervisor's source of events, if the exit code alone does not say how the guest ended.
     fn exit_listener(&self, _state: &StateDir) -> Option<ExitListener> {
         None
     }
@@ -151,7 +151,7 @@ pub(crate) trait EngineDriver: Sync {
     /// The forwarded ports with their numbers.
     fn port_forwards(&self, state: Option<&StateDir>, timeout: Duration) -> Result<Vec<PortForward>>;
 
-    /// The guest's addresses as far as they are known.
+    /// The guest's addresses that are known.
     fn addresses(&self, description: &HyperKit) -> GuestAddresses;
 
     /// How to connect to a vsock port of the guest.

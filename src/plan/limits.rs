@@ -1,7 +1,7 @@
 //! The limits that validation and messages share.
 //!
-//! A description is held to hyperkit's limits whichever engine runs it, so that it boots on either. The figures are
-//! hyperkit's own, from its argument parsing and device set-up.
+//! Validation applies hyperkit's limits to every description, so that it boots on each engine. The numbers are from hyperkit's
+//! argument parsing and device set-up.
 
 use std::ops::RangeInclusive;
 

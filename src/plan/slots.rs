@@ -26,8 +26,8 @@ pub(crate) enum NicBackend<'a> {
     Tap(&'a str),
 }
 
-/// The devices with their slots, from slot 1 on. The order is the Go package's, so that a guest finds each device where
-/// it was.
+/// The devices with their slots, from slot 1 on. The order is the Go package's, so that a guest of that package finds each
+/// device in the same slot.
 pub(crate) fn layout(description: &HyperKit) -> Result<Vec<(u8, Device<'_>)>, ConfigError> {
     let network = (description.network != Network::None).then_some(NicBackend::Network(&description.network));
     let vmnet = description.vmnet.then_some(NicBackend::Vmnet);

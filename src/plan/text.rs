@@ -16,13 +16,13 @@ pub(crate) fn check_path<'a>(field: &'static str, path: &'a Path) -> Result<&'a 
     check_text(field, utf8(field, path)?)
 }
 
-/// The path itself, if it can stand in an argument. What cannot is reported once, and no file is looked for by that name.
+/// The path itself, if it can stand in an argument. Otherwise only that is reported, and no file is searched by that name.
 pub(crate) fn valid_path<'a>(field: &'static str, path: &'a Path) -> Result<&'a Path> {
     check_path(field, path).map(|_| path)
 }
 
-/// Accepts a text that is not empty and contains neither a comma, at which hyperkit splits, nor NUL, at which the
-/// operating system ends it.
+/// Accepts a text that is not empty, and contains no comma and no NUL. hyperkit splits its arguments at commas. The operating
+/// system ends an argument at NUL.
 pub(crate) fn check_text<'a>(field: &'static str, text: &'a str) -> Result<&'a str> {
     reject_chars(&[',', '\0'], field, text)?;
     if text.is_empty() { Err(ConfigError::Missing { field }) } else { Ok(text) }
@@ -49,7 +49,7 @@ pub(crate) fn is_uuid(text: &str) -> bool {
         && groups.iter().all(|group| group.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
-/// Whether this is the MAC address of a single card.
+/// Whether this is the MAC address of a single card, and not of a group of cards.
 pub(crate) fn is_unicast_mac(text: &str) -> bool {
     let bytes: Option<Vec<_>> = text
         .split(':')

@@ -167,7 +167,7 @@ fn check_strings(description: &HyperKit, found: &mut Violations) {
     }
     if let Some(name) = &description.argv0 {
         found.collect(reject_chars(&['\0'], "argv0", name));
-        // The operating system takes a blank name for none, and hyperkit.json cannot tell it from an unset one.
+        // The operating system treats a blank name as no name, and in hyperkit.json an empty text means unset.
         if name.trim().is_empty() {
             found.add(ConfigError::Missing { field: "argv0" });
         }
@@ -264,7 +264,7 @@ fn check_disks(description: &HyperKit, found: &mut Violations) {
         if let Some(value) = image.sector_size.filter(|size| !size.is_valid()) {
             found.add(ConfigError::InvalidSectorSize { path, value });
         }
-        // Values of other versions that would make a different disk of it.
+        // Values of other versions. Without them it would be a different disk.
         for (key, value) in image.unknown.iter().filter(|(key, _)| ["format", "driver", "OnFlush"].contains(&&***key)) {
             found.add(ConfigError::UnknownSetting { key: format!("disks.{key}: {value}") });
         }

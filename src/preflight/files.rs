@@ -143,27 +143,27 @@ fn check_images(description: &HyperKit, found: &mut Violations) {
         }
         images.push((path, disk.read_only));
     }
-    // Links give one image several names.
+    // Links can give one image several names.
     found.collect(reject_duplicates(&images, |path, other| match (inode(path), inode(other)) {
         (Some(one), Some(other)) => one == other,
         _ => canonical(path) == canonical(other),
     }));
 }
 
-/// If nobody listened on the socket, hyperkit would try forever without a message.
+/// Refuses a socket on which no program listens: hyperkit would try to connect forever, without a message.
 fn check_vpnkit(socket: &Path) -> Result<()> {
     if !socket.exists() {
         return Err(ConfigError::NotFound { field: "network", path: socket.to_owned() });
     }
     match connect(socket, Duration::ZERO) {
-        // A listener whose queue is full.
+        // A program listens, and its queue is full.
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
         Err(error) => Err(ConfigError::inaccessible("network", socket, &error)),
         Ok(_) => Ok(()),
     }
 }
 
-/// Files must be creatable in the directory, or in as much of its path as exists.
+/// Checks whether files can be created in the directory. If it does not exist, the nearest existing directory above it counts.
 fn check_writable_dir(field: &'static str, dir: &Path) -> Result<()> {
     for existing in dir.ancestors() {
         match existing.metadata() {

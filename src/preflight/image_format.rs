@@ -89,7 +89,8 @@ pub(crate) fn needs_growth(path: &Path, size_mib: u64) -> Result<Option<bool>> {
     Ok(Some(length < wanted))
 }
 
-/// The format of the image at `path`: the disk's, or else the one of the content, or of the name if there is no file.
+/// The format of the image at `path`: the one that the disk sets, or else that of the content. If there is no file, the name
+/// decides.
 pub(crate) fn found_format(disk: &Disk, path: &Path) -> Result<DiskFormat> {
     // Other checks report a file that cannot be read.
     let Ok(header) = ImageHeader::read(path) else { return Ok(disk.format_by_name()) };

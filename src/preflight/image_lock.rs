@@ -10,10 +10,10 @@ use crate::config::disk::DiskFormat;
 use crate::engine;
 use crate::error::{Error, Result};
 
-/// Refuses an image that a VM uses, unless both can only read. While the returned lock is held, no other start gets past
-/// this point with the image.
+/// Refuses an image that a VM uses, unless both only read it. While the returned lock is held, this refuses the image to every
+/// other start.
 ///
-/// It takes the lock for a moment, so it can make a simultaneous start with this image fail. Therefore `check` does not
+/// It always takes the lock for a moment, which makes another start with this image fail in that moment. So `check` does not
 /// call it.
 pub(crate) fn lock_image(path: &Path, format: &DiskFormat, read_only: bool) -> Result<Option<ImageLock>> {
     let file = match OpenOptions::new().read(true).write(!read_only).open(path) {
@@ -51,7 +51,7 @@ impl Drop for ImageLock {
     }
 }
 
-/// Takes the flock of an image, unless somebody else has locked it: hyperkit uses flock, QEMU locks byte ranges by fcntl.
+/// Takes the flock of an image, unless another program has locked it: hyperkit uses flock, QEMU locks byte ranges by fcntl.
 /// Returns whether it was taken.
 fn try_lock(file: &File, read_only: bool) -> io::Result<bool> {
     let lock = match read_only {
@@ -61,8 +61,8 @@ fn try_lock(file: &File, read_only: bool) -> io::Result<bool> {
     Ok(!is_refused(rustix::io::retry_on_intr(|| flock(file, lock)))? && !is_locked_by_qemu(file, lock)?)
 }
 
-/// Whether a lock is refused because somebody else has it. A file system without locks, such as NFS without a lock daemon,
-/// tells nothing.
+/// Whether a lock is refused because another program has it. A file system without locks, such as NFS without a lock daemon,
+/// counts as not locked.
 fn is_refused(tried: rustix::io::Result<()>) -> io::Result<bool> {
     use rustix::io::Errno;
     match tried {

@@ -63,8 +63,8 @@ pub(crate) fn bz_image(path: &Path) -> Result<BzImage> {
 }
 
 impl BzImage {
-    /// Refuses the kernel, or its initrd of so many bytes, if they do not fit into memory. hyperkit loads the initrd as high
-    /// as possible, even over the kernel.
+    /// Refuses the kernel or its initrd if they do not fit into memory. The initrd comes with its length in bytes. hyperkit
+    /// loads the initrd as high as possible, and would overwrite the kernel.
     pub(crate) fn check_fits(&self, memory_mib: u64, kernel: &Path, initrd: Option<(&PathBuf, u64)>) -> Result<()> {
         let low_memory = low_memory(memory_mib);
         let end = self.start.saturating_add(self.init_size);
@@ -110,7 +110,7 @@ pub(crate) fn multiboot_end(path: &Path) -> Result<u64> {
     }
     if flags & HAS_ADDRESSES != 0 {
         let [header, load, load_end] = [12, 16, 20].map(|field| word(at + field));
-        // What precedes the header in memory precedes it in the file.
+        // The part of the kernel before the header is as long in the file as in memory.
         let offset = (at as u64).saturating_sub(header.saturating_sub(load));
         return Ok(if load_end == 0 { load + metadata.len() - offset } else { load_end });
     }
@@ -138,7 +138,8 @@ pub(crate) fn multiboot_end(path: &Path) -> Result<u64> {
     end.map_or_else(|| no("no loadable segment"), Ok)
 }
 
-/// Refuses a multiboot kernel that ends at `end`, or its modules of so many bytes after it, if they do not fit into memory.
+/// Refuses a multiboot kernel that ends at `end`, or its modules, if they do not fit into memory. Modules come with their lengths
+/// in bytes.
 pub(crate) fn check_multiboot_fits(memory_mib: u64, kernel: &Path, end: u64, modules: &[(&Path, u64)]) -> Result<()> {
     let mut end = end;
     for (path, length) in [(kernel, 0)].iter().chain(modules) {

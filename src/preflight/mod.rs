@@ -1,5 +1,5 @@
-//! Everything before a start: checks of the description, of the files and programs that it names, and of the host; disk
-//! images, which a start also creates, grows and locks.
+//! What a start does first: it checks the description, the files and programs that it names, and the host. Disk images are
+//! here, too, which a start creates, grows and locks.
 
 pub(crate) mod files;
 pub(crate) mod image;
@@ -36,8 +36,8 @@ pub(crate) fn resolved(description: &HyperKit) -> Result<HyperKit> {
     not_found.map_or(Ok(description), Err)
 }
 
-/// Resolves what can be resolved, with the violations that are found on the way, and the error if the hypervisor is
-/// missing.
+/// Resolves the description, even if parts of it are not valid. Returns also the violations that it finds, and the error if the
+/// hypervisor is missing.
 fn resolve(description: &HyperKit) -> Result<(HyperKit, Violations, Option<Error>)> {
     let mut resolved = description.clone();
     resolved.paths_mut().try_for_each(make_absolute)?;
@@ -65,7 +65,7 @@ fn resolve(description: &HyperKit) -> Result<(HyperKit, Violations, Option<Error
         let Ok(path) = disk.image_path(index, resolved.state_dir.as_deref()) else { continue };
         if let Some(format) = violations.collect(found_format(disk, &path)) {
             let disk = &mut resolved.disks[index];
-            // The default place depends on the format: it is the one that was looked at.
+            // The default path depends on the format. The file that was probed must stay the disk's image.
             if disk.format.is_none() {
                 disk.path = Some(path);
             }

@@ -9,20 +9,21 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::sys::thread;
 
-/// How often a process is looked at whose exit the system does not report.
+/// How often a process is polled if the system does not report its exit.
 const POLL_INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
-/// Readable once the process has exited: a pidfd, or else one end of a socket pair whose other end a waiting thread holds.
+/// Readable once the process has exited: a pidfd, or one end of a socket pair. A thread that waits for the exit holds the other
+/// end.
 #[derive(Clone, Debug)]
 pub(crate) struct ExitFd(Arc<OwnedFd>);
 
 impl ExitFd {
-    /// For a process whose exit `wait` waits for, in a thread of its own.
+    /// For a process for whose exit `wait` waits, in a separate thread.
     pub fn from_waiting(wait: impl FnOnce() + Send + 'static) -> io::Result<Self> {
         Self::from_thread(|_| wait())
     }
 
-    /// For a process whose exit can only be polled, in a thread of its own, which ends also when the descriptor is closed.
+    /// For a process whose exit can only be polled, in a separate thread. The thread also ends when the descriptor is closed.
     pub fn from_polling(has_exited: impl Fn() -> bool + Send + 'static) -> io::Result<Self> {
         Self::from_thread(move |held| {
             let is_closed = || {

@@ -3,8 +3,8 @@
 //! Linux has files for each process in `/proc`; sysinfo would read all processes to report one. Elsewhere this is sysinfo's
 //! report.
 //!
-//! A function here returns `Ok(None)` only for a process that does not exist or is a zombie. Whatever keeps this program
-//! from looking is an error.
+//! A function here returns `Ok(None)` only for a process that does not exist or is a zombie. If this program cannot read about
+//! a process, that is an error.
 
 use std::ffi::OsString;
 use std::io;
@@ -53,7 +53,7 @@ mod system {
         pub command: Vec<OsString>,
     }
 
-    /// When the process `pid` was started, in seconds since 1970, as precise as the system clock is steady.
+    /// When the process `pid` was started, in seconds since 1970, as precisely as the system clock allows.
     pub(crate) fn start_time(pid: u32) -> io::Result<Option<u64>> {
         let Some(ticks) = stat(pid, 19)?.and_then(|ticks| ticks.parse::<u64>().ok()) else { return Ok(None) };
         Ok(Some(boot_time()? + ticks / rustix::param::clock_ticks_per_second()))
@@ -86,7 +86,7 @@ mod system {
             Some(Errno::NOENT) => {
                 let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
                 let exists = raw.is_some_and(|pid| test_kill_process(pid) != Err(Errno::SRCH));
-                // It may have exited since, or have its entry only now.
+                // Checked again: the process may have exited meanwhile, or its entry may have appeared.
                 if exists && !Path::new(&format!("/proc/{pid}")).exists() && is_alive(raw) {
                     Err(error)
                 } else {
@@ -112,10 +112,10 @@ mod system {
         }
     }
 
-    /// How long a process may take to become another program on a busy host. A program can also remove its arguments for
-    /// good, but that is rare.
+    /// How long an `exec` may take on a busy host until the process has its new arguments. A program can also remove its
+    /// arguments, and then they never come, but that is rare.
     const EXEC_TIMEOUT: Duration = Duration::from_secs(2);
-    /// The same for each process when all are listed, which together may take [`EXEC_TIMEOUT`].
+    /// The least time for each process when all are listed. All together may take [`EXEC_TIMEOUT`].
     const MIN_EXEC_TIMEOUT: Duration = Duration::from_millis(100);
 
     /// The process `pid`, if it runs.
@@ -213,7 +213,7 @@ mod system {
         working_dir: Option<PathBuf>,
     }
 
-    /// When the process `pid` was started, in seconds since 1970, as precise as the system clock is steady.
+    /// When the process `pid` was started, in seconds since 1970, as precisely as the system clock allows.
     pub(crate) fn start_time(pid: u32) -> io::Result<Option<u64>> {
         query(pid)?.map_or(Ok(None), |process| process.start_time())
     }

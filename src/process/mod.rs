@@ -1,4 +1,4 @@
-//! A process by its pid, which need not be a child: whether it runs, signals, waiting for its exit.
+//! A process by its pid: whether it runs, signals, waiting for its exit. It need not be a child of this process.
 //!
 //! "Running", "not running" and "cannot tell" are three answers: `Ok(Some(_))`, `Ok(None)` and `Err(_)`.
 
@@ -26,7 +26,7 @@ use rustix::{
 #[cfg(target_os = "linux")]
 const EXIT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A process that was running when it was found, and later is either the same or gone.
+/// A process that was running when it was found. It stays this process: a later one with the same pid is not taken for it.
 #[derive(Debug)]
 pub(crate) struct Process {
     pid: Pid,
@@ -44,7 +44,7 @@ impl Process {
     /// images. It counts as not running, but this waits until it has exited, so that the next VM can have the images.
     pub fn find(pid: u32, is_wanted: impl FnOnce(&ProcessInfo) -> io::Result<bool>) -> io::Result<Option<Self>> {
         let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
-        // The handle is opened first: then what is looked at is the process that the handle means.
+        // The pidfd is opened first, so that the information is about the process of the pidfd, and not of an earlier one.
         #[cfg(target_os = "linux")]
         let pidfd = match pidfd_open(raw, PidfdFlags::empty()) {
             Ok(pidfd) => Some(ExitFd::from(pidfd)),
@@ -84,7 +84,8 @@ impl Process {
         self.pid.as_raw_nonzero().get().unsigned_abs()
     }
 
-    /// Tells the process by its pid and start time, without a pidfd. A failure to look counts as running: it may pass.
+    /// Identifies the process by its pid and start time, without a pidfd. If the process cannot be read, it counts as running:
+    /// a later call may succeed.
     fn is_running(&self) -> bool {
         match query(self.pid()) {
             Ok(Some(info)) => self.started.is_some_and(|started| info.started_at(started).unwrap_or(true)),
@@ -141,7 +142,7 @@ impl Process {
     }
 }
 
-/// A signal to a process that has exited is no error.
+/// Turns ESRCH into success: a signal to a process that has exited is no error.
 pub(crate) fn ignore_esrch(sent: rustix::io::Result<()>) -> io::Result<()> {
     match sent {
         Err(rustix::io::Errno::SRCH) => Ok(()),

@@ -1,4 +1,4 @@
-//! A hypervisor that this process has started. One thread supervises it: it passes on output and reaps.
+//! A hypervisor that this process has started. One thread supervises it: the thread passes on output and reaps.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -37,14 +37,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A child, for any number of threads.
+/// A child process. Any number of threads can wait for it.
 pub(crate) struct Child {
     pid: Pid,
     driver: &'static dyn EngineDriver,
     exit: Mutex<ExitState>,
     exited: Condvar,
     exit_fd: ExitFd,
-    /// The thread that waits for the hypervisor to report how the guest ends.
+    /// The thread that waits for the hypervisor's report of how the guest ended.
     exit_listener: Mutex<Option<ListenerThread>>,
     resources: Mutex<Resources>,
     /// Whether a start that waits for this child holds the lock of the state directory, and cleans up there if it fails.
@@ -63,7 +63,7 @@ struct ListenerThread {
     report: Arc<Mutex<Option<Exit>>>,
 }
 
-/// What lasts as long as the child.
+/// What is kept as long as the child runs.
 #[derive(Debug, Default)]
 pub(crate) struct Resources {
     /// The caller's terminal, if the console is on it.
@@ -88,7 +88,7 @@ impl Child {
         state: Option<StateDir>,
         mut resources: Resources,
     ) -> Result<Arc<Self>> {
-        // The thread comes first: there must be no child that nobody supervises.
+        // The thread is created first. If that failed after the spawn, no thread would supervise the child.
         let (send, receive) = handover::<(std::process::Child, Arc<Self>)>();
         let supervise = move || {
             if let Some((child, shared)) = receive.receive() {
@@ -143,7 +143,7 @@ impl Child {
         &self.exit_fd
     }
 
-    /// Runs the listener in a thread of its own.
+    /// Runs the listener in a separate thread.
     pub fn listen(&self, listener: ExitListener) -> Result<()> {
         let report = Arc::new(Mutex::new(None));
         let reported = report.clone();
@@ -192,7 +192,7 @@ impl Child {
     }
 
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
-        // The child is reaped under this lock: without an exit, the pid is still its own.
+        // The child is reaped under this lock. So while no exit is known, no other process can have the pid.
         let state = lock(&self.exit);
         if state.exit.is_none() { ignore_esrch(kill_process(self.pid, signal)) } else { Ok(()) }
     }
@@ -213,7 +213,7 @@ impl Child {
         drop(vsock_daemon);
         pass_on(true);
         drop(terminal);
-        // A shell that was killed early has not done it.
+        // Usually the owner's shell has removed it, but not if the shell was killed early.
         let _ = output.remove_temporary();
         let listener = lock(&self.exit_listener).take();
         let reported = listener.and_then(|ListenerThread { thread, report }| {

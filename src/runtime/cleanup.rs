@@ -21,7 +21,7 @@ impl StateDir {
 
     /// Removes pid file, tty files and sockets of a VM that has exited. Logs stay.
     pub fn clear_runtime_files(&self, _: &Lock) -> Result<()> {
-        // Until then the vsock daemon could create its sockets again.
+        // Until the vsock daemon has exited, it could create its sockets again.
         wait_until_unread(&self.file(VHOST_LINE));
         let files = [PID_FILE, UNFINISHED, VHOST_LINE].into_iter().chain(ALL_TTYS);
         let stale = files.map(str::to_owned).chain(self.sockets()?);
@@ -82,7 +82,7 @@ mod tests {
     const LINK: &str = "guest.00000946";
 
     #[test]
-    fn sockets_of_a_vm_are_told_by_kind_and_name() {
+    fn sockets_of_a_vm_are_recognized_by_kind_and_name() {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::new(dir.path()).unwrap();
         for name in OURS.iter().chain(&[LINK]) {

@@ -58,8 +58,8 @@ impl StateDir {
         Ok(None)
     }
 
-    /// The processes whose command line alone tells that they may be the hypervisor. A starter may have been killed before
-    /// its hypervisor wrote a pid file, or the state file may be unreadable. An empty directory never had a VM.
+    /// The processes that may be the hypervisor by their command line alone. This is needed if a starter was killed before its
+    /// hypervisor wrote a pid file, or if the state file is unreadable. An empty directory never had a VM.
     fn candidates(&self, record: Option<&Record>) -> io::Result<Vec<u32>> {
         let should_scan = match record {
             Some(record) => record.pid.is_none() && !record.arguments.is_empty(),
@@ -70,7 +70,7 @@ impl StateDir {
             let may_be_ours = match record {
                 Some(record) => process.has_arguments(&record.arguments),
                 None => match self.owns_pid_file(&process) {
-                    // Another user's process with a relative pid file: the file is not in a directory of ours.
+                    // The process belongs to another user, who cannot write to this user's state directory.
                     Err(error) if error.kind() == io::ErrorKind::PermissionDenied => false,
                     owns => owns?,
                 },
@@ -82,7 +82,7 @@ impl StateDir {
         Ok(found)
     }
 
-    /// Whether the process was told to write the pid file of this directory.
+    /// Whether the process has an option to write the pid file of this directory.
     fn owns_pid_file(&self, process: &ProcessInfo) -> io::Result<bool> {
         for file in pid_files(&process.command).map(Path::new) {
             if file.file_name() != Some(OsStr::new(PID_FILE)) {

@@ -1,5 +1,5 @@
-//! Wakes futures that wait for the exit of processes that are no children. One thread serves all of them, as long as there
-//! are any.
+//! Wakes futures that wait for the exit of processes that are not children of this one. One thread serves all of them, and
+//! ends with the last.
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -77,8 +77,8 @@ fn run(interrupted: &UnixStream) {
     }
 }
 
-/// Wakes a future. The waker is the embedding program's: it may poll the future at once, which locks the waker, and if it
-/// panics, others must still be woken.
+/// Wakes a future. The waker is code of the embedding program. It may poll the future at once, which locks the waker. It may
+/// panic, and then others must still be woken.
 pub(super) fn wake(waker: &SharedWaker) {
     let waker = waker.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));

@@ -13,7 +13,7 @@ use crate::runtime::output::Output;
 use crate::runtime::ring::ConsoleLog;
 use crate::state::{LOG_FILE, StateDir};
 
-/// How much of the end is read, and how many lines of it are kept.
+/// How much of the end of a log is read, in bytes, and how many lines of that are kept.
 const MAX_TAIL_BYTES: u64 = 4 * 1024;
 const MAX_TAIL_LINES: usize = 10;
 

@@ -1,14 +1,14 @@
-//! A hypervisor that ends with its owner, however the owner ends.
+//! A hypervisor that is killed when its owner ends, in whatever way.
 //!
 //! A shell is started with one end of a socket pair as its standard error. It starts two watchers, which read the socket,
 //! and becomes the hypervisor: process ID, exit status, standard input and output are as without it. At the end of the
-//! stream, that is when the owner has exited or drops its end, the watchers kill the hypervisor. A line for each sends
-//! them away. There are two, so that either can be killed. Their parent exits at once, so the hypervisor never has to reap
-//! them. The shell opens the log by its path, since the socket occupies the descriptor.
+//! stream, that is when the owner has exited or drops its end, the watchers kill the hypervisor. A watcher that reads a line
+//! exits without that. There are two, so that either can be killed. Their parent exits at once, so the hypervisor never has
+//! to reap them. The shell opens the log by its path, since the socket is its standard error.
 //!
-//! A watcher becomes another shell, since it would otherwise keep the hypervisor's arguments on its command line, by which
-//! a hypervisor without a pid file, and a user of a qcow2 image, is found. A temporary log is removed before the watchers
-//! start: nothing kills the shell before that.
+//! A watcher executes another shell, so that the hypervisor's arguments are not on its command line: by them, this crate finds
+//! a hypervisor without a pid file, and a user of a qcow2 image. A temporary log is removed before the watchers start, since
+//! nothing kills the shell before that.
 
 use std::io::Write;
 use std::net::Shutdown;

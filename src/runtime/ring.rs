@@ -1,15 +1,15 @@
 //! The log of a console: a growing file (QEMU), or a ring that is overwritten (hyperkit).
 //!
-//! hyperkit writes 65536 bytes round and round, and does not say where it is. While the file is not full, NULs tell.
-//! After that the times at the start of the kernel's lines tell: they go back where the oldest line follows the newest.
-//! Without such lines the start of the file counts as the oldest.
+//! hyperkit's ring has 65536 bytes, and does not record the position of the next write. While the ring is not full, NULs mark
+//! its end. After that, the times at the start of the kernel's lines show the position: they go back where the oldest line
+//! follows the newest. Without such lines, the start of the file counts as the oldest.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-/// How much of an existing growing file is read at most, in bytes.
+/// The limit on how much of an existing growing file is read, in bytes.
 const MAX_KEPT_BYTES: u64 = 1024 * 1024;
 /// The size of hyperkit's ring, in bytes.
 const RING_BYTES: u64 = 65536;
@@ -64,12 +64,12 @@ impl ConsoleLog {
                     (self.position, ring.is_guess) = (first as u64, false);
                 }
             }
-            // Everything from the last position to the last changed byte was written. A byte that is the same by chance
-            // is found with the changed ones after it.
+            // Everything from the last position to the last changed byte was written. A byte that was overwritten by the same
+            // value is included, since changed bytes follow it.
             let begin = self.position as usize;
             let from_here = |offset: usize| (begin + offset) % is_new.len();
             let changed = (0..is_new.len()).rposition(|offset| is_new[from_here(offset)]).map_or(0, |last| last + 1);
-            // What was written during the read may have been read in part. By now it is complete.
+            // The ring may have been read during a write. The second read sees that write complete.
             let complete = if changed > 0 { read_whole(&self.file)? } else { Vec::new() };
             (0..changed).map(from_here).for_each(|at| now[at] = complete[at]);
             let new = (0..changed).map(|offset| now[from_here(offset)]).collect();
@@ -102,7 +102,7 @@ fn first_changed(positions: Vec<usize>) -> Option<usize> {
     stretches.max().map(|(_, at)| at)
 }
 
-/// The position of the oldest byte of a ring: 0 if it was never full, `None` if nothing tells.
+/// The position of the oldest byte of a ring: 0 if it was never full, `None` if nothing shows it.
 fn find_oldest(ring: &[u8]) -> Option<usize> {
     if ring.last() == Some(&0) {
         return Some(0);

@@ -2,7 +2,7 @@
 //!
 //! It shares the guest's memory with the hypervisor, serves programs of the host on a unix socket, and does not exit with
 //! the hypervisor. So it runs under shells that hold the reading end of a FIFO. The starter holds the writing end until
-//! the hypervisor is ready, the hypervisor as long as it lives. When nobody holds it any more, for whatever reason, the
+//! the hypervisor is ready, the hypervisor as long as it runs. When no process holds it any more, the
 //! shells kill the daemon. When the daemon exits, the shells exit, too. There are two, so that either can be killed.
 
 use std::fs::{File, OpenOptions};
@@ -20,7 +20,7 @@ use crate::runtime::log_tail::LogTail;
 use crate::runtime::output::Output;
 use crate::sys::unix_socket::remove_stale_socket;
 
-/// The shells and the daemon are a process group of their own: `kill 0` ends all of it, and nothing else.
+/// The shells and the daemon are a separate process group, so `kill 0` kills all of them and nothing else.
 const SCRIPT: &str = r#"exec 3<&0; (read -r line <&3; kill 0) & ("$0" "$@"; kill 0) & read -r line; kill 0"#;
 /// How long the daemon may take to listen.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -28,7 +28,7 @@ const LISTEN_TIMEOUT: Duration = Duration::from_secs(10);
 const EXIT_TIMEOUT: Duration = Duration::from_secs(10);
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
-/// A running daemon. Dropping it waits for its exit, which comes with the hypervisor's.
+/// A running daemon. Dropping it waits until the daemon has exited, which it does when the hypervisor has exited.
 #[derive(Debug)]
 pub(crate) struct VhostVsockDaemon {
     shell: Child,
@@ -80,8 +80,8 @@ impl Drop for VhostVsockDaemon {
     }
 }
 
-/// Waits until no process reads the FIFO. The daemon and its shells read it until they have exited. The hypervisor opens
-/// it, too, so it must have exited before.
+/// Waits until no process reads the FIFO. The daemon and its shells read it until they exit. The hypervisor opens it, too,
+/// so call this after its exit.
 pub(crate) fn wait_until_unread(fifo: &Path) {
     let is_read = || {
         let nonblocking = OFlags::NONBLOCK.bits() as i32;
@@ -100,7 +100,7 @@ fn make_fifo(path: &Path) -> std::io::Result<()> {
     Ok(mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?)
 }
 
-/// Validation refuses every VM that would get here.
+/// Never called: validation refuses such a VM.
 #[cfg(not(target_os = "linux"))]
 fn make_fifo(_: &Path) -> std::io::Result<()> {
     Err(std::io::ErrorKind::Unsupported.into())

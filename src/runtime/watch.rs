@@ -20,7 +20,7 @@ impl ChildWatcher {
         Self { exit, output: FileWatch::new(output.file()) }
     }
 
-    /// Waits until the child has exited or its output was written to. Can return without a reason.
+    /// Waits until the child has exited or its output was written to. It may also return earlier.
     pub fn wait(&self) {
         let output = self.output.as_ref().map(|output| PollFd::from_borrowed_fd(output.as_fd(), PollFlags::IN));
         let timeout = if output.is_some() { None } else { Some(&POLL_INTERVAL) };
@@ -57,8 +57,7 @@ mod linux {
         inotify: Arc<OwnedFd>,
     }
 
-    /// One inotify instance and one thread for all VMs, as long as there are any: a user may have only some 128
-    /// instances.
+    /// One inotify instance and one thread for all VMs, since Linux allows a user some 128 instances. They end with the last VM.
     struct InotifyHub {
         inotify: Arc<OwnedFd>,
         watches: HashMap<i32, Arc<OwnedFd>>,
@@ -125,7 +124,7 @@ mod linux {
             let (watch, flags) = match events.next() {
                 Ok(event) => (event.wd(), event.events()),
                 Err(Errno::INTR) => continue,
-                // This should not happen to a descriptor of our own. Output is then passed on at the exit.
+                // Does not happen to an inotify descriptor. If it did, output would be passed on only at the exit.
                 Err(_) => {
                     *hub() = None;
                     return;

@@ -63,7 +63,7 @@ impl StateDir {
         self.0.join(name)
     }
 
-    /// Creates the directory if it is missing, and locks it. It may be removed by others meanwhile.
+    /// Creates the directory if it is missing, and locks it, even if others remove it meanwhile.
     pub fn create_and_lock(&self) -> Result<Lock> {
         let mut builder = DirBuilder::new();
         builder.recursive(true).mode(0o700);
@@ -80,8 +80,8 @@ impl StateDir {
         }
     }
 
-    /// Reads `hyperkit.json`: the description as it was started, with the record. Its state directory is this one, also
-    /// if the directory was moved.
+    /// Reads `hyperkit.json`: the description as it was started, with the record. Its state directory is this one, even if the
+    /// directory was moved since.
     pub fn load(&self) -> Result<HyperKit> {
         let path = self.file(JSON_FILE);
         let json = read_at_most(&path, MAX_JSON_BYTES).map_err(|error| match error.kind() {
@@ -90,7 +90,7 @@ impl StateDir {
         })?;
         let mut description: HyperKit =
             serde_json::from_slice(&json).map_err(|source| Error::DamagedState { path, source: source.into() })?;
-        // Files in a directory that was moved or copied, above all its disks, moved with it.
+        // If the directory was moved or copied, so were the files in it, such as its disks.
         if let Some(before) = description.state_dir.replace(self.0.clone()).filter(|dir| *dir != self.0) {
             for path in description.paths_mut() {
                 if let Ok(rest) = path.strip_prefix(&before) {
@@ -119,8 +119,8 @@ impl StateDir {
         Ok(self.load_if_recorded()?.map(|description| description.record))
     }
 
-    /// Reads only the record, which is faster, to look whether a VM runs. It may be readable in a file that is damaged
-    /// elsewhere, so nothing is changed or deleted by it.
+    /// Reads only the record, which is faster, for a call that only finds out whether a VM runs. The rest of the file may be
+    /// damaged, so a caller must not change or delete anything because of this record.
     pub fn load_record(&self) -> Result<Option<Record>> {
         let path = self.file(JSON_FILE);
         match read_at_most(&path, MAX_JSON_BYTES) {

@@ -35,7 +35,7 @@ pub(crate) fn nonzero_length(field: &'static str, path: &Path) -> Result<u64, Co
     }
 }
 
-/// Device and inode, which identify a file under whatever name. `None` if it cannot be looked at.
+/// Device and inode, which identify a file that may have several names. `None` if the file cannot be read about.
 pub(crate) fn inode(path: &Path) -> Option<(u64, u64)> {
     path.metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
@@ -48,15 +48,15 @@ pub(crate) fn remove_file(path: impl AsRef<Path>) -> Result<()> {
     }
 }
 
-/// Reads a regular file of at most `limit` bytes. Others could put anything into a state directory, also a FIFO, which is
-/// therefore opened without waiting for a writer.
+/// Reads a regular file of at most `limit` bytes. It does not wait for the writer of a FIFO: a state directory may contain
+/// files of any kind.
 pub(crate) fn read_at_most(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let file = OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() || metadata.len() > limit {
         return Err(io::Error::new(io::ErrorKind::InvalidData, format!("not a file of at most {limit} bytes")));
     }
-    // These files are replaced whole, so what is appended meanwhile does not count.
+    // These files are only ever replaced as a whole, so nothing that is appended meanwhile belongs to them.
     let mut content = Vec::with_capacity(metadata.len() as usize);
     file.take(metadata.len()).read_to_end(&mut content)?;
     Ok(content)

@@ -1,4 +1,4 @@
-//! Hands a single value to another thread. A channel of std would add more than ten KiB to each program.
+//! Hands a single value to another thread. A channel of std would add more than 10 KiB to the code of each program.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 

@@ -1,4 +1,4 @@
-//! A lock on a file or directory that may be removed or moved away by others meanwhile.
+//! A lock on a file or directory that others may remove or rename meanwhile.
 
 use std::fs::{self, File};
 use std::io;
@@ -7,12 +7,12 @@ use std::path::Path;
 
 use rustix::fs::{FlockOperation, flock};
 
-/// Opens `path` and waits until nobody else has locked it. The lock lasts as long as the file is open.
+/// Opens `path` and waits until no other program has locked it. The lock lasts as long as the file is open.
 pub(crate) fn open_locked(path: &Path, open: impl Fn() -> io::Result<File>) -> io::Result<File> {
     loop {
         let file = open()?;
         rustix::io::retry_on_intr(|| flock(&file, FlockOperation::LockExclusive))?;
-        // Whoever held the lock may have removed the file or put another one in its place.
+        // The program that held the lock may have removed or replaced the file.
         let locked = file.metadata()?;
         match fs::metadata(path) {
             Ok(current) if (locked.dev(), locked.ino()) == (current.dev(), current.ino()) => return Ok(file),

@@ -9,8 +9,8 @@ use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetpgrp, tcsetattr}
 
 /// The settings of the caller's standard streams, whether they are a terminal or not. Dropping restores them.
 ///
-/// hyperkit and QEMU put the terminal into raw mode and make it non-blocking. The caller shares both, and only a normal
-/// exit of the hypervisor restores them, if anything does.
+/// hyperkit and QEMU put the terminal into raw mode and make it non-blocking, for the caller, too. A hypervisor restores both at
+/// most at a normal exit.
 #[derive(Debug)]
 pub(crate) struct TerminalSettings {
     settings: Option<Termios>,

@@ -1,4 +1,4 @@
-//! Unix sockets: connecting with a timeout, and telling stale ones from those in use.
+//! Unix sockets: connecting with a timeout, and removing stale ones.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -16,7 +16,7 @@ use crate::sys::file::remove_file;
 /// Connects within the timeout: the queue of a listener that hangs fills up, and then connecting would block.
 pub(crate) fn connect(socket: &Path, timeout: Duration) -> io::Result<UnixStream> {
     let address = SocketAddrUnix::new(socket)?;
-    // A deadline that the clock cannot represent is none.
+    // If the clock cannot represent the deadline, it waits without one.
     let deadline = Instant::now().checked_add(timeout);
     let is_over = || deadline.is_some_and(|deadline| Instant::now() >= deadline);
     loop {
@@ -32,7 +32,7 @@ pub(crate) fn connect(socket: &Path, timeout: Duration) -> io::Result<UnixStream
     }
 }
 
-/// Removes a stale socket, which would be taken for the new one. Anything else at this path stays and is an error.
+/// Removes a stale socket, so that the caller can create a new one there. Anything else at this path stays and is an error.
 pub(crate) fn remove_stale_socket(socket: &Path) -> Result<()> {
     let Ok(metadata) = socket.symlink_metadata() else { return Ok(()) };
     if metadata.file_type().is_socket() && is_stale(socket) {
@@ -41,8 +41,8 @@ pub(crate) fn remove_stale_socket(socket: &Path) -> Result<()> {
     Err(Error::SocketInUse { path: socket.to_owned() })
 }
 
-/// Whether nobody listens on a socket. This does not disturb a listener on a stream socket: a datagram is refused there
-/// for being of the wrong kind, and without a listener with another error.
+/// Whether no program listens on a socket. This does not disturb a program that listens on a stream socket: connecting a
+/// datagram socket to it fails with EPROTOTYPE, and with ECONNREFUSED if no program listens.
 fn is_stale(socket: &Path) -> bool {
     let tried = || rustix::net::connect(unconnected(SocketType::DGRAM)?, &SocketAddrUnix::new(socket)?);
     tried() == Err(Errno::CONNREFUSED)

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use super::{count, optional, or_default, path};
 use crate::config::disk::{Disk, DiskFormat, DiskInterface, FlushMode, QcowOptions};
 
-/// `disk` and `disk_size`, or the list `disks` of the later generations where these two cannot say it.
+/// `disk` and `disk_size`, or the list `disks` of the later generations if these two keys cannot express it.
 pub(crate) mod disks {
     use super::*;
 

@@ -70,7 +70,7 @@ pub(crate) mod text {
     }
 }
 
-/// A path that is not UTF-8 (which validation refuses) is written with replacement characters.
+/// Writes a path as text. A path that is not UTF-8 gets replacement characters; validation refuses it.
 pub(crate) fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     path.to_string_lossy().serialize(serializer)
 }
@@ -227,7 +227,7 @@ impl<'de> Deserialize<'de> for Share9p {
     }
 }
 
-/// Go resolves `auto` before it writes the state. On QEMU there is nothing to resolve it to.
+/// The Go package replaces `auto` by a path before it writes the state. On QEMU there is no such path.
 const AUTO: &str = "auto";
 
 impl Serialize for Network {

@@ -67,10 +67,7 @@ impl EngineDriver for Driver {
         let first_is_no_tap = matches!(first, Some(Device::Nic(NicBackend::Network(_) | NicBackend::Vmnet)));
         let has_foreign_mac = description.mac.is_some() && first_is_no_tap;
         [
-            (
-                !description.port_forwards.is_empty(),
-                "port forwarding (`port_forwards`); VPNKit forwards ports by other means",
-            ),
+            (!description.port_forwards.is_empty(), "port forwarding (`port_forwards`); use VPNKit's own, or QEMU"),
             (has_foreign_mac, "a MAC address for a card that is not a tap (`mac`); that of vmnet follows from `uuid`"),
         ]
         .into_iter()
@@ -82,7 +79,9 @@ impl EngineDriver for Driver {
     fn check_host(&self, description: &HyperKit) -> Vec<ConfigError> {
         let is_directory = |source: &Share9pSource| matches!(source, Share9pSource::Path(path) if path.is_dir());
         match description.shares_9p.iter().any(|share| is_directory(&share.source)) {
-            true => vec![unsupported("sharing a directory (`shares_9p`); it needs the socket or port of a 9p server")],
+            true => {
+                vec![unsupported("sharing a directory (`shares_9p`); use `socket_9p` or `port_9p` with a 9p server")]
+            }
             false => Vec::new(),
         }
     }
@@ -105,7 +104,7 @@ impl EngineDriver for Driver {
         parse::cmdline(options.nth(1)?)
     }
 
-    /// The value of `-F`, which may share its dash with other letters, and be one word with the file.
+    /// The value of `-F`. The letter may follow others after one dash, and the file may follow it in the same word.
     fn pid_files<'a>(&self, command: &'a [OsString]) -> Vec<&'a OsStr> {
         let value = |(at, word): (usize, &'a OsString)| {
             let file = word.to_str()?.strip_prefix('-')?.trim_start_matches(SWITCHES).strip_prefix('F')?;
@@ -127,8 +126,8 @@ impl EngineDriver for Driver {
         }))
     }
 
-    /// Each of these signals kills a hypervisor that has not got far enough: the power button before the guest has
-    /// turned ACPI on, the others before the first vCPU runs.
+    /// Each of these signals kills a hypervisor if it comes too early: the power button before the guest has turned ACPI on,
+    /// the others before the first vCPU runs.
     fn control(
         &self,
         control: Control,
@@ -163,8 +162,8 @@ impl EngineDriver for Driver {
         }
     }
 
-    /// A forwarded port has a socket of its own. For any other, the socket `connect` takes `CID.PORT` in hexadecimal,
-    /// and sends no answer.
+    /// Each of `vsock_ports` has a separate socket. For any other port, hyperkit reads `CID.PORT` in hexadecimal from the socket
+    /// `connect`, and sends no answer.
     fn vsock_endpoint(&self, description: &HyperKit, port: u32) -> Result<VsockEndpoint, ConfigError> {
         let dir = description.vsock_sockets_dir();
         let (socket, request) = match description.vsock_ports.contains(&port) {
@@ -191,8 +190,8 @@ impl EngineDriver for Driver {
         true
     }
 
-    /// hyperkit does not lock qcow2 images, but has them on its command line; from the Go package unescaped, while this
-    /// crate escapes what has a meaning in URLs.
+    /// hyperkit does not lock qcow2 images, so they are found on its command line. The Go package passes paths as they are;
+    /// this crate escapes characters with a meaning in URLs.
     fn uses_image(&self, path: &Path, read_only: bool) -> io::Result<bool> {
         let metadata = path.metadata()?;
         let image = (metadata.dev(), metadata.ino());

@@ -14,8 +14,8 @@ use crate::engine::dhcp_leases::mac_bytes;
 /// How long hyperkit may take to print the address.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The MAC address that vmnet will give the guest. It follows from the VM's UUID, and hyperkit's `-M` prints it. It is
-/// asked before the start, since a running VM may not have it any more. Only `Vm::addresses` depends on it.
+/// The MAC address that vmnet will give the guest. It follows from the VM's UUID, and `hyperkit -M` prints it. This must be
+/// called before the start: while the VM runs, hyperkit may print another one. Only `Vm::addresses` depends on it.
 pub(super) fn mac(description: &HyperKit) -> Option<String> {
     let uuid = description.uuid.as_ref().filter(|_| description.vmnet)?;
     let arguments = &description.record.arguments;
@@ -30,7 +30,7 @@ pub(super) fn mac(description: &HyperKit) -> Option<String> {
     mac.filter(|mac| mac_bytes(mac).is_some())
 }
 
-/// The output of a program that must close it in time.
+/// The output of a program, which must end before the timeout.
 fn stdout_of(mut command: Command, timeout: Duration) -> io::Result<String> {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
     let output = child.stdout.take().map_or(Ok(Vec::new()), |mut pipe| read_until(&mut pipe, Instant::now() + timeout));

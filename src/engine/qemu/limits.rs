@@ -27,7 +27,7 @@ const HOSTS: RangeInclusive<u8> = 4..=254;
 const NETWORKS: RangeInclusive<u8> = 1..=223;
 const LOOPBACK: u8 = 127;
 
-const NO_9P_PORT: &str = "9p from a TCP port (`shares_9p`); it shares directories";
+const NO_9P_PORT: &str = "9p from a TCP port (`shares_9p`); use `share_dir`";
 
 fn unsupported(feature: &'static str) -> ConfigError {
     ConfigError::Unsupported { engine: Engine::Qemu, feature }
@@ -50,7 +50,7 @@ pub(super) fn unsupported_features(description: &HyperKit) -> Vec<ConfigError> {
     for (is_set, feature) in [
         (
             matches!(description.network, Network::VpnKit(_)),
-            "a network on a VPNKit socket (`network`); `Nat` is its own user-mode network",
+            "a network on a VPNKit socket (`network`); use `Network::Nat`, its user-mode network",
         ),
         (apple_log, "the Apple System Log (`console`, `serials`); use `Console::Pty` for a log in the state directory"),
         (
@@ -59,7 +59,10 @@ pub(super) fn unsupported_features(description: &HyperKit) -> Vec<ConfigError> {
         ),
         (!description.msix, "virtio with single-vector MSI (`msix`)"),
         (!description.mptable, "a VM without an MPtable (`mptable`)"),
-        (has_space, "a module with a space in its path (`multiboot`); it takes the rest for the module's command line"),
+        (
+            has_space,
+            "a module with a space in its path (`multiboot`); rename the file, since QEMU takes the rest for the module's command line",
+        ),
         (
             !description.vsock_ports.is_empty(),
             "sockets on the host for vsock ports (`vsock_ports`); `vsock_connect` reaches any port",
@@ -127,7 +130,7 @@ pub(super) fn check_host(description: &HyperKit) -> Vec<ConfigError> {
                 found.add(ConfigError::NotFound { field: "shares_9p", path: path.clone() });
             }
             Share9pSource::Path(path) if !path.is_dir() => {
-                found.add(unsupported("9p from anything but a directory (`shares_9p`)"));
+                found.add(unsupported("9p from anything but a directory (`shares_9p`); use the path of a directory"));
             }
             _ => {}
         }

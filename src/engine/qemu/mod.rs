@@ -80,8 +80,8 @@ impl EngineDriver for Driver {
         command.windows(2).filter(|pair| pair[0] == "-pidfile").map(|pair| pair[1].as_os_str()).collect()
     }
 
-    /// QEMU answers on its QMP socket when all devices exist. Only there it names the ptys of the serial ports, so this
-    /// writes the files that hyperkit writes by itself.
+    /// QEMU answers on its QMP socket when all devices exist. It names the ptys of the serial ports only there, so this writes
+    /// the tty files, which hyperkit writes by itself.
     fn finish_start(&self, description: &HyperKit, state: &StateDir, timeout: Duration) -> Result<bool> {
         let answer = Qmp::connect(&state.file(QMP_SOCKET), timeout).and_then(|mut qmp| qmp.execute("query-chardev"));
         let chardevs = match answer {
@@ -104,7 +104,7 @@ impl EngineDriver for Driver {
         Ok(true)
     }
 
-    /// The exit code is 0 for a power-off and for a reset; the event before it tells which it was.
+    /// The exit code is 0 for a power-off and for a reset. The event before the exit says which it was.
     fn exit_listener(&self, state: &StateDir) -> Option<ExitListener> {
         let mut events = match Qmp::connect(&state.file(EVENTS_SOCKET), EVENTS_TIMEOUT) {
             Ok(events) => events,
@@ -198,8 +198,8 @@ fn forwarded_port(line: &str) -> Option<PortForward> {
     Some(PortForward { protocol, host: words.nth(2)?.parse().ok()?, guest: words.nth(1)?.parse().ok()? })
 }
 
-/// QEMU's accelerator for this host. `/dev/kvm` alone proves nothing: on hosts whose CPU has no virtualization it can
-/// open, pass every probe, and then hang the guest.
+/// QEMU's accelerator for this host. That `/dev/kvm` can be opened proves nothing: on some hosts whose CPU has no
+/// virtualization it opens and passes every probe, and then the guest hangs.
 fn accelerator() -> &'static str {
     if !cfg!(target_arch = "x86_64") {
         return "tcg";

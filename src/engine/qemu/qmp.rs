@@ -82,7 +82,7 @@ mod tests {
     const GREETING: &str = r#"{"QMP": {}}"#;
     const DONE: &str = r#"{"return": {}}"#;
 
-    /// The result of a command when the peer sends these lines, whatever it is sent.
+    /// The result of a command when the peer sends these lines without reading anything.
     fn execute_against(lines: &[&str], timeout: Duration) -> Result<Value> {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("qmp.sock");
@@ -91,7 +91,7 @@ mod tests {
             scope.spawn(|| {
                 let mut stream = listener.accept().unwrap().0;
                 let _ = lines.iter().try_for_each(|line| writeln!(stream, "{line}"));
-                // It closes the connection after the client.
+                // Reads to the end, so that the client closes the connection first.
                 let _ = std::io::copy(&mut (&stream), &mut std::io::sink());
             });
             Qmp::connect(&socket, timeout).and_then(|mut qmp| qmp.execute("query-status"))
