@@ -49,7 +49,7 @@
 //!
 //! # Start
 //! [`start`](HyperKit::start) leaves the VM running in the background, also after this program has ended.
-//! [`start_scoped`](HyperKit::start_scoped) kills the VM when this program ends, as tests want it. [`run`](HyperKit::run)
+//! [`start_scoped`](HyperKit::start_scoped) kills the VM when this program ends, which suits tests. [`run`](HyperKit::run)
 //! waits until the VM has exited. All of them check everything before they create anything. If the hypervisor fails at its
 //! start, the error has its output.
 //!
@@ -123,7 +123,7 @@
 //!
 //! # What the library does not do
 //! It prints nothing, installs no signal handler, never exits and never panics on input. The hypervisor's output goes to
-//! `hyperkit.log` in the state directory and to the [`log`] facade, target `hyperkit`. It downloads no images, and has no
+//! `hyperkit.log` in the state directory and to the `log` facade, with the target `hyperkit`. It downloads no images, and has no
 //! graphics and no snapshots. The [`guide`] has more about the state directory, about using the crate in a program, and for
 //! users of the Go package that this crate mirrors.
 //!

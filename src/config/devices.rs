@@ -149,9 +149,10 @@ pub enum Console {
     /// [`Vm::console`](crate::Vm::console), or by a terminal program such as `screen`. The log is in the state directory, and
     /// [`Vm::console_log`](crate::Vm::console_log) reads it.
     ///
-    /// A pty holds 4 KiB that nobody has read. On QEMU, a guest stops when the pty is open, full and not read, and the log
-    /// stops, too; [`ConsoleStream`](crate::ConsoleStream#read-the-stream-while-it-is-open) has more about it. While nobody
-    /// has the pty open, the guest never waits.
+    /// A pty holds 4 KiB of unread output. On QEMU, a guest stops when the pty is open, full and not read. The log stops, too,
+    /// and [`wait_for_console`](crate::Vm::wait_for_console) times out: see
+    /// [`ConsoleStream`](crate::ConsoleStream#read-the-stream-while-it-is-open). While no program has the pty open, the guest
+    /// never waits.
     Pty,
     /// A pty, and macOS's system log (Apple System Log, ASL) for the output. hyperkit only.
     AppleLog,

@@ -23,7 +23,8 @@ impl Error {
                 format!("disk image in use by another VM: {}; stop that VM or use another image", path.display())
             }
             Self::PortInUse { field, port, .. } => {
-                format!("cannot bind port {port} of 127.0.0.1 for `{field}`; use another one, or 0 for any free port")
+                let advice = if *field == "gdb_port" { "" } else { ", or 0 for any free port" }; // 0 is no port for a debugger
+                format!("cannot bind port {port} of 127.0.0.1 for `{field}`; use another one{advice}")
             }
             Self::SocketInUse { path } => {
                 format!("socket path in use: {}; stop its owner or choose another `vsock_dir`", path.display())

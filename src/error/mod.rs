@@ -122,8 +122,8 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
-    /// A port of 127.0.0.1 cannot be bound: another program uses it, or ports below 1024 need root. Use another port,
-    /// or 0 for any free one.
+    /// A port of 127.0.0.1 cannot be bound: another program uses it, or ports below 1024 need root. Use another port;
+    /// in `port_forwards`, 0 is any free one.
     PortInUse {
         /// The field: `port_forwards` or `gdb_port`.
         field: &'static str,

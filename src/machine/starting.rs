@@ -16,7 +16,7 @@ const INTERVAL_FRACTION: u32 = 20;
 const MIN_INTERVAL: Duration = Duration::from_micros(50);
 const MAX_INTERVAL: Duration = Duration::from_millis(10);
 
-/// A hypervisor that was spawned; from [`HyperKit::spawn`](crate::HyperKit::spawn).
+/// A hypervisor that was started and may not be ready yet, from [`HyperKit::spawn`](crate::HyperKit::spawn).
 ///
 /// [`wait_ready`](Self::wait_ready) turns it into a [`Vm`]. All methods take `&self`: while one thread waits, another can
 /// [`kill`](Self::kill) the hypervisor. Dropping a `Starting` whose hypervisor is not ready kills the hypervisor. If this

@@ -55,9 +55,9 @@ impl Vm {
     ///
     /// Lines have no line break at their end. When the VM exits, an unfinished last line counts as a line.
     ///
-    /// On QEMU, a guest stops when a [`ConsoleStream`](crate::ConsoleStream) is open, in any program, and not read: see
-    /// [there](crate::ConsoleStream#read-the-stream-while-it-is-open). Then no more lines come until somebody reads the
-    /// stream or closes it.
+    /// On QEMU, a guest stops when a console is open, in any program, and not read: see
+    /// [`ConsoleStream`](crate::ConsoleStream#read-the-stream-while-it-is-open). Then no more lines come until some program
+    /// reads the stream, or all streams are closed.
     ///
     /// hyperkit's log is a ring of 64 KiB, which is read 20 times a second. If the guest writes more than that between two
     /// reads, lines are lost.
@@ -97,9 +97,9 @@ impl Vm {
     /// The search starts at the beginning of the log, so it finds a text that the guest wrote before the call. For a
     /// dialogue, in which the same prompt comes again, use [`ConsoleStream::expect`](crate::ConsoleStream::expect).
     ///
-    /// On QEMU, a guest stops when a [`ConsoleStream`](crate::ConsoleStream) is open, in any program, and not read: see
-    /// [there](crate::ConsoleStream#read-the-stream-while-it-is-open). Then this call times out, even if the guest would
-    /// write the text next. Read the stream or drop it before the call.
+    /// On QEMU, a guest stops when a console is open, in any program, and not read: see
+    /// [`ConsoleStream`](crate::ConsoleStream#read-the-stream-while-it-is-open). Then this call times out, even if the guest
+    /// would write the text next. So drop an open stream before the call, or read it in another thread.
     ///
     /// ```
     /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }

@@ -102,7 +102,7 @@ impl Vm {
     }
 }
 
-/// # Pause
+/// # Status and pause
 ///
 /// ```
 /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
@@ -114,7 +114,7 @@ impl Vm {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 impl Vm {
-    /// Returns whether the VM runs, is paused or has exited.
+    /// Returns whether the VM runs, is paused or has exited. On hyperkit, a paused VM is reported as running.
     ///
     /// # Errors
     /// [`Error::Qmp`](crate::Error::Qmp) or [`Error::Io`](crate::Error::Io) if QEMU does not answer within 5 s.

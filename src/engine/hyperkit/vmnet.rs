@@ -14,8 +14,8 @@ use crate::engine::dhcp_leases::mac_bytes;
 /// How long hyperkit may take to print the address.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The MAC address that vmnet will give the guest. It follows from the VM's UUID, and `hyperkit -M` prints it. This must be
-/// called before the start: while the VM runs, hyperkit may print another one. Only `Vm::addresses` depends on it.
+/// The MAC address that vmnet will give the guest. It follows from the VM's UUID, and `hyperkit -M` prints it. This is
+/// called before the start, since hyperkit may not print the address while the VM runs. Only `Vm::addresses` depends on it.
 pub(super) fn mac(description: &HyperKit) -> Option<String> {
     let uuid = description.uuid.as_ref().filter(|_| description.vmnet)?;
     let arguments = &description.record.arguments;

@@ -54,7 +54,7 @@ pub(crate) fn pty_paths(description: &HyperKit) -> Result<Vec<PathBuf>> {
 /// programs read, each gets a part of the output. Dropping the stream does not affect the VM.
 ///
 /// # Read the stream while it is open
-/// A pty holds 4 KiB that nobody has read. On QEMU, when an open console's pty is full, the guest stops at its next write
+/// A pty holds 4 KiB of unread output. On QEMU, when an open console's pty is full, the guest stops at its next write
 /// to the console, and nothing more gets into the console's log. The guest continues when some program reads or all
 /// streams are closed. So a program that only writes, or that calls [`Vm::wait_for_console`] or [`Vm::console_lines`]
 /// meanwhile, has to read the stream, too, or drop it. While the console is not open, the guest never waits.
@@ -92,8 +92,8 @@ impl Vm {
     /// Opens the console, that is, the first serial port that is connected to a pty. Any program can open it, and several can
     /// at once.
     ///
-    /// Read the stream or drop it: on QEMU, a guest stops when nobody reads its open console, as
-    /// [`ConsoleStream`] explains. To look at the output only, use [`console_lines`](Self::console_lines) or
+    /// Read the stream or drop it. On QEMU, a guest stops when its console is open and not read, as
+    /// [`ConsoleStream`](ConsoleStream#read-the-stream-while-it-is-open) explains. To look at the output only, use [`console_lines`](Self::console_lines) or
     /// [`console_log`](Self::console_log) instead.
     ///
     /// ```

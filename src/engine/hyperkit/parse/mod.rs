@@ -37,13 +37,13 @@ const DEVICES: [&str; 12] = [
     "virtio-vpnkit",
 ];
 
-/// Reads arguments of hyperkit: the description and the kernel command line that they were made from. The inverse of
-/// [`HyperKit::arguments`].
+/// Reads arguments of hyperkit, and returns the description and the kernel command line that have these arguments. It is the
+/// inverse of [`HyperKit::arguments`].
 ///
-/// The program may precede the arguments. As for hyperkit, options may come in any order, and the last of a kind counts.
-/// What no field can express (a device in an unusual slot, a serial port on a file elsewhere) becomes one of
-/// [`extra_arguments`](HyperKit#structfield.extra_arguments), so that the description gives the same VM again. The state
-/// directory is that of the pid file. So a VM that another program has started can be found:
+/// The first argument may be the program. Options may come in any order. If an option comes twice, the last one counts, as for
+/// hyperkit. An argument that no field can express becomes one of
+/// [`extra_arguments`](HyperKit#structfield.extra_arguments), such as a device in an unusual slot. So the description starts the
+/// same VM. The directory of the pid file becomes the state directory. So a VM that another program has started can be found:
 ///
 /// ```
 /// use hyperkit::parse_arguments;
@@ -63,7 +63,7 @@ const DEVICES: [&str; 12] = [
 /// The kernel command line is returned without the `earlyprintk=serial` that [`HyperKit::arguments`] adds.
 ///
 /// # Errors
-/// [`Error::InvalidArguments`] if hyperkit would refuse them, or if they describe a VM that this crate cannot start.
+/// [`Error::InvalidArguments`] if hyperkit would refuse the arguments, or if this crate cannot start such a VM.
 /// [`ConfigError::Unsupported`] if the program is not hyperkit.
 pub fn parse_arguments<S: AsRef<str>>(arguments: &[S]) -> Result<(HyperKit, String)> {
     let mut arguments = arguments.iter().map(AsRef::as_ref).peekable();
@@ -116,7 +116,7 @@ fn invalid<T>(argument: &str, reason: impl Into<String>) -> Result<T> {
     Err(Error::InvalidArguments { argument: argument.to_owned(), reason: reason.into() })
 }
 
-/// Whether what is known of the description so far is valid. If not, `argument` is to blame.
+/// Checks the part of the description that was read so far. If it is not valid, the error names `argument`.
 fn check_so_far(description: &HyperKit, argument: &str) -> Result<()> {
     let has_boot_source =
         description.kernel.is_some() || description.bootrom.is_some() || description.multiboot.is_some();
@@ -236,7 +236,7 @@ fn number<T: std::str::FromStr>(value: &str, reason: &str) -> Result<T> {
     value.parse().or_else(|_| invalid(value, reason))
 }
 
-/// Memory as hyperkit reads it: with a unit, or in bytes, or in MiB if that is less than a MiB in bytes; octal after a 0.
+/// Memory as hyperkit reads it. Without a unit, a number below 1048576 is in MiB, and any other in bytes. A leading 0 means octal.
 fn memory_mib(value: &str) -> Option<u64> {
     let end = value.find(|c: char| "kmgtpbKMGTPB".contains(c)).unwrap_or(value.len());
     let (digits, unit) = value.split_at(end);
@@ -269,8 +269,8 @@ fn device(value: &str) -> &str {
     value.split_once(',').map_or("", |(_, device)| device)
 }
 
-/// The description with its serial ports, if fields can express them: their files must be in the state directory, under
-/// their usual names.
+/// The description with its serial ports, if fields can express them. For that, their files must have the usual names in the
+/// state directory.
 fn with_serials(serials: &BTreeMap<String, String>, description: &HyperKit) -> Option<HyperKit> {
     let known_in_state_dir = |known: &[&'static str], path: &str| {
         let path = clean(Path::new(path));
