@@ -14,6 +14,7 @@ mod json_properties;
 mod layers;
 mod parsing;
 mod parsing_properties;
+mod pictures;
 mod qemu_arguments;
 mod resolve;
 mod untrusted_input;
