@@ -138,11 +138,11 @@ impl Session {
             let new: Vec<_> = self.output[self.typed_at..].iter().map(|&(_, byte)| byte).collect();
             let new = String::from_utf8_lossy(&new).into_owned();
             let mut lines = new.split(['\r', '\n']);
-            let is_there = match prompt {
-                SHELL_PROMPT => lines.any(|line| line.starts_with(SHELL_PROMPT)),
-                _ => lines.any(|line| line.find(prompt).is_some_and(|at| at < 8)),
-            };
-            if is_there {
+            let is_shell = lines.clone().any(|line| line.starts_with(SHELL_PROMPT));
+            if is_shell && prompt != SHELL_PROMPT {
+                return Err(format!("no guest is there to type in, but this output:\n{new}").into());
+            }
+            if is_shell || (prompt != SHELL_PROMPT && lines.any(|line| line.find(prompt).is_some_and(|at| at < 8))) {
                 return Ok(());
             }
             if Instant::now() > end {
@@ -202,62 +202,62 @@ fn finish(screen: &mut Screen, frames: &mut [Frame]) {
     }
 }
 
+/// Moves the sheet so that this line is visible.
+fn scroll(row: usize) -> String {
+    format!("transform:translateY(-{}px)", (row + 1).saturating_sub(ROWS.into()) * LINE_HEIGHT)
+}
+
+fn place((row, column): (usize, usize)) -> String {
+    format!("transform:translate({:.1}px,{}px)", column as f64 * CHARACTER_WIDTH, row * LINE_HEIGHT)
+}
+
+/// Returns the styles: without motion the last frame is shown.
+fn write_style(pieces: &[Piece], frames: &[Frame], last: (usize, usize), duration: u32) -> String {
+    let mut style = format!(
+        "#recording text{{font-family:{};fill:#e6edf3;white-space:pre}}\n#recording .screen{{fill:#161b22;stroke:#30363d}}\n\
+         #recording .dot{{fill:#484f58}}\n#recording .cursor{{fill:#8b949e}}\n#recording .gone{{opacity:0}}\n\
+         #recording .bold{{font-weight:700}}\n#recording .dim{{opacity:.7}}\n\
+         #recording .sheet{{{}}}\n#recording .cursor{{{}}}\n",
+        svg::MONO,
+        scroll(last.0),
+        place(last)
+    );
+    let used: BTreeSet<_> = pieces.iter().filter_map(|piece| piece.style.colour).collect();
+    for colour in used {
+        let _ = writeln!(style, "#recording .c{colour}{{fill:{}}}", COLOURS[usize::from(colour)]);
+    }
+    let _ = writeln!(style, "@media (prefers-reduced-motion:no-preference){{");
+    let _ = writeln!(style, "#recording .moves{{animation:{duration}ms step-end infinite}}");
+    let percent = |time: u32| format!("{:.3}%", f64::from(time) * 100.0 / f64::from(duration));
+    let mut keyframes = |name: &str, steps: &str| {
+        let _ = writeln!(style, "#recording .{name}{{animation-name:recording-{name}}}");
+        let _ = writeln!(style, "@keyframes recording-{name}{{{steps}}}");
+    };
+    let steps = |step: fn(&Frame) -> String| -> String {
+        let steps: Vec<_> = frames.iter().map(|frame| (frame.at, step(frame))).collect();
+        let changes = steps.chunk_by(|(_, one), (_, other)| one == other).map(|same| &same[0]);
+        changes.map(|(at, step)| format!("{}{{{step}}}", percent(*at))).collect()
+    };
+    keyframes("sheet", &steps(|frame| scroll(frame.cursor.0)));
+    keyframes("cursor", &steps(|frame| place(frame.cursor)));
+    let appear: BTreeSet<_> = pieces.iter().map(|piece| piece.from).filter(|&from| from > 0).collect();
+    let vanish: BTreeSet<_> = pieces.iter().filter_map(|piece| piece.until).collect();
+    for time in appear {
+        keyframes(&format!("a{}", time / FRAME_MS), &format!("0%{{opacity:0}}{},to{{opacity:1}}", percent(time)));
+    }
+    for time in vanish {
+        keyframes(&format!("v{}", time / FRAME_MS), &format!("0%{{opacity:1}}{},to{{opacity:0}}", percent(time)));
+    }
+    style.push_str("}\n");
+    style
+}
+
 /// Draws a long sheet with all lines, each piece of which appears at its time, behind a window that moves down.
 fn write_svg(pieces: &[Piece], frames: &[Frame], duration: u32) -> String {
     let last = frames.last().map_or((0, 0), |frame| frame.cursor);
     let rows = (last.0 + 1).min(ROWS.into());
     let (inner_width, inner_height) = ((f64::from(COLUMNS) * CHARACTER_WIDTH).ceil() as usize, rows * LINE_HEIGHT);
     let (width, height) = (inner_width + 2 * PADDING, inner_height + TITLE_BAR + PADDING);
-    let percent = |time: u32| format!("{:.4}", f64::from(time) * 100.0 / f64::from(duration));
-    let scroll = |row: usize| format!("transform:translateY(-{}px)", (row + 1).saturating_sub(rows) * LINE_HEIGHT);
-    let place = |(row, column): (usize, usize)| {
-        format!("transform:translate({:.1}px,{}px)", column as f64 * CHARACTER_WIDTH, row * LINE_HEIGHT)
-    };
-
-    let mut style = format!(
-        "#recording text{{font-family:{};fill:#e6edf3;white-space:pre}}\n#recording .screen{{fill:#161b22;stroke:#30363d}}\n\
-         #recording .dot{{fill:#484f58}}\n#recording .cursor{{fill:#8b949e}}\n#recording .gone{{opacity:0}}\n\
-         #recording .bold{{font-weight:700}}\n#recording .dim{{opacity:.7}}\n",
-        svg::MONO
-    );
-    let used: BTreeSet<_> = pieces.iter().filter_map(|piece| piece.style.colour).collect();
-    for colour in used {
-        let _ = writeln!(style, "#recording .c{colour}{{fill:{}}}", COLOURS[usize::from(colour)]);
-    }
-    let _ = writeln!(style, "#recording .sheet{{{}}}\n#recording .cursor{{{}}}", scroll(last.0), place(last));
-    let _ = writeln!(style, "@media (prefers-reduced-motion:no-preference){{");
-    let _ = writeln!(style, "#recording .moves{{animation:{duration}ms step-end infinite}}");
-    for (name, css) in [
-        ("sheet", &(|frame: &Frame| scroll(frame.cursor.0)) as &dyn Fn(&Frame) -> String),
-        ("cursor", &|frame| place(frame.cursor)),
-    ] {
-        let mut steps = String::new();
-        let mut before = String::new();
-        for frame in frames {
-            let step = css(frame);
-            if step != before {
-                let _ = write!(steps, "{}%{{{step}}}", percent(frame.at));
-                before = step;
-            }
-        }
-        let _ = writeln!(style, "#recording .{name}{{animation-name:recording-{name}}}");
-        let _ = writeln!(style, "@keyframes recording-{name}{{{steps}}}");
-    }
-    let appear: BTreeSet<_> = pieces.iter().map(|piece| piece.from).filter(|&from| from > 0).collect();
-    let vanish: BTreeSet<_> = pieces.iter().filter_map(|piece| piece.until).collect();
-    for (letter, times, [first, then]) in [('a', &appear, [0, 1]), ('v', &vanish, [1, 0])] {
-        for &time in times {
-            let name = format!("{letter}{}", time / FRAME_MS);
-            let _ = writeln!(style, "#recording .{name}{{animation-name:recording-{name}}}");
-            let _ = writeln!(
-                style,
-                "@keyframes recording-{name}{{0%{{opacity:{first}}}{}%,to{{opacity:{then}}}}}",
-                percent(time)
-            );
-        }
-    }
-    style.push_str("}\n");
-
     let mut body = String::new();
     let _ = writeln!(
         body,
@@ -270,7 +270,8 @@ fn write_svg(pieces: &[Piece], frames: &[Frame], duration: u32) -> String {
     }
     let _ = writeln!(
         body,
-        "<svg x=\"{PADDING}\" y=\"{TITLE_BAR}\" width=\"{inner_width}\" height=\"{inner_height}\" xml:space=\"preserve\">\n<g class=\"moves sheet\">\n\
+        "<svg x=\"{PADDING}\" y=\"{TITLE_BAR}\" width=\"{inner_width}\" height=\"{inner_height}\" \
+         xml:space=\"preserve\">\n<g class=\"moves sheet\">\n\
          <rect class=\"moves cursor\" y=\"2\" width=\"{CHARACTER_WIDTH}\" height=\"{}\"/>",
         LINE_HEIGHT - 3
     );
@@ -290,7 +291,7 @@ fn write_svg(pieces: &[Piece], frames: &[Frame], duration: u32) -> String {
     }
     body.push_str("</g>\n</svg>\n");
     let title = "A terminal: cargo run --example boot boots a Linux guest, in which commands are typed";
-    svg::picture("recording", [width, height], title, &style, &body)
+    svg::picture("recording", [width, height], title, &write_style(pieces, frames, last, duration), &body)
 }
 
 fn write_piece(piece: &Piece) -> String {
