@@ -1,6 +1,7 @@
 //! The command line of a Linux kernel.
 
-/// The Go package puts this before every kernel command line.
+/// The Go package puts this before every kernel command line, so hyperkit gets it, too. On QEMU it would only do harm: `quiet` does
+/// not silence this early console, and a kernel that turns to it twice prints "ERROR: earlyprintk= earlyser already used".
 const EARLY_CONSOLE: &str = "earlyprintk=serial";
 
 /// Adds `earlyprintk=serial` to a kernel command line.

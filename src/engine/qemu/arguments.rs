@@ -11,7 +11,6 @@ use crate::engine::qemu::limits::shared_dir;
 use crate::engine::qemu::network::{VMNET, forwards, subnet};
 use crate::engine::qemu::vsock_device;
 use crate::error::ConfigError;
-use crate::plan::kernel_cmdline::with_early_console;
 use crate::plan::serial_ports::{Line, ports};
 use crate::plan::slots::{Device, NicBackend, layout};
 use crate::plan::text::utf8;
@@ -172,7 +171,7 @@ impl Arguments {
         if let Some(initrd) = description.initrd.as_deref() {
             self.add("-initrd", utf8("initrd", initrd)?.to_owned());
         }
-        self.add("-append", with_early_console(cmdline));
+        self.add("-append", cmdline.to_owned());
         Ok(())
     }
 }

@@ -19,7 +19,6 @@ use crate::engine::Engine;
 use crate::engine::driver::{Control, EngineDriver, ExitListener, GuestAddresses, VsockDaemon, VsockEndpoint};
 use crate::error::{ConfigError, Error, Result};
 use crate::exit::Exit;
-use crate::plan::kernel_cmdline::without_early_console;
 use crate::plan::serial_ports::{Line, ports};
 use crate::state::{EVENTS_SOCKET, QMP_SOCKET, StateDir, VHOST_SOCKET, VSOCK_SOCKET};
 use qmp::Qmp;
@@ -72,8 +71,7 @@ impl EngineDriver for Driver {
         if description.bootrom.is_some() {
             return (!arguments.is_empty()).then(String::new);
         }
-        let line = arguments.iter().skip_while(|argument| *argument != "-append").nth(1)?;
-        Some(if description.multiboot.is_some() { line } else { without_early_console(line) }.to_owned())
+        arguments.iter().skip_while(|argument| *argument != "-append").nth(1).cloned()
     }
 
     fn pid_files<'a>(&self, command: &'a [OsString]) -> Vec<&'a OsStr> {
