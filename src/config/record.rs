@@ -25,6 +25,9 @@ pub(crate) struct Record {
     /// When the process started, in seconds since 1970. With the pid, it identifies the process: a later one may have the same pid.
     #[serde(with = "json::count", skip_serializing_if = "Option::is_none")]
     pub pid_started: Option<u64>,
+    /// Whether this crate has killed that process. Tells other programs, which wait for its exit, how it ended.
+    #[serde(skip_serializing_if = "std::ops::Not::not", deserialize_with = "json::or_default")]
+    pub killed: bool,
     /// The MAC address that vmnet gives the guest, as hyperkit reports it before the start.
     #[serde(with = "json::text", skip_serializing_if = "Option::is_none")]
     pub vmnet_mac: Option<String>,

@@ -65,6 +65,14 @@ pub(crate) struct VsockDaemon {
     pub lifetime_fifo: PathBuf,
 }
 
+/// The running hypervisor that a call is about.
+#[derive(Clone, Copy)]
+pub(crate) struct Hypervisor<'a> {
+    pub pid: u32,
+    /// Where its sockets are. Another hypervisor may listen there by now.
+    pub state: Option<&'a StateDir>,
+}
+
 /// What each engine implements.
 pub(crate) trait EngineDriver: Sync {
     fn engine(&self) -> Engine;
@@ -112,10 +120,10 @@ pub(crate) trait EngineDriver: Sync {
 
     /// Finds out whether a hypervisor that has written its pid file has also created all devices. If so, completes the state
     /// directory with files that the engine does not write by itself.
-    fn finish_start(&self, description: &HyperKit, state: &StateDir, timeout: Duration) -> Result<bool>;
+    fn finish_start(&self, description: &HyperKit, state: &StateDir, pid: u32, timeout: Duration) -> Result<bool>;
 
     /// Connects to the hypervisor's source of events, if the exit code alone does not say how the guest ended.
-    fn exit_listener(&self, _state: &StateDir) -> Option<ExitListener> {
+    fn exit_listener(&self, _state: &StateDir, _pid: u32) -> Option<ExitListener> {
         None
     }
 
@@ -123,13 +131,13 @@ pub(crate) trait EngineDriver: Sync {
     fn control(
         &self,
         control: Control,
-        state: Option<&StateDir>,
+        hypervisor: Hypervisor<'_>,
         send: &dyn Fn(Signal) -> Result<()>,
         timeout: Duration,
     ) -> Result<()>;
 
     /// Whether the guest's vCPUs are stopped; `None` if the engine does not report it.
-    fn is_paused(&self, _state: Option<&StateDir>, _timeout: Duration) -> Result<Option<bool>> {
+    fn is_paused(&self, _hypervisor: Hypervisor<'_>, _timeout: Duration) -> Result<Option<bool>> {
         Ok(None)
     }
 
@@ -149,7 +157,7 @@ pub(crate) trait EngineDriver: Sync {
     }
 
     /// The forwarded ports with their numbers.
-    fn port_forwards(&self, state: Option<&StateDir>, timeout: Duration) -> Result<Vec<PortForward>>;
+    fn port_forwards(&self, hypervisor: Hypervisor<'_>, timeout: Duration) -> Result<Vec<PortForward>>;
 
     /// The guest's addresses that are known.
     fn addresses(&self, description: &HyperKit) -> GuestAddresses;

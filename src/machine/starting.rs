@@ -137,7 +137,7 @@ impl Starting {
         loop {
             let has_pid_file = state.pid()? == Some(self.vm.pid());
             let left = timeout.saturating_sub(start.elapsed());
-            if has_pid_file && driver.finish_start(self.vm.description(), state, left)? {
+            if has_pid_file && driver.finish_start(self.vm.description(), state, self.vm.pid(), left)? {
                 break;
             }
             if left.is_zero() {
@@ -153,7 +153,7 @@ impl Starting {
             }
         }
         if let Some(child) = self.vm.child() {
-            driver.exit_listener(state).map_or(Ok(()), |listener| child.listen(listener))?;
+            driver.exit_listener(state, self.vm.pid()).map_or(Ok(()), |listener| child.listen(listener))?;
             child.detach_vsock_daemon();
         }
         Ok(())

@@ -28,13 +28,20 @@ impl StateDir {
         stale.map(|name| self.file(&name)).try_for_each(remove_file)
     }
 
-    /// Cleans up after a VM that has exited, unless another one was started in the directory since.
-    pub fn clear_if_idle(&self) -> Result<()> {
+    /// Cleans up after the VM with this process ID, which has exited, unless another one was started in the directory since.
+    /// Records that this program has `killed` it.
+    pub fn clear_if_idle(&self, pid: u32, killed: bool) -> Result<()> {
         let Some(lock) = self.lock()? else { return Ok(()) };
-        match self.running(self.load_whole_record()?.as_ref())? {
-            Some(_) => Ok(()),
-            None => self.clear_runtime_files(&lock),
+        let recorded = self.load_if_recorded()?;
+        if self.running(recorded.as_ref().map(|recorded| &recorded.record))?.is_some() {
+            return Ok(());
         }
+        if let Some(mut description) = recorded.filter(|recorded| killed && recorded.record.pid == Some(pid)) {
+            description.record.killed = true;
+            // A full disk must not keep anybody from stopping a VM.
+            let _ = self.save(&description);
+        }
+        self.clear_runtime_files(&lock)
     }
 
     /// The sockets, and links to sockets, of a VM.

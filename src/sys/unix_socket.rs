@@ -32,6 +32,22 @@ pub(crate) fn connect(socket: &Path, timeout: Duration) -> io::Result<UnixStream
     }
 }
 
+/// The process that listens at the other end of a connection. `None` on macOS, where this takes a call that rustix does not have
+/// (`LOCAL_PEERPID`).
+pub(crate) fn peer_pid(stream: &UnixStream) -> io::Result<Option<u32>> {
+    #[cfg(target_os = "linux")]
+    {
+        // 0 if the process is in a pid namespace that this program does not see.
+        let pid = rustix::net::sockopt::socket_peercred(stream)?.pid.as_raw_nonzero().get();
+        Ok(Some(pid.unsigned_abs()))
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = stream;
+        Ok(None)
+    }
+}
+
 /// Removes a stale socket, so that the caller can create a new one there. Anything else at this path stays and is an error.
 pub(crate) fn remove_stale_socket(socket: &Path) -> Result<()> {
     let Ok(metadata) = socket.symlink_metadata() else { return Ok(()) };

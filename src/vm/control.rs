@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use crate::engine::Control;
 use crate::error::Result;
 use crate::exit::{Exit, ShutdownOutcome};
+use crate::state::StateDir;
 use crate::vm::{CONTROL_TIMEOUT, Vm, VmStatus};
 
 /// How often the power button is pressed: a guest that is not ready loses a press.
@@ -42,20 +43,16 @@ impl Vm {
     #[doc(alias = "acpi")]
     pub fn shutdown(&self, grace: Duration) -> Result<ShutdownOutcome> {
         if let Some(exit) = self.try_wait() {
-            self.clean_up()?;
+            self.clean_up(false)?;
             return Ok(ShutdownOutcome::AlreadyExited(exit));
         }
-        let start = Instant::now();
-        while let Some(left) = grace.checked_sub(start.elapsed()).filter(|left| !left.is_zero()) {
-            for control in [Control::Resume, Control::PressPowerButton] {
-                if let Err(error) = self.send_control(control, left.min(CONTROL_TIMEOUT)) {
-                    let dir = self.state_dir().unwrap_or(Path::new("")).display();
-                    log::debug!(target: "hyperkit", "{dir}: {control:?}: {error:#}");
-                }
-            }
+        let (start, mut presses) = (Instant::now(), 0);
+        while start.elapsed() < grace {
+            self.press_power_button(presses, start, grace);
+            presses += 1;
             if let Some(exit) = self.wait_timeout(grace.saturating_sub(start.elapsed()).min(PRESS_INTERVAL)) {
                 let outcome = self.outcome(exit)?;
-                self.clean_up()?;
+                self.clean_up(false)?;
                 return Ok(outcome);
             }
         }
@@ -85,15 +82,44 @@ impl Vm {
     #[doc(alias = "destroy")]
     #[doc(alias = "SIGKILL")]
     pub fn kill(&self) -> Result<()> {
+        let was_running = self.try_wait().is_none();
         self.kill_process()?;
-        self.clean_up()
+        self.clean_up(was_running)
+    }
+
+    /// Resumes the guest if it is paused, and presses the power button. Both calls together end within `grace` from `start`.
+    fn press_power_button(&self, presses: u32, start: Instant, grace: Duration) {
+        let left = || grace.saturating_sub(start.elapsed()).min(CONTROL_TIMEOUT);
+        let dir = self.state_dir().unwrap_or(Path::new("")).display();
+        let is_paused = match self.driver().is_paused(self.hypervisor(), left()) {
+            // hyperkit does not report it, and a resume kills it if its first vCPU does not run yet.
+            Ok(is_paused) => is_paused.unwrap_or(presses > 0),
+            Err(error) => return log::debug!(target: "hyperkit", "{dir}: is it paused? {error:#}"),
+        };
+        for control in [Control::Resume, Control::PressPowerButton] {
+            if control == Control::Resume && !is_paused {
+                continue;
+            }
+            if let Err(error) = self.send_control(control, left()) {
+                log::debug!(target: "hyperkit", "{dir}: {control:?}: {error:#}");
+            }
+        }
+    }
+
+    fn is_recorded_as_killed(&self, state: &StateDir) -> Result<bool> {
+        Ok(state.load_whole_record()?.is_some_and(|record| record.pid == Some(self.pid()) && record.killed))
     }
 
     /// Classifies an exit within the grace period. Only the parent learns the exit status. For others, the pid file shows
-    /// whether the exit was normal: hyperkit and QEMU then remove it.
+    /// whether the exit was normal: hyperkit and QEMU then remove it. The record shows whether another program has killed the VM
+    /// with this crate.
     fn outcome(&self, exit: Exit) -> Result<ShutdownOutcome> {
         Ok(match (exit, self.state()) {
-            (Exit::Unknown, Some(state)) if state.pid()? == Some(self.pid()) => ShutdownOutcome::Forced(exit),
+            (Exit::Unknown, Some(state))
+                if state.pid()? == Some(self.pid()) || self.is_recorded_as_killed(state)? =>
+            {
+                ShutdownOutcome::Forced(exit)
+            }
             (Exit::Unknown, Some(_)) => ShutdownOutcome::Graceful(exit),
             (Exit::Unknown, None) => ShutdownOutcome::Unknown,
             (exit, _) if exit.is_guest() => ShutdownOutcome::Graceful(exit),
@@ -122,7 +148,7 @@ impl Vm {
         if let Some(exit) = self.try_wait() {
             return Ok(VmStatus::Exited(exit));
         }
-        match self.driver().is_paused(self.state(), CONTROL_TIMEOUT) {
+        match self.driver().is_paused(self.hypervisor(), CONTROL_TIMEOUT) {
             Ok(Some(true)) => Ok(VmStatus::Paused),
             Ok(_) => Ok(VmStatus::Running),
             // It may have exited meanwhile.

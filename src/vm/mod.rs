@@ -28,7 +28,7 @@ use serde::Serialize;
 pub use exited::Exited;
 
 use crate::config::HyperKit;
-use crate::engine::{Control, EngineDriver, driver_of};
+use crate::engine::{Control, EngineDriver, Hypervisor, driver_of};
 use crate::error::{ConfigError, Error, Result};
 use crate::exit::Exit;
 use crate::process::{ExitFd, Process};
@@ -156,7 +156,7 @@ impl Vm {
     }
 
     fn send_control(&self, control: Control, timeout: Duration) -> Result<()> {
-        self.driver().control(control, self.state(), &|signal| self.signal(signal), timeout)
+        self.driver().control(control, self.hypervisor(), &|signal| self.signal(signal), timeout)
     }
 
     pub(crate) fn check_running(&self) -> Result<()> {
@@ -168,6 +168,10 @@ impl Vm {
 
     pub(crate) fn driver(&self) -> &'static dyn EngineDriver {
         driver_of(&self.0.description)
+    }
+
+    pub(crate) fn hypervisor(&self) -> Hypervisor<'_> {
+        Hypervisor { pid: self.pid(), state: self.state() }
     }
 
     pub(crate) fn state(&self) -> Option<&StateDir> {
@@ -186,13 +190,13 @@ impl Vm {
         }
     }
 
-    /// Cleans up in the state directory, unless another VM was started there since. A start that is in progress cleans up by
+    /// Cleans up in the state directory, and records that this program has `killed` the VM, unless another VM was started there since. A start that is in progress cleans up by
     /// itself. This thread may hold the lock for that start, and would wait for itself here.
-    fn clean_up(&self) -> Result<()> {
+    fn clean_up(&self, killed: bool) -> Result<()> {
         if self.child().is_some_and(|child| child.is_starting()) {
             return Ok(());
         }
-        self.state().map_or(Ok(()), StateDir::clear_if_idle)
+        self.state().map_or(Ok(()), |state| state.clear_if_idle(self.pid(), killed))
     }
 
     fn signal(&self, signal: Signal) -> Result<()> {

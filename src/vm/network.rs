@@ -80,7 +80,7 @@ impl Vm {
     /// [`ConfigError::StateDirRequired`](crate::ConfigError::StateDirRequired) on QEMU without a state directory.
     pub fn port_forwards(&self) -> Result<Vec<PortForward>> {
         self.check_running()?;
-        self.driver().port_forwards(self.state(), CONTROL_TIMEOUT)
+        self.driver().port_forwards(self.hypervisor(), CONTROL_TIMEOUT)
     }
 
     /// Returns the port of 127.0.0.1 that leads to TCP port `guest_port` of the guest; `None` if that port is not forwarded.

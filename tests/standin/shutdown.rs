@@ -84,6 +84,35 @@ fn power_button_kills_a_guest_without_acpi_that_another_process_started() {
     assert!(!test_dir.path("vm/hyperkit.pid").exists());
 }
 
+/// Only its starter learns that another program has killed the VM. For others, the record tells.
+#[test]
+fn shutdown_during_a_kill_by_another_program_is_forced() {
+    let test_dir = TestDir::new();
+    let _stop = test_dir.stop_on_drop();
+    assert!(boot_command(&test_dir, "guest.deaf").output().unwrap().status.success());
+    wait_until("the guest is up", || console_output(&test_dir).contains("Command line"));
+    let find = || HyperKit::from_state(test_dir.path("vm")).unwrap().vm().unwrap().unwrap();
+    let (waiting, killing) = (find(), find());
+    std::thread::scope(|scope| {
+        let outcome = scope.spawn(|| waiting.shutdown(TEST_TIMEOUT).unwrap());
+        let _kill = KillOnDrop(&waiting);
+        wait_until("the button is pressed", || console_output(&test_dir).contains("power button, ignored"));
+        killing.kill().unwrap();
+        assert_eq!(outcome.join().unwrap(), ShutdownOutcome::Forced(Exit::Unknown));
+    });
+}
+
+/// hyperkit dies of the signal that resumes it if its first vCPU does not run yet.
+#[test]
+fn shutdown_right_after_the_start_does_not_resume_the_vm() {
+    for _ in 0..20 {
+        let test_dir = TestDir::new();
+        let (_, vm, _stop) = start_vm(&test_dir, "guest");
+        let outcome = vm.shutdown(TEST_TIMEOUT).unwrap();
+        assert!(outcome.exit() != Exit::Killed(12), "{outcome}");
+    }
+}
+
 #[test]
 fn concurrent_stop_and_shutdown_from_several_processes_succeed() {
     for _ in 0..10 {

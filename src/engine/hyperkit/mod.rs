@@ -16,7 +16,7 @@ use rustix::process::Signal;
 use crate::config::{HyperKit, Network, PortForward, Share9pSource};
 use crate::engine::Engine;
 use crate::engine::dhcp_leases::leased_address;
-use crate::engine::driver::{Control, EngineDriver, GuestAddresses, VsockEndpoint};
+use crate::engine::driver::{Control, EngineDriver, GuestAddresses, Hypervisor, VsockEndpoint};
 use crate::error::{ConfigError, Result};
 use crate::exit::Exit;
 use crate::plan::serial_ports::{Line, ports};
@@ -118,7 +118,7 @@ impl EngineDriver for Driver {
     }
 
     /// hyperkit creates serial ports last, so it is ready when their tty and log files exist.
-    fn finish_start(&self, description: &HyperKit, state: &StateDir, _: Duration) -> Result<bool> {
+    fn finish_start(&self, description: &HyperKit, state: &StateDir, _: u32, _: Duration) -> Result<bool> {
         Ok(ports(description)?.iter().all(|port| {
             // The file is created first and written later.
             let names_its_pty = !matches!(port.line, Line::Pty(name) if read_pty_path(&state.file(name)).is_none());
@@ -131,7 +131,7 @@ impl EngineDriver for Driver {
     fn control(
         &self,
         control: Control,
-        _: Option<&StateDir>,
+        _: Hypervisor<'_>,
         send: &dyn Fn(Signal) -> Result<()>,
         _: Duration,
     ) -> Result<()> {
@@ -150,7 +150,7 @@ impl EngineDriver for Driver {
         }
     }
 
-    fn port_forwards(&self, _: Option<&StateDir>, _: Duration) -> Result<Vec<PortForward>> {
+    fn port_forwards(&self, _: Hypervisor<'_>, _: Duration) -> Result<Vec<PortForward>> {
         Ok(Vec::new())
     }
 

@@ -16,7 +16,9 @@ use serde_json::json;
 
 use crate::config::{HyperKit, PortForward, Protocol};
 use crate::engine::Engine;
-use crate::engine::driver::{Control, EngineDriver, ExitListener, GuestAddresses, VsockDaemon, VsockEndpoint};
+use crate::engine::driver::{
+    Control, EngineDriver, ExitListener, GuestAddresses, Hypervisor, VsockDaemon, VsockEndpoint,
+};
 use crate::error::{ConfigError, Error, Result};
 use crate::exit::Exit;
 use crate::plan::serial_ports::{Line, ports};
@@ -80,8 +82,9 @@ impl EngineDriver for Driver {
 
     /// QEMU answers on its QMP socket when all devices exist. It names the ptys of the serial ports only there, so this writes
     /// the tty files, which hyperkit writes by itself.
-    fn finish_start(&self, description: &HyperKit, state: &StateDir, timeout: Duration) -> Result<bool> {
-        let answer = Qmp::connect(&state.file(QMP_SOCKET), timeout).and_then(|mut qmp| qmp.execute("query-chardev"));
+    fn finish_start(&self, description: &HyperKit, state: &StateDir, pid: u32, timeout: Duration) -> Result<bool> {
+        let answer =
+            Qmp::connect(&state.file(QMP_SOCKET), pid, timeout).and_then(|mut qmp| qmp.execute("query-chardev"));
         let chardevs = match answer {
             Ok(chardevs) => chardevs,
             Err(error) => {
@@ -103,8 +106,8 @@ impl EngineDriver for Driver {
     }
 
     /// The exit code is 0 for a power-off and for a reset. The event before the exit says which it was.
-    fn exit_listener(&self, state: &StateDir) -> Option<ExitListener> {
-        let mut events = match Qmp::connect(&state.file(EVENTS_SOCKET), EVENTS_TIMEOUT) {
+    fn exit_listener(&self, state: &StateDir, pid: u32) -> Option<ExitListener> {
+        let mut events = match Qmp::connect(&state.file(EVENTS_SOCKET), pid, EVENTS_TIMEOUT) {
             Ok(events) => events,
             Err(error) => {
                 let dir = state.path().display();
@@ -131,28 +134,28 @@ impl EngineDriver for Driver {
     fn control(
         &self,
         control: Control,
-        state: Option<&StateDir>,
+        hypervisor: Hypervisor<'_>,
         _: &dyn Fn(Signal) -> Result<()>,
         timeout: Duration,
     ) -> Result<()> {
-        let state = state.ok_or(ConfigError::StateDirRequired { field: control.call() })?;
         let command = match control {
             Control::PressPowerButton => "system_powerdown",
             Control::Pause => "stop",
             Control::Resume => "cont",
         };
-        Qmp::connect(&state.file(QMP_SOCKET), timeout)?.execute(command).map(drop)
+        qmp(hypervisor, control.call(), timeout)?.execute(command).map(drop)
     }
 
-    fn is_paused(&self, state: Option<&StateDir>, timeout: Duration) -> Result<Option<bool>> {
-        let Some(state) = state else { return Ok(None) };
-        let status = Qmp::connect(&state.file(QMP_SOCKET), timeout)?.execute("query-status")?;
+    fn is_paused(&self, hypervisor: Hypervisor<'_>, timeout: Duration) -> Result<Option<bool>> {
+        if hypervisor.state.is_none() {
+            return Ok(None);
+        }
+        let status = qmp(hypervisor, "status", timeout)?.execute("query-status")?;
         Ok(Some(status["running"] == false))
     }
 
-    fn port_forwards(&self, state: Option<&StateDir>, timeout: Duration) -> Result<Vec<PortForward>> {
-        let state = state.ok_or(ConfigError::StateDirRequired { field: "port_forwards" })?;
-        let mut qmp = Qmp::connect(&state.file(QMP_SOCKET), timeout)?;
+    fn port_forwards(&self, hypervisor: Hypervisor<'_>, timeout: Duration) -> Result<Vec<PortForward>> {
+        let mut qmp = qmp(hypervisor, "port_forwards", timeout)?;
         let table = qmp.execute_with("human-monitor-command", json!({ "command-line": "info usernet" }))?;
         Ok(table.as_str().unwrap_or_default().lines().filter_map(forwarded_port).collect())
     }
@@ -183,6 +186,12 @@ impl EngineDriver for Driver {
         kind.is_socket()
             && ([QMP_SOCKET, EVENTS_SOCKET, VHOST_SOCKET, VSOCK_SOCKET].contains(&name) || is_listener(name))
     }
+}
+
+/// Connects to a hypervisor's control socket. `call` is the call that needs it.
+fn qmp(hypervisor: Hypervisor<'_>, call: &'static str, timeout: Duration) -> Result<Qmp> {
+    let state = hypervisor.state.ok_or(ConfigError::StateDirRequired { field: call })?;
+    Qmp::connect(&state.file(QMP_SOCKET), hypervisor.pid, timeout)
 }
 
 /// Reads a line of QEMU's table of forwarded ports: protocol, descriptor, address, port, address, port.
@@ -224,7 +233,7 @@ mod tests {
     fn reported_exit(reasons: &[&str]) -> Option<Exit> {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::new(dir.path()).unwrap();
-        assert!(Driver.exit_listener(&state).is_none(), "no QEMU listens");
+        assert!(Driver.exit_listener(&state, std::process::id()).is_none(), "no QEMU listens");
         let listener = UnixListener::bind(state.file(EVENTS_SOCKET)).unwrap();
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -236,7 +245,7 @@ mod tests {
                 reasons.iter().for_each(|reason| send(json!({ "event": "SHUTDOWN", "data": { "reason": reason } })));
                 stream.read_line(&mut String::new()).unwrap(); // the request, or the other end would fail to send it
             });
-            Driver.exit_listener(&state).unwrap()()
+            Driver.exit_listener(&state, std::process::id()).unwrap()()
         })
     }
 

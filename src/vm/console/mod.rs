@@ -124,7 +124,7 @@ impl Vm {
             // The starter may have been killed before it wrote the file for QEMU.
             Err(Error::PtyNotFound { .. }) if self.try_wait().is_none() => {
                 let _lock = state.lock()?;
-                self.driver().finish_start(description, state, CONTROL_TIMEOUT)?;
+                self.driver().finish_start(description, state, self.pid(), CONTROL_TIMEOUT)?;
                 pty_paths(description)
             }
             paths => paths,
