@@ -74,7 +74,7 @@ impl Error {
             | Self::Qmp { .. } => ErrorKind::Hypervisor,
             Self::ConsoleTextNotFound { exit: Some(_), .. } | Self::VsockConnectionRefused { .. } => ErrorKind::Guest,
             Self::ConsoleTextNotFound { exit: None, .. } | Self::StartTimedOut { .. } => ErrorKind::Timeout,
-            Self::StateNotFound { .. } | Self::DamagedState { .. } => ErrorKind::State,
+            Self::StateNotFound { .. } | Self::DamagedState { .. } | Self::Replaced { .. } => ErrorKind::State,
             Self::Io { .. } => ErrorKind::Io,
         }
     }

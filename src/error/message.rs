@@ -79,6 +79,9 @@ impl Error {
                 };
                 format!("{reason} for {text:?} on the console{}{}", of(state_dir), tail(log_tail))
             }
+            Self::Replaced { pid, successor, state_dir } => {
+                format!("state directory of process {pid} belongs to process {successor} now: {}", state_dir.display())
+            }
             Self::StateNotFound { path } => {
                 format!("no saved state: {} not found; correct the path, or start the VM first", path.display())
             }

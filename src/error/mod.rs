@@ -47,7 +47,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// | [`Hypervisor`](ErrorKind::Hypervisor) | [`HypervisorFailed`](Self::HypervisorFailed), [`VsockDaemonFailed`](Self::VsockDaemonFailed), [`ImageToolFailed`](Self::ImageToolFailed), [`Qmp`](Self::Qmp) |
 /// | [`Guest`](ErrorKind::Guest) | [`VsockConnectionRefused`](Self::VsockConnectionRefused), [`ConsoleTextNotFound`](Self::ConsoleTextNotFound) |
 /// | [`Timeout`](ErrorKind::Timeout) | [`StartTimedOut`](Self::StartTimedOut), [`ConsoleTextNotFound`](Self::ConsoleTextNotFound) |
-/// | [`State`](ErrorKind::State) | [`StateNotFound`](Self::StateNotFound), [`DamagedState`](Self::DamagedState) |
+/// | [`State`](ErrorKind::State) | [`StateNotFound`](Self::StateNotFound), [`DamagedState`](Self::DamagedState), [`Replaced`](Self::Replaced) |
 /// | [`Io`](ErrorKind::Io) | [`Io`](Self::Io) |
 ///
 /// ```
@@ -237,6 +237,16 @@ pub enum Error {
     StateNotFound {
         /// The missing file.
         path: PathBuf,
+    },
+    /// Another VM was started in the state directory since. Its console, log and files are not those of this VM. Find the
+    /// running VM with [`HyperKit::from_state`](crate::HyperKit::from_state).
+    Replaced {
+        /// The process ID of this VM's hypervisor.
+        pid: u32,
+        /// The process ID that the state directory records.
+        successor: u32,
+        /// The state directory.
+        state_dir: PathBuf,
     },
     /// `hyperkit.json` cannot be parsed. Start or define the VM again, or delete the record with
     /// [`HyperKit::remove`](crate::HyperKit::remove).

@@ -58,9 +58,10 @@ impl Vm {
     /// Deletes what the VM left in its state directory, after the VM has exited; see [`HyperKit::remove`].
     ///
     /// # Errors
-    /// Those of [`HyperKit::remove`].
+    /// Those of [`HyperKit::remove`]; [`Error::Replaced`].
     #[doc(alias = "delete")]
     pub fn remove(&self, disks: Disks) -> Result<()> {
+        self.check_not_replaced()?;
         self.state().map_or(Ok(()), |state| remove(state, disks))
     }
 }

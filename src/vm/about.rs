@@ -43,6 +43,7 @@ impl Vm {
     #[doc(alias = "log")]
     #[must_use]
     pub fn log_tail(&self) -> LogTail {
-        LogTail::read(self.0.output.as_ref(), self.state(), self.driver())
+        let state = self.state().filter(|_| self.check_not_replaced().is_ok());
+        LogTail::read(self.0.output.as_ref(), state, self.driver())
     }
 }

@@ -45,10 +45,12 @@ impl Vm {
     /// Returns the console's output that is kept: see [`HyperKit::console_log`], which has an example.
     ///
     /// # Errors
-    /// Those of [`HyperKit::console_log`].
+    /// Those of [`HyperKit::console_log`]; [`Error::Replaced`].
     #[doc(alias = "output")]
     pub fn console_log(&self) -> Result<Vec<u8>> {
-        read(self.description())
+        let log = read(self.description());
+        self.check_not_replaced()?; // or it may be the log of another VM
+        log
     }
 
     /// Returns the lines on the console: first those that the log has, and then each new one, until the VM exits.
@@ -74,12 +76,13 @@ impl Vm {
     /// ```
     ///
     /// # Errors
-    /// Those of [`HyperKit::console_log`].
+    /// Those of [`console_log`](Self::console_log).
     #[doc(alias = "log")]
     #[doc(alias = "follow")]
     #[doc(alias = "tail")]
     pub fn console_lines(&self) -> Result<ConsoleLines> {
         let (log, path) = open_log(self.description())?;
+        self.check_not_replaced()?; // of the log that is open now
         Ok(ConsoleLines {
             vm: self.clone(),
             log,

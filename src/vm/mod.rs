@@ -15,6 +15,7 @@ pub(crate) mod console_log;
 
 pub(crate) mod network;
 pub(crate) mod scoped;
+mod successor;
 mod vsock;
 
 use std::fmt;

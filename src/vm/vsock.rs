@@ -90,6 +90,7 @@ impl Vm {
     /// How to connect to a vsock port, if the VM runs and has a vsock device with sockets on the host.
     fn vsock_endpoint(&self, call: &'static str, port: u32) -> Result<VsockEndpoint> {
         self.check_running()?;
+        self.check_not_replaced()?;
         let description = self.description();
         if !description.vsock {
             return Err(ConfigError::MissingPrerequisite { field: call, requires: "vsock" }.into());

@@ -37,6 +37,7 @@ fn errors() -> Vec<(ErrorKind, Error)> {
         (ErrorKind::InUse, Error::AlreadyRunning { pid: 1, state_dir: path() }),
         (ErrorKind::InUse, Error::StillRunning { pid: 1, state_dir: path() }),
         (ErrorKind::NotRunning, Error::NotRunning { state_dir: None }),
+        (ErrorKind::State, Error::Replaced { pid: 1, successor: 2, state_dir: path() }),
         (ErrorKind::CannotTell, Error::CannotTell { path: None, source: denied() }),
         (ErrorKind::Timeout, Error::StartTimedOut { timeout, state_dir: state_dir(), log_tail: tail() }),
         (

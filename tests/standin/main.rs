@@ -28,6 +28,7 @@ mod network;
 mod process_identity;
 mod reattach;
 mod remove;
+mod replaced;
 mod scoped;
 mod scoped_output;
 mod shutdown;

@@ -119,6 +119,7 @@ impl Vm {
     #[doc(alias = "pty")]
     pub fn console(&self) -> Result<ConsoleStream> {
         let state = self.required_state("console")?;
+        self.check_not_replaced()?;
         let description = self.description();
         let paths = match pty_paths(description) {
             // The starter may have been killed before it wrote the file for QEMU.
