@@ -44,7 +44,8 @@ fn build() -> Vec<PathBuf> {
          [dependencies]\nhyperkit = {{ path = {ROOT:?} }}\n\
          tokio = {{ version = \"1\", features = [\"io-util\", \"macros\", \"net\", \"rt\", \"signal\", \"sync\", \"time\"] }}\n\n\
          [[bin]]\nname = \"pool\"\npath = \"{ROOT}/tests/embedder/pool.rs\"\n\n\
-         [[test]]\nname = \"vm_tests\"\npath = \"{ROOT}/tests/embedder/vm_tests.rs\"\n"
+         [[test]]\nname = \"vm_tests\"\npath = \"{ROOT}/examples/howto/vm_tests.rs\"\n\n\
+         [[test]]\nname = \"failing_tests\"\npath = \"{ROOT}/tests/embedder/failing_tests.rs\"\n"
     );
     let readme = fs::read_to_string(Path::new(ROOT).join("README.md")).unwrap();
     let programs: Vec<_> = readme.split("```").filter_map(|block| block.strip_prefix("rust,no_run\n")).collect();
@@ -55,7 +56,8 @@ fn build() -> Vec<PathBuf> {
     // The versions that are already downloaded.
     fs::copy(Path::new(ROOT).join("Cargo.lock"), crate_dir.join("Cargo.lock")).unwrap();
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--offline", "--quiet", "--bins", "--test", "vm_tests", "--target-dir"]).arg(target_dir());
+    cargo.args(["build", "--offline", "--quiet", "--bins", "--test", "vm_tests", "--test", "failing_tests"]);
+    cargo.arg("--target-dir").arg(target_dir());
     cargo.arg("--message-format=json-render-diagnostics").current_dir(&crate_dir).stderr(Stdio::inherit());
     let output = cargo.output().unwrap();
     assert!(output.status.success(), "the embedding crate does not build");

@@ -9,4 +9,5 @@ mod engine_lookup;
 #[cfg(target_os = "linux")]
 mod exec; // needs the host's C compiler to build Linux programs
 mod foreground;
+mod howto;
 mod terminal;

@@ -1,4 +1,4 @@
-//! `tests/embedder/harness.rs`: what is left of a test's VM, however the test ends, and what the message of a failed test
+//! `examples/howto/harness.rs`: what is left of a test's VM, however the test ends, and what the message of a failed test
 //! shows.
 
 use std::io::{BufRead, BufReader, Lines};
@@ -11,9 +11,9 @@ use rustix::process::{Signal, kill_process};
 use super::{program, tmp_dir};
 use crate::common::{StopOnDrop, TestDir, guest, hypervisors_in, standin_path, to_pid, wait_until};
 
-/// The test program, with a guest of the stand-in.
-fn vm_tests(test_dir: &TestDir) -> Command {
-    let mut tests = Command::new(program("vm_tests"));
+/// The test program with the tests that do not pass, and a guest of the stand-in.
+fn failing_tests(test_dir: &TestDir) -> Command {
+    let mut tests = Command::new(program("failing_tests"));
     tests.env("VM_HYPERVISOR", standin_path());
     tests.env("VM_KERNEL", test_dir.path("vmlinuz")).env("VM_INITRD", test_dir.path("initrd.img"));
     tests.stdin(Stdio::null());
@@ -21,7 +21,7 @@ fn vm_tests(test_dir: &TestDir) -> Command {
 }
 
 fn run_ignored(test: &str) -> (Output, String) {
-    let output = vm_tests(&TestDir::new()).args(["--ignored", "--exact", test]).output().unwrap();
+    let output = failing_tests(&TestDir::new()).args(["--ignored", "--exact", test]).output().unwrap();
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(stdout.contains("running 1 test"), "{stdout}");
     (output, stdout)
@@ -74,7 +74,7 @@ struct Running {
 impl Running {
     /// Starts the test that hangs, and waits until it runs its VM.
     fn start(test_dir: &TestDir) -> Self {
-        let mut tests = vm_tests(test_dir);
+        let mut tests = failing_tests(test_dir);
         tests.args(["--ignored", "--exact", "hangs", "--nocapture"]).stdout(Stdio::piped());
         let mut process = tests.spawn().unwrap();
         let stdout = BufReader::new(process.stdout.take().unwrap()).lines();
