@@ -1,7 +1,9 @@
-//! A harness for `#[test]` functions that need a VM. Each test has a VM of its own, so tests can run in parallel.
+//! A harness for `#[test]` functions that need a VM. Each test has a VM of its own, so tests can
+//! run in parallel.
 //!
-//! A VM ends with its test, whether that returns or panics, and with the test process, whether that exits or is killed by
-//! ^C or SIGKILL. The message of a failed test includes the console's log.
+//! A VM ends with its test, whether that returns or panics, and with the test process, whether
+//! that exits or is killed by ^C or SIGKILL. The message of a failed test includes the console's
+//! log.
 
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
@@ -23,9 +25,10 @@ impl TestVm {
     /// Starts a VM in a state directory of this name, which no other test may use.
     pub fn start(name: &str, description: HyperKit) -> Self {
         let description = description.state_dir(Path::new(env!("CARGO_TARGET_TMPDIR")).join("vms").join(name));
-        // If an earlier run of the test was killed, its VM has ended, but its state directory is still there.
+        // If an earlier run of the test was killed, its VM has ended, but its state directory is
+        // still there.
         let removed = description.remove(Disks::Delete);
-        match removed.and_then(|()| description.start_scoped("console=ttyS0 panic=1 quiet")) {
+        match removed.and_then(|()| description.start_scoped("console=ttyS0 quiet panic=1 no_timer_check")) {
             Ok(vm) => Self(vm),
             Err(error) => {
                 let _ = description.remove(Disks::Delete); // the message has the hypervisor's output

@@ -1,4 +1,5 @@
-//! Keeps a VM across restarts of this program. `keep` starts the VM or attaches to it, `keep stop` shuts it down.
+//! Keeps a VM across restarts of this program. `keep` starts the VM or attaches to it, `keep stop`
+//! shuts it down.
 
 use std::time::Duration;
 
@@ -19,7 +20,8 @@ fn main() -> Result<()> {
         if let Some(vm) = description.vm()? {
             println!("{}", vm.shutdown(Duration::from_secs(60))?);
         }
-        return description.remove(Disks::Delete); // without this, the next start has the same disk
+        // Without this, the next start has the same disk.
+        return description.remove(Disks::Delete);
     }
     let vm = match description.start_or_attach("console=ttyS0 quiet panic=1 no_timer_check")? {
         StartOrAttach::Started(vm) => {

@@ -13,13 +13,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::write("shared/question.txt", "which kernel is this?\n")?;
 
     let description = HyperKit::new().state_dir("vm").kernel("vmlinuz").initrd("initrd.img");
-    let description = description.share_dir("shared", "files"); // the tag, by which the guest knows the directory
+    let description = description.share_dir("shared", "files"); // a directory and its tag
     let vm = description.start_scoped("console=ttyS0 quiet panic=1 no_timer_check")?;
     vm.wait_for_console("# ", TIMEOUT)?;
     let console = vm.console()?;
-    console.send_line("mount -t 9p -o trans=virtio,version=9p2000.L files /mnt && cat /mnt/question.txt")?;
+    let mount = "mount -t 9p -o trans=virtio,version=9p2000.L files /mnt";
+    console.send_line(&format!("{mount} && cat /mnt/question.txt"))?;
     console.expect("which kernel is this?", TIMEOUT)?;
-    // The quotes are not in the output of `echo`, so that the echo of this line is not taken for it.
+    // The console echoes this line. The two quotes keep "unmounted" out of the echo.
     console.send_line("uname -r >/mnt/answer.txt && umount /mnt && echo un''mounted")?;
     console.expect("unmounted", TIMEOUT)?;
 

@@ -2,99 +2,107 @@
 
 use std::error::Error;
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use hyperkit::{Disk, HyperKit, Network, PortForward};
 
-/// Copy of the image, seed, keys and state directory. Deleted at the end.
-const DIR: &str = "cloud";
 const FIRMWARE: &str = "/usr/share/ovmf/OVMF.fd"; // from Debian's package ovmf
 const BOOT_TIMEOUT: Duration = Duration::from_secs(600);
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let image = std::env::args_os().nth(1).ok_or("which image? ssh IMAGE [COMMAND]")?;
-    let command = std::env::args().nth(2).unwrap_or("uname -a".into());
-    let dir = Path::new(DIR);
-    fs::create_dir_all(dir.join("seed"))?;
-
-    // The guest writes to its disk, so it gets a copy. Images are often in qcow2 format; this makes raw of any.
-    run(Command::new("qemu-img").args(["convert", "-O", "raw"]).arg(&image).arg(dir.join("disk.img")))?;
-    let (_, user_public) = create_key(&dir.join("user"))?;
-    let (host_private, host_public) = create_key(&dir.join("host"))?;
-    fs::write(dir.join("known_hosts"), format!("guest {host_public}\n"))?;
-    fs::write(dir.join("seed/meta-data"), "instance-id: guest-1\nlocal-hostname: guest\n")?;
-    let user_data = format!(
+/// What cloud-init does at the first boot. The host key is installed, so that ssh knows it.
+fn user_data(user_key: &str, host_key: &str, host_public_key: &str) -> String {
+    let host_key = host_key.replace('\n', "\n    ");
+    format!(
         "#cloud-config
 users:
   - name: me
     shell: /bin/bash
     sudo: 'ALL=(ALL) NOPASSWD:ALL'
     ssh_authorized_keys:
-      - {user_public}
+      - {user_key}
 ssh_genkeytypes: []
 ssh_keys:
   ed25519_private: |
-    {}
-  ed25519_public: {host_public}
-",
-        host_private.replace('\n', "\n    ")
-    );
-    fs::write(dir.join("seed/user-data"), user_data)?;
-    let seed = dir.join("seed.iso");
-    run(Command::new("genisoimage")
-        .args(["-quiet", "-V", "CIDATA", "-J", "-r", "-o"])
-        .args([&seed, &dir.join("seed")]))?;
+    {host_key}
+  ed25519_public: {host_public_key}
+"
+    )
+}
+
+/// How ssh reaches the guest. Outside of this program, too: `ssh -F cloud/ssh_config guest`.
+fn ssh_config(port: u16) -> String {
+    format!(
+        "Host guest
+HostName 127.0.0.1
+Port {port}
+User me
+IdentityFile cloud/user
+IdentitiesOnly yes
+HostKeyAlias guest
+UserKnownHostsFile cloud/known_hosts
+StrictHostKeyChecking yes
+BatchMode yes
+ConnectTimeout 10
+"
+    )
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut args = std::env::args().skip(1);
+    let image = args.next().ok_or("which image? ssh IMAGE [COMMAND]")?;
+    let command = args.next().unwrap_or("uname -a".into());
+
+    // The guest writes to its disk, so it gets a copy. Most images have the format qcow2.
+    fs::create_dir_all("cloud/seed")?;
+    run("qemu-img", &["convert", "-O", "raw", &image, "cloud/disk.img"])?;
+    for key in ["cloud/user", "cloud/host"] {
+        if !fs::exists(key)? {
+            run("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-C", "", "-f", key])?;
+        }
+    }
+    let read = |path| fs::read_to_string(path).map(|text| text.trim_end().to_owned());
+    let host_public_key = read("cloud/host.pub")?;
+    fs::write("cloud/known_hosts", format!("guest {host_public_key}\n"))?;
+    let user_data = user_data(&read("cloud/user.pub")?, &read("cloud/host")?, &host_public_key);
+    fs::write("cloud/seed/user-data", user_data)?;
+    fs::write("cloud/seed/meta-data", "instance-id: guest-1\nlocal-hostname: guest\n")?;
+    let seed = "cloud/seed.iso";
+    run("genisoimage", &["-quiet", "-V", "CIDATA", "-J", "-r", "-o", seed, "cloud/seed"])?;
 
     let vm = HyperKit::new()
-        .state_dir(dir.join("vm"))
+        .state_dir("cloud/vm")
         .bootrom(FIRMWARE)
         .memory_mib(1024)
-        .disk(Disk::raw(dir.join("disk.img")).size_mib(4096)) // grows to 4 GiB
+        .disk(Disk::raw("cloud/disk.img").size_mib(4096)) // grows to 4 GiB
         .disk(Disk::raw(seed).read_only())
         .network(Network::Nat)
         .port_forward(PortForward::tcp(0, 22))
         .start_scoped("")?;
     let port = vm.host_port(22)?.ok_or("port 22 is not forwarded")?;
+    fs::write("cloud/ssh_config", ssh_config(port))?;
     let deadline = Instant::now() + BOOT_TIMEOUT;
     let output = loop {
-        let output = ssh(dir, port).arg(&command).output()?;
-        // 255 is ssh's own status, here as long as the guest boots. All others are the command's.
+        let output = Command::new("ssh").args(["-F", "cloud/ssh_config", "guest", &command]).output()?;
+        // 255 is ssh's own status, for instance while the guest boots. Others are the command's.
         if output.status.code() != Some(255) {
             break output;
         }
         if Instant::now() > deadline || vm.try_wait().is_some() {
-            return Err(format!("{}; {}", String::from_utf8_lossy(&output.stderr), vm.log_tail()).into());
+            let reason = String::from_utf8_lossy(&output.stderr);
+            return Err(format!("{reason}; {}", vm.log_tail()).into());
         }
         std::thread::sleep(Duration::from_millis(500));
     };
-    print!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    print!("{}", String::from_utf8_lossy(&output.stdout));
+    eprint!("{}", String::from_utf8_lossy(&output.stderr));
     println!("{}", vm.shutdown(Duration::from_secs(120))?);
-    fs::remove_dir_all(dir)?;
+    fs::remove_dir_all("cloud")?;
     Ok(())
 }
 
-/// An ssh command whose host key is checked against the one in the seed.
-fn ssh(dir: &Path, port: u16) -> Command {
-    let mut ssh = Command::new("ssh");
-    ssh.args(["-F", "none", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "StrictHostKeyChecking=yes"]);
-    ssh.args(["-o", "HostKeyAlias=guest", "-o", &format!("UserKnownHostsFile={}", dir.join("known_hosts").display())]);
-    ssh.args(["-o", "IdentitiesOnly=yes", "-i"]).arg(dir.join("user"));
-    ssh.args(["-p", &port.to_string(), "me@127.0.0.1"]);
-    ssh
-}
-
-/// Creates a key pair, the private key in `path`. Returns both as text.
-fn create_key(path: &Path) -> Result<(String, String), Box<dyn Error>> {
-    if !path.exists() {
-        run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", "", "-f"]).arg(path))?;
-    }
-    let public = fs::read_to_string(path.with_extension("pub"))?;
-    Ok((fs::read_to_string(path)?, public.trim_end().to_owned()))
-}
-
-fn run(command: &mut Command) -> Result<(), Box<dyn Error>> {
-    let status = command.status().map_err(|error| format!("{:?}: {error}", command.get_program()))?;
-    if status.success() { Ok(()) } else { Err(format!("{command:?}: {status}").into()) }
+fn run(program: &str, args: &[&str]) -> Result<(), Box<dyn Error>> {
+    let status = Command::new(program).args(args).status();
+    let status = status.map_err(|error| format!("{program}: {error}"))?;
+    if status.success() { Ok(()) } else { Err(format!("{program}: {status}").into()) }
 }

@@ -8,7 +8,7 @@ const TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Runs a command in the guest's shell. Returns its output and its exit status.
 fn run(console: &ConsoleStream, command: &str) -> Result<(String, String)> {
-    // The console echoes what is typed. The two quotes are not in the output of `echo`, so the echo has no marker.
+    // The console echoes this line. The two quotes keep the markers out of the echo.
     console.send_line(&format!("echo :be''gin:; {command}; echo :e''nd:$?"))?;
     console.expect(":begin:\r\n", TIMEOUT)?;
     let output = console.expect(":end:", TIMEOUT)?.replace("\r\n", "\n");

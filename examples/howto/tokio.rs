@@ -9,7 +9,7 @@ use std::time::Duration;
 use hyperkit::{Disks, HyperKit, Vm};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::pipe;
-use tokio::signal::ctrl_c;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::spawn_blocking;
 
 type Result<T = (), E = Box<dyn Error + Send + Sync>> = std::result::Result<T, E>;
@@ -65,11 +65,16 @@ async fn talk(vm: &Vm) -> Result {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result {
+    // Before the start: until then, ^C would end this program, and leave the VM running.
+    let mut interrupt = signal(SignalKind::interrupt())?;
     let description = HyperKit::new().state_dir("vm").kernel("vmlinuz").initrd("initrd.img");
-    let Some(vm) = start(description, ctrl_c()).await? else { return Ok(()) };
+    let Some(vm) = start(description, interrupt.recv()).await? else {
+        println!("the start was cancelled");
+        return Ok(());
+    };
     let talked = tokio::select! {
         talked = talk(&vm) => talked,
-        _ = ctrl_c() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
     };
     // In a thread, which ends after the grace period of 60 s at the latest.
     let shut_down = spawn_blocking(move || {

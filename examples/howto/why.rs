@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use hyperkit::{Disks, Error, HyperKit, Result};
 
-/// Prints the records of the library: each line that the hypervisor prints, and warnings. A program of yours would use a
-/// crate such as env_logger, with `RUST_LOG=hyperkit=info` in its environment.
+/// Prints the library's log records: each line that the hypervisor prints, and warnings. A program of
+/// yours would use a crate such as env_logger, with `RUST_LOG=hyperkit=info` in its environment.
 struct Logger;
 
 impl log::Log for Logger {

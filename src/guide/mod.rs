@@ -1,5 +1,6 @@
 //! Guides for users of this crate.
 //!
+//! - [`howto`]: how do I …, each answered by a program.
 //! - [`engines`]: what hyperkit and QEMU can do, and which of them runs a VM.
 //! - [`crash_recovery`]: what happens when a program, a hypervisor or the host ends unexpectedly.
 //! - [`state_directory`]: the files in a state directory, and who may touch what.
@@ -20,3 +21,5 @@ pub mod embedding {}
 
 #[doc = include_str!("from_go.md")]
 pub mod from_go {}
+
+pub mod howto;

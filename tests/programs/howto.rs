@@ -1,7 +1,7 @@
 //! The programs of the guide's page `howto`, in `examples/howto`, unchanged.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -10,7 +10,7 @@ use rustix::process::{Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::common::guest::{guest_file, processes_in};
-use crate::common::{KillProcessOnDrop, StopOnDrop, example_path, file_names, to_pid};
+use crate::common::{KillProcessOnDrop, StopOnDrop, example_path, file_names, to_pid, wait_until, write_executable};
 
 /// Where a program runs: a directory with the guest's files. On drop, VMs that the program has left are killed.
 struct Here {
@@ -109,6 +109,23 @@ fn tokio_talks_and_shuts_down_at_ctrl_c() {
     assert_eq!(lines.collect::<Vec<_>>(), ["graceful: the VM powered off"]);
     assert!(program.0.wait().unwrap().success());
     here.assert_left(&[]);
+}
+
+#[test]
+fn tokio_cancels_a_start_at_ctrl_c() {
+    let here = Here::new();
+    // A hypervisor that is never ready.
+    let hangs = "#!/bin/sh\ncd \"${0%/*}\" && touch started && exec sleep 1000\n";
+    write_executable(&here.path().join("qemu-system-x86_64"), hangs.as_bytes());
+    let path = format!("{}:/usr/bin:/bin", here.path().display());
+    let mut program = KillProcessOnDrop::spawn(here.command("tokio").env("PATH", path));
+    wait_until("the hypervisor has started", || here.path().join("started").exists());
+    kill_process(to_pid(program.0.id()), Signal::INT).unwrap();
+    let mut output = String::new();
+    program.0.stdout.take().unwrap().read_to_string(&mut output).unwrap();
+    assert_eq!(output, "the start was cancelled\n");
+    assert!(program.0.wait().unwrap().success());
+    here.assert_left(&["qemu-system-x86_64", "started", "vm"]);
 }
 
 #[test]
