@@ -114,8 +114,8 @@ fn tokio_talks_and_shuts_down_at_ctrl_c() {
 #[test]
 fn tokio_cancels_a_start_at_ctrl_c() {
     let here = Here::new();
-    // A hypervisor that is never ready.
-    let hangs = "#!/bin/sh\ncd \"${0%/*}\" && touch started && exec sleep 1000\n";
+    // A hypervisor that is never ready. With `exec sleep` it would not be recognized as the one that was started.
+    let hangs = "#!/bin/sh\ncd \"${0%/*}\" && touch started && while :; do sleep 1; done\n";
     write_executable(&here.path().join("qemu-system-x86_64"), hangs.as_bytes());
     let path = format!("{}:/usr/bin:/bin", here.path().display());
     let mut program = KillProcessOnDrop::spawn(here.command("tokio").env("PATH", path));
