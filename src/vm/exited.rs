@@ -27,14 +27,12 @@ impl Vm {
     /// ```
     /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
     /// # let _here = here::running();
-    /// let vm = hyperkit::HyperKit::from_state("vm")?.vm()?.ok_or("the VM does not run")?;
-    /// let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-    /// runtime.block_on(async {
-    ///     let exited = tokio::spawn(vm.exited());
-    ///     vm.kill()?;
-    ///     println!("the VM {}", exited.await?);
-    ///     Ok::<(), Box<dyn std::error::Error>>(())
-    /// })?;
+    /// async fn report(vm: hyperkit::Vm) {
+    ///     println!("the VM {}", vm.exited().await);
+    /// }
+    /// # let vm = hyperkit::HyperKit::from_state("vm")?.vm()?.ok_or("the VM does not run")?;
+    /// # vm.kill()?; // so that it exits
+    /// # here::block_on(report(vm));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[doc(alias = "async")]

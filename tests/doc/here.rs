@@ -5,6 +5,10 @@ use std::env::set_current_dir;
 use std::fs::create_dir_all;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake};
+use std::thread::{Thread, current, park};
 
 use hyperkit::{HyperKit, Network};
 
@@ -55,4 +59,21 @@ fn start(change: impl FnOnce(HyperKit) -> HyperKit) -> Here {
     let description = HyperKit::new().state_dir("vm").kernel("vmlinuz").initrd("initrd.img").network(Network::Nat);
     change(description.memory_mib(256)).start("console=ttyS0").unwrap();
     here
+}
+
+/// Polls a future on this thread until it is complete.
+pub fn block_on<T>(future: impl Future<Output = T>) -> T {
+    struct Unpark(Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let (mut future, waker) = (pin!(future), Arc::new(Unpark(current())).into());
+    loop {
+        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => park(),
+        }
+    }
 }

@@ -181,7 +181,7 @@ impl ConsoleStream {
     }
 
     /// Sets whether a read or write that would have to wait fails with [`WouldBlock`](io::ErrorKind::WouldBlock), as async
-    /// runtimes expect. The guide's page [`embedding`](crate::guide::embedding) has an example for tokio.
+    /// runtimes expect. The guide's page [`howto`](crate::guide::howto) has a program for tokio.
     pub fn set_nonblocking(&self, nonblocking: bool) {
         self.nonblocking.store(nonblocking, Ordering::Relaxed);
     }
