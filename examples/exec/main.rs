@@ -1,50 +1,68 @@
-//! Runs a program in a VM: `cargo run --example exec -- ./hello a b`.
+//! Runs a program in a VM: `cargo run --example exec -- examples/exec/hello.sh a b`.
 
 #[path = "../shared/cpio.rs"]
 mod cpio;
-#[path = "../shared/number.rs"]
-mod number;
+#[path = "../shared/ctl_command.rs"]
+mod ctl_command;
+#[path = "../shared/guest.rs"]
+mod guest;
+#[path = "../shared/messages.rs"]
+mod messages;
+#[path = "../shared/shell.rs"]
+mod shell;
+#[path = "../shared/usage.rs"]
+mod usage;
 
 use std::error::Error;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, IsTerminal, Write, stderr, stdin, stdout};
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 use std::{fs, thread};
 
 use hyperkit::{HyperKit, Serial};
-use number::number;
+use shell::quoted;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use usage::{number, unexpected};
 
 const HELP: &str = "\
-Runs a statically linked program for x86-64 Linux in a new VM, with hyperkit or QEMU.
+Runs a program for x86-64 Linux in a new VM, with hyperkit or QEMU: a statically linked one, or a script for /bin/sh.
 
-    cargo run --example exec -- [--cpus N] [--memory MIB] [--hyperkit PROGRAM] [--child] PROGRAM [ARGUMENTS]
+    cargo run --example exec -- [OPTIONS] PROGRAM [ARGUMENTS]
 
-The program is process 1 of the guest. The kernel ignores signals that process 1 does not handle, also its own. With --child
-it is an ordinary process, so that abort and alarm, for instance, work as elsewhere.
+  --child               runs the program as an ordinary process instead of as process 1
+  --cpus N              vCPUs (default: 1)
+  --memory MIB          memory (default: 1024)
+  --hyperkit PROGRAM    hyperkit or qemu-system-x86_64, by name or path (default: the first that is installed)
+  --help                prints this text
 
-Standard output, standard error and exit status are those of the program: 128 and the number of the signal if a signal killed
-it, 125 if it could not be run. If standard input and output are both a terminal, the program reads from the terminal once it
-runs; otherwise its standard input is empty. The guest has a /bin/sh, /proc, /sys, /dev and /tmp, and no files of the host.
-The VM ends with exec, also if exec is killed. Only SIGKILL leaves a temporary directory.
+Without --child, the program is process 1 of the guest. The kernel ignores signals that process 1 does not handle, also its
+own. With --child, abort and alarm, for instance, work as elsewhere.
+
+Standard output, standard error and exit status are those of the program. The status is 128 and the number of the signal if a
+signal killed the program, 125 if it could not be run, and 2 if the command line is wrong. If standard input and output are
+both a terminal, the program reads from the terminal once it runs; otherwise its standard input is empty. The guest has a
+/bin/sh, /proc, /sys, /dev and /tmp, and no files of the host. The VM ends with exec, also if exec is killed. Only SIGKILL
+leaves a temporary directory.
 ";
 
-const GUEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/guest");
 const BEGIN: &str = "exec: begin";
+/// The exit status if the program could not be run.
 const FAILED: u8 = 125;
 
 fn main() -> ExitCode {
-    match parse().and_then(|command| {
-        command.map_or(Ok(0), |(description, is_child, command)| exec(description, is_child, &command))
-    }) {
+    let (description, is_child, command) = match parse() {
+        Ok(Some(command)) => command,
+        Ok(None) => return ExitCode::SUCCESS,
+        Err(error) => return usage::refuse("exec", &*error),
+    };
+    match exec(description, is_child, &command) {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
-            let _ = pass_on(&format!("exec: {error:#}\n"));
+            let _ = pass_on(&format!("exec: {}\n", messages::explain(&*error, true)));
             ExitCode::from(FAILED)
         }
     }
@@ -71,20 +89,20 @@ fn parse() -> Result<Command, Box<dyn Error>> {
                 let arguments = args.raw_args()?;
                 return Ok(Some((description, is_child, [program].into_iter().chain(arguments).collect())));
             }
-            _ => return Err(arg.unexpected().into()),
+            _ => return Err(unexpected(arg, HELP).into()),
         }
     }
-    Err("missing PROGRAM; --help shows how".into())
+    Err("missing PROGRAM".into())
 }
 
 /// Runs the command in a VM that lasts as long as this call. Returns its status.
 fn exec(description: HyperKit, is_child: bool, command: &[OsString]) -> Result<u8, Box<dyn Error>> {
+    let (kernel, guest_initrd) = guest::kernel_and_initrd()?;
     let dir = tempfile::tempdir()?;
     let initrd = dir.path().join("initrd.img");
     // No program prints this by itself.
     let end = format!("exec {}: status ", dir.path().display());
-    fs::write(&initrd, initrd_for(command, &end)?)?;
-    let kernel = Path::new(GUEST).join("vmlinuz");
+    fs::write(&initrd, initrd_for(command, &end, &guest_initrd)?)?;
     let description = description.state_dir(dir.path().join("vm")).kernel(kernel).initrd(initrd);
     let description = description.serial(Serial::none().log()).serial(Serial::stdio());
     let terminal = if stdin().is_terminal() && stdout().is_terminal() {
@@ -95,6 +113,9 @@ fn exec(description: HyperKit, is_child: bool, command: &[OsString]) -> Result<u
         ""
     };
 
+    if stderr().is_terminal() {
+        pass_on("exec: booting a VM, which takes a few seconds\n")?;
+    }
     // Handled, so that the temporary directory is deleted.
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
     let child = if is_child { " exec.child" } else { "" };
@@ -152,14 +173,13 @@ fn pass_on(text: &str) -> io::Result<()> {
 }
 
 /// Returns the initrd of `examples/setup.sh` with another first process, and with the program.
-fn initrd_for(command: &[OsString], end: &str) -> Result<Vec<u8>, Box<dyn Error>> {
+fn initrd_for(command: &[OsString], end: &str, guest_initrd: &Path) -> Result<Vec<u8>, Box<dyn Error>> {
     let (program, arguments) = command.split_first().ok_or("no program")?;
     let path = Path::new(program);
     let name = path.file_name().and_then(OsStr::to_str).ok_or("the name of the program is not valid UTF-8")?;
     let content = fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
     runs_alone(&content).map_err(|why| format!("{}: {why}", path.display()))?;
-    let mut initrd = fs::read(Path::new(GUEST).join("initrd.img"))
-        .map_err(|error| format!("no guest in target/guest: run examples/setup.sh ({error})"))?;
+    let mut initrd = fs::read(guest_initrd)?;
     let run = [b"#!/bin/sh\ncd /exec/bin\nexec ./", &quoted(OsStr::new(name))[..]].concat();
     let run = arguments.iter().fold(run, |run, argument| [&run[..], b" ", &quoted(argument)].concat());
     let (directory, executable) = (0o040_755, 0o100_755);
@@ -175,12 +195,6 @@ fn initrd_for(command: &[OsString], end: &str) -> Result<Vec<u8>, Box<dyn Error>
         ],
     );
     Ok(initrd)
-}
-
-/// Quotes a word for the shell.
-fn quoted(word: &OsStr) -> Vec<u8> {
-    let quotes = |&byte: &u8| if byte == b'\'' { b"'\\''".to_vec() } else { vec![byte] };
-    [b"'", &word.as_bytes().iter().flat_map(quotes).collect::<Vec<_>>()[..], b"'"].concat()
 }
 
 /// Refuses what the guest would only call "not found": a program for another system, or one that needs a loader. A file that

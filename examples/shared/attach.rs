@@ -1,25 +1,154 @@
-//! Makes the terminal the console of a VM that runs in the background. The terminal is restored however this program ends,
-//! except by SIGKILL.
+//! Makes the terminal the console of a VM.
 
 use std::error::Error;
-use std::io::{self, Read, Write, stdin, stdout};
-use std::sync::mpsc::{Sender, channel};
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write, stdin, stdout};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use hyperkit::{ConsoleStream, Vm};
+use hyperkit::{Console, ConsoleStream, Engine, Vm};
+use rustix::fs::{FlockOperation, fcntl_getfl, fcntl_setfl, flock};
 use rustix::io::Errno;
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
+use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
 
+type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
+
 /// Ctrl-], as in telnet.
 const ESCAPE: u8 = 0x1d;
-const EXITED: &str = "exited";
-const STILL_RUNS: &str = "still runs";
 /// How long a guest may take to read the input. A paused guest does not read, and the input is lost.
 const INPUT_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the hypervisor may take to exit after it has closed the console.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the log may be behind the pty: QEMU writes it second.
+const LOG_DELAY: Duration = Duration::from_millis(2);
+/// How often the log is read while the pty is silent: QEMU takes up to a second to notice that the pty was opened.
+const LOG_INTERVAL: Duration = Duration::from_millis(100);
+/// How often another terminal is looked for.
+const OTHERS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Restores the terminal if a signal ends this program. The hypervisor or [`Attachment`] may have changed it.
+pub fn restore_on_signal() -> io::Result<()> {
+    let streams = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
+    if !streams.iter().any(isatty) {
+        return Ok(()); // so that a SIGHUP that nohup ignores stays ignored
+    }
+    let before = streams.map(|stream| (stream, tcgetattr(stream).ok(), fcntl_getfl(stream).ok()));
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
+    thread::spawn(move || {
+        for signal in signals.forever() {
+            for (stream, settings, flags) in &before {
+                let _ = settings.as_ref().map(|settings| tcsetattr(stream, OptionalActions::Now, settings));
+                let _ = flags.map(|flags| fcntl_setfl(stream, flags));
+            }
+            let _ = emulate_default_handler(signal);
+        }
+    });
+    Ok(())
+}
+
+/// Which output of the guest is shown.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Output {
+    #[allow(dead_code, reason = "not every example starts VMs")]
+    FromStart,
+    #[allow(dead_code, reason = "not every example attaches to running VMs")]
+    FromNow,
+}
+
+/// Why the keys are no longer passed on.
+pub enum Left {
+    Exited,
+    Escaped,
+}
+
+/// A terminal that is the console of a VM. Dropping it restores the terminal; the VM runs on. Its threads last as long as the
+/// program, since their reads cannot be interrupted.
+pub struct Attachment {
+    keys: ConsoleStream,
+    events: Receiver<Event>,
+    /// What was typed after the escape key.
+    typed: Vec<u8>,
+    /// How the output has ended, if a question was open then.
+    ended: Option<io::Result<()>>,
+    is_closed: Arc<AtomicBool>,
+    _terminal: RawTerminal,
+}
+
+enum Event {
+    Typed(Vec<u8>),
+    /// The console has ended, or its output can no longer be shown.
+    Ended(io::Result<()>),
+}
+
+impl Attachment {
+    pub fn new(vm: &Vm, output: Output) -> Result<Self> {
+        let screen = Screen::open(vm, output)?;
+        let keys = screen.console.try_clone()?;
+        keys.set_timeout(Some(INPUT_TIMEOUT));
+        let is_closed = screen.is_closed.clone();
+        let (send, events) = channel();
+        let typed = send.clone();
+        let terminal = RawTerminal::new()?;
+        thread::spawn(move || send.send(Event::Ended(screen.show())));
+        thread::spawn(move || read_keys(&typed));
+        Ok(Self { keys, events, typed: Vec::new(), ended: None, is_closed, _terminal: terminal })
+    }
+
+    /// Passes keys to the guest until the escape key is typed or the VM exits.
+    pub fn pass_keys(&mut self) -> Result<Left> {
+        loop {
+            let mut typed = std::mem::take(&mut self.typed);
+            let escape = typed.iter().position(|&key| key == ESCAPE);
+            if let Some(at) = escape {
+                self.typed = typed.split_off(at + 1);
+                typed.pop();
+            }
+            match self.keys.write_all(&typed) {
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {}
+                // The other end of the pty is closed: the hypervisor is exiting, and the output ends.
+                Err(error) if error.raw_os_error() == Some(Errno::IO.raw_os_error()) => {}
+                written => written?,
+            }
+            if escape.is_some() {
+                return Ok(Left::Escaped);
+            }
+            match self.ended.take().map_or_else(|| self.events.recv(), |shown| Ok(Event::Ended(shown))) {
+                Ok(Event::Typed(keys)) => self.typed = keys,
+                Ok(Event::Ended(shown)) => return Ok(shown.map(|()| Left::Exited)?),
+                Err(_) => return Ok(Left::Exited),
+            }
+        }
+    }
+
+    /// Asks a question, to which a key is the answer; `None` at the end of the input. The guest's output waits meanwhile.
+    #[allow(dead_code, reason = "not every example asks")]
+    pub fn ask(&mut self, question: &str) -> Option<u8> {
+        let _output = stdout().lock();
+        eprint!("\r\n{question} ");
+        if self.typed.is_empty() {
+            match self.events.recv() {
+                Ok(Event::Typed(keys)) => self.typed = keys,
+                Ok(Event::Ended(shown)) => self.ended = Some(shown),
+                Err(_) => {}
+            }
+        }
+        eprint!("\r\n");
+        (!self.typed.is_empty()).then(|| self.typed.remove(0))
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        let _output = stdout().lock();
+        self.is_closed.store(true, Ordering::Relaxed);
+    }
+}
 
 /// The terminal in raw mode, so that each key goes to the guest. Dropping restores the terminal.
 struct RawTerminal(Option<Termios>);
@@ -43,63 +172,92 @@ impl Drop for RawTerminal {
     }
 }
 
-enum Event {
-    Typed(Vec<u8>),
-    /// The console has ended, or its output can no longer be shown.
-    Ended(io::Result<()>),
-    /// A signal that ends this program.
-    Signal(i32),
+/// The output of the guest on the terminal.
+struct Screen {
+    vm: Vm,
+    console: ConsoleStream,
+    /// QEMU's log has all output: also what came before the pty was opened, what another terminal has read, and the last bytes
+    /// before the exit, which a pty loses. Then the pty only tells that there is more.
+    log: Option<File>,
+    is_closed: Arc<AtomicBool>,
 }
 
-/// Connects terminal and console until the escape key is typed or the VM exits. Returns which, as a predicate for use after
-/// "the VM". The threads last as long as the program, since their reads cannot be interrupted.
-pub fn attach(vm: &Vm) -> Result<&'static str, Box<dyn Error>> {
-    let (screen, mut keys) = (vm.console()?, vm.console()?);
-    keys.set_timeout(Some(INPUT_TIMEOUT));
-    eprintln!("Attached to the console of process {}; Ctrl-] leaves it. Return may show a prompt.", vm.pid());
-    let (send, events) = channel();
-    let (ended, signalled) = (send.clone(), send.clone());
-    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
-    thread::spawn(move || signals.forever().try_for_each(|signal| signalled.send(Event::Signal(signal))));
-    let terminal = RawTerminal::new()?;
-    thread::spawn(move || ended.send(Event::Ended(show(screen))));
-    thread::spawn(move || read_keys(&send));
-    for event in events {
-        match event {
-            Event::Ended(shown) => return Ok(shown.map(|()| EXITED)?),
-            Event::Signal(signal) => {
-                drop(terminal);
-                emulate_default_handler(signal)?;
-                return Ok(STILL_RUNS);
+impl Screen {
+    fn open(vm: &Vm, output: Output) -> Result<Self> {
+        let description = vm.description();
+        let is_qemu = description.hyperkit.as_ref().is_some_and(|program| Engine::of(program) == Engine::Qemu);
+        let is_logged = description.serials.is_none() && description.console == Some(Console::Pty);
+        let mut log = match vm.state_dir() {
+            Some(dir) if is_qemu && is_logged => File::open(dir.join("console-ring")).ok(),
+            _ => None,
+        };
+        if let (Some(log), Output::FromNow) = (&mut log, output) {
+            log.seek(SeekFrom::End(0))?;
+        }
+        let screen = Self { vm: vm.clone(), console: vm.console()?, log, is_closed: Arc::default() };
+        if screen.is_shared() {
+            screen.tell_of_others();
+        }
+        Ok(screen)
+    }
+
+    /// Shows the output until the console ends.
+    fn show(mut self) -> io::Result<()> {
+        let (mut output, mut timeout) = ([0; 4096], Duration::ZERO);
+        let (mut has_told, mut looked) = (self.is_shared(), Instant::now());
+        loop {
+            self.console.set_timeout(Some(timeout));
+            let length = match self.console.read(&mut output) {
+                Ok(0) => break,
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => 0,
+                length => length?,
+            };
+            match self.log {
+                Some(_) => self.show_log()?,
+                None => self.print(&output[..length])?,
             }
-            Event::Typed(typed) => {
-                let before_escape = typed.split(|&key| key == ESCAPE).next().unwrap_or_default();
-                match keys.write_all(before_escape) {
-                    Err(error) if error.kind() == io::ErrorKind::TimedOut => {}
-                    // The other end of the pty is closed: the hypervisor is exiting.
-                    Err(error) if error.raw_os_error() == Some(Errno::IO.raw_os_error()) => return Ok(EXITED),
-                    written => written?,
-                }
-                if before_escape.len() < typed.len() {
-                    drop(terminal);
-                    eprintln!(); // after the output of the guest
-                    return Ok(STILL_RUNS);
+            timeout = if length > 0 { LOG_DELAY } else { LOG_INTERVAL };
+            if !has_told && looked.elapsed() >= OTHERS_INTERVAL {
+                looked = Instant::now();
+                has_told = self.is_shared();
+                if has_told {
+                    self.tell_of_others();
                 }
             }
         }
+        let _ = self.vm.wait_timeout(EXIT_TIMEOUT);
+        self.show_log()
     }
-    Ok(STILL_RUNS)
-}
 
-/// Shows the output of the console on the terminal until the console ends.
-fn show(mut console: ConsoleStream) -> io::Result<()> {
-    let mut output = [0; 4096];
-    while let length @ 1.. = console.read(&mut output)? {
-        let mut out = stdout().lock();
-        out.write_all(&output[..length])?;
-        out.flush()?;
+    fn show_log(&mut self) -> io::Result<()> {
+        let mut output = Vec::new();
+        self.log.as_mut().map_or(Ok(0), |log| log.read_to_end(&mut output))?;
+        self.print(&output)
     }
-    Ok(())
+
+    fn print(&self, output: &[u8]) -> io::Result<()> {
+        let mut stdout = stdout().lock();
+        if output.is_empty() || self.is_closed.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        stdout.write_all(output)?;
+        stdout.flush()
+    }
+
+    /// Whether another terminal is attached. Each has a shared lock on the pty, and can have an exclusive one if it is alone.
+    fn is_shared(&self) -> bool {
+        let lock = |operation| flock(&self.console, operation);
+        let is_shared = lock(FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK);
+        let _ = lock(FlockOperation::NonBlockingLockShared);
+        is_shared
+    }
+
+    fn tell_of_others(&self) {
+        let output = if self.log.is_some() { "both show its output" } else { "each shows a part of its output" };
+        eprint!(
+            "\r\nAnother terminal is attached to this console, too: {output}, and the guest gets the keys of both.\r\n"
+        );
+    }
 }
 
 /// Sends the input. The end of the input ends only this: the guest may print more.

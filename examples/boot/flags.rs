@@ -1,0 +1,196 @@
+//! The flags of `boot`.
+
+use std::error::Error;
+
+use hyperkit::{Console, Disk, HyperKit, PortForward};
+use lexopt::prelude::*;
+
+use crate::ctl_command::ctl_command;
+use crate::usage::{number, unexpected};
+
+const HELP: &str = "\
+Boots a Linux kernel in a VM, with hyperkit or QEMU.
+
+    cargo run --example boot -- [OPTIONS]
+
+Without --background, this terminal is the VM's console, and the VM ends with this program, however that ends.
+Ctrl-] leaves the console: it asks whether to detach (the VM runs on), press the power button, or kill the VM.
+Every other key goes to the guest, also ^C. If standard input is not a terminal, the guest reads it to its end,
+and `poweroff` in the guest or a signal to this program ends the VM.
+
+What to do:
+  --background          start the VM, print how to reach it, and leave it running
+  --arguments           only print the hypervisor's arguments (hyperkit's, unless --hyperkit says QEMU)
+  --help                print this text
+  --verbose             also print what the hypervisor prints
+
+What to boot:
+  --kernel FILE         an x86 bzImage (default: the guest that examples/setup.sh creates)
+  --initrd FILE         its initial RAM disk
+  --cmdline TEXT        its command line (default: console=ttyS0 panic=1 no_timer_check quiet). If TEXT sets no
+                        console= or panic=, it gets console=ttyS0 or panic=1, with which a panic ends the VM
+  --bootrom FILE        UEFI or other firmware instead of a kernel; it takes no command line
+
+The VM:
+  --cpus N              vCPUs (default: 1)
+  --memory MIB          memory (default: 1024)
+  --disk FILE           a raw or qcow2 disk image; can be repeated
+  --disk-size MIB       creates the image of the last --disk with this size if it is missing;
+                        without a --disk, a disk in the state directory
+  --iso FILE            an ISO image in a CD drive; can be repeated
+  --vpnkit auto         a network: QEMU's own, or with hyperkit Docker Desktop's VPNKit
+  --vpnkit SOCKET       a network by this socket of a VPNKit; hyperkit only
+  --vpnkit-key UUID     for the same address each time
+  --forward PORT:PORT   forwards a TCP port of 127.0.0.1 (0: any free one) to one of the guest; QEMU, with --vpnkit auto
+  --vsock               a vsock device, with which programs of host and guest connect without a network
+  --vsock-cid CID       the guest's number on vsock (default: 3)
+  --vsock-port PORT     a vsock port with a socket on the host; hyperkit, at most 4
+  --9p TAG=PATH         shares a directory (QEMU), or connects the socket of a 9p server (hyperkit)
+  --uuid UUID           the VM's UUID
+  --console pty         the console is a pty with a log in the state directory, the default with --background
+  --console stdio       the hypervisor itself uses standard input and output; all keys go to the guest
+  --console log         the Apple System Log; hyperkit only
+  --gdb PORT            lets a debugger connect
+  --extra ARGUMENT      an argument for the hypervisor, after all others
+  --hyperkit PROGRAM    hyperkit or qemu-system-x86_64, by name or path (default: the first that is installed)
+
+The state directory:
+  --state-dir DIR       where the VM is recorded (default: target/vm in the repository). The example `ctl` controls it:
+                        cargo run --example ctl -- --help
+  --no-state            records nothing, so that nothing can attach to the VM; all keys go to the guest
+";
+
+const STATE_DIR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/vm");
+/// Without `no_timer_check`, the kernel panics if an emulated timer interrupt is late, which happens on busy hosts.
+const DEFAULT_CMDLINE: &str = "console=ttyS0 panic=1 no_timer_check quiet";
+/// Flags that `boot` had before there was `ctl`, and the commands of `ctl` that do the same.
+const IN_CTL: [(&str, &str); 7] = [
+    ("attach", "console"),
+    ("shutdown", "shutdown"),
+    ("stop", "stop"),
+    ("pause", "pause"),
+    ("resume", "resume"),
+    ("remove", "rm"),
+    ("keep-disk", "rm --keep-disk"),
+];
+
+/// What to do, and with which VM.
+pub struct Command {
+    pub action: Action,
+    pub description: HyperKit,
+    pub cmdline: String,
+    pub is_verbose: bool,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+pub enum Action {
+    Foreground,
+    Background,
+    PrintArguments,
+}
+
+/// Returns the command that the flags describe; `None` after printing help. Every error is one of usage.
+pub fn parse() -> Result<Option<Command>, Box<dyn Error>> {
+    let mut description = HyperKit::new();
+    let (mut action, mut cmdline, mut command_of_ctl) = (Action::Foreground, None, None);
+    let (mut is_recorded, mut is_verbose) = (true, false);
+    let mut flags = lexopt::Parser::from_env();
+    while let Some(flag) = flags.next()? {
+        let Long(name) = flag else { return Err(flag.unexpected().into()) };
+        match name {
+            "help" => {
+                print!("{HELP}");
+                return Ok(None);
+            }
+            "verbose" => is_verbose = true,
+            "background" | "arguments" if action != Action::Foreground => {
+                return Err("--background and --arguments exclude each other".into());
+            }
+            "background" => action = Action::Background,
+            "arguments" => action = Action::PrintArguments,
+            "kernel" => description = description.kernel(flags.value()?),
+            "initrd" => description = description.initrd(flags.value()?),
+            "cmdline" => cmdline = Some(flags.value()?.string()?),
+            "bootrom" => description = description.bootrom(flags.value()?),
+            "cpus" => description = description.cpus(number(&mut flags, "--cpus")?),
+            "memory" => description = description.memory_mib(number(&mut flags, "--memory")?),
+            "disk" => description = description.disk(flags.value()?),
+            "disk-size" => match (number(&mut flags, "--disk-size")?, description.disks.last_mut()) {
+                (size, Some(disk)) if disk.size_mib.is_none() => disk.size_mib = Some(size),
+                (size, _) => description = description.disk(Disk::in_state_dir(size)),
+            },
+            "iso" => description = description.iso(flags.value()?),
+            "vpnkit" => description = description.vpnkit(flags.value()?),
+            "vpnkit-key" => description = description.vpnkit_key(flags.value()?.string()?),
+            "forward" => {
+                let value = flags.value()?.string()?;
+                let ports = value.split_once(':').and_then(|(host, guest)| host.parse().ok().zip(guest.parse().ok()));
+                let (host, guest) = ports.ok_or_else(|| format!("--forward takes PORT:PORT: {value:?}"))?;
+                description = description.port_forward(PortForward::tcp(host, guest));
+            }
+            "vsock" => description = description.vsock(true),
+            "vsock-cid" => description = description.vsock_guest_cid(number(&mut flags, "--vsock-cid")?),
+            "vsock-port" => description = description.vsock_port(number(&mut flags, "--vsock-port")?),
+            "9p" => {
+                let value = flags.value()?.string()?;
+                let (tag, path) = value.split_once('=').ok_or_else(|| format!("--9p takes TAG=PATH: {value:?}"))?;
+                description = description.socket_9p(path, tag);
+            }
+            "uuid" => description = description.uuid(flags.value()?.string()?),
+            "console" => {
+                description.console = Some(match flags.value()?.string()?.as_str() {
+                    "pty" => Console::Pty,
+                    "stdio" => Console::Stdio,
+                    "log" => Console::AppleLog,
+                    other => return Err(format!("--console takes pty, stdio or log: {other:?}").into()),
+                })
+            }
+            "gdb" => description = description.gdb_port(number(&mut flags, "--gdb")?),
+            "extra" => description = description.extra_argument(flags.value()?.string()?),
+            "hyperkit" => description = description.hyperkit(flags.value()?),
+            "state-dir" => description = description.state_dir(flags.value()?),
+            "no-state" => is_recorded = false,
+            _ => match IN_CTL.into_iter().find(|(old, _)| *old == name) {
+                Some(known) => command_of_ctl = Some(known),
+                None => return Err(unexpected(flag, HELP).into()),
+            },
+        }
+    }
+    if !is_recorded && description.state_dir.is_some() {
+        return Err("--no-state and --state-dir exclude each other".into());
+    }
+    if is_recorded {
+        description.state_dir.get_or_insert(STATE_DIR.into());
+    }
+    if let Some((flag, command)) = command_of_ctl {
+        let dir = description.state_dir.unwrap_or_else(|| STATE_DIR.into());
+        return Err(format!("`ctl` does what --{flag} did: {}", ctl_command(command, &dir)).into());
+    }
+    match (action, &description.console) {
+        (Action::Background, _) if !is_recorded => {
+            return Err("--background requires a record; leave out --no-state".into());
+        }
+        (_, Some(Console::Pty)) if !is_recorded => {
+            return Err("--console pty requires a record; leave out --no-state".into());
+        }
+        (Action::Background, Some(Console::Stdio)) => {
+            return Err("in the --background there is no terminal; leave out --console stdio".into());
+        }
+        _ => {}
+    }
+    let cmdline = match cmdline {
+        Some(line) => completed(line),
+        None if description.bootrom.is_some() => String::new(),
+        None => DEFAULT_CMDLINE.to_owned(),
+    };
+    Ok(Some(Command { action, description, cmdline, is_verbose }))
+}
+
+/// The kernel command line with a console and an end after a panic, if it does not set its own. They come first, since what
+/// follows ` -- ` is for the init process.
+fn completed(line: String) -> String {
+    let lacks = |setting: &&str| !line.split_whitespace().any(|word| word.starts_with(*setting));
+    let [console, panic] = [("console=", "console=ttyS0 "), ("panic=", "panic=1 ")]
+        .map(|(setting, default)| if lacks(&setting) { default } else { "" });
+    format!("{console}{panic}{line}")
+}
