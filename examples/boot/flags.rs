@@ -15,8 +15,9 @@ Boots a Linux kernel in a VM, with hyperkit or QEMU.
 
 Without --background, this terminal is the VM's console, and the VM ends with this program, however that ends.
 Ctrl-] leaves the console: it asks whether to detach (the VM runs on), press the power button, or kill the VM.
-Every other key goes to the guest, also ^C. If standard input is not a terminal, the guest reads it to its end,
-and `poweroff` in the guest or a signal to this program ends the VM.
+Every other key goes to the guest, also ^C. If standard input is not a terminal, the guest reads it; what it gets before
+its shell reads may be lost. The end of the input does not end the VM: `poweroff` in the guest does, or a signal to this
+program.
 
 What to do:
   --background          start the VM, print how to reach it, and leave it running

@@ -59,6 +59,7 @@ fn execute(command: Command) -> Result<ExitCode> {
             let _ = writeln!(stdout(), "{}", description.arguments(&cmdline)?.join("\n"));
         }
         Action::Foreground => {
+            description.check()?; // before anything is said
             attach::restore_on_signal()?;
             let is_attachable =
                 description.state_dir.is_some() && description.console.is_none_or(|it| it == Console::Pty);

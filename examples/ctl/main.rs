@@ -35,7 +35,7 @@ Controls the VMs that state directories record.
   start [--cmdline TEXT] DIR   starts it again in the background, as the last time
   console DIR                  makes this terminal its console. Ctrl-] (byte 29) leaves it, the end of input does not.
                                If two terminals are attached, both are told; on hyperkit, each shows a part of the output
-  log [-f] DIR                 prints its console's output; with -f, also what follows, until the VM exits
+  log [--follow] DIR           prints its console's output; with --follow or -f, also what follows, until the VM exits
   pause DIR                    stops its vCPUs; on QEMU, list and show then show it as paused
   resume DIR                   lets its vCPUs continue
   shutdown [--grace S] DIR     presses its power button, and kills the hypervisor after S seconds (30)

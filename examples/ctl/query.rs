@@ -51,7 +51,7 @@ pub fn list(root: &Path, options: &Options) -> Result<()> {
         } else {
             let text = |key| summary[key].as_str().unwrap_or("-").to_owned();
             let pid = summary["pid"].as_u64().map_or("-".to_owned(), |pid| pid.to_string());
-            let (cpus, memory) = (&summary["cpus"], &summary["memory"]);
+            let (cpus, memory) = (summary["cpus"].to_string(), summary["memory"].to_string());
             print(&format!("{name:<24} {pid:>10} {:>8} {cpus:>5} {memory:>7}  {}", text("state"), text("engine")));
         }
     }
