@@ -110,24 +110,25 @@ fn another_process_attaches_and_stops_the_vm() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().canonicalize().unwrap().join("vm");
     let _stop = StopOnDrop(state.clone());
-    let boot = |args: &[&str]| {
-        let mut boot = Command::new(example_path("boot"));
-        boot.args(args).arg("--state-dir").arg(&state).arg("--hyperkit").arg("qemu-system-x86_64");
-        boot.arg("--kernel").arg(guest_file("vmlinuz")).arg("--initrd").arg(guest_file("initrd.img"));
-        let output = boot.output().unwrap();
+    let run = |command: &mut Command| {
+        let output = command.output().unwrap();
         assert!(output.status.success(), "{output:?}");
         String::from_utf8(output.stdout).unwrap()
     };
-    let output = boot(&["--background", "--disk-size", "4"]);
+    let ctl = |command: &str| run(Command::new(example_path("ctl")).arg(command).arg(&state));
+    let mut boot = Command::new(example_path("boot"));
+    boot.args(["--background", "--disk-size", "4", "--hyperkit", "qemu-system-x86_64", "--state-dir"]).arg(&state);
+    boot.arg("--kernel").arg(guest_file("vmlinuz")).arg("--initrd").arg(guest_file("initrd.img"));
+    let output = run(&mut boot);
     let description = HyperKit::from_state(&state).unwrap();
     let vm = description.vm().unwrap().expect("the VM is running");
     assert!(output.contains(&format!("process {}", vm.pid())), "{output}");
     assert!(output.contains(&fs::read_to_string(state.join("tty")).unwrap()), "{output}");
     assert!(matches!(description.remove(Disks::Delete), Err(Error::StillRunning { .. })));
-    boot(&["--stop"]);
+    ctl("stop");
     assert_eq!(vm.wait(), Exit::Unknown);
     assert!(!description.is_running().unwrap());
-    boot(&["--remove"]);
+    ctl("rm");
     assert!(!state.exists());
 }
 

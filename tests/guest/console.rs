@@ -79,14 +79,14 @@ fn shell_session_through_console_stream_and_boot_attach() {
     read_until(&console, "# "); // the shell may drop what is typed before its next prompt
     drop(console);
 
-    // `boot --attach` continues after the end of its input until the VM exits.
-    let mut attach = Command::new(example_path("boot"));
-    attach.arg("--attach").arg("--state-dir").arg(&state).stdin(Stdio::piped()).stdout(Stdio::piped());
+    // `ctl console` continues after the end of its input until the VM exits.
+    let mut attach = Command::new(example_path("ctl"));
+    attach.arg("console").arg(&state).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut attach = attach.stderr(Stdio::null()).spawn().unwrap();
     attach.stdin.take().unwrap().write_all(b"echo $((6 * 7)) is it\rpoweroff\r").unwrap();
     let output = attach.wait_with_output().unwrap();
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success() && stdout.contains("The VM exited."), "{output:?}");
+    assert!(output.status.success() && stdout.ends_with(": exited\n"), "{output:?}");
     let log = || fs::read_to_string(state.join("console-ring")).unwrap();
     wait_until("the answer is in the log", || log().contains("42 is it"));
     assert!(vm.wait_timeout(BOOT_TIMEOUT).is_some());

@@ -27,9 +27,9 @@ fn shutdown_presses_power_button_until_guest_reacts() {
 fn another_process_presses_the_power_button() {
     let guest = Guest::new();
     let vm = guest.description.start(QUIET_CMDLINE).unwrap();
-    vm.wait_for_console("is up", BOOT_TIMEOUT).unwrap(); // the timeout of `boot` is shorter than a slow boot
-    let mut boot = Command::new(example_path("boot"));
-    assert!(boot.arg("--shutdown").arg("--state-dir").arg(&guest.state_dir).status().unwrap().success());
+    vm.wait_for_console("is up", BOOT_TIMEOUT).unwrap(); // the timeout of `ctl` is shorter than a slow boot
+    let mut ctl = Command::new(example_path("ctl"));
+    assert!(ctl.arg("shutdown").arg(&guest.state_dir).status().unwrap().success());
     assert_eq!(vm.try_wait().or_else(|| vm.wait_timeout(BOOT_TIMEOUT)), Some(Exit::PowerOff));
     assert!(!guest.state_dir.join("hyperkit.pid").exists());
 }
@@ -104,16 +104,16 @@ fn paused_vm_is_running_and_shuts_down() {
     let guest = Guest::new();
     let vm = guest.description.start(QUIET_CMDLINE).unwrap();
     let found = HyperKit::from_state(&guest.state_dir).unwrap().vm().unwrap().expect("the VM is running");
-    let other = |flag: &str| {
-        let mut boot = Command::new(example_path("boot"));
-        assert!(boot.arg(flag).arg("--state-dir").arg(&guest.state_dir).status().unwrap().success());
+    let other = |command: &str| {
+        let mut ctl = Command::new(example_path("ctl"));
+        assert!(ctl.arg(command).arg(&guest.state_dir).status().unwrap().success());
     };
-    for (flag, expected, status) in [
-        ("--pause", "paused", VmStatus::Paused),
-        ("--resume", "running", VmStatus::Running),
-        ("--pause", "paused", VmStatus::Paused),
+    for (command, expected, status) in [
+        ("pause", "paused", VmStatus::Paused),
+        ("resume", "running", VmStatus::Running),
+        ("pause", "paused", VmStatus::Paused),
     ] {
-        other(flag);
+        other(command);
         wait_until(expected, || qmp_status(guest.state_dir.join("qmp.sock")) == expected);
         assert_eq!([vm.status().unwrap(), found.status().unwrap()], [status; 2]);
         assert!(guest.description.is_running().unwrap());

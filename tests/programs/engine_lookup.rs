@@ -72,7 +72,7 @@ fn unreadable_kernel_is_an_error() {
     }
     let output = command.stdin(Stdio::null()).output().unwrap();
     let why = text(&output.stderr);
-    assert!(why.contains(&format!("cannot access `kernel`: {}: Permission denied", locked.display())), "{why}");
+    assert!(why.contains(&format!("cannot access `--kernel`: {}: Permission denied", locked.display())), "{why}");
 }
 
 /// The newer name of the socket comes first.

@@ -88,12 +88,7 @@ fn console_does_not_become_the_controlling_terminal() {
     let (_, vm, _stop) = start_vm(&test_dir, "guest");
     use std::process::{Command, Stdio};
     let mut attach = Command::new("setsid");
-    attach
-        .arg("--wait")
-        .arg(crate::common::example_path("boot"))
-        .arg("--attach")
-        .arg("--state-dir")
-        .arg(test_dir.path("vm"));
+    attach.arg("--wait").arg(crate::common::example_path("ctl")).arg("console").arg(test_dir.path("vm"));
     let mut attach = attach.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     attach.stdin.take().unwrap().write_all(b"x").unwrap();
     attach.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();

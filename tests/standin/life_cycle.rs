@@ -60,23 +60,21 @@ fn start_records_the_whole_state() {
 fn another_process_stops_and_removes_the_vm() {
     let test_dir = TestDir::new();
     let (description, vm, _stop) = start_vm(&test_dir, "guest");
-    let other = |action: &str| {
-        let dir = test_dir.path("vm");
-        Command::new(example_path("boot")).args([action, "--state-dir", dir.to_str().unwrap()]).output().unwrap()
-    };
-    let refused = other("--remove");
+    let other =
+        |command: &str| Command::new(example_path("ctl")).arg(command).arg(test_dir.path("vm")).output().unwrap();
+    let refused = other("rm");
     assert!(!refused.status.success());
     let why = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(why.contains(&format!("VM still running as process {}: ", vm.pid())), "{why}");
 
-    let stopped = other("--stop");
+    let stopped = other("stop");
     assert!(stopped.status.success(), "{stopped:?}");
     assert!(!description.is_running().unwrap());
     assert!(!test_dir.path("vm/hyperkit.pid").exists());
     assert_eq!(vm.wait(), Exit::Killed(9));
-    assert!(other("--remove").status.success());
+    assert!(other("rm").status.success());
     assert!(!test_dir.path("vm").exists());
-    let nothing = other("--stop");
+    let nothing = other("stop");
     assert!(!nothing.status.success());
     assert!(
         String::from_utf8_lossy(&nothing.stderr)

@@ -78,9 +78,8 @@ fn act(test_dir: &TestDir, description: &mut HyperKit, model: &mut Model, step: 
             }
         }
         Step::StopElsewhere => {
-            let mut boot = Command::new(example_path("boot"));
-            let stopped =
-                boot.arg("--stop").arg("--state-dir").arg(test_dir.path("vm")).output().unwrap().status.success();
+            let mut ctl = Command::new(example_path("ctl"));
+            let stopped = ctl.arg("stop").arg(test_dir.path("vm")).output().unwrap().status.success();
             assert_eq!(stopped, model.recorded);
             model.running = false;
         }

@@ -79,14 +79,15 @@ fn missing_or_corrupt_state_is_an_error() {
 #[test]
 fn relative_paths_are_valid_in_any_working_directory() {
     let test_dir = TestDir::new();
-    let boot = |args: &[&str], dir: &Path| {
-        let output = Command::new(example_path("boot")).args(args).current_dir(dir).output().unwrap();
+    let run = |program: &str, args: &[&str], dir: &Path| {
+        let output = Command::new(example_path(program)).args(args).current_dir(dir).output().unwrap();
         assert!(output.status.success(), "{output:?}");
     };
     let hyperkit = standin_path();
     let start =
         ["--background", "--hyperkit", hyperkit.to_str().unwrap(), "--state-dir", "./vm", "--kernel", "vmlinuz"];
-    boot(
+    run(
+        "boot",
         &[&start[..], &["--initrd", "initrd.img", "--disk", "d.img", "--disk-size", "1", "--cmdline", "guest"]]
             .concat(),
         &test_dir.dir(),
@@ -96,7 +97,7 @@ fn relative_paths_are_valid_in_any_working_directory() {
     assert!(description.is_running().unwrap());
     assert_eq!(description.kernel, Some(test_dir.path("vmlinuz")));
     assert!(test_dir.path("d.img").exists());
-    boot(&["--stop", "--state-dir", test_dir.path("vm").to_str().unwrap()], Path::new("/"));
+    run("ctl", &["stop", test_dir.path("vm").to_str().unwrap()], Path::new("/"));
     assert!(!description.is_running().unwrap());
     description.start("guest").unwrap();
 }

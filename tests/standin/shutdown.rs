@@ -118,11 +118,11 @@ fn concurrent_stop_and_shutdown_from_several_processes_succeed() {
     for _ in 0..10 {
         let test_dir = TestDir::new();
         let (description, vm, _stop) = start_vm(&test_dir, "guest.deaf");
-        let spawn = |flag: &str| {
-            let mut boot = Command::new(example_path("boot"));
-            boot.arg(flag).arg("--state-dir").arg(test_dir.path("vm")).spawn().unwrap()
+        let spawn = |command: &str| {
+            let mut ctl = Command::new(example_path("ctl"));
+            ctl.arg(command).arg(test_dir.path("vm")).spawn().unwrap()
         };
-        let programs = [spawn("--shutdown"), spawn("--stop"), spawn("--stop")];
+        let programs = [spawn("shutdown"), spawn("stop"), spawn("stop")];
         for mut program in programs {
             assert!(program.wait().unwrap().success());
         }

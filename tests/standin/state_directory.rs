@@ -73,7 +73,7 @@ fn unwritable_state_directory_is_an_error() {
     let why = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success());
     assert!(
-        why.contains(&format!("cannot access `state_dir`: {}: Permission denied", test_dir.path("vm").display())),
+        why.contains(&format!("cannot access `--state-dir`: {}: Permission denied", test_dir.path("vm").display())),
         "{why}"
     );
     assert!(test_dir.state_files().is_empty());
