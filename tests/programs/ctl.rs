@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use hyperkit::HyperKit;
+use hyperkit::{Disk, HyperKit};
 use serde_json::{Value, json};
 
 use crate::common::guest::Guest;
@@ -32,11 +32,13 @@ fn commands_report_and_control_a_vm_in_json() {
     vm.wait_for_console("hello", TEST_TIMEOUT).unwrap();
     let (list, success) = json(&["list"], &test_dir.dir());
     let pid = vm.pid();
-    let entry = json!({ "dir": dir, "running": true, "pid": pid, "engine": "hyperkit", "cpus": 1, "memory": 1024 });
+    let entry = json!({
+        "dir": dir, "state": "running", "running": true, "pid": pid, "engine": "hyperkit", "cpus": 1, "memory": 1024,
+    });
     assert!(success);
     assert_eq!(list, [entry]);
     let (shown, _) = json(&["show"], &dir);
-    assert_eq!(shown[0]["cmdline"], "guest guest.say=hello");
+    assert_eq!(shown[0]["kernel_cmdline"], "guest guest.say=hello");
     assert_eq!(shown[0]["consoles"], json!(vm.description().pty_paths().unwrap()));
     assert_eq!(shown[0]["consoles"].as_array().unwrap().len(), 1);
     assert_eq!(serde_json::from_value::<HyperKit>(shown[0]["description"].clone()).unwrap(), *vm.description());
@@ -113,6 +115,72 @@ fn list_prints_a_table_and_invalid_usage_is_rejected() {
     }
 }
 
+#[test]
+fn list_shows_the_vm_of_the_directory_itself_or_says_where_it_looked() {
+    let test_dir = TestDir::new();
+    let (_, vm, _stop) = start_vm(&test_dir, "guest");
+    let dir = test_dir.path("vm");
+    let output = ctl(&["list"], &dir).output().unwrap();
+    let table = String::from_utf8(output.stdout).unwrap();
+    let words: Vec<_> = table.lines().nth(1).unwrap_or_default().split_ascii_whitespace().collect();
+    assert_eq!(words[..3], ["vm", &vm.pid().to_string(), "running"], "{table}");
+    assert_eq!((table.lines().count(), json(&["list"], &dir).0.len()), (2, 1), "{table}");
+
+    let empty = test_dir.path("empty");
+    std::fs::create_dir(&empty).unwrap();
+    let mut list = ctl(&["list"], Path::new("../empty"));
+    let output = list.current_dir(&empty).output().unwrap();
+    assert!(output.status.success() && output.stdout.is_empty(), "{output:?}");
+    let message = format!("no VMs in {}; list looks one level deep\n", empty.display());
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), message);
+    assert_eq!(json(&["list"], &empty), (Vec::new(), true));
+}
+
+#[test]
+fn show_prints_what_a_person_wants_first_and_the_arguments_last() {
+    let test_dir = TestDir::new();
+    let (description, vm, _stop) = start_vm(&test_dir, "guest");
+    let dir = test_dir.path("vm");
+    let show = || String::from_utf8(ctl(&["show"], &dir).output().unwrap().stdout).unwrap();
+    let shown = show();
+    let lines: Vec<_> = shown.lines().collect();
+    assert_eq!(lines[..2], ["state: running".to_owned(), format!("pid: {}", vm.pid())], "{shown}");
+    assert!(lines[2].starts_with("console: cargo run ") && lines[2].ends_with(dir.to_str().unwrap()), "{shown}");
+    assert!(lines[3].starts_with("pty: /dev/"), "{shown}");
+    assert!(lines.contains(&"kernel command line: guest"), "{shown}");
+    let last = lines.last().unwrap().strip_prefix("hypervisor command line: ").unwrap_or_else(|| panic!("{shown}"));
+    assert!(last.starts_with(description.hyperkit.as_ref().unwrap().to_str().unwrap()), "{shown}");
+    assert_eq!(shown.matches("kexec,").count(), 1, "the arguments are printed once: {shown}");
+    vm.kill().unwrap();
+    let shown = show();
+    assert!(shown.starts_with("state: stopped\nstart: cargo run "), "{shown}");
+}
+
+/// Not on a terminal, `rm` does not ask.
+#[test]
+fn rm_says_which_disks_it_deletes_and_keeps() {
+    let test_dir = TestDir::new();
+    let _stop = test_dir.stop_on_drop();
+    let description =
+        test_dir.description().disk(Disk::in_state_dir(2)).disk(Disk::raw(test_dir.path("own.img")).size_mib(1));
+    let dir = test_dir.path("vm");
+    let start = || description.start("guest").unwrap().kill().unwrap();
+    start();
+    let rm = |words| String::from_utf8(ctl(words, &dir).output().unwrap().stdout).unwrap();
+    assert_eq!(rm(&["rm", "--keep-disk"]), format!("{}: was removed, except disk.img (2 MiB)\n", dir.display()));
+    assert_eq!(test_dir.state_files(), ["disk.img"]);
+    std::fs::remove_file(dir.join("disk.img")).unwrap();
+    start();
+    assert_eq!(rm(&["rm"]), format!("{}: was removed, with disk.img (2 MiB)\n", dir.display()));
+    assert!(!dir.exists() && test_dir.path("own.img").exists());
+    start();
+    let (done, _) = json(&["rm"], &dir);
+    assert_eq!(done[0]["disks"], json!(["disk.img"]));
+    let other = test_dir.description();
+    other.start("guest").unwrap().kill().unwrap();
+    assert_eq!(rm(&["rm"]), format!("{}: was removed\n", dir.display()));
+}
+
 /// A VM whose state file is damaged or missing can be ended, and then removed.
 #[test]
 fn running_vm_with_a_damaged_state_file_is_listed_and_killed() {
@@ -150,7 +218,7 @@ fn list_and_show_tell_whether_a_qemu_vm_is_paused() {
         let words: Vec<_> = table.lines().nth(1).unwrap().split_ascii_whitespace().map(str::to_owned).collect();
         assert_eq!((&words[0][..], &words[1]), ("vm", &vm.pid().to_string()), "{table}");
         let shown = String::from_utf8(ctl(&["show"], dir).output().unwrap().stdout).unwrap();
-        assert!(shown.lines().any(|line| line == format!("state: {}", words[2])), "{shown}");
+        assert_eq!(shown.lines().next(), Some(&*format!("state: {}", words[2])), "{shown}");
         words[2].clone()
     };
     for (command, expected) in [("pause", "paused"), ("resume", "running")] {
@@ -159,5 +227,6 @@ fn list_and_show_tell_whether_a_qemu_vm_is_paused() {
     }
     vm.kill().unwrap();
     let (list, _) = json(&["list"], root);
-    assert_eq!((&list[0]["running"], &list[0]["memory"]), (&json!(false), &json!(256)));
+    let entry = &list[0];
+    assert_eq!([&entry["state"], &entry["running"], &entry["memory"]], [&json!("stopped"), &json!(false), &json!(256)]);
 }

@@ -10,4 +10,6 @@ mod engine_lookup;
 mod exec; // needs the host's C compiler to build Linux programs
 mod foreground;
 mod howto;
+mod pty;
 mod terminal;
+mod usage;

@@ -1,116 +1,258 @@
-//! The caller's terminal, in use as the console or attached to it, is restored afterwards.
+//! The examples on a terminal: it is restored however they end, they say how to leave, and they ask before they delete.
 
-use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command};
+use std::process::Command;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{OFlags, fcntl_getfl};
+use hyperkit::{HyperKit, Vm};
+use rustix::fs::OFlags;
 use rustix::process::{Signal, kill_process};
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{LocalModes, tcgetattr};
 
-use crate::common::{TEST_TIMEOUT, TestDir, example_path, standin_path, start_vm, to_pid, wait_until};
+use crate::common::guest::BOOT_TIMEOUT;
+use crate::common::{TEST_TIMEOUT, TestDir, example_path, hypervisors_in, start_vm, to_pid, wait_until};
+use crate::pty::{Running, Terminal};
 
-/// A pseudo-terminal: the side of the user, and the side that a program uses.
-struct Terminal {
-    user: File,
-    program: File,
-    output: String,
+const SIGNALS: [Signal; 3] = [Signal::TERM, Signal::HUP, Signal::INT];
+const ESCAPE: &str = "\x1d";
+const MENU: &str = "(d)etach, (p)ower button, (k)ill";
+
+fn found(test_dir: &TestDir) -> Vm {
+    HyperKit::from_state(test_dir.path("vm")).unwrap().vm().unwrap().expect("the VM runs")
 }
 
-impl Terminal {
-    fn new() -> Self {
-        let user = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-        grantpt(&user).unwrap();
-        unlockpt(&user).unwrap();
-        let name = ptsname(&user, Vec::new()).unwrap();
-        let program = OpenOptions::new().read(true).write(true).open(name.to_str().unwrap()).unwrap();
-        Self { user: user.into(), program, output: String::new() }
-    }
-
-    /// Runs `boot` on this terminal until the guest is ready.
-    fn boot(&mut self, test_dir: &TestDir) -> Child {
-        let mut boot = Command::new(example_path("boot"));
-        boot.arg("--hyperkit").arg(standin_path()).arg("--kernel").arg(test_dir.path("vmlinuz"));
-        boot.arg("--state-dir").arg(test_dir.path("vm")).args(["--cmdline", "guest.say=ready"]);
-        let boot = self.lend(&mut boot);
-        self.expect("ready");
-        assert!(self.is_raw());
-        boot
-    }
-
-    /// Starts a program on this terminal.
-    fn lend(&self, program: &mut Command) -> Child {
-        let stdio = || self.program.try_clone().unwrap();
-        program.stdin(stdio()).stdout(stdio()).stderr(stdio()).spawn().unwrap()
-    }
-
-    /// Reads until the output contains a text.
-    fn expect(&mut self, text: &str) {
-        let mut buffer = [0; 1024];
-        let deadline = Timespec { tv_sec: 60, tv_nsec: 0 };
-        while !self.output.contains(text) {
-            let ready = poll(&mut [PollFd::new(&self.user, PollFlags::IN)], Some(&deadline)).unwrap();
-            assert!(ready > 0, "{text:?} is not in the output: {:?}", self.output);
-            let length = self.user.read(&mut buffer).unwrap();
-            self.output.push_str(&String::from_utf8_lossy(&buffer[..length]));
-        }
-    }
-
-    fn is_raw(&self) -> bool {
-        !tcgetattr(&self.program).unwrap().local_modes.contains(LocalModes::ICANON | LocalModes::ISIG)
-    }
-
-    fn flags(&self) -> OFlags {
-        fcntl_getfl(&self.program).unwrap()
-    }
+fn exit_code(program: &mut Running) -> Option<i32> {
+    program.0.wait().unwrap().code()
 }
 
 #[test]
 fn input_reaches_the_guest_and_shutdown_restores_the_terminal() {
-    let test_dir = TestDir::new();
-    let _stop = test_dir.stop_on_drop();
-    let mut terminal = Terminal::new();
-    let flags = terminal.flags();
-    let mut boot = terminal.boot(&test_dir);
-    terminal.user.write_all(b"typed\x03here").unwrap();
-    terminal.expect("typed\x03here");
-    let description = hyperkit::HyperKit::from_state(test_dir.path("vm")).unwrap();
-    kill_process(to_pid(description.recorded_pid().unwrap()), Signal::TERM).unwrap();
-    assert!(boot.wait().unwrap().success());
-    assert!(!terminal.is_raw());
-    assert_eq!(terminal.flags(), flags);
+    for console in ["pty", "stdio"] {
+        let test_dir = TestDir::new();
+        let _stop = test_dir.stop_on_drop();
+        let mut terminal = Terminal::new();
+        let flags = terminal.flags();
+        let mut boot = terminal.boot(&test_dir, &["--console", console]);
+        terminal.type_keys("typed\x03here");
+        terminal.expect("typed\x03here");
+        kill_process(to_pid(found(&test_dir).pid()), Signal::TERM).unwrap();
+        terminal.expect("boot: the VM powered off");
+        assert_eq!(exit_code(&mut boot), Some(0));
+        assert!(!terminal.is_raw());
+        assert_eq!(terminal.flags(), flags);
+    }
 }
 
 #[test]
 fn killed_vm_restores_the_terminal() {
-    let test_dir = TestDir::new();
-    let _stop = test_dir.stop_on_drop();
-    let mut terminal = Terminal::new();
-    let flags = terminal.flags();
-    let mut boot = terminal.boot(&test_dir);
-    assert!(terminal.flags().contains(OFlags::NONBLOCK));
-    hyperkit::HyperKit::from_state(test_dir.path("vm")).unwrap().stop().unwrap();
-    assert!(!boot.wait().unwrap().success());
-    terminal.expect("was killed by signal 9");
-    assert!(!terminal.is_raw());
-    assert_eq!(terminal.flags(), flags);
+    for console in ["pty", "stdio"] {
+        let test_dir = TestDir::new();
+        let _stop = test_dir.stop_on_drop();
+        let mut terminal = Terminal::new();
+        let flags = terminal.flags();
+        let mut boot = terminal.boot(&test_dir, &["--console", console]);
+        assert_eq!(terminal.flags().contains(OFlags::NONBLOCK), console == "stdio");
+        HyperKit::from_state(test_dir.path("vm")).unwrap().stop().unwrap();
+        assert_eq!(exit_code(&mut boot), Some(1));
+        terminal.expect("was killed by signal 9");
+        assert!(!terminal.is_raw());
+        assert_eq!(terminal.flags(), flags);
+    }
 }
 
 #[test]
-fn killed_attach_restores_the_terminal_and_keeps_the_vm() {
+fn signal_to_boot_kills_the_vm_and_restores_the_terminal() {
+    for signal in SIGNALS {
+        for console in [&["--console", "pty"][..], &["--console", "stdio"], &["--no-state"]] {
+            let test_dir = TestDir::new();
+            let _stop = test_dir.stop_on_drop();
+            let mut terminal = Terminal::new();
+            let flags = terminal.flags();
+            let mut boot = terminal.boot(&test_dir, console);
+            kill_process(to_pid(boot.0.id()), signal).unwrap();
+            assert_eq!(boot.0.wait().unwrap().signal(), Some(signal.as_raw()));
+            assert!(!terminal.is_raw(), "{signal:?} {console:?}");
+            assert_eq!(terminal.flags(), flags, "{signal:?} {console:?}");
+            let dir = test_dir.path("vm");
+            wait_until("the hypervisor has exited", || hypervisors_in(&dir).is_empty());
+        }
+    }
+}
+
+#[test]
+fn signal_to_an_attached_ctl_restores_the_terminal_and_keeps_the_vm() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest");
-    let terminal = Terminal::new();
-    let mut attach =
-        terminal.lend(Command::new(example_path("boot")).arg("--attach").arg("--state-dir").arg(test_dir.path("vm")));
-    wait_until("it is attached to the console", || terminal.is_raw());
-    kill_process(to_pid(attach.id()), Signal::TERM).unwrap();
-    assert_eq!(attach.wait().unwrap().signal(), Some(15));
+    for signal in SIGNALS {
+        let terminal = Terminal::new();
+        let mut console = terminal.ctl(&test_dir, &["console"]);
+        wait_until("it is attached to the console", || terminal.is_raw());
+        kill_process(to_pid(console.0.id()), signal).unwrap();
+        assert_eq!(console.0.wait().unwrap().signal(), Some(signal.as_raw()));
+        assert!(!terminal.is_raw());
+        assert_eq!(vm.try_wait(), None);
+    }
+}
+
+#[test]
+fn boot_says_how_to_leave_before_the_guest_boots() {
+    for (flags, how) in [(&[][..], "Ctrl-] leaves it"), (&["--no-state"], "from elsewhere: kill ")] {
+        let test_dir = TestDir::new();
+        let _stop = test_dir.stop_on_drop();
+        let mut terminal = Terminal::new();
+        let _boot = terminal.boot(&test_dir, flags);
+        let place = |text| terminal.output.find(text).unwrap_or_else(|| panic!("{text:?}: {}", terminal.output));
+        assert!(place(how) < place("Linux version"), "{}", terminal.output);
+    }
+}
+
+#[test]
+fn escape_key_of_boot_detaches_and_the_vm_outlives_boot() {
+    let test_dir = TestDir::new();
+    let _stop = test_dir.stop_on_drop();
+    let mut terminal = Terminal::new();
+    let mut boot = terminal.boot(&test_dir, &[]);
+    // What is typed before and after the escape key reaches the guest; the answer to the question does not.
+    terminal.type_keys(&format!("before{ESCAPE}"));
+    terminal.expect(MENU);
+    terminal.type_keys("xafter");
+    terminal.expect("beforeafter");
+    terminal.type_keys(&format!("{ESCAPE}d"));
+    terminal.expect(&format!("The VM runs as process {}", found(&test_dir).pid()));
+    assert_eq!(exit_code(&mut boot), Some(0));
     assert!(!terminal.is_raw());
-    assert_eq!(vm.try_wait(), None);
+
+    let mut console = terminal.ctl(&test_dir, &["console"]);
+    wait_until("it is attached to the console", || terminal.is_raw());
+    terminal.type_keys("again");
+    terminal.expect("again");
+    terminal.type_keys(ESCAPE);
+    terminal.expect("still runs");
+    assert_eq!(exit_code(&mut console), Some(0));
+    assert_eq!(found(&test_dir).try_wait(), None);
+}
+
+#[test]
+fn escape_key_of_boot_presses_the_power_button_or_kills_the_vm() {
+    for (key, result, status) in [("p", "powered off", 0), ("k", "was killed by signal 9", 1)] {
+        let test_dir = TestDir::new();
+        let _stop = test_dir.stop_on_drop();
+        let mut terminal = Terminal::new();
+        let mut boot = terminal.boot(&test_dir, &[]);
+        terminal.type_keys(ESCAPE);
+        terminal.expect(MENU);
+        terminal.type_keys(key);
+        terminal.expect(&format!("boot: the VM {result}"));
+        assert_eq!(exit_code(&mut boot), Some(status));
+        assert!(!terminal.is_raw());
+        assert!(hypervisors_in(&test_dir.path("vm")).is_empty());
+    }
+}
+
+#[test]
+fn two_attached_terminals_are_told_of_each_other() {
+    let test_dir = TestDir::new();
+    let (_, _vm, _stop) = start_vm(&test_dir, "guest");
+    let attach = || {
+        let terminal = Terminal::new();
+        let console = terminal.ctl(&test_dir, &["console"]);
+        wait_until("it is attached to the console", || terminal.is_raw());
+        (terminal, console)
+    };
+    let told = "Another terminal is attached";
+    let (mut first, first_console) = attach();
+    let (mut second, second_console) = attach();
+    first.expect(told);
+    second.expect(told);
+    drop((first_console, second_console));
+    // Alone again.
+    let (mut third, _console) = attach();
+    third.type_keys("alone");
+    third.expect("alone");
+    assert!(!third.output.contains(told), "{}", third.output);
+}
+
+/// The kernel's messages do not bury the guest's own lines, and nothing is lost at the end.
+#[test]
+fn boot_of_the_guest_is_quiet_and_shows_all_output() {
+    let test_dir = TestDir::new();
+    let _stop = test_dir.stop_on_drop();
+    let mut terminal = Terminal::new();
+    let mut boot = Command::new(example_path("boot"));
+    boot.args(["--hyperkit", "qemu-system-x86_64", "--memory", "256", "--state-dir"]).arg(test_dir.path("vm"));
+    let mut boot = terminal.lend(&mut boot);
+    terminal.expect_within("is up. 'poweroff' ends it.", BOOT_TIMEOUT.as_secs());
+    let lines = terminal.output.lines().count();
+    assert!(lines < 40, "{lines} lines: {}", terminal.output);
+    terminal.expect_within("# ", BOOT_TIMEOUT.as_secs());
+
+    // Each of two terminals shows all output.
+    let mut other = Terminal::new();
+    let mut console = other.ctl(&test_dir, &["console"]);
+    wait_until("it is attached to the console", || other.is_raw());
+    terminal.type_keys("echo $((6 * 7)) is it\r");
+    terminal.expect_within("42 is it", BOOT_TIMEOUT.as_secs());
+    other.expect_within("42 is it", BOOT_TIMEOUT.as_secs());
+
+    terminal.type_keys("poweroff\r");
+    terminal.expect_within("Power down", BOOT_TIMEOUT.as_secs());
+    terminal.expect("boot: the VM powered off");
+    other.expect("Power down");
+    other.expect(": exited");
+    assert_eq!((exit_code(&mut boot), exit_code(&mut console)), (Some(0), Some(0)));
+}
+
+#[test]
+fn exec_says_that_it_boots() {
+    let mut terminal = Terminal::new();
+    let mut exec = Command::new(example_path("exec"));
+    exec.args(["--hyperkit", "qemu-system-x86_64", "--memory", "256"]);
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/exec/hello.sh");
+    let mut exec = terminal.lend(exec.arg(script).args(["a", "b"]));
+    terminal.expect("exec: booting a VM");
+    terminal.expect_within("hello from Linux ", BOOT_TIMEOUT.as_secs());
+    terminal.expect("arguments: a b\r");
+    assert_eq!(exit_code(&mut exec), Some(0));
+}
+
+#[test]
+fn rm_asks_before_it_deletes_a_disk() {
+    let test_dir = TestDir::new();
+    let _stop = test_dir.stop_on_drop();
+    let description = test_dir.description().disk(hyperkit::Disk::in_state_dir(2));
+    description.start("guest").unwrap().kill().unwrap();
+    let mut terminal = Terminal::new();
+    let question = "delete the VM with disk.img (2 MiB)?";
+    for answer in ["\n", "n\n"] {
+        let mut rm = terminal.ctl(&test_dir, &["rm"]);
+        terminal.expect(question);
+        terminal.type_keys(answer);
+        terminal.expect("nothing was removed");
+        assert_eq!(exit_code(&mut rm), Some(1));
+        assert!(test_dir.path("vm/disk.img").exists() && test_dir.path("vm/hyperkit.json").exists());
+    }
+    let mut rm = terminal.ctl(&test_dir, &["rm"]);
+    terminal.expect(question);
+    terminal.type_keys("y\n");
+    terminal.expect("was removed, with disk.img (2 MiB)");
+    assert_eq!(exit_code(&mut rm), Some(0));
+    assert!(!test_dir.path("vm").exists());
+
+    description.start("guest").unwrap().kill().unwrap();
+    let mut rm = terminal.ctl(&test_dir, &["rm", "--yes"]);
+    terminal.expect("was removed, with disk.img (2 MiB)");
+    assert_eq!(exit_code(&mut rm), Some(0));
+    assert_eq!(terminal.output.matches(question).count(), 3);
+}
+
+#[test]
+fn shutdown_says_that_it_waits() {
+    let test_dir = TestDir::new();
+    let (_, vm, _stop) = start_vm(&test_dir, "guest.deaf guest.say=ready");
+    vm.wait_for_console("ready", TEST_TIMEOUT).unwrap();
+    let mut terminal = Terminal::new();
+    let mut shutdown = terminal.ctl(&test_dir, &["shutdown", "--grace", "3"]);
+    terminal.expect("waiting for the guest to power off; killing it in 2 s");
+    terminal.expect("did not power off and was killed");
+    assert_eq!(exit_code(&mut shutdown), Some(0));
 }
 
 /// Otherwise the terminal would answer the control sequence, and the next program would read the answer as input.
@@ -120,7 +262,7 @@ fn log_escapes_terminal_control_sequences() {
     let (_, vm, _stop) = start_vm(&test_dir, "guest.say=\x1b[6nhere");
     vm.wait_for_console("here", TEST_TIMEOUT).unwrap();
     let mut terminal = Terminal::new();
-    let mut log = terminal.lend(Command::new(example_path("ctl")).arg("log").arg(test_dir.path("vm")));
+    let mut log = terminal.ctl(&test_dir, &["log"]);
     terminal.expect("\\u{1b}[6nhere\r\n");
-    assert!(log.wait().unwrap().success());
+    assert_eq!(exit_code(&mut log), Some(0));
 }
