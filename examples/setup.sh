@@ -1,92 +1,149 @@
 #!/bin/sh
-# Sets up what booting needs: QEMU (a Debian package), and a small Linux guest in target/guest/ (vmlinuz, initrd.img).
-# With --tests also what the tests need: makers of images, a UEFI firmware, and in target/tools/ vhost-device-vsock.
-# Safe to run again; does nothing when everything is there.
+# Sets up what booting needs; see the help text below.
 set -eu
 cd "$(dirname "$0")/.."
 guest=$PWD/target/guest
 guest_source=$PWD/examples/guest
 
+help() {
+    cat <<'END'
+usage: examples/setup.sh [--tests]
+
+Sets up what the examples need. It says what it will do before it does it, and does nothing if everything is there.
+
+  - On Debian and Ubuntu it installs what is missing of qemu-system-x86 (40 MB with its libraries), cpio, xz-utils and a
+    C linker (50 MB) with apt-get; with sudo, if you are not root.
+  - It downloads a Linux kernel and busybox (71 MB), and makes of them a small guest in target/guest/ (10 MB), without root.
+  - On macOS it installs QEMU with Homebrew. The guest has to be made on Debian or Ubuntu, and target/guest/ to be copied.
+
+  --tests   also what the tests need: genisoimage, qemu-utils and ovmf (15 MB); and vhost-device-vsock, which Cargo builds in
+            target/tools/ in a minute. To use vsock outside of the tests, put target/tools/bin on your PATH.
+  --help    prints this text
+
+It takes about a minute on a usual line. To undo it, delete target/guest and target/tools, and remove the packages.
+END
+}
+
 case ${1:-} in
 --tests) tests=yes ;;
+--help | -h) help; exit 0 ;;
 '') tests= ;;
-*) echo "usage: examples/setup.sh [--tests]" >&2; exit 2 ;;
+*) echo "setup: unknown flag $1; examples/setup.sh --help shows how" >&2; exit 2 ;;
 esac
 
 say() { printf 'setup: %s\n' "$*"; }
 die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 have() { command -v "$1" >/dev/null 2>&1; }
 
-# The guest is made again when this script or what goes into the guest has changed.
-# Of this script only what makes the guest counts, which is behind this line.
-stamp=$(sed "1,/^guest_is_made/d" examples/setup.sh | cat - examples/guest/* | cksum)
+dots= work=
+clean_up() {
+    [ -z "$dots" ] || kill "$dots" 2>/dev/null || true
+    [ -z "$work" ] || rm -rf "$work"
+}
+trap clean_up EXIT
+trap 'exit 1' HUP INT TERM
+
+# Says what is being done, and prints a dot every two seconds while the command runs.
+step() {
+    printf 'setup: %s ' "$1"
+    shift
+    (while sleep 2 >/dev/null 2>&1; do printf .; done) &
+    dots=$!
+    "$@"
+    kill "$dots"
+    dots=
+    echo " done"
+}
+
+# apt-get shows its progress on a terminal, and prints lines elsewhere.
+quiet=-q
+[ ! -t 1 ] || quiet=
+
+# The guest is made again when what makes it has changed: the end of this script, or what goes into the guest.
+stamp=$(sed '1,/^# --- The guest/d' examples/setup.sh | cat - examples/guest/* | cksum)
 guest_is_made() {
     [ -s "$guest/vmlinuz" ] && [ -s "$guest/initrd.img" ] && [ "$(cat "$guest/stamp" 2>/dev/null)" = "$stamp" ]
 }
 
 if ! have apt-get; then
     if [ "$(uname)" = Darwin ] && ! have qemu-system-x86_64 && ! have hyperkit; then
-        have brew || die "no VMM here: install Homebrew and run this again, or put hyperkit on PATH"
-        say "installing QEMU with Homebrew"
+        have brew || die "no hypervisor here: install Homebrew and run this again, or put hyperkit on PATH"
+        say "this will install QEMU with Homebrew, which takes some minutes"
         brew install qemu
     fi
     guest_is_made && exit 0
-    die "the test guest is made of Debian packages, which needs apt-get: run this on Debian or Ubuntu and copy
+    die "the guest is made of Debian packages, which needs apt-get: run this on Debian or Ubuntu and copy
        target/guest/ here, or give the examples a kernel and an initrd of your own"
 fi
 
+missing= megabytes=0
+lacks() { # so many MB, packages
+    megabytes=$((megabytes + $1))
+    shift
+    missing="$missing $*"
+}
 find_missing() {
     hash -r # the shell remembers where programs were
-    missing=
-    have qemu-system-x86_64 || missing="$missing qemu-system-x86"
+    missing= megabytes=0
+    have qemu-system-x86_64 || lacks 40 qemu-system-x86
     if [ "$tests" ]; then
-        have genisoimage || missing="$missing genisoimage"
-        have qemu-img || missing="$missing qemu-utils"
-        [ -e /usr/share/ovmf/OVMF.fd ] || missing="$missing ovmf"
+        have genisoimage || lacks 1 genisoimage
+        have qemu-img || lacks 4 qemu-utils
+        [ -e /usr/share/ovmf/OVMF.fd ] || lacks 10 ovmf
         # For programs that run in the guest.
         if [ "$(uname -m)" != x86_64 ] && ! have x86_64-linux-gnu-gcc; then
-            missing="$missing gcc-x86-64-linux-gnu libc6-dev-amd64-cross"
+            lacks 60 gcc-x86-64-linux-gnu libc6-dev-amd64-cross
         fi
     fi
-    have cpio || missing="$missing cpio"
-    have cc || missing="$missing gcc libc6-dev" # rustc links with it
+    have cpio || lacks 1 cpio
+    have cc || lacks 50 gcc libc6-dev # rustc links with it
     # Newer kernels' modules are packed.
-    have xz || missing="$missing xz-utils"
-    if grep -qs '^ID=ubuntu' /etc/os-release && ! have zstd; then missing="$missing zstd"; fi
+    have xz || lacks 1 xz-utils
+    if grep -qs '^ID=ubuntu' /etc/os-release && ! have zstd; then lacks 1 zstd; fi
 }
+lacks_vsock() { [ "$tests" ] && ! have vhost-device-vsock && ! [ -x target/tools/bin/vhost-device-vsock ]; }
+
+find_missing
+root=
+if [ "$missing" ] && [ "$(id -u)" != 0 ]; then
+    have sudo || die "these packages are missing and there is no sudo: install them as root:$missing"
+    root=sudo
+fi
+if [ "$missing" ] || lacks_vsock || ! guest_is_made; then
+    say "this takes about a minute on a usual line, and will"
+    [ -z "$missing" ] || say "- install${root:+, with $root,} these packages and what they need, some $megabytes MB:$missing"
+    ! lacks_vsock || say "- build vhost-device-vsock in target/tools/, a minute more"
+    guest_is_made || say "- download a Linux kernel and busybox, 71 MB, and make of them a guest in target/guest/"
+fi
+
 updated=
 for _ in once again; do # an older QEMU may push out the qemu-utils of a newer one
-    find_missing
     [ "$missing" ] || break
-    root=
-    if [ "$(id -u)" != 0 ]; then
-        have sudo || die "these packages are missing and there is no sudo: install them as root:$missing"
-        root=sudo
-    fi
-    say "installing$missing (some 100 MB, a minute at most on a usual line)"
-    [ "$updated" ] || $root apt-get -qq update
+    say "installing$missing"
+    # shellcheck disable=SC2086  # options and packages
+    [ "$updated" ] || $root apt-get $quiet update
     updated=yes
-    # shellcheck disable=SC2086  # a list of packages
-    $root env DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends $missing
+    # shellcheck disable=SC2086
+    $root env DEBIAN_FRONTEND=noninteractive apt-get $quiet install -y --no-install-recommends $missing
+    find_missing
 done
 
 # This is the version that was tried.
-if [ "$tests" ] && ! have vhost-device-vsock && ! [ -x target/tools/bin/vhost-device-vsock ]; then
+if lacks_vsock; then
     have cargo || die "cargo is missing: install Rust with rustup, and run this again"
-    say "building vhost-device-vsock, a minute"
-    cargo install --quiet --locked --version 0.3.0 --root target/tools vhost-device-vsock
+    step "building vhost-device-vsock" \
+        cargo install --quiet --locked --version 0.3.0 --root target/tools vhost-device-vsock
 fi
 
+all_set() { say "all set: $(qemu-system-x86_64 --version | head -n 1), guest in target/guest/"; }
 if guest_is_made; then
-    say "all set: $(qemu-system-x86_64 --version | head -n 1), guest in target/guest/"
+    all_set
     exit 0
 fi
 
-# Everything is prepared beside target/guest/ and renamed into place whole.
+# --- The guest. Everything is prepared beside target/guest/ and renamed into place whole.
 mkdir -p "$PWD/target"
 work=$(mktemp -d "$PWD/target/guest.XXXXXX")
-trap 'rm -rf "$work"' EXIT
-trap 'exit 1' INT TERM
 mkdir -p "$work/debs" "$work/root" "$work/out"
 
 # Package lists: the system's own where they are there, else (no root, never updated, or not an amd64 system) private ones.
@@ -98,7 +155,7 @@ if ! apt-cache show busybox-static:amd64 >/dev/null 2>&1; then
     apt_options="$apt_options -o Dir::State=$work/apt/state -o Dir::State::status=$work/apt/state/status
         -o Dir::Cache=$work/apt/cache -o APT::Architecture=amd64 -o APT::Architectures=amd64"
     # shellcheck disable=SC2086
-    apt-get -qq $apt_options update
+    apt-get $quiet $apt_options update
 fi
 depends() { # the first dependency of package $1 that matches the pattern $2
     # shellcheck disable=SC2086
@@ -112,17 +169,27 @@ if [ -z "$kernel" ]; then
 fi
 [ -n "$kernel" ] || die "no kernel package found: neither linux-image-amd64 nor linux-image-generic is known to apt"
 
-say "downloading $kernel and busybox-static, 71 MB"
-# shellcheck disable=SC2086
-(cd "$work/debs" && apt-get -q $apt_options download "$kernel" busybox-static $extra) ||
-    die "could not download the guest's packages: run 'apt-get update' and try again"
+download() {
+    # shellcheck disable=SC2086
+    (cd "$work/debs" && apt-get ${quiet:+-qq} $apt_options download "$kernel" busybox-static $extra) ||
+        die "could not download the guest's packages: run 'apt-get update' and try again"
+}
+if [ "$quiet" ]; then
+    step "downloading $kernel and busybox-static, 71 MB" download
+else
+    say "downloading $kernel and busybox-static, 71 MB"
+    download
+fi
 
-say "making the guest"
 root=$work/root
-for deb in "$work"/debs/*.deb; do
-    dpkg-deb --fsys-tarfile "$deb" | tar -x -C "$work" --wildcards './boot/vmlinuz*' './lib/modules/*.ko*' \
-        './usr/lib/modules/*.ko*' './bin/busybox' './usr/bin/busybox' 2>/dev/null || true # not every package has each
-done
+unpack() {
+    for deb in "$work"/debs/*.deb; do
+        dpkg-deb --fsys-tarfile "$deb" | tar -x -C "$work" --wildcards './boot/vmlinuz*' './lib/modules/*.ko*' \
+            './usr/lib/modules/*.ko*' './bin/busybox' './usr/bin/busybox' 2>/dev/null || true # not every package has each
+    done
+}
+step "unpacking the kernel, its modules and busybox" unpack
+
 cp "$work"/boot/vmlinuz* "$work/out/vmlinuz"
 mkdir -p "$root/bin" "$root/etc" "$root/lib/modules" "$root/proc" "$root/sys" "$root/dev" "$root/mnt" "$root/tmp"
 find "$work/bin" "$work/usr/bin" -name busybox -exec cp {} "$root/bin/busybox" \; 2>/dev/null || true
@@ -134,18 +201,24 @@ cp "$guest_source/resize" "$root/bin/resize"
 cp "$guest_source/inittab" "$guest_source/rc" "$guest_source/report" "$guest_source/udhcpc" "$guest_source/power-button" \
     "$guest_source/modules" "$root/etc/"
 chmod 755 "$root/init" "$root/bin/resize" "$root"/etc/*
-while read -r module; do # built into the kernel where there is no file
-    file=$(find "$work/lib/modules" "$work/usr/lib/modules" -name "$module.ko*" 2>/dev/null | head -n 1)
-    case $file in
-    *.ko) cp "$file" "$root/lib/modules/" ;;
-    *.ko.xz) xz -dc "$file" > "$root/lib/modules/$module.ko" ;;
-    *.ko.zst) zstd -qdc "$file" > "$root/lib/modules/$module.ko" ;;
-    esac
-done < "$guest_source/modules"
-(cd "$root" && find . > "$work/names" && cpio --quiet -o -H newc -R 0:0 < "$work/names" > "$work/initrd")
-gzip -9nc "$work/initrd" > "$work/out/initrd.img"
+copy_modules() {
+    while read -r module; do # built into the kernel where there is no file
+        file=$(find "$work/lib/modules" "$work/usr/lib/modules" -name "$module.ko*" 2>/dev/null | head -n 1)
+        case $file in
+        *.ko) cp "$file" "$root/lib/modules/" ;;
+        *.ko.xz) xz -dc "$file" > "$root/lib/modules/$module.ko" ;;
+        *.ko.zst) zstd -qdc "$file" > "$root/lib/modules/$module.ko" ;;
+        esac
+    done < "$guest_source/modules"
+}
+step "copying $(grep -c . "$guest_source/modules") drivers for the guest's devices" copy_modules
+pack() {
+    (cd "$root" && find . > "$work/names" && cpio --quiet -o -H newc -R 0:0 < "$work/names" > "$work/initrd")
+    gzip -9nc "$work/initrd" > "$work/out/initrd.img"
+}
+step "packing the initial RAM disk" pack
 printf '%s\n' "$stamp" > "$work/out/stamp"
 
 rm -rf "$guest"
 mv "$work/out" "$guest"
-say "all set: $(qemu-system-x86_64 --version | head -n 1), guest in target/guest/ ($kernel)"
+all_set

@@ -20,10 +20,10 @@ its shell reads may be lost. The end of the input does not end the VM: `poweroff
 program.
 
 What to do:
-  --background          start the VM, print how to reach it, and leave it running
-  --arguments           only print the hypervisor's arguments (hyperkit's, unless --hyperkit says QEMU)
-  --help                print this text
-  --verbose             also print what the hypervisor prints
+  --background          starts the VM, prints how to reach it, and leaves it running
+  --arguments           only prints the hypervisor's arguments (hyperkit's, unless --hyperkit says QEMU)
+  --help                prints this text
+  --verbose             also prints what the hypervisor prints
 
 What to boot:
   --kernel FILE         an x86 bzImage (default: the guest that examples/setup.sh creates)

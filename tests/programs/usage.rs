@@ -206,3 +206,26 @@ fn setup_explains_itself_and_refuses_unknown_flags() {
     assert!(String::from_utf8(unknown.stderr).unwrap().contains("--help"));
     assert!(unknown.stdout.is_empty());
 }
+
+/// An `apt-get` that only says that it was called, and none of the programs that the setup looks for.
+#[cfg(target_os = "linux")]
+#[test]
+fn setup_says_what_it_will_do_before_it_does_it() {
+    let test_dir = TestDir::new();
+    std::fs::create_dir(test_dir.path("bin")).unwrap();
+    for tool in ["sh", "dirname", "sed", "cat", "cksum", "uname", "id", "grep", "env", "rm"] {
+        let path = std::env::var_os("PATH").unwrap();
+        let found = std::env::split_paths(&path).map(|dir| dir.join(tool)).find(|path| path.exists());
+        let found = found.unwrap_or_else(|| panic!("no {tool}"));
+        std::os::unix::fs::symlink(found, test_dir.path("bin").join(tool)).unwrap();
+    }
+    test_dir.write_executable("bin/apt-get", b"#!/bin/sh\necho apt-get \"$@\"\nexit 7\n");
+    test_dir.write_executable("bin/sudo", b"#!/bin/sh\nexec \"$@\"\n");
+    let mut setup = Command::new(format!("{ROOT}/examples/setup.sh"));
+    let output = setup.env("PATH", test_dir.path("bin")).stdin(Stdio::null()).output().unwrap();
+    assert_eq!(output.status.code(), Some(7), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let place = |part: &str| text.find(part).unwrap_or_else(|| panic!("no {part:?} in {text}"));
+    let plan = place(" MB: qemu-system-x86 cpio gcc libc6-dev xz-utils\n");
+    assert!(place("this takes about a minute") < plan && plan < place("apt-get -q update"), "{text}");
+}
