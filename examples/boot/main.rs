@@ -30,6 +30,8 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 const MENU: &str = "boot: (d)etach, (p)ower button, (k)ill; any other key continues:";
 /// How long the guest may take to power off before it is killed.
 const GRACE: Duration = Duration::from_secs(30);
+/// How long the hypervisor may take to exit after it has closed the console.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let command = match flags::parse() {
@@ -86,14 +88,17 @@ fn run(description: &HyperKit, cmdline: &str) -> Result<Exit> {
 fn run_attached(description: &HyperKit, cmdline: &str) -> Result<Option<Exit>> {
     eprintln!("boot: starting a VM, which takes a few seconds. Ctrl-] leaves it, `poweroff` in the guest ends it.");
     let vm = match description.start_scoped(cmdline) {
-        // The guest was faster than the start.
-        Err(Error::HypervisorFailed { exit, .. }) if exit.is_guest() => {
-            stdout().write_all(&description.console_log()?)?;
-            return Ok(Some(exit));
-        }
+        Err(Error::HypervisorFailed { exit, .. }) if exit.is_guest() => return exited_early(description, exit),
         vm => vm?,
     };
-    let mut terminal = Attachment::new(&vm, Output::FromStart)?;
+    let mut terminal = match Attachment::new(&vm, Output::FromStart) {
+        Ok(terminal) => terminal,
+        // A hypervisor that exits closes the console first.
+        Err(error) => match vm.wait_timeout(EXIT_TIMEOUT) {
+            Some(exit) => return exited_early(description, exit),
+            None => return Err(error),
+        },
+    };
     while let Left::Escaped = terminal.pass_keys()? {
         match terminal.ask(MENU) {
             Some(b'd') if vm.try_wait().is_none() => {
@@ -115,6 +120,12 @@ fn run_attached(description: &HyperKit, cmdline: &str) -> Result<Option<Exit>> {
     if let Exit::Failed(_) = exit {
         eprintln!("boot: the hypervisor's output: {}", vm.log_tail().hypervisor);
     }
+    Ok(Some(exit))
+}
+
+/// The guest was faster than the start, and its output is only in the log.
+fn exited_early(description: &HyperKit, exit: Exit) -> Result<Option<Exit>> {
+    stdout().write_all(&description.console_log()?)?;
     Ok(Some(exit))
 }
 

@@ -236,8 +236,11 @@ impl Screen {
     }
 
     fn print(&self, output: &[u8]) -> io::Result<()> {
-        let mut stdout = stdout().lock();
-        if output.is_empty() || self.is_closed.load(Ordering::Relaxed) {
+        if output.is_empty() {
+            return Ok(());
+        }
+        let mut stdout = stdout().lock(); // waits while a question is open
+        if self.is_closed.load(Ordering::Relaxed) {
             return Ok(());
         }
         stdout.write_all(output)?;

@@ -7,7 +7,8 @@ use hyperkit::{ConfigError, Error as VmError};
 use crate::ctl_command::ctl_command;
 
 /// What the library calls its fields and values, and the flags of the examples that set them.
-const FLAGS: [(&str, &str); 24] = [
+const FLAGS: [(&str, &str); 25] = [
+    ("console`, `serials", "--console"),
     ("kernel", "--kernel"),
     ("initrd", "--initrd"),
     ("bootrom", "--bootrom"),

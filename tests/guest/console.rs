@@ -36,7 +36,7 @@ fn is_logged_as(line: &str, logged: &str) -> bool {
 }
 
 #[test]
-fn shell_session_through_console_stream_and_boot_attach() {
+fn shell_session_through_console_stream_and_ctl_console() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().canonicalize().unwrap().join("vm");
     let _stop = StopOnDrop(state.clone());

@@ -11,7 +11,7 @@ use std::thread;
 
 use hyperkit::{Disks, HyperKit, Vm};
 use rustix::process::{Signal, kill_process};
-use signal_hook::consts::SIGHUP;
+use signal_hook::consts::{SIGHUP, SIGINT};
 
 use crate::common::child_process::in_child_process;
 use crate::common::guest::guest_file;
@@ -79,12 +79,14 @@ impl Drop for Boot {
     }
 }
 
-/// Runs a test for each signal, in a process whose children do not ignore SIGHUP, as they would under `nohup`: a signal
-/// with a handler has its default effect again in a new program.
+/// Runs a test for each signal, in a process whose children do not ignore SIGHUP and SIGINT, as they would under `nohup` or in
+/// the background of a script: a signal with a handler has its default effect again in a new program.
 fn for_each_signal(test: &str, body: impl Fn(Signal)) {
     in_child_process(&format!("foreground::{test}"), || {
-        signal_hook::flag::register(SIGHUP, Arc::new(AtomicBool::new(false))).unwrap();
-        [Signal::TERM, Signal::KILL, Signal::HUP].into_iter().for_each(body);
+        for signal in [SIGHUP, SIGINT] {
+            signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false))).unwrap();
+        }
+        [Signal::TERM, Signal::KILL, Signal::HUP, Signal::INT].into_iter().for_each(body);
     });
 }
 

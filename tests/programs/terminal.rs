@@ -8,7 +8,7 @@ use rustix::fs::OFlags;
 use rustix::process::{Signal, kill_process};
 
 use crate::common::guest::BOOT_TIMEOUT;
-use crate::common::{TEST_TIMEOUT, TestDir, example_path, hypervisors_in, start_vm, to_pid, wait_until};
+use crate::common::{TEST_TIMEOUT, TestDir, example_path, hypervisors_in, standin_path, start_vm, to_pid, wait_until};
 use crate::pty::{Running, Terminal};
 
 const SIGNALS: [Signal; 3] = [Signal::TERM, Signal::HUP, Signal::INT];
@@ -144,6 +144,37 @@ fn escape_key_of_boot_presses_the_power_button_or_kills_the_vm() {
         assert_eq!(exit_code(&mut boot), Some(status));
         assert!(!terminal.is_raw());
         assert!(hypervisors_in(&test_dir.path("vm")).is_empty());
+    }
+}
+
+#[test]
+fn exit_of_the_vm_ends_boot_also_while_it_asks() {
+    let test_dir = TestDir::new();
+    let _stop = test_dir.stop_on_drop();
+    let mut terminal = Terminal::new();
+    let mut boot = terminal.boot(&test_dir, &[]);
+    terminal.type_keys(ESCAPE);
+    terminal.expect(MENU);
+    found(&test_dir).kill().unwrap();
+    terminal.expect("boot: the VM was killed by signal 9");
+    assert_eq!(exit_code(&mut boot), Some(1));
+    assert!(!terminal.is_raw());
+}
+
+/// The guest may power off before `boot` is attached to its console.
+#[test]
+fn guest_that_exits_at_once_is_a_success() {
+    let test_dir = TestDir::new();
+    let _stop = test_dir.stop_on_drop();
+    for _ in 0..20 {
+        let mut terminal = Terminal::new();
+        let mut boot = Command::new(example_path("boot"));
+        boot.arg("--hyperkit").arg(standin_path()).arg("--kernel").arg(test_dir.path("vmlinuz"));
+        boot.args(["--cmdline", "guest.exit=0", "--state-dir"]).arg(test_dir.path("vm"));
+        let mut boot = terminal.lend(&mut boot);
+        terminal.expect("boot: the VM powered off");
+        assert_eq!(exit_code(&mut boot), Some(0));
+        assert!(!terminal.is_raw());
     }
 }
 

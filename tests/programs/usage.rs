@@ -99,7 +99,7 @@ fn errors_of_the_library_name_flags() {
         (&["--vpnkit-key", "x"], "`--vpnkit-key` must be a UUID"),
         (&["--memory", "0"], "`--memory` must be at least 2 MiB"),
         (&["--iso", "/no/such.iso"], "`--iso` not found: /no/such.iso"),
-        (&["--console", "log"], "(`--console`, `--console`); use `pty` for a log in the state directory"),
+        (&["--console", "log"], "(`--console`); use `pty` for a log in the state directory"),
     ] {
         let (error, status) = fail("boot", &[&kernel, words].concat(), &test_dir.dir());
         assert!(error.contains(message), "{words:?}: {error}");
