@@ -16,8 +16,9 @@ Sets up what the examples need. It says what it will do before it does it, and d
   - It downloads a Linux kernel and busybox (71 MB), and makes of them a small guest in target/guest/ (10 MB), without root.
   - On macOS it installs QEMU with Homebrew. The guest has to be made on Debian or Ubuntu, and target/guest/ to be copied.
 
-  --tests   also what the tests need: genisoimage, qemu-utils and ovmf (15 MB); and vhost-device-vsock, which Cargo builds in
-            target/tools/ in a minute. To use vsock outside of the tests, put target/tools/bin on your PATH.
+  --tests   also what the tests need: genisoimage, qemu-utils and ovmf (15 MB); vhost-device-vsock, which Cargo builds in
+            target/tools/ in a minute (to use vsock outside of the tests, put target/tools/bin on your PATH); and a disk
+            image of Debian that answers ssh, made in target/cloud-image/ from 150 MB of packages in two minutes.
   --help    prints this text
 
 It takes about a minute on a usual line. To undo it, delete target/guest and target/tools, and remove the packages.
@@ -113,6 +114,8 @@ if [ "$missing" ] || lacks_vsock || ! guest_is_made; then
     say "this takes about a minute on a usual line, and will"
     [ -z "$missing" ] || say "- install${root:+, with $root,} these packages and what they need, some $megabytes MB:$missing"
     ! lacks_vsock || say "- build vhost-device-vsock in target/tools/, a minute more"
+    [ -z "$tests" ] || [ -e target/cloud-image/disk.qcow2 ] ||
+        say "- make a disk image of Debian for the test of ssh in target/cloud-image/, two minutes more"
     guest_is_made || say "- download a Linux kernel and busybox, 71 MB, and make of them a guest in target/guest/"
 fi
 
@@ -134,6 +137,8 @@ if lacks_vsock; then
     step "building vhost-device-vsock" \
         cargo install --quiet --locked --version 0.3.0 --root target/tools vhost-device-vsock
 fi
+
+[ -z "$tests" ] || tests/data/make-cloud-image.sh
 
 all_set() { say "all set: $(qemu-system-x86_64 --version | head -n 1), guest in target/guest/"; }
 if guest_is_made; then
