@@ -67,7 +67,7 @@ fn wrong_fields_and_missing_files_are_reported_together() {
     ];
     for violation in missing {
         assert_eq!(all.iter().filter(|found| **found == violation).count(), 1, "{violation:?}: {all:#?}");
-        assert!(!pure.violations().contains(&violation), "`arguments` looks at no file");
+        assert!(!pure.violations().contains(&violation), "`arguments` has looked at a file");
     }
 }
 
@@ -93,9 +93,10 @@ fn violations_of_the_engine_are_reported_with_the_others() {
     assert_eq!(fields, ["cpus", "x2apic", "msix", "kernel"]);
 }
 
-/// A file is not looked for by an invalid path, and nothing is compared with an invalid memory or a missing file.
+/// One mistake must not cause a second violation: `check` looks for no file with an invalid path, and compares nothing with
+/// an invalid memory size or a missing file.
 #[test]
-fn one_mistake_is_one_violation() {
+fn one_mistake_causes_one_violation() {
     let test_dir = TestDir::new();
     let forbidden =
         |field, value: &str, character| ConfigError::ForbiddenCharacter { field, value: value.to_owned(), character };
@@ -138,8 +139,9 @@ fn one_mistake_is_one_violation() {
 
 type Change = fn(HyperKit, &Path) -> HyperKit;
 
-/// Changes that each lead to one violation, whatever the others are, in the order in which they are reported.
-fn independent(test_dir: &TestDir) -> Vec<(Change, ConfigError)> {
+/// Returns changes, each with its violation, in the order in which `check` reports them. Any subset of the changes can be
+/// combined.
+fn independent_changes(test_dir: &TestDir) -> Vec<(Change, ConfigError)> {
     let uuid = |field| ConfigError::InvalidUuid { field, value: "x".to_owned() };
     let not_found = |field, name: &str| ConfigError::NotFound { field, path: test_dir.path(name) };
     vec![
@@ -172,9 +174,9 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn exactly_the_violations_of_a_description_are_reported(chosen in subsequence((0..13).collect::<Vec<_>>(), 0..=13)) {
+    fn check_reports_every_violation_once_and_in_order(chosen in subsequence((0..13).collect::<Vec<_>>(), 0..=13)) {
         let test_dir = TestDir::new();
-        let all = independent(&test_dir);
+        let all = independent_changes(&test_dir);
         prop_assert_eq!(all.len(), 13);
         let change = |description, &index: &usize| (all[index].0)(description, &test_dir.dir());
         let expected: Vec<_> = chosen.iter().map(|&index| all[index].1.clone()).collect();
@@ -183,10 +185,10 @@ proptest! {
     }
 }
 
-/// An unset console is a pty in the background and the caller's terminal in the foreground, so `check` does not require a state
-/// directory for it.
+/// If the console is unset, it is the caller's terminal in `run`, and a pty, which requires a state directory, in `start`.
+/// `check` does not know which of them the caller will use.
 #[test]
-fn unset_console_requires_no_state_directory_before_a_start() {
+fn unset_console_requires_a_state_directory_in_start_but_not_in_check() {
     let test_dir = TestDir::new();
     let mut unset = valid(&test_dir);
     unset.state_dir = None;
@@ -195,5 +197,5 @@ fn unset_console_requires_no_state_directory_before_a_start() {
     assert_eq!(error.violations(), [ConfigError::StateDirRequired { field: "console" }]);
     assert_eq!(error.kind(), ErrorKind::Config);
     assert_eq!(violations(&test_dir, &unset.console(Console::Pty)), error.violations());
-    assert!(fs::read_dir(test_dir.path("vm")).is_err(), "nothing was created");
+    assert!(fs::read_dir(test_dir.path("vm")).is_err(), "something was created");
 }

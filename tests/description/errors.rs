@@ -1,4 +1,4 @@
-//! Errors as values: groups, fields, and messages of one line.
+//! `Error` and `ConfigError`: their kinds, their fields, and their one-line messages.
 
 use std::io;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ fn denied() -> io::Error {
     io::Error::new(io::ErrorKind::PermissionDenied, "the cause")
 }
 
-/// Returns each kind of error with its group.
+/// Returns an example of each variant of `Error`, with its `ErrorKind`.
 fn errors() -> Vec<(ErrorKind, Error)> {
     let path = || PathBuf::from("/x");
     let state_dir = || Some(PathBuf::from("/vm"));
@@ -59,14 +59,14 @@ fn errors() -> Vec<(ErrorKind, Error)> {
 }
 
 #[test]
-fn each_error_belongs_to_a_group() {
+fn each_error_has_its_kind() {
     for (kind, error) in errors() {
         assert_eq!(error.kind(), kind, "{error:?}");
     }
 }
 
 #[test]
-fn message_is_one_line_without_the_cause_and_the_alternate_form_appends_it() {
+fn message_is_one_line_and_the_alternate_form_appends_the_causes() {
     for (_, error) in errors() {
         let (message, with_causes) = (error.to_string(), format!("{error:#}"));
         assert!(!message.is_empty() && !with_causes.chars().any(char::is_control), "{with_causes:?}");
@@ -80,7 +80,7 @@ fn message_is_one_line_without_the_cause_and_the_alternate_form_appends_it() {
     }
 }
 
-/// The state directory tells a program with many VMs which of them an error is about.
+/// In a program with many VMs, the state directory tells which VM the error is about.
 #[test]
 fn message_of_a_vm_names_its_state_directory() {
     let about_a_vm =
@@ -93,7 +93,7 @@ fn message_of_a_vm_names_its_state_directory() {
 }
 
 #[test]
-fn all_violations_are_in_one_message() {
+fn message_contains_all_violations() {
     let error = HyperKit::new().kernel("/k").cpus(0).memory_mib(1).arguments("").unwrap_err();
     assert_eq!(error.violations().len(), 2);
     let [cpus, memory] = error.violations() else { panic!("{error}") };
@@ -113,7 +113,7 @@ fn violations_can_be_compared_and_cloned() {
     assert_ne!(missing("kernel"), missing("initrd"));
 }
 
-/// Returns each kind of violation with its field.
+/// Returns an example of each variant of `ConfigError`, with its field.
 fn violations() -> Vec<(&'static str, ConfigError)> {
     use ConfigError as E;
     let (path, value, field) = (|| PathBuf::from("/x"), || "v".to_owned(), "isos");
@@ -192,7 +192,7 @@ fn each_violation_names_its_field_and_its_value() {
     }
 }
 
-/// The names of fields that violations report are those of the description, of a setter's argument or of a call.
+/// Each field name that a violation reports is a field of `HyperKit`, an argument of a method, or a function.
 #[test]
 fn fields_of_violations_exist() {
     let declared = concat!(include_str!("../../src/config/mod.rs"), include_str!("../../src/machine/start.rs"));

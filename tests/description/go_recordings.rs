@@ -1,7 +1,7 @@
 //! Compatibility with the Go packages of 2017 and 2020.
 //!
-//! Each line of `tests/recorded/argv-….jsonl` contains the arguments that Go rendered for a configuration and the state that it
-//! wrote. Those of 2017 also contain the configuration.
+//! Each line of `tests/recorded/argv-….jsonl` was recorded from a Go package: the arguments that it made from a
+//! configuration, and the state file that it wrote. The lines of 2017 also contain the configuration.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -25,7 +25,7 @@ fn cases(recorded: &str) -> Vec<Case> {
         let mut take = |key: &str| case[key].take();
         let state = take("state");
         let config = match take("config") {
-            Value::Null => described(serde_json::from_value(state.clone()).unwrap()),
+            Value::Null => without_record(serde_json::from_value(state.clone()).unwrap()),
             config => serde_json::from_value(config).unwrap(),
         };
         Case {
@@ -51,18 +51,19 @@ fn cases_of_2020() -> Vec<Case> {
     cases
 }
 
-/// Removes what `start` adds to a description.
-fn described(description: HyperKit) -> HyperKit {
+/// Removes what a start adds to a description.
+fn without_record(description: HyperKit) -> HyperKit {
     with_keys(&description, json!({ "arguments": null, "cmdline": "" }))
 }
 
-/// Intended differences: the case, Go's argument, the argument of this crate, and the reason.
+/// The intended differences from the Go package: the case, the argument of the Go package, the argument of this crate, and
+/// the reason.
 const DIFFERENCES: [(&str, &str, &str, &str); 2] = [
     (
         "console-stdio-not-a-terminal",
         "com1,autopty=/var/run/vm/tty,log=/var/run/vm/console-ring",
         "com1,stdio",
-        "Go checks for a terminal; here `stdio` is used for a pipe as well",
+        "Go uses `stdio` only if it is a terminal, this crate always",
     ),
     (
         "two-raw-disks",
@@ -72,7 +73,7 @@ const DIFFERENCES: [(&str, &str, &str, &str); 2] = [
     ),
 ];
 
-/// Returns Go's arguments with the intended differences applied.
+/// Returns the arguments of the Go package, with the intended differences.
 fn expected(case: &Case) -> Vec<String> {
     let mut arguments = case.arguments.clone();
     for (_, go, ours, reason) in DIFFERENCES.iter().filter(|(name, ..)| *name == case.name) {
@@ -82,18 +83,18 @@ fn expected(case: &Case) -> Vec<String> {
     arguments
 }
 
-/// Cleans the path of `-F`, as Go does for this path only.
-fn cleaned(arguments: &[String]) -> Vec<String> {
+/// Removes `.` and `..` from the path of `-F`. The Go package does this for no other path.
+fn with_clean_pid_file(arguments: &[String]) -> Vec<String> {
     let clean = |path: &str| {
-        let mut cleaned = PathBuf::new();
+        let mut with_clean_pid_file = PathBuf::new();
         for component in Path::new(path).components() {
             match component {
                 Component::CurDir => {}
-                Component::ParentDir => drop(cleaned.pop()),
-                other => cleaned.push(other),
+                Component::ParentDir => drop(with_clean_pid_file.pop()),
+                other => with_clean_pid_file.push(other),
             }
         }
-        cleaned.to_str().unwrap().to_owned()
+        with_clean_pid_file.to_str().unwrap().to_owned()
     };
     let mut arguments = arguments.to_vec();
     if let Some(at) = arguments.iter().position(|argument| argument == "-F") {
@@ -102,8 +103,8 @@ fn cleaned(arguments: &[String]) -> Vec<String> {
     arguments
 }
 
-/// Returns the values that are set. `null`, `""`, 0, `false` and a missing key all mean unset.
-fn meaning(state: &Value) -> BTreeMap<String, Value> {
+/// Returns the keys and values that are set. `null`, `""`, 0, `false` and a missing key all mean unset.
+fn set_values(state: &Value) -> BTreeMap<String, Value> {
     let unset = |value: &Value| [Value::Null, "".into(), 0.into(), false.into()].contains(value);
     let keys = state.as_object().unwrap().iter();
     keys.filter(|(_, value)| !unset(value)).map(|(key, value)| (key.clone(), value.clone())).collect()
@@ -113,19 +114,19 @@ fn meaning(state: &Value) -> BTreeMap<String, Value> {
 fn arguments_equal_those_of_go() {
     for case in cases_of_2017().iter().chain(&cases_of_2020()) {
         let arguments = case.config.arguments(&case.cmdline).unwrap();
-        assert_eq!(cleaned(&arguments), cleaned(&expected(case)), "case {}", case.name);
+        assert_eq!(with_clean_pid_file(&arguments), with_clean_pid_file(&expected(case)), "case {}", case.name);
     }
 }
 
 #[test]
-fn state_means_the_same_as_that_of_go() {
+fn state_has_the_same_values_as_that_of_go() {
     for Case { name, config, cmdline, state, .. } in cases_of_2017() {
         let arguments = config.arguments(&cmdline).unwrap();
         let program = config.hyperkit.clone().unwrap();
         let command = format!("{} {}", program.display(), arguments.join(" "));
         let started = with_keys(&config, json!({ "arguments": arguments, "cmdline": command }));
         let written: Value = serde_json::from_str(&started.to_string()).unwrap();
-        assert_eq!(meaning(&written), meaning(&state), "case {name}");
+        assert_eq!(set_values(&written), set_values(&state), "case {name}");
     }
 }
 
@@ -135,22 +136,22 @@ fn state_of_2017_round_trips() {
         let loaded: HyperKit = serde_json::from_value(state.clone()).unwrap();
         let arguments = serde_json::from_value::<Vec<String>>(state["arguments"].clone()).unwrap();
         assert_eq!(loaded.recorded_arguments(), arguments, "case {name}");
-        assert_eq!(described(loaded.clone()), config, "case {name}");
+        assert_eq!(without_record(loaded.clone()), config, "case {name}");
         let again: Value = serde_json::to_value(&loaded).unwrap();
         assert_eq!(again["cmdline"], state["cmdline"], "case {name}");
-        assert_eq!(meaning(&again), meaning(&state), "case {name}");
+        assert_eq!(set_values(&again), set_values(&state), "case {name}");
     }
 }
 
 #[test]
-fn kernel_command_line_of_a_recorded_state_is_found() {
+fn kernel_command_line_is_found_in_recorded_states() {
     for case in cases_of_2017().iter().chain(&cases_of_2020()) {
         let loaded: HyperKit = serde_json::from_value(case.state.clone()).unwrap();
         assert_eq!(loaded.recorded_kernel_cmdline().as_ref(), Some(&case.cmdline), "case {}", case.name);
     }
 }
 
-/// The crate writes the form of 2017, so the descriptions are compared instead of the JSON.
+/// The crate writes the format of 2017, so the test compares descriptions instead of JSON.
 #[test]
 fn state_of_2020_round_trips() {
     for Case { name, arguments, mut state, .. } in cases_of_2020() {

@@ -1,16 +1,18 @@
-//! Reads the paths that a source file names inside its crate: `use crate::…`, and `crate::`, `self::` and `super::` anywhere else.
+//! Finds the paths in a source file that lead to items of the same crate: `use crate::…`, and `crate::`, `self::` and
+//! `super::` anywhere else.
 //!
-//! Comments and items behind `#[cfg(test)]` are ignored. A string that is a path counts, since attributes name functions so.
+//! Comments and items behind `#[cfg(test)]` are ignored. A string that is a path counts, since some attributes name a
+//! function in a string.
 
 /// What [`read`] finds in a file. Paths start at the root of the crate, without `crate`.
 #[derive(Debug, Default, PartialEq)]
 pub struct Imports {
     pub paths: Vec<Vec<String>>,
-    /// Modules in files of their own that are only compiled for tests.
+    /// The modules that have their own file and are only compiled for tests.
     pub test_modules: Vec<Vec<String>>,
 }
 
-/// Returns the imports of the file that is this module.
+/// Returns the imports of the source file of a module.
 pub fn read(module: &[String], source: &str) -> Imports {
     let mut tokens = Vec::new();
     tokenize(&source.chars().collect::<Vec<_>>(), &mut tokens);
@@ -43,7 +45,7 @@ fn tokenize(text: &[char], tokens: &mut Vec<Token>) {
                 let hashes = raw_hashes(&rest[1..]);
                 1 + hashes + string(&rest[1 + hashes..], hashes, false, tokens)
             }
-            // A character literal, or else a lifetime.
+            // A character literal. (A lifetime begins with a quote, too.)
             ['\'', '\\', _, more @ ..] => 3 + more.iter().position(|&c| c == '\'').map_or(0, |end| end + 1),
             ['\'', _, '\'', ..] => 3,
             [':', ':', ..] => {
@@ -52,7 +54,7 @@ fn tokenize(text: &[char], tokens: &mut Vec<Token>) {
             }
             [first, ..] if is_word(*first) => {
                 let length = rest.iter().position(|&c| !is_word(c)).unwrap_or(rest.len());
-                // The prefix of a byte string or raw string is not a word.
+                // The `b`, `c` or `br` before a string is not a word.
                 let is_prefix = matches!(rest[..length], ['b' | 'c'] | ['b' | 'c', 'r'])
                     && matches!(rest.get(length), Some('"' | '\'' | '#'));
                 if is_prefix {
@@ -72,7 +74,7 @@ fn tokenize(text: &[char], tokens: &mut Vec<Token>) {
     }
 }
 
-/// The length of a block comment, in which others can be nested.
+/// Returns the length of a block comment. Block comments can be nested.
 fn block_comment(text: &[char]) -> usize {
     let (mut at, mut depth) = (2, 1);
     while depth > 0 && at < text.len() {
@@ -85,13 +87,13 @@ fn block_comment(text: &[char]) -> usize {
     at
 }
 
-/// The number of `#` before a raw string, and 0 before anything else.
+/// Returns the number of `#` before a raw string, and 0 before anything else.
 fn raw_hashes(text: &[char]) -> usize {
     let hashes = text.iter().take_while(|&&c| c == '#').count();
     if text.get(hashes) == Some(&'"') { hashes } else { 0 }
 }
 
-/// The length of a string with its quotes, and of the `hashes` that end it. Reads the string if it is a path.
+/// Returns the length of a string with its quotes and the `hashes` behind it. If the string is a path, adds its tokens.
 fn string(text: &[char], hashes: usize, has_escapes: bool, tokens: &mut Vec<Token>) -> usize {
     let mut end = 1;
     while end < text.len() {
@@ -120,7 +122,7 @@ struct Reader {
 
 impl Reader {
     fn read(&mut self) {
-        // Whether each open brace is that of a module.
+        // For each open brace, whether it is that of a module.
         let mut braces = Vec::new();
         while let Some(token) = self.tokens.get(self.at).cloned() {
             match token {
@@ -155,7 +157,7 @@ impl Reader {
         self.tokens.get(self.at) == Some(&Token::Symbol(symbol))
     }
 
-    /// Whether this word starts a path that is relative to a known module.
+    /// Returns whether this word begins a path to an item of the crate.
     fn starts_path(&self, word: &str) -> bool {
         let is_inside = self.at > 0 && self.tokens[self.at - 1] == Token::PathSeparator;
         !is_inside
@@ -163,7 +165,7 @@ impl Reader {
             && self.tokens.get(self.at + 1) == Some(&Token::PathSeparator)
     }
 
-    /// Enters an inline module. Returns whether there is one.
+    /// Enters an inline module (`mod name {`). Returns whether this is one.
     fn enter_module(&mut self) -> bool {
         self.at += 1;
         match self.tokens.get(self.at..self.at + 2) {
@@ -176,7 +178,7 @@ impl Reader {
         }
     }
 
-    /// Skips an item with its attributes: up to its semicolon or closing brace.
+    /// Skips an item with its attributes, up to its semicolon or closing brace.
     fn skip_test_item(&mut self) {
         let start = self.at;
         let mut depth = 0;
@@ -201,7 +203,7 @@ impl Reader {
         }
     }
 
-    /// Reads a path, or all paths of a group in braces, that continue after `prefix`.
+    /// Reads a path that continues after `prefix`, or all paths of a group in braces.
     fn read_path(&mut self, mut prefix: Vec<String>) {
         while let Some(token) = self.tokens.get(self.at).cloned() {
             match token {
@@ -226,7 +228,7 @@ impl Reader {
                     self.at += 1;
                     break;
                 }
-                // The generic arguments of a type or function.
+                // The generic arguments of a type or function begin here.
                 _ => break,
             }
         }
@@ -240,7 +242,7 @@ impl Reader {
                     self.read_path(prefix.to_vec());
                     continue;
                 }
-                self.at += 1; // the other name follows
+                self.at += 1; // the name after `as` follows
             } else if self.is_symbol('{') || self.is_symbol('*') {
                 self.read_path(prefix.to_vec());
                 continue;

@@ -1,4 +1,5 @@
-//! Reading and writing `hyperkit.json`: three versions are read, the first is written.
+//! The JSON form of a description, which is the format of `hyperkit.json`. Three versions of the format are read, and the
+//! first is written.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +12,7 @@ fn load(json: Value) -> HyperKit {
     serde_json::from_value(json).unwrap()
 }
 
-fn everything() -> HyperKit {
+fn full_description() -> HyperKit {
     let description = HyperKit::new()
         .hyperkit("/bin/hyperkit")
         .state_dir("/vm")
@@ -32,9 +33,9 @@ fn everything() -> HyperKit {
     with_keys(&description, json!({ "pid": 17, "arguments": ["-A"], "cmdline": "/bin/hyperkit -A" }))
 }
 
-/// Pins the JSON form of every field. New fields have to be added here.
+/// Compares the JSON of every field that the Go package of 2017 has.
 #[test]
-fn every_field_has_the_form_that_go_reads() {
+fn json_of_every_field_is_what_go_reads() {
     let form = json!({
         "hyperkit": "/bin/hyperkit", "state_dir": "/vm", "vpnkit_sock": "/run/vpnkit.sock",
         "vpnkit_key": "0f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55", "uuid": "1f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55",
@@ -42,13 +43,13 @@ fn every_field_has_the_form_that_go_reads() {
         "vsock_guest_cid": 9, "9p_sockets": [{"path": "/p.sock", "tag": "tag"}], "kernel": "/k", "initrd": "/i",
         "cpus": 3, "memory": 512, "console": 1, "pid": 17, "arguments": ["-A"], "cmdline": "/bin/hyperkit -A"
     });
-    assert_eq!(serde_json::to_value(everything()).unwrap(), form);
-    assert_eq!(load(form.clone()), everything());
-    // Each key matters: without it, the description is a different one.
+    assert_eq!(serde_json::to_value(full_description()).unwrap(), form);
+    assert_eq!(load(form.clone()), full_description());
+    // Without any of the keys, another description is loaded.
     for key in form.as_object().unwrap().keys() {
         let mut less = form.clone();
         less.as_object_mut().unwrap().remove(key);
-        assert_ne!(load(less), everything(), "{key}");
+        assert_ne!(load(less), full_description(), "{key}");
     }
 }
 
@@ -63,7 +64,7 @@ fn null_empty_and_missing_values_are_unset() {
 }
 
 #[test]
-fn lists_of_later_versions_load_and_are_written_only_if_needed() {
+fn lists_of_disks_and_isos_load_and_are_written_only_if_needed() {
     let late_2017 = json!({
         "disks": [{"path": "/a.img", "size": 1, "format": "raw", "driver": "virtio-blk"}, {"path": "/b.img", "size": 0}],
         "iso": ["/a.iso", "/b.iso"],
@@ -74,7 +75,7 @@ fn lists_of_later_versions_load_and_are_written_only_if_needed() {
     assert_eq!((description.disks[0].size_mib, description.disks[1].size_mib), (Some(1), None));
     assert_eq!(description.isos, ["/a.iso", "/b.iso"].map(std::path::PathBuf::from));
     let written = serde_json::to_value(&description).unwrap();
-    // The default of `driver` is not written.
+    // `driver` is not written if it has its default.
     let disks = json!([{"path": "/a.img", "size": 1, "format": "raw"}, {"path": "/b.img", "size": 0}]);
     assert_eq!((&written["disks"], &written["iso"]), (&disks, &late_2017["iso"]));
     assert_eq!(load(written), description);
@@ -94,8 +95,8 @@ fn disk_without_path_keeps_its_size() {
     assert_eq!(load(serde_json::to_value(&description).unwrap()), description);
 }
 
-/// The Go package passes an empty format on to hyperkit, which treats it as raw. The guest may have written an image header that
-/// refers to files of the host, so the content must not decide the format.
+/// The Go package passes an empty format to hyperkit, which treats the image as raw. Such a format must not be probed: the
+/// guest may have written a qcow2 header that names files of the host.
 #[test]
 fn go_disk_with_empty_format_is_raw() {
     let disks = |disk: Value| load(json!({ "disks": [disk] })).disks;
@@ -103,7 +104,11 @@ fn go_disk_with_empty_format_is_raw() {
     assert_eq!(disks(json!({"path": "/a.img"})), [Disk::new("/a.img")]);
     let mut nowhere = HyperKit::new().disk(Disk::default());
     nowhere.disks[0].format = Some(DiskFormat::Raw);
-    assert_eq!(load(serde_json::to_value(&nowhere).unwrap()), nowhere, "a raw disk without a path");
+    assert_eq!(
+        load(serde_json::to_value(&nowhere).unwrap()),
+        nowhere,
+        "a raw disk without a path is loaded differently"
+    );
 }
 
 #[test]
@@ -114,7 +119,7 @@ fn unknown_keys_are_preserved() {
     assert_eq!(written["cpus"], 2);
 }
 
-/// Values that could get lost or change their type.
+/// These values could get lost or change their type when they are read and written.
 #[test]
 fn unusual_values_are_preserved_or_unset() {
     assert_eq!(load(json!({"iso": [""]})), HyperKit::new());
@@ -156,7 +161,7 @@ fn labels_round_trip_and_are_written_only_if_set() {
     let written = serde_json::to_value(&description).unwrap();
     assert_eq!(written["labels"], json!(labels.into_iter().collect::<BTreeMap<_, _>>()));
     assert_eq!(load(written), description);
-    assert_eq!(description.label("owner", "you").labels["owner"], "you", "a key has one value");
+    assert_eq!(description.label("owner", "you").labels["owner"], "you", "the second value does not replace the first");
     assert_eq!(serde_json::to_value(HyperKit::new()).unwrap().get("labels"), None);
     assert!(serde_json::from_value::<HyperKit>(json!({ "labels": { "number": 1 } })).is_err());
 }
@@ -172,5 +177,5 @@ fn invalid_json_values_are_rejected() {
 
 #[test]
 fn display_prints_the_json() {
-    assert_eq!(serde_json::from_str::<HyperKit>(&everything().to_string()).unwrap(), everything());
+    assert_eq!(serde_json::from_str::<HyperKit>(&full_description().to_string()).unwrap(), full_description());
 }

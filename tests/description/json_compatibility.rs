@@ -1,8 +1,8 @@
 //! Compatibility with earlier versions of this crate: the same JSON, byte for byte.
 //!
-//! The lines of `tests/recorded/states.jsonl` were written by the crate before its API was rebuilt (39de20d). They are, in this
-//! order: the states of the Go packages in `argv-2017.jsonl` and `argv-2020.jsonl`, a state with all keys, and three descriptions,
-//! which [`descriptions`] returns.
+//! The lines of `tests/recorded/states.jsonl` were written by the crate before its API was rebuilt (commit 39de20d). In
+//! this order, they are the states of the Go packages in `argv-2017.jsonl` and `argv-2020.jsonl`, a state with all keys,
+//! and the three descriptions that [`descriptions`] returns.
 
 use hyperkit::{Console, Disk, FlushMode, HyperKit, Multiboot, Network, PortForward, QcowOptions, Serial};
 use serde_json::Value;
@@ -42,14 +42,14 @@ fn descriptions() -> [HyperKit; 3] {
 }
 
 #[test]
-fn recorded_states_are_written_again_byte_for_byte() {
+fn recorded_states_are_written_byte_for_byte() {
     for state in STATES.lines() {
         assert_eq!(serde_json::from_str::<HyperKit>(state).unwrap().to_string(), state);
     }
 }
 
 #[test]
-fn go_states_are_written_as_before() {
+fn go_states_are_written_as_by_the_earlier_version() {
     let states = go_states();
     assert_eq!((states.len(), STATES.lines().count()), (35, 39));
     for (state, written) in states.into_iter().zip(STATES.lines()) {
@@ -58,7 +58,7 @@ fn go_states_are_written_as_before() {
 }
 
 #[test]
-fn descriptions_are_written_as_before() {
+fn descriptions_are_written_as_by_the_earlier_version() {
     for (description, written) in descriptions().into_iter().zip(STATES.lines().skip(36)) {
         assert_eq!(description.to_string(), written);
         assert_eq!(serde_json::from_str::<HyperKit>(written).unwrap(), description);

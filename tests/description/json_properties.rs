@@ -1,4 +1,5 @@
-//! JSON properties: any state file loads or is an error, and any description survives being saved.
+//! Property tests of JSON: any bytes in a state file load or are an error, and any description stays the same when it is
+//! written and read.
 
 use std::fs;
 
@@ -14,7 +15,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_bytes_as_state_file_load_or_are_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+    fn any_state_file_loads_or_is_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         let test_dir = TestDir::new();
         fs::create_dir(test_dir.path("vm")).unwrap();
         test_dir.write("vm/hyperkit.json", &bytes);

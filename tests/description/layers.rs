@@ -23,7 +23,7 @@ const LAYERS: [&str; 13] = [
     "guide",
 ];
 
-/// May name types of any layer, also by their names at the root of the crate, since errors carry them as data.
+/// Errors contain types of any layer. So this module may import from all, also from the root of the crate.
 const EXEMPT: &str = "error";
 
 const MAX_LINES: usize = 400;
@@ -50,7 +50,7 @@ pub fn rust_files(folder: &str) -> Vec<(PathBuf, String)> {
     files
 }
 
-/// Returns the module that a file in `src` is: none for `lib.rs`.
+/// Returns the path of the module of a file in `src`. For `lib.rs` it is empty.
 fn module_of(file: &Path) -> Vec<String> {
     let names = file.with_extension("");
     let mut names: Vec<_> = names.iter().map(|name| name.to_str().unwrap().to_owned()).collect();
@@ -71,7 +71,7 @@ fn imports_of(files: &[(PathBuf, String)]) -> BTreeMap<PathBuf, Vec<Vec<String>>
     crate_files.map(|(file, imports)| (file.clone(), imports.paths)).collect()
 }
 
-/// Returns the imports that point down in the order, and those of names at the root of the crate.
+/// Returns the imports from a later layer, and those of names at the root of the crate.
 fn wrong_imports(files: &[(PathBuf, String)]) -> Vec<String> {
     let position = |layer: Option<&String>| LAYERS.iter().position(|known| Some(*known) == layer.map(String::as_str));
     let mut wrong = Vec::new();
@@ -81,7 +81,7 @@ fn wrong_imports(files: &[(PathBuf, String)]) -> Vec<String> {
             continue;
         }
         for path in paths {
-            // A name at the root of the crate is of no layer.
+            // A name at the root of the crate belongs to no layer.
             let is_allowed = position(path.first()).is_some_and(|layer| Some(layer) <= position(module.first()));
             if !is_allowed {
                 wrong.push(format!("{}: crate::{}", file.display(), path.join("::")));
@@ -91,8 +91,8 @@ fn wrong_imports(files: &[(PathBuf, String)]) -> Vec<String> {
     wrong
 }
 
-/// Returns folders that import from each other in a circle, if there are any. What a folder and its subfolders import from each
-/// other does not count, nor do the imports of [`EXEMPT`].
+/// Returns folders that import from each other in a circle, if there are any. Imports between a folder and its subfolders
+/// do not count, nor do those of [`EXEMPT`].
 fn circle_of_folders(files: &[(PathBuf, String)]) -> Option<Vec<String>> {
     let imports = imports_of(files);
     // The folder of a file, as a module. A file in `src` itself is its own folder.
@@ -104,12 +104,12 @@ fn circle_of_folders(files: &[(PathBuf, String)]) -> Option<Vec<String>> {
     let mut edges = BTreeMap::<Vec<String>, BTreeSet<Vec<String>>>::new();
     for (file, paths) in &imports {
         let from = folder_of(file);
-        // The longest part of a path that is a file is the file where the imported name is.
+        // The longest prefix of a path that is a module is the file that has the imported name.
         let targets = paths.iter().filter_map(|path| (1..=path.len()).rev().find_map(|n| folders.get(&path[..n])));
         let others = targets.filter(|to| !to.starts_with(&from) && !from.starts_with(to) && from[0] != EXEMPT);
         edges.entry(from.clone()).or_default().extend(others.cloned());
     }
-    // A folder that imports from no remaining folder is in no circle, nor is one from which none imports.
+    // A folder that imports from no other folder is in no circle. Nor is a folder from which no other folder imports.
     loop {
         let before = edges.len();
         let imported: BTreeSet<_> = edges.values().flatten().cloned().collect();
@@ -123,14 +123,18 @@ fn circle_of_folders(files: &[(PathBuf, String)]) -> Option<Vec<String>> {
 }
 
 #[test]
-fn imports_point_up() {
+fn layers_import_only_from_earlier_layers() {
     let files = rust_files("src");
     assert!(imports_of(&files).values().map(Vec::len).sum::<usize>() > 100, "the imports are not found");
-    assert_eq!(wrong_imports(&files), [""; 0], "these imports point down in {LAYERS:?}, or to the root of the crate");
+    assert_eq!(
+        wrong_imports(&files),
+        [""; 0],
+        "these imports are from a later layer of {LAYERS:?}, or from the root of the crate"
+    );
 }
 
 #[test]
-fn every_module_of_the_crate_has_a_place_in_the_order() {
+fn every_module_of_the_crate_is_in_the_list_of_layers() {
     let entries = fs::read_dir(root().join("src")).unwrap().map(|entry| entry.unwrap().path());
     let modules: BTreeSet<_> = entries
         .map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned())
@@ -145,7 +149,7 @@ fn no_folders_import_each_other_in_a_circle() {
 }
 
 #[test]
-fn no_file_is_too_long() {
+fn every_file_has_at_most_400_lines() {
     for folder in ["src", "tests", "examples", "benches"] {
         for (file, source) in rust_files(folder) {
             let lines = source.lines().count();
@@ -159,7 +163,7 @@ fn files(sources: &[(&str, &str)]) -> Vec<(PathBuf, String)> {
 }
 
 #[test]
-fn import_that_points_down_is_found() {
+fn import_from_a_later_layer_is_found() {
     let wrong = |file: &str, source: &str| wrong_imports(&files(&[(file, source)]));
     assert_eq!(wrong("sys/file.rs", "use crate::machine::start;"), ["sys/file.rs: crate::machine::start"]);
     assert_eq!(

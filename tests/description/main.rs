@@ -1,4 +1,4 @@
-//! Tests of descriptions: arguments, parsing and JSON. They run no program.
+//! Tests of descriptions: arguments, parsing, JSON, validation; and tests of the structure of the source. They start no VM.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -22,7 +22,8 @@ mod untrusted_input;
 use hyperkit::HyperKit;
 use serde_json::Value;
 
-/// Returns the description with other values of some keys in its JSON form: what a start records has no setters.
+/// Returns the description with other values of some keys in its JSON form. Tests set in this way what a start records,
+/// since there are no setters for it.
 fn with_keys(description: &HyperKit, keys: Value) -> HyperKit {
     let mut form = serde_json::to_value(description).unwrap();
     let keys = keys.as_object().unwrap().clone();

@@ -1,5 +1,5 @@
-//! `parse_arguments` with command lines of other programs: recorded ones of the Go packages, those of Docker Desktop, minikube and
-//! linuxkit, options without a field, and arguments that hyperkit rejects.
+//! `parse_arguments` with command lines of other programs (the Go packages, Docker Desktop, minikube, linuxkit), with options that have
+//! no field, and with arguments that hyperkit rejects.
 
 use hyperkit::{
     ConfigError, Console, Disk, Engine, Error, FlushMode, HyperKit, Multiboot, Network, QcowOptions, Serial,
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::with_keys;
 
-/// Splits a command line at spaces, except the value of `-f`, which comes last in these tests.
+/// Splits a command line at spaces. The value of `-f`, which comes last in these tests, can contain spaces.
 fn words(command_line: &str) -> Vec<String> {
     let (options, firmware) = command_line.split_once(" -f ").unwrap();
     options.split(' ').chain(["-f", firmware]).map(str::to_owned).collect()
@@ -19,10 +19,10 @@ fn parsed(command_line: &str) -> (HyperKit, String) {
     parse_arguments(&words(command_line)).unwrap()
 }
 
-/// The options that each VM needs in addition to a kernel.
+/// The options that hyperkit requires in addition to a kernel.
 const BARE: &str = "-A -s 0:0,hostbridge -s 31,lpc";
 
-/// Returns the description that results from [`BARE`] and a kernel.
+/// Returns the description that [`BARE`] and a kernel are parsed to.
 fn bare() -> HyperKit {
     HyperKit::new().kernel("/k").memory_mib(256).random(false).utc(false).no_serials()
 }
@@ -148,7 +148,7 @@ fn linuxkit_arguments_are_parsed() {
     assert_eq!(cmdline, "console=ttyS0 page_poison=1");
 }
 
-/// hyperkit's defaults, and spellings that the Go package does not use.
+/// The command lines leave out what is hyperkit's default, or spell options in ways that the Go package does not use.
 #[test]
 fn defaults_and_alternative_spellings_are_parsed() {
     let auto = (bare(), "auto".to_owned());
@@ -170,24 +170,24 @@ fn defaults_and_alternative_spellings_are_parsed() {
     assert_eq!(parsed(&spelled), (expected, String::new()));
 }
 
-/// Options for which there is no field, in the order in which they are rendered again.
+/// Each case has options, and those of them that become extra arguments because no field can express them.
 #[test]
-fn unknown_options_become_extra_arguments() {
+fn options_without_a_field_become_extra_arguments() {
     let uuid = "1f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55";
     for (options, extra) in [
-        // Out of order or duplicate. The devices after these are not in their usual slots.
+        // Devices out of order, and duplicate devices. The devices after them are not in their usual slots.
         ("-s 1,virtio-rnd -s 2:0,virtio-blk,/d", "-s 2:0,virtio-blk,/d"),
         ("-s 1,virtio-rnd -s 2,virtio-rnd", "-s 2,virtio-rnd"),
         (
             "-s 2,virtio-sock,guest_cid=3,path=/s -s 1,virtio-sock,guest_cid=4,path=/s",
             "-s 2,virtio-sock,guest_cid=3,path=/s",
         ),
-        // Gaps, and functions and buses other than 0.
+        // Slots that are left out, and functions and buses other than 0.
         ("-s 2,virtio-rnd", "-s 2,virtio-rnd"),
         ("-s 1,virtio-rnd -s 3,virtio-9p,port=1", "-s 3,virtio-9p,port=1"),
         ("-s 1:1,virtio-rnd -s 1,virtio-rnd", "-s 1:1,virtio-rnd"),
         ("-s 2:1:0,virtio-rnd", "-s 2:1:0,virtio-rnd"),
-        // Options that only the driver knows.
+        // Options of a device that the crate does not know.
         ("-s 1,virtio-net,x", "-s 1,virtio-net,x"),
         ("-s 1:0,virtio-vpnkit,path=/s,macfile=/m", "-s 1:0,virtio-vpnkit,path=/s,macfile=/m"),
         (
@@ -211,14 +211,14 @@ fn unknown_options_become_extra_arguments() {
         ("-s 1,virtio-9p,path=/s,port=1", "-s 1,virtio-9p,path=/s,port=1"),
         ("-s 1,virtio-sock,guest_cid=3", "-s 1,virtio-sock,guest_cid=3"),
         ("-s 30,uart,/dev/ttys001", "-s 30,uart,/dev/ttys001"),
-        // Values that this crate rejects and hyperkit handles differently.
+        // Values that this crate rejects, but hyperkit does not reject as arguments.
         ("-s 1,virtio-sock,guest_cid=2,path=/s", "-s 1,virtio-sock,guest_cid=2,path=/s"),
         ("-s 1,virtio-blk,/d,sectorsize=500", "-s 1,virtio-blk,/d,sectorsize=500"),
         (
             "-s 1,virtio-blk,file:///a%2Cb?sync=&buffered=1,format=qcow",
             "-s 1,virtio-blk,file:///a%2Cb?sync=&buffered=1,format=qcow",
         ),
-        // Serial backends and file locations that this crate does not use.
+        // Backends of serial ports, and places of files, that this crate does not use.
         ("-l com1,/dev/ttys003", "-l com1,/dev/ttys003"),
         ("-l com2,stdio", "-l com2,stdio"),
         ("-l com1,autopty", "-l com1,autopty"),
@@ -232,11 +232,11 @@ fn unknown_options_become_extra_arguments() {
     ] {
         let (description, cmdline) = parsed(&format!("{BARE} -U {uuid} {options} -f kexec,/k,,quiet"));
         assert_eq!(description.extra_arguments.join(" "), extra, "{options}");
-        // The VM is the same: every option is rendered again.
+        // The description gives all options again, so it describes the same VM.
         let again = description.arguments(&cmdline).unwrap();
-        let spoken = format!(" {} ", again.join(" ").replace(":0,", ","));
+        let rendered = format!(" {} ", again.join(" ").replace(":0,", ","));
         for option in options.replace(":0,", ",").split(" -").map(|option| option.trim_start_matches('-')) {
-            assert!(spoken.contains(&format!(" -{option} ")), "{option} is not in {spoken}");
+            assert!(rendered.contains(&format!(" -{option} ")), "{option} is not in {rendered}");
         }
         assert_eq!(parse_arguments(&again).unwrap(), (description, cmdline), "{options}");
     }
@@ -244,12 +244,12 @@ fn unknown_options_become_extra_arguments() {
 
 #[test]
 fn arguments_that_hyperkit_rejects_are_an_error() {
-    let foreign = |words: &[&str], culprit: &str| match parse_arguments(words) {
+    let assert_rejected = |words: &[&str], culprit: &str| match parse_arguments(words) {
         Err(Error::InvalidArguments { argument, .. }) => assert_eq!(argument, culprit, "{words:?}"),
         other => panic!("{words:?}: {other:?}"),
     };
-    foreign(&[], "-A");
-    foreign(&["hyperkit"], "-A");
+    assert_rejected(&[], "-A");
+    assert_rejected(&["hyperkit"], "-A");
     for (options, culprit) in [
         ("-c 0", "0"),
         ("-c 65", "65"),
@@ -286,21 +286,21 @@ fn arguments_that_hyperkit_rejects_are_an_error() {
         ("-c", "-c"),
     ] {
         let usual: Vec<_> = BARE.split(' ').chain(["-f", "kexec,/k,,quiet"]).collect();
-        foreign(&[&usual[..], &options.split(' ').collect::<Vec<_>>()].concat(), culprit);
+        assert_rejected(&[&usual[..], &options.split(' ').collect::<Vec<_>>()].concat(), culprit);
     }
-    // An operand ends the options, including required ones.
+    // Without a required option, the arguments are an error. Options after an operand do not count.
     for missing in ["-A", "0:0,hostbridge", "31,lpc"] {
         let words = words(&format!("{BARE} -f kexec,/k"));
         let without: Vec<_> = words.iter().map(|word| if word == missing { "-u" } else { word }).collect();
         assert!(matches!(parse_arguments(&without), Err(Error::InvalidArguments { .. })), "{missing}");
     }
-    foreign(&["hyperkit", "operand", "-A", "-s", "0,hostbridge", "-s", "31,lpc", "-f", "kexec,/k"], "-A");
+    assert_rejected(&["hyperkit", "operand", "-A", "-s", "0,hostbridge", "-s", "31,lpc", "-f", "kexec,/k"], "-A");
     let qemu = parse_arguments(&["/usr/bin/qemu-system-x86_64", "-A"]).unwrap_err();
     assert!(matches!(qemu.violations(), [ConfigError::Unsupported { engine: Engine::Qemu, .. }]), "{qemu:?}");
 }
 
 #[test]
-fn kernel_cmdline_returns_the_last_one_on_each_engine() {
+fn recorded_kernel_cmdline_is_that_of_the_last_start_on_each_engine() {
     let linux = HyperKit::new().kernel("/k").initrd("/i");
     let multiboot = HyperKit::new().multiboot(Multiboot::new("/k").module("/m", "words"));
     for mut description in [linux, multiboot] {

@@ -1,4 +1,5 @@
-//! Property tests: `parse_arguments` is the inverse of `arguments` for any valid description and for any order of the options.
+//! Property tests: `parse_arguments` is the inverse of `arguments` for any valid description and for any order of the
+//! options.
 
 use hyperkit::{
     Console, Disk, DiskFormat, DiskInterface, FlushMode, HyperKit, Multiboot, Network, QcowOptions, Serial,
@@ -9,11 +10,11 @@ use proptest::option::of;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 
-/// Text in which hyperkit takes each character literally. URLs need escapes.
+/// Characters that hyperkit does not interpret. In the URL of a qcow2 image, some of them are escaped.
 const TEXT: &str = "[a-zA-Z0-9 #?%&=;:+~'\"<>é日._-]{1,16}";
 const UUID: &str = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9A-F]{4}-[0-9a-f]{4}-[0-9a-f]{12}";
 
-/// A path in a directory. Each kind of file has its own directory, so that no two paths are equal.
+/// A path in a directory. Each kind of file has its own directory, so that files of two kinds never have the same path.
 fn path(dir: &'static str) -> impl Strategy<Value = String> {
     TEXT.prop_map(move |name| format!("{dir}/{name}x"))
 }
@@ -35,7 +36,7 @@ fn disk() -> impl Strategy<Value = Disk> {
     (TEXT, of(qcow()), any::<[bool; 4]>(), of(sectors)).prop_map(
         |(name, qcow, [ahci, read_only, sync, trim], sectors)| {
             let mut disk = Disk::new(format!("/disks/{name}"));
-            // Only qcow2 images have an option for it.
+            // hyperkit has an option for `trim` only for qcow2 images.
             disk.trim = trim && qcow.is_some();
             disk.format = Some(qcow.map_or(DiskFormat::Raw, DiskFormat::Qcow2));
             disk.interface = if ahci { DiskInterface::Ahci } else { DiskInterface::VirtioBlk };
@@ -62,8 +63,8 @@ fn firmware() -> impl Strategy<Value = (HyperKit, String)> {
     ]
 }
 
-/// Sets the console or the serial ports. Ports that `console` can express are parsed as `console`, so they are not set as
-/// `serials`.
+/// Sets the console or the serial ports. If `console` can express the serial ports, `parse_arguments` sets `console`, so
+/// such ports are not set as `serials` here.
 fn serial(description: HyperKit, console: Console, serials: Option<Vec<Serial>>) -> HyperKit {
     let has_dir = description.state_dir.is_some();
     let mut on_stdio = 0;
@@ -92,7 +93,7 @@ fn networks() -> impl Strategy<Value = HyperKit> {
             }
         }
         if let Some((tap, mac)) = tap {
-            // Only the first NIC can have a MAC address.
+            // Only the first network card can have a MAC address.
             description.mac = mac.filter(|_| !vmnet && description.network == Network::None);
             description.tap = Some(tap);
         }
@@ -116,7 +117,7 @@ fn description() -> impl Strategy<Value = (HyperKit, String)> {
         .flat_map(|port| [port, port.log(), port.apple_log(), port.log().apple_log()])
         .collect::<Vec<_>>();
     let serials = of(vec(select(ports), 0..3));
-    // In slot order, as they are parsed.
+    // In the order of PCI slots, which is the order of parsing.
     let extra = subsequence(vec!["-b", "-s 1:1,uart,#1", "-s 31:7,virtio-blk,,ro", "-s 1:1:0,virtio-rnd"], 0..=4);
     let host = (of(path("/bin")), of(prop_oneof![path("/vm"), path("vm")]), networks(), disks, vec(path("/cd"), 0..4));
     let rest = (vsock, shares, console, serials, extra, any::<[bool; 8]>());
@@ -155,7 +156,8 @@ fn command_line(description: &HyperKit, cmdline: &str) -> Vec<String> {
     program.chain(description.arguments(cmdline).unwrap()).collect()
 }
 
-/// Returns the same options in another order and in other spellings that getopt accepts. `chance` decides which.
+/// Returns the same options in another order and in other spellings that `getopt` accepts. `chance` determines the order
+/// and spelling.
 fn respelled(command_line: &[String], chance: &[u8]) -> Vec<String> {
     let mut words = command_line.iter().cloned().peekable();
     let mut respelled: Vec<_> = words.next_if(|program| !program.starts_with('-')).into_iter().collect();
@@ -196,7 +198,7 @@ proptest! {
     }
 }
 
-/// The property would prove nothing if `respelled` changed nothing.
+/// The property test would prove nothing if `respelled` returned its input.
 #[test]
 fn respelled_arguments_differ_but_keep_their_letters() {
     let chance: Vec<u8> = (0..64_u8).map(|i| i.wrapping_mul(151)).collect();

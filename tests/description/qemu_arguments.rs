@@ -1,4 +1,4 @@
-//! QEMU arguments that the tests with a real guest do not cover.
+//! Arguments for QEMU that the tests with a real guest do not cover.
 
 use hyperkit::{Console, Disk, HyperKit, Multiboot, Network, PortForward, QcowOptions, Serial};
 
@@ -34,7 +34,7 @@ fn pci_slots_equal_those_of_hyperkit_in_hexadecimal() {
     let hyperkit = values(&full.clone().hyperkit("hyperkit"), "-s");
     let hyperkit: Vec<u8> =
         hyperkit.iter().map(|slot| slot.split([':', ',']).next().unwrap().parse().unwrap()).collect();
-    assert_eq!(hyperkit[2..], qemu, "hyperkit's slots follow the two bridges");
+    assert_eq!(hyperkit[2..], qemu, "the slots after the two bridges");
     assert!(values(&full, "-device").contains(&"virtio-blk-pci,drive=disk16,bus=pcie.0,addr=10.0".to_owned()));
 }
 
@@ -52,7 +52,7 @@ fn vsock_console_and_qmp_options() {
     );
     assert_eq!(values(&description, "-pidfile"), ["/vm/hyperkit.pid"]);
     assert_eq!(values(&description, "-uuid"), [UUID]);
-    assert_eq!(values(&description, "-accel"), [] as [&str; 0], "acceleration depends on the host");
+    assert_eq!(values(&description, "-accel"), [] as [&str; 0], "`arguments` must not depend on the host");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! `resolve` and `engine`: the description as it would be started, and by what. Both change nothing.
+//! `resolve` returns the description as it would be started, `engine` the engine that would run it. Both change nothing.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -37,7 +37,7 @@ fn paths_become_absolute() {
     expected.shares_9p[0].source = Share9pSource::Path(absolute("9p.sock"));
     expected.network = Network::VpnKit(absolute("net.sock"));
     assert_eq!(found, expected);
-    assert_eq!(resolved(&test_dir, &found).unwrap(), found, "a resolved description stays what it is");
+    assert_eq!(resolved(&test_dir, &found).unwrap(), found, "resolving a second time changes the description");
 
     let multiboot = HyperKit::new().hyperkit("sh").multiboot(Multiboot::new("k").module("m", "words"));
     let found = resolved(&test_dir, &multiboot).unwrap().multiboot.unwrap();
@@ -46,7 +46,7 @@ fn paths_become_absolute() {
     assert_eq!(resolved(&test_dir, &rom).unwrap().bootrom, Some(absolute("rom")));
 }
 
-/// One directory must have one name, so that only one VM runs in it.
+/// If a state directory had two names, two VMs could run in it.
 #[test]
 fn state_directory_is_resolved_through_symlinks() {
     let test_dir = TestDir::new();
@@ -70,8 +70,8 @@ fn formats_of_disks_are_probed() {
     let test_dir = TestDir::new();
     let mut qcow2 = b"QFI\xfb\0\0\0\x03".to_vec();
     qcow2.resize(104, 0);
-    qcow2[23] = 16; // bits of a cluster
-    qcow2[29] = 1; // the size
+    qcow2[23] = 16; // a cluster has 2^16 bytes
+    qcow2[29] = 1; // part of the image's size
     let [qcow2, raw] = [("a", qcow2), ("b.qcow2", vec![0; 512])].map(|(name, image)| test_dir.write(name, &image));
     let options = QcowOptions::default();
     let disks = [
@@ -85,16 +85,17 @@ fn formats_of_disks_are_probed() {
     for (disk, format) in disks {
         let description = HyperKit::new().hyperkit("sh").kernel("/k").state_dir(test_dir.path("vm"));
         let found = resolved(&test_dir, &description.disk(disk.clone())).unwrap();
-        assert_eq!(found.disks, [disk.format(format)], "nothing but the format changes");
+        assert_eq!(found.disks, [disk.format(format)], "something else than the format has changed");
     }
-    // The default place of a disk depends on its format, so both are set.
+    // The default name of an image depends on its format, so `resolve` sets both.
     let probed =
         HyperKit::new().hyperkit("sh").kernel("/k").state_dir(test_dir.path("vm")).disk(Disk::default().size_mib(1));
     let place = test_dir.path("vm").join("disk.img");
     assert_eq!(resolved(&test_dir, &probed).unwrap().disks, [Disk::raw(place).size_mib(1)]);
 }
 
-/// A disk without a path belongs to whichever state directory a description names.
+/// The image of a disk without a path is in the state directory. If the description is started in another one, so is the
+/// image.
 #[test]
 fn disk_in_the_state_directory_keeps_no_path() {
     let test_dir = TestDir::new();
@@ -103,7 +104,7 @@ fn disk_in_the_state_directory_keeps_no_path() {
     assert_eq!(resolved(&test_dir, &description).unwrap().disks, [Disk::in_state_dir(64)]);
 }
 
-/// Which files exist is for `check` to say.
+/// `resolve` does not check whether the files exist. `check` does.
 #[test]
 fn invalid_description_is_an_error_but_missing_files_are_not() {
     let test_dir = TestDir::new();
@@ -116,7 +117,8 @@ fn invalid_description_is_an_error_but_missing_files_are_not() {
     assert_eq!(error.violations(), expected);
 }
 
-/// On hyperkit, `Nat` is the VPNKit of Docker Desktop, which few hosts run. On QEMU there is nothing to find.
+/// On hyperkit, `Nat` is the VPNKit of Docker Desktop, whose socket has to be found. Few hosts have it. On QEMU nothing has
+/// to be found.
 #[test]
 fn nat_is_resolved_to_a_vpnkit_socket_on_hyperkit_only() {
     let test_dir = TestDir::new();
@@ -146,7 +148,7 @@ fn file_name_of_the_hypervisor_decides_the_engine() {
     }
 }
 
-/// Whether a hypervisor is installed depends on the host, but `engine` and `resolve` find the same one.
+/// Whether a hypervisor is found depends on the host. But `engine` and `resolve` have to find the same one.
 #[test]
 fn engine_of_an_unset_hypervisor_is_that_of_the_resolved_one() {
     let test_dir = TestDir::new();
@@ -159,5 +161,5 @@ fn engine_of_an_unset_hypervisor_is_that_of_the_resolved_one() {
         }
         other => panic!("{other:?}"),
     }
-    assert!(fs::read_dir(test_dir.path("vm")).is_err(), "nothing was created");
+    assert!(fs::read_dir(test_dir.path("vm")).is_err(), "something was created");
 }

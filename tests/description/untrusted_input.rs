@@ -1,4 +1,5 @@
-//! Property tests of untrusted input: random bytes, and recorded inputs with a few changes.
+//! Property tests of untrusted input: files and arguments that consist of random bytes, or of recorded bytes with a few
+//! changes.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -28,7 +29,7 @@ fn pty_paths() -> Vec<Vec<u8>> {
         .to_vec()
 }
 
-/// Pieces to insert: separators, terminators and words with a meaning.
+/// Pieces that are inserted into recorded input: separators, terminators and words of JSON and of hyperkit.
 const PIECES: [&str; 24] = [
     ",",
     ":",
@@ -56,7 +57,7 @@ const PIECES: [&str; 24] = [
     "\u{e9}",
 ];
 
-/// One of the inputs, with some bytes removed and some pieces inserted.
+/// One of the inputs, from which some bytes were removed and into which some pieces were inserted.
 fn changed(inputs: Vec<Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
     let change = (any::<Index>(), 0..12_usize, prop_oneof![Just(""), select(&PIECES[..])]);
     (select(inputs), vec(change, 0..4)).prop_map(|(mut bytes, changes)| {
@@ -69,7 +70,8 @@ fn changed(inputs: Vec<Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-fn any_or(inputs: Vec<Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
+/// Random bytes, or one of the inputs with changes.
+fn random_or_changed(inputs: Vec<Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![1 => vec(any::<u8>(), 0..100), 3 => changed(inputs)]
 }
 
@@ -77,12 +79,12 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_state_file_round_trips_or_is_rejected(bytes in any_or(states())) {
+    fn any_state_file_round_trips_or_is_rejected(bytes in random_or_changed(states())) {
         inputs::json(&bytes);
     }
 
     #[test]
-    fn any_command_line_round_trips_or_is_rejected(bytes in any_or(command_lines())) {
+    fn any_command_line_round_trips_or_is_rejected(bytes in random_or_changed(command_lines())) {
         inputs::argv(&bytes);
     }
 
@@ -92,12 +94,12 @@ proptest! {
     }
 
     #[test]
-    fn any_tty_file_names_a_device_or_nothing(bytes in any_or(pty_paths())) {
+    fn any_tty_file_names_a_device_or_nothing(bytes in random_or_changed(pty_paths())) {
         inputs::tty_file(&bytes);
     }
 }
 
-/// The process of this test, and process 1.
+/// The unrelated processes are process 1 and the process of this test.
 #[test]
 fn pid_of_a_running_unrelated_process_matches_no_vm() {
     for pid in [1, std::process::id()] {
@@ -105,7 +107,7 @@ fn pid_of_a_running_unrelated_process_matches_no_vm() {
     }
 }
 
-/// The property tests would prove nothing if valid inputs were rejected early.
+/// The property tests would prove little if the recorded inputs, which they change, were rejected.
 #[test]
 fn recorded_inputs_are_accepted() {
     for (state, command_line) in states().iter().zip(command_lines()) {

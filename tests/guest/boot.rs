@@ -1,4 +1,4 @@
-//! Booting the guest: the hardware that it reports equals the description.
+//! A booted guest reports the hardware of the description, on its console.
 
 use std::fs;
 use std::os::unix::fs::{FileExt, FileTypeExt};
@@ -53,10 +53,10 @@ fn guest_reports_the_described_hardware() {
     assert_eq!(single("vcpus"), "2");
     assert_eq!(single("memory-mib"), "768");
     assert_eq!(single("uuid"), UUID);
-    // Address, vendor, device, subsystem device (virtio's own number of the kind), class.
+    // PCI address, vendor, device, subsystem device (for virtio: the kind of device), class.
     let pci = [
         "0000:00:00.0 0x8086 0x29c0 0x1100 0x060000", // host bridge
-        "0000:00:01.0 0x1af4 0x1000 0x0001 0x020000", // network: the NIC of VPNKit
+        "0000:00:01.0 0x1af4 0x1000 0x0001 0x020000", // the network card of `network`
         "0000:00:02.0 0x1af4 0x1001 0x0002 0x010000", // disk
         "0000:00:03.0 0x1af4 0x1001 0x0002 0x010000", // disk
         "0000:00:04.0 0x8086 0x2922 0x1100 0x010601", // AHCI with the ISO
@@ -102,7 +102,7 @@ fn run_prints_the_console_on_stdout() {
     let report = Report::parse(&output.stdout);
     assert_eq!(report["vcpus"], ["1"]);
     assert_eq!(report["memory-mib"], ["1024"]);
-    assert_eq!(report["pci"].len(), 3, "only the bridges and the random number generator");
+    assert_eq!(report["pci"].len(), 3, "the number of devices: two bridges and the random number generator");
 }
 
 #[test]

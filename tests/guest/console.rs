@@ -1,4 +1,4 @@
-//! A shell session over the console stream.
+//! Shell sessions over `ConsoleStream`.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -10,8 +10,8 @@ use hyperkit::{Console, ConsoleStream, Error, ErrorKind, Exit};
 use crate::common::guest::{BOOT_TIMEOUT, Guest, PROMPT, QUIET_CMDLINE, description, open_shell};
 use crate::common::{StopOnDrop, example_path, wait_until};
 
-/// Reads up to the end of a text and returns what was read. Reads byte by byte, so that the bytes after the text are left for the
-/// next call.
+/// Reads until a text has arrived, and returns what was read. Reads byte by byte, so that the next call gets the bytes
+/// after the text.
 fn read_until(mut console: &ConsoleStream, text: &str) -> String {
     let (mut output, mut byte) = (Vec::new(), [0]);
     while !output.ends_with(text.as_bytes()) {
@@ -21,8 +21,8 @@ fn read_until(mut console: &ConsoleStream, text: &str) -> String {
     String::from_utf8_lossy(&output).into_owned()
 }
 
-/// Returns whether QEMU logs a line like this. If the pty is full, QEMU writes a byte again later, and logs it both times
-/// (`qemu_chr_write_buffer` in QEMU's `chardev/char.c`).
+/// Returns whether QEMU's log may show a line like this. If the pty is full, QEMU writes a byte again later, and logs it
+/// both times (`qemu_chr_write_buffer` in QEMU's `chardev/char.c`).
 fn is_logged_as(line: &str, logged: &str) -> bool {
     let (mut rest, mut last) = (line.chars().peekable(), None);
     let is_expected = |byte| match rest.next_if_eq(&byte) {
@@ -42,10 +42,10 @@ fn shell_session_through_console_stream_and_ctl_console() {
     let _stop = StopOnDrop(state.clone());
     let description = description().state_dir(&state).console(Console::Pty);
     let vm = description.start(QUIET_CMDLINE).unwrap();
-    fs::remove_file(state.join("tty")).unwrap(); // as if the starter had been killed before it knew the pty
+    fs::remove_file(state.join("tty")).unwrap(); // a starter that is killed early leaves no tty file
     vm.wait_for_console("is up", BOOT_TIMEOUT).unwrap();
 
-    // The writer has to read as well, or the guest would block on its output.
+    // While one thread writes, another one reads. Otherwise the guest would block on its output.
     let mut console = vm.console().unwrap();
     console.set_timeout(Some(BOOT_TIMEOUT));
     let count = "i=0; while [ $i -lt 10000 ]; do i=$((i + 1)); echo line $i; done; echo all $((6 * 7))\r";
@@ -65,18 +65,19 @@ fn shell_session_through_console_stream_and_ctl_console() {
     }
 
     read_until(&console, "# ");
-    // A serial port has no size. The guest asks the terminal, here this test, for the position of the last corner.
+    // A serial port has no size. `resize` moves the cursor far down and right, and asks the terminal, which is this test,
+    // for the position of the cursor.
     console.write_all(b"resize\r").unwrap();
     read_until(&console, "\x1b[999;999H\x1b[6n");
     console.write_all(b"\x1b[42;99R").unwrap();
     read_until(&console, "42 rows, 99 columns");
-    // The sleeping program prints this itself: before it runs, ^C would go to the shell.
+    // The program that sleeps prints `sleeping` itself. Before it runs, ^C would go to the shell.
     console.write_all(b"stty size; sh -c 'echo sleep\"\"ing; exec sleep 100000'\r").unwrap();
     read_until(&console, "42 99");
     read_until(&console, "sleeping");
     console.write_all(b"\x03").unwrap();
     read_until(&console, "^C");
-    read_until(&console, "# "); // the shell may drop what is typed before its next prompt
+    read_until(&console, "# "); // the shell may drop input that arrives before its prompt
     drop(console);
 
     // `ctl console` continues after the end of its input until the VM exits.
@@ -106,7 +107,7 @@ fn dialogue_with_the_shell_finds_each_prompt_once() {
     let output = expect("second 56");
     assert!(output.contains("echo second $((7 * 8))\r\n") && output.lines().count() == 2, "{output:?}");
     assert_eq!(expect(PROMPT), prompt);
-    // An empty line gives another prompt.
+    // The shell answers an empty line with another prompt.
     console.send_line("").unwrap();
     let output = expect(PROMPT);
     assert!(output.ends_with(&prompt) && output.lines().count() == 2, "{output:?}");

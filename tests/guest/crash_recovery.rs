@@ -19,13 +19,14 @@ fn killed_vm_starts_again_and_forced_shutdown_is_reported() {
         assert!(guest.state_dir.join("hyperkit.pid").exists() && !guest.description.is_running().unwrap());
     }
     let vm = guest.description.start(QUIET_CMDLINE).unwrap();
-    kill_process(to_pid(vm.pid()), Signal::TERM).unwrap(); // a power cut for the guest, although QEMU then exits with success
+    kill_process(to_pid(vm.pid()), Signal::TERM).unwrap(); // ends the guest without a shutdown, although QEMU exits with code 0
     assert_eq!(vm.wait(), Exit::Killed(15));
     let vm = guest.description.start(QUIET_CMDLINE).unwrap();
     assert_eq!(vm.shutdown(Duration::ZERO).unwrap(), ShutdownOutcome::Forced(Exit::Killed(9)));
 }
 
-/// Whenever its starter is killed, either the VM is found, or there is no VM and the next start succeeds.
+/// Each starter is killed at another moment of the start. Afterwards the VM is found, or no VM runs and the next start
+/// succeeds.
 #[test]
 fn killed_starter_leaves_no_vm_or_one_that_is_found() {
     let guest = Guest::new();

@@ -1,4 +1,4 @@
-//! Devices: the guest finds in each slot what was described.
+//! Devices: the guest finds each described device in its PCI slot.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -11,7 +11,7 @@ use crate::common::guest::{
     open_shell, setup_file,
 };
 
-/// Device kinds by their PCI configuration: vendor, device, subsystem, class.
+/// Kinds of devices, as the guest reports them from the PCI bus: vendor, device, subsystem device, class.
 const NETWORK: &str = "0x1af4 0x1000 0x0001 0x020000";
 const BLOCK: &str = "0x1af4 0x1001 0x0002 0x010000";
 const AHCI: &str = "0x8086 0x2922 0x1100 0x010601";
@@ -25,13 +25,13 @@ fn at(slot: usize, what: &str) -> String {
     format!("0000:00:{slot:02x}.0 {what}")
 }
 
-/// Returns the report of the whole PCI bus, with these kinds in slot 1 and following.
+/// Returns the report of a PCI bus with the two bridges and with devices of these kinds in slots 1, 2, and so on.
 fn bus(kinds: &[&str]) -> Vec<String> {
     let devices = (1..).zip(kinds).map(|(slot, kind)| at(slot, kind));
     [HOST_BRIDGE.to_owned()].into_iter().chain(devices).chain([LPC_BRIDGE.to_owned()]).collect()
 }
 
-/// Returns the report of a disk.
+/// Returns the guest's report of a disk.
 fn disk(slot: usize, name: &str, size_mib: u64, rest: &str) -> String {
     at(slot, &format!("{name} {} {rest}", size_mib * 2048))
 }
@@ -143,8 +143,8 @@ fn guest_finds_thirty_devices() {
     let report = run(description.clone(), REPORT_CMDLINE);
     assert_eq!(report["pci"], bus(&kinds));
     assert_eq!(report["net"].len(), 2);
-    // Disks are identified by size, ISO images and shares by content. Linux probes SATA ports in parallel, so the names of their
-    // disks vary.
+    // Each disk is recognized by its size, each ISO image and share by its content. Linux probes SATA ports in parallel, so
+    // the names of these disks vary.
     let by_slot = |key: &str| {
         let unnamed = |line: &String| {
             let words = line.split(' ').filter(|word| !word.starts_with("sd") && !word.starts_with("sr"));
@@ -172,7 +172,7 @@ fn guest_finds_thirty_devices() {
     assert_eq!(report["vsock"], [at(3 + DISKS, "").trim_end()]);
 }
 
-/// With the command that the documentation of `share_dir` gives.
+/// The guest mounts the directory with the command in the documentation of `share_dir`.
 #[test]
 fn guest_mounts_reads_and_writes_a_shared_directory() {
     let guest = Guest::new();

@@ -11,7 +11,7 @@ use crate::owner::Owner;
 #[test]
 fn guest_reboot_exits_with_reset() {
     let guest = Guest::new();
-    // A kernel without an init panics. With `panic=1` it then reboots.
+    // A kernel that finds no init panics. With `panic=1` it then reboots.
     let cmdline = format!("{QUIET_CMDLINE} rdinit=/nothing root=/dev/nothing");
     let vm = guest.description.start(&cmdline).unwrap();
     assert_eq!(vm.wait_timeout(BOOT_TIMEOUT), Some(Exit::Reset));
@@ -21,7 +21,7 @@ fn guest_reboot_exits_with_reset() {
     assert_eq!(in_foreground.run(&cmdline).unwrap(), Exit::Reset);
 }
 
-/// One thread waits for both VMs: its own, whose guest powers off, and one that another process has started.
+/// One thread waits for two VMs: one of this process, whose guest powers off, and one that another process has started.
 #[test]
 fn exited_futures_complete_at_the_exit_of_their_vm() {
     let owner = Owner::start("exit_reasons::exited_futures_complete_at_the_exit_of_their_vm", |state_dir| {

@@ -8,7 +8,7 @@ use hyperkit::{Console, Exit, HyperKit, Multiboot};
 use crate::common::StopOnDrop;
 use crate::common::guest::{BOOT_TIMEOUT, Report, create_iso_from, guest_file};
 
-/// Debian's package `ovmf`.
+/// From Debian's package `ovmf`.
 const UEFI: &str = "/usr/share/ovmf/OVMF.fd";
 
 /// Boots a VM until it powers off, and returns its console output.
@@ -22,7 +22,8 @@ fn console_output(dir: &Path, description: HyperKit, cmdline: &str) -> String {
     String::from_utf8_lossy(&fs::read(state.join("console-ring")).unwrap()).into_owned()
 }
 
-/// The firmware finds no boot loader, so its shell runs the script on the CD, which starts the kernel's EFI stub.
+/// The firmware finds no boot loader, so it starts its shell. The shell runs the script on the CD, which starts the kernel
+/// as an EFI program.
 #[test]
 fn uefi_boots_a_kernel_from_a_cd() {
     assert!(Path::new(UEFI).exists(), "{UEFI} is missing: run examples/setup.sh --tests first");
@@ -41,7 +42,7 @@ fn uefi_boots_a_kernel_from_a_cd() {
     assert_eq!(report["pci"][1], "0000:00:01.0 0x8086 0x2922 0x1100 0x010601");
 }
 
-/// Without an option, QEMU accepts at most 8 MiB. The ROM is empty, so it boots nothing.
+/// QEMU accepts at most 8 MiB, unless an option allows more. The ROM contains only zeros, so nothing boots.
 #[test]
 fn largest_boot_rom_is_accepted() {
     let dir = tempfile::tempdir().unwrap();
@@ -56,13 +57,15 @@ fn largest_boot_rom_is_accepted() {
 
 /// Returns a kernel that prints its command line, then the command line and content of each module, and powers off.
 fn kernel() -> Vec<u8> {
-    // Magic; flags: has addresses, page-aligned modules; checksum; addresses of header, load, end, bss, entry; video mode.
+    // The multiboot header: magic; flags (load addresses follow, modules are aligned to pages); checksum; the addresses of
+    // header, load, end, bss and entry; video mode.
     let header: [u32; 12] = [0x1bad_b002, 0x1_0003, 0xe451_4ffb, 0x10_0000, 0x10_0000, 0, 0, 0x10_0030, 0, 0, 0, 0];
     header.iter().flat_map(|word| word.to_le_bytes()).chain(CODE).collect()
 }
 
-/// 32-bit code at 0x100030. %ebx is the address of the boot information: command line at 16, number of modules at 20, module list
-/// at 24. Each entry of the list has 16 bytes: start, end, command line.
+/// The kernel's 32-bit code, loaded at 0x100030. `%ebx` is the address of the boot information, which contains the command
+/// line (at offset 16), the number of modules (20) and the list of modules (24). Each entry of the list has 16 bytes:
+/// start, end, command line.
 #[rustfmt::skip]
 const CODE: [u8; 94] = [
     0xbc, 0x00, 0x00, 0x09, 0x00,       //         mov  $0x90000, %esp

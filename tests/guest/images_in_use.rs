@@ -5,7 +5,7 @@ use hyperkit::{Console, Disk, Disks, Error, HyperKit};
 use crate::common::StopOnDrop;
 use crate::common::guest::description;
 
-/// QEMU locks its images. The locks of writers and readers differ.
+/// QEMU locks its images, with different locks for writing and for reading only.
 #[test]
 fn image_in_use_by_qemu_is_rejected_before_start() {
     let dir = tempfile::tempdir().unwrap();
@@ -19,7 +19,7 @@ fn image_in_use_by_qemu_is_rejected_before_start() {
         };
         let vm = start(&first, shared.clone()).unwrap();
         for disk in [shared.clone(), shared.clone().read_only()] {
-            // On other systems there are only QEMU's own locks.
+            // A read-only disk is refused only on Linux: on other systems there are no locks but QEMU's own.
             if cfg!(target_os = "linux") || !disk.read_only {
                 match start(&second, disk) {
                     Err(Error::DiskInUse { path }) => assert_eq!(Some(path), shared.path),
@@ -29,7 +29,7 @@ fn image_in_use_by_qemu_is_rejected_before_start() {
             }
         }
         vm.kill().unwrap();
-        // Readers can share an image, but not with a writer.
+        // Read-only disks can share an image, but not with a disk that can be written to.
         let readers = [&first, &second].map(|state| start(state, shared.clone().read_only()).unwrap());
         assert!(matches!(start(&dir.join("third"), shared.clone()), Err(Error::DiskInUse { .. })));
         readers.iter().for_each(|vm| vm.kill().unwrap());

@@ -1,4 +1,5 @@
-//! Tests that boot a real guest in QEMU. `examples/setup.sh --tests` prepares the guest; without it, or without QEMU, they fail.
+//! Tests that boot a real guest in QEMU. They fail without QEMU, and without the guest that `examples/setup.sh --tests`
+//! makes.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -1,4 +1,4 @@
-//! A process that starts a VM and is killed later: this test binary, which runs the same test once more.
+//! Owners: processes that start a VM and can be killed. An owner is this test binary again, which runs the same test.
 
 use std::env;
 use std::io::{BufRead, BufReader, Read, stdin};
@@ -13,12 +13,13 @@ use tempfile::TempDir;
 use crate::common::StopOnDrop;
 use crate::common::guest::BOOT_TIMEOUT;
 
-/// Set in the owner, to the state directory of the VM.
+/// The environment variable of an owner. It contains the state directory of the VM.
 const STATE_DIR: &str = "HYPERKIT_OWNER_STATE_DIR";
-/// The guest prints this when it has booted. The owner prints it, too, for a guest whose console is elsewhere.
+/// The guest prints this when it has booted. The owner prints it, too, since the guest's console may not be the owner's
+/// output.
 const READY: &str = "is up";
 
-/// The owner of a VM, and the VM's state directory. On drop, both processes are killed and the directory deleted.
+/// The owner of a VM, and the VM's state directory. On drop, the owner and the VM are killed, and the directory is deleted.
 pub struct Owner {
     process: Child,
     output: Receiver<String>,
@@ -30,12 +31,12 @@ pub struct Owner {
 impl Owner {
     /// Spawns the owner, which calls `own` with a state directory, keeps the result, and waits to be killed.
     ///
-    /// `test` is the path of the calling test in this binary. The owner runs that test, so this call has to come first in it.
+    /// `test` is the path of the calling test in this binary. The owner runs that test, so this has to be the first call of the test.
     pub fn spawn<T>(test: &str, own: impl FnOnce(&Path) -> T) -> Self {
         if let Some(state_dir) = env::var_os(STATE_DIR) {
             let owned = own(Path::new(&state_dir));
             println!("the VM {READY}");
-            let _ = stdin().read_to_end(&mut Vec::new()); // ends also if the test is killed
+            let _ = stdin().read_to_end(&mut Vec::new()); // returns also if the test is killed
             drop(owned);
             exit(0);
         }
@@ -46,7 +47,7 @@ impl Owner {
         let mut process = owner.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(process.stdout.take().unwrap()).split(b'\n');
         let (send, output) = channel();
-        // Reads all output: a guest with its console there would block otherwise.
+        // All output has to be read. Otherwise a guest whose console is the owner's output would block.
         thread::spawn(move || {
             while let Some(Ok(line)) = lines.next() {
                 let _ = send.send(String::from_utf8_lossy(&line).into_owned());
@@ -55,15 +56,15 @@ impl Owner {
         Self { process, output, _stop: StopOnDrop(state_dir.clone()), state_dir, _dir: dir }
     }
 
-    /// [`spawn`](Self::spawn)s the owner and waits until `own` has returned, or until the guest has booted with its console on
-    /// the owner's standard output.
+    /// [`spawn`](Self::spawn)s the owner and waits until `own` has returned, or until the guest has booted with its console
+    /// on the owner's standard output.
     pub fn start<T>(test: &str, own: impl FnOnce(&Path) -> T) -> Self {
         let owner = Self::spawn(test, own);
-        while !owner.output.recv_timeout(BOOT_TIMEOUT).expect("the owner has a VM").contains(READY) {}
+        while !owner.output.recv_timeout(BOOT_TIMEOUT).expect("the owner has no VM").contains(READY) {}
         owner
     }
 
-    /// Returns the VM as it is found from outside the owner.
+    /// Finds the VM in its state directory.
     pub fn vm(&self) -> Vm {
         HyperKit::from_state(&self.state_dir).unwrap().vm().unwrap().expect("the VM is running")
     }

@@ -1,4 +1,4 @@
-//! VMs that end with the process that owns them, however that process ends.
+//! `ScopedVm` and `run`: the VM is killed with the process that owns it, together with its vsock daemon.
 
 use std::path::Path;
 use std::thread::sleep;
@@ -10,7 +10,7 @@ use crate::common::guest::{BOOT_TIMEOUT, Guest, QUIET_CMDLINE, description_in, p
 use crate::common::{TEST_TIMEOUT, vsock_daemons_in, wait_until};
 use crate::owner::Owner;
 
-/// Adds vsock where the crate starts a daemon for it.
+/// On Linux, adds vsock, for which the crate starts a daemon.
 fn with_vsock(description: HyperKit) -> HyperKit {
     if cfg!(target_os = "linux") {
         description.vsock(true).vhost_device_vsock(setup_file("target/tools/bin", "vhost-device-vsock"))
@@ -19,11 +19,12 @@ fn with_vsock(description: HyperKit) -> HyperKit {
     }
 }
 
+/// Returns whether the VM's vsock daemon runs. Other systems than Linux have no daemon, which counts as running.
 fn has_daemon(state_dir: &Path) -> bool {
     !vsock_daemons_in(state_dir).is_empty() || !cfg!(target_os = "linux")
 }
 
-/// Asserts that the VM exits with all processes around it, and that its state directory can be used again and removed.
+/// Asserts that the VM, its vsock daemon and its watchers exit, and that the state directory can be used again and removed.
 fn assert_ends(vm: &Vm) {
     assert_eq!(vm.wait_timeout(TEST_TIMEOUT), Some(Exit::Unknown));
     let state_dir = vm.state_dir().unwrap();
@@ -71,7 +72,7 @@ fn kept_vm_and_its_vsock_daemon_outlive_a_killed_owner() {
     assert_ends(&vm);
 }
 
-/// Whenever the owner is killed during a start, no process is left and the next start succeeds.
+/// Each owner is killed at another moment of the start. Afterwards no process is left, and the next start succeeds.
 #[test]
 fn owner_killed_during_a_scoped_start_leaves_no_process() {
     for delay in [5, 10, 20, 40, 60, 80, 120, 200] {

@@ -15,10 +15,10 @@ use crate::common::{KillOnDrop, example_path, to_pid, wait_until};
 use crate::owner::Owner;
 
 #[test]
-fn shutdown_presses_power_button_until_guest_reacts() {
+fn shutdown_presses_the_power_button_until_the_guest_reacts() {
     let guest = Guest::new();
     let vm = guest.description.start(QUIET_CMDLINE).unwrap();
-    // The kernel is not yet unpacked, so the first presses are lost.
+    // The guest is not ready for the first presses: its kernel is not even unpacked.
     assert_eq!(vm.shutdown(BOOT_TIMEOUT).unwrap(), ShutdownOutcome::Graceful(Exit::PowerOff));
     assert!(!guest.description.is_running().unwrap() && !guest.state_dir.join("hyperkit.pid").exists());
 }
@@ -39,20 +39,20 @@ fn kill_during_shutdown(vm: &Vm) -> ShutdownOutcome {
     vm.pause().unwrap();
     thread::scope(|scope| {
         let shutdown = scope.spawn(|| vm.shutdown(BOOT_TIMEOUT).unwrap());
-        // `shutdown` resumes the VM. The guest has not booted far enough to react to the power button.
+        // `shutdown` resumes the VM. The guest is still booting, so it does not react to the power button yet.
         wait_until("the VM is resumed", || vm.status().unwrap() == VmStatus::Running);
         kill_process(to_pid(vm.pid()), Signal::KILL).unwrap();
         shutdown.join().unwrap()
     })
 }
 
-/// Another process learns the exit status, but whether the guest powered off shows nevertheless.
+/// Only the owner learns the exit status. But this process can tell whether the guest powered off or the VM was killed.
 #[test]
-fn shutdown_of_an_adopted_vm_tells_graceful_from_forced() {
+fn shutdown_of_a_vm_of_another_process_tells_graceful_from_forced() {
     for owner_lives in [true, false] {
         let start = || {
             let mut owner =
-                Owner::start("shutdown::shutdown_of_an_adopted_vm_tells_graceful_from_forced", |state_dir| {
+                Owner::start("shutdown::shutdown_of_a_vm_of_another_process_tells_graceful_from_forced", |state_dir| {
                     description_in(state_dir).start(QUIET_CMDLINE).unwrap()
                 });
             if !owner_lives {
@@ -74,7 +74,7 @@ fn shutdown_of_an_adopted_vm_tells_graceful_from_forced() {
     }
 }
 
-/// This process is the parent and learns the exit status, also through a new handle.
+/// This process started the VM, so it learns the exit status, also through a handle from `from_state`.
 #[test]
 fn shutdown_through_a_new_handle_reports_the_exit_status() {
     let guest = Guest::new();
@@ -155,7 +155,8 @@ fn vm_without_state_directory_can_only_be_killed() {
     assert_eq!(vm.shutdown(Duration::from_millis(1)).unwrap(), ShutdownOutcome::Forced(Exit::Killed(9)));
 }
 
-/// A hung QEMU accepts no connections. When its queue is full, the next connection must not block forever.
+/// A QEMU that hangs accepts no connections to its control socket. If the queue of that socket is full, `connect` blocks, and
+/// `shutdown` must not wait for it.
 #[test]
 fn hung_qemu_is_killed_after_the_timeout() {
     let guest = Guest::new();

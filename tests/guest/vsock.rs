@@ -1,5 +1,5 @@
-//! vsock by vhost-device-vsock, as without `/dev/vhost-vsock`, which only exists on Linux: the daemon lives as long as the VM,
-//! whichever process is killed.
+//! vsock by vhost-device-vsock: a daemon on Linux that carries streams between programs of the host and of the guest. It
+//! runs as long as the VM, whichever process is killed.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -17,6 +17,7 @@ use crate::common::{
     KillOnDrop, StopOnDrop, example_path, file_names, to_pid, vsock_daemons_in, wait_until, write_executable,
 };
 
+/// A state directory for a VM with vsock.
 struct Vsock {
     _stop: StopOnDrop, // dropped before the directory
     _dir: tempfile::TempDir,
@@ -30,15 +31,21 @@ impl Vsock {
         Self { _stop: StopOnDrop(state.clone()), _dir: dir, state_dir: state }
     }
 
-    fn program() -> PathBuf {
+    /// Returns the path of the daemon.
+    fn daemon_path() -> PathBuf {
         setup_file("target/tools/bin", "vhost-device-vsock")
     }
 
     fn description(&self) -> HyperKit {
-        description().state_dir(&self.state_dir).console(Console::Pty).vsock(true).vhost_device_vsock(Self::program())
+        description()
+            .state_dir(&self.state_dir)
+            .console(Console::Pty)
+            .vsock(true)
+            .vhost_device_vsock(Self::daemon_path())
     }
 
-    fn programs(&self) -> Vec<u32> {
+    /// Returns the daemon and the shells that watch it.
+    fn daemons(&self) -> Vec<u32> {
         vsock_daemons_in(&self.state_dir)
     }
 
@@ -49,7 +56,7 @@ impl Vsock {
     }
 }
 
-/// The guest's kernel itself refuses the connection, so this shows that the path to the guest works.
+/// The guest's kernel refuses the connection. So the test also shows that the connection reaches the guest.
 #[test]
 fn connection_to_port_without_listener_is_refused() {
     let vsock = Vsock::new();
@@ -125,9 +132,9 @@ fn daemon_exits_with_the_vm_and_leaves_no_files() {
     for _ in 0..3 {
         let vm = description.start("console=ttyS0").unwrap();
         assert!(vsock.state_dir.join("v.sock").exists());
-        assert!(!vsock.programs().is_empty());
+        assert!(!vsock.daemons().is_empty());
         vm.kill().unwrap();
-        assert_eq!(vsock.programs(), [] as [u32; 0]);
+        assert_eq!(vsock.daemons(), [] as [u32; 0]);
     }
     description.remove(Disks::Delete).unwrap();
     assert!(!vsock.state_dir.exists());
@@ -150,29 +157,29 @@ fn daemon_exits_when_the_vm_is_killed_after_its_starter_exited() {
     let vsock = Vsock::new();
     let mut boot = Command::new(example_path("boot"));
     let path = std::env::var("PATH").unwrap();
-    boot.env("PATH", format!("{path}:{}", Vsock::program().parent().unwrap().display()));
+    boot.env("PATH", format!("{path}:{}", Vsock::daemon_path().parent().unwrap().display()));
     boot.args(["--background", "--vsock", "--hyperkit", "qemu-system-x86_64", "--state-dir"]).arg(&vsock.state_dir);
     boot.arg("--kernel").arg(guest_file("vmlinuz")).arg("--initrd").arg(guest_file("initrd.img"));
     let output = boot.output().unwrap();
     assert!(output.status.success(), "{output:?}");
     let description = HyperKit::from_state(&vsock.state_dir).unwrap();
-    assert!(description.is_running().unwrap() && !vsock.programs().is_empty());
+    assert!(description.is_running().unwrap() && !vsock.daemons().is_empty());
     kill_process(to_pid(description.recorded_pid().unwrap()), Signal::KILL).unwrap();
-    wait_until("the daemon has exited", || vsock.programs().is_empty());
+    wait_until("the daemon has exited", || vsock.daemons().is_empty());
     description.start("console=ttyS0").unwrap().kill().unwrap();
     description.remove(Disks::Delete).unwrap();
     assert!(!vsock.state_dir.exists());
 }
 
 #[test]
-fn vm_survives_a_killed_daemon_and_leaves_no_files() {
+fn vm_keeps_running_if_its_daemon_is_killed_and_leaves_no_files() {
     let vsock = Vsock::new();
     let description = vsock.description();
     let vm = description.start("console=ttyS0").unwrap();
-    for pid in vsock.programs() {
+    for pid in vsock.daemons() {
         let _ = kill_process(to_pid(pid), Signal::KILL);
     }
-    wait_until("the daemon is gone", || vsock.programs().is_empty());
+    wait_until("the daemon is gone", || vsock.daemons().is_empty());
     assert_eq!(vm.try_wait(), None);
     vm.kill().unwrap();
     description.start("console=ttyS0").unwrap().kill().unwrap();
@@ -180,22 +187,23 @@ fn vm_survives_a_killed_daemon_and_leaves_no_files() {
     assert!(!vsock.state_dir.exists());
 }
 
-/// Any process around the daemon may be killed. The others exit with the VM at the latest.
+/// The crate starts the daemon with two shells that watch it (`src/runtime/vhost_vsock.rs`). If one of the three processes
+/// is killed, the others exit with the VM at the latest.
 #[test]
-fn killed_watcher_process_leaves_no_processes() {
+fn daemon_and_watchers_exit_with_the_vm_if_one_of_them_was_killed() {
     let vsock = Vsock::new();
     let description = vsock.description();
     let count = {
         description.start("console=ttyS0").unwrap();
-        vsock.programs().len()
+        vsock.daemons().len()
     };
     description.stop().unwrap();
-    assert!(count > 2, "the daemon and two watchers");
+    assert!(count > 2, "there are fewer processes than the daemon and two watchers");
     for index in 0..count {
         let vm = description.start("console=ttyS0").unwrap();
-        kill_process(to_pid(vsock.programs()[index]), Signal::KILL).unwrap();
+        kill_process(to_pid(vsock.daemons()[index]), Signal::KILL).unwrap();
         vm.kill().unwrap();
-        wait_until("they have exited", || vsock.programs().is_empty());
+        wait_until("all of them have exited", || vsock.daemons().is_empty());
     }
 }
 
@@ -221,7 +229,7 @@ fn existing_file_or_live_socket_is_not_replaced() {
     first.stop().unwrap();
     // A stale socket of a VM that has exited is replaced.
     vsock.description().vsock_dir(&elsewhere).start("console=ttyS0").unwrap().kill().unwrap();
-    assert_eq!(vsock.programs(), [] as [u32; 0]);
+    assert_eq!(vsock.daemons(), [] as [u32; 0]);
 }
 
 #[test]
@@ -233,7 +241,7 @@ fn daemon_exits_when_qemu_fails_to_start() {
         }
         other => panic!("{other:?}"),
     }
-    assert_eq!(vsock.programs(), [] as [u32; 0]);
+    assert_eq!(vsock.daemons(), [] as [u32; 0]);
     vsock.description().start("console=ttyS0").unwrap().kill().unwrap();
 }
 
@@ -251,14 +259,15 @@ fn daemon_failure_is_an_error_with_its_output() {
     vsock.description().start("console=ttyS0").unwrap().kill().unwrap();
 }
 
-/// If QEMU hangs before it opens the lifetime FIFO, only the starter has it open.
+/// The daemon exits when nobody has the FIFO `vhost.line` open any more. QEMU opens it, and until then the starter does.
+/// Here QEMU hangs before it opens the FIFO.
 #[test]
 fn daemon_exits_when_the_starter_is_killed_before_qemu_is_ready() {
     let vsock = Vsock::new();
     let qemu = vsock.write_program("qemu-system-x86_64", "#!/bin/sh\necho $$ >\"$0.pid\"\nexec sleep 1000\n");
     let tools = vsock.state_dir.with_file_name("tools");
     fs::create_dir(&tools).unwrap();
-    symlink(Vsock::program(), tools.join("vhost-device-vsock")).unwrap();
+    symlink(Vsock::daemon_path(), tools.join("vhost-device-vsock")).unwrap();
     let mut boot = Command::new(example_path("boot"));
     boot.env("PATH", format!("{}:{}", std::env::var("PATH").unwrap(), tools.display()));
     boot.args(["--background", "--vsock", "--hyperkit"]).arg(&qemu).arg("--state-dir").arg(&vsock.state_dir);
@@ -267,9 +276,9 @@ fn daemon_exits_when_the_starter_is_killed_before_qemu_is_ready() {
     let pid = || fs::read_to_string(pid_file).ok()?.trim().parse::<u32>().ok();
     let mut boot = boot.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     wait_until("QEMU is running", || pid().is_some());
-    assert!(!vsock.programs().is_empty());
+    assert!(!vsock.daemons().is_empty());
     boot.kill().unwrap();
     boot.wait().unwrap();
-    wait_until("the daemon has exited", || vsock.programs().is_empty());
+    wait_until("the daemon has exited", || vsock.daemons().is_empty());
     kill_process(to_pid(pid().unwrap()), Signal::KILL).unwrap();
 }

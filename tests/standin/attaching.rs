@@ -1,4 +1,4 @@
-//! Starts that attach to the VM if it runs already.
+//! `start_or_attach`: starts the VM, or attaches to it if it runs already.
 
 use std::sync::Barrier;
 
@@ -28,11 +28,11 @@ fn one_of_many_threads_starts_and_the_others_attach() {
         assert_eq!(hypervisors_in(&test_dir.path("vm")), [vms[0].pid()]);
         for vm in &vms {
             assert_eq!(vm.pid(), vms[0].pid());
-            vm.console().expect("whoever attaches gets a VM that is ready");
+            vm.console().expect("the attached VM is not ready");
         }
         vms[0].kill().unwrap();
         let exits: Vec<_> = vms.iter().map(hyperkit::Vm::wait).collect();
-        assert_eq!(exits, [hyperkit::Exit::Killed(9); 12], "one process knows one exit");
+        assert_eq!(exits, [hyperkit::Exit::Killed(9); 12], "the handles report different exits");
     }
 }
 
@@ -59,10 +59,10 @@ fn one_of_many_processes_starts_and_the_others_attach() {
 }
 
 #[test]
-fn attached_vm_is_the_one_that_was_started() {
+fn start_or_attach_ignores_the_description_if_the_vm_runs() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest");
-    // What the caller describes does not matter if the VM runs.
+    // The VM runs, so the description of this call has no effect.
     let attached = test_dir.description().cpus(4).start_or_attach("another line").unwrap();
     assert!(matches!(&attached, StartOrAttach::Attached(_)));
     let attached = attached.into_vm();
@@ -77,7 +77,7 @@ fn attached_vm_is_the_one_that_was_started() {
 }
 
 #[test]
-fn failed_start_is_an_error() {
+fn failed_start_or_attach_is_an_error() {
     let test_dir = TestDir::new();
     let error = test_dir.description().start_or_attach("vmm.die-early=4").unwrap_err();
     assert!(matches!(error, Error::HypervisorFailed { exit: hyperkit::Exit::Failed(4), .. }), "{error:?}");

@@ -1,5 +1,5 @@
-//! hyperkit's limits on kernels, initrds and modules, on their headers and on their places in memory. The last valid and the first
-//! invalid value of each is tested.
+//! hyperkit's limits on kernels, initrds and modules: on their headers, and on the memory into which they are loaded. Each
+//! limit is tested with the last valid and the first invalid value.
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +15,7 @@ const MIB: u64 = 1024 * 1024;
 const PAGE: u64 = 4096;
 
 /// Returns a kernel that uses memory from 2 MiB to `end` while it unpacks itself, and accepts an initrd anywhere.
-fn kernel_to(end: u64) -> Vec<u8> {
+fn kernel_that_needs_memory_up_to(end: u64) -> Vec<u8> {
     let mut image = bz_image(2047);
     let init_size = u32::try_from(end - 2 * MIB).unwrap();
     image[0x260..0x264].copy_from_slice(&init_size.to_le_bytes());
@@ -23,23 +23,23 @@ fn kernel_to(end: u64) -> Vec<u8> {
     image
 }
 
-/// Memory beyond 3 GiB is mapped above 4 GiB, where nothing is loaded.
+/// hyperkit maps the memory beyond 3 GiB to addresses above 4 GiB, and loads nothing there.
 #[test]
 fn kernel_and_initrd_have_to_fit_into_low_memory() {
     let test_dir = TestDir::new();
     let kernel = test_dir.path("vmlinuz");
     for (memory, low_memory) in [(4, 4), (3072, 3072), (3073, 3072), (8192, 3072)] {
         let no_initrd = |description| modify(description, |d| d.initrd = None).memory_mib(memory);
-        test_dir.write("vmlinuz", &kernel_to(low_memory * MIB));
+        test_dir.write("vmlinuz", &kernel_that_needs_memory_up_to(low_memory * MIB));
         assert_boots(no_initrd(test_dir.description()));
-        test_dir.write("vmlinuz", &kernel_to(low_memory * MIB + 1));
+        test_dir.write("vmlinuz", &kernel_that_needs_memory_up_to(low_memory * MIB + 1));
         assert_error!(
             rejection_with(&test_dir, "", no_initrd),
             ConfigError::DoesNotFit { field: "kernel", path, needed } if path == kernel && needed == low_memory + 1
         );
 
         let end = 2 * MIB + PAGE;
-        test_dir.write("vmlinuz", &kernel_to(end));
+        test_dir.write("vmlinuz", &kernel_that_needs_memory_up_to(end));
         let most = low_memory * MIB - 1 - end;
         let initrd = sparse_file(most, &test_dir, "initrd.img");
         assert_boots(test_dir.description().memory_mib(memory));
@@ -51,7 +51,7 @@ fn kernel_and_initrd_have_to_fit_into_low_memory() {
     }
 }
 
-/// A kernel that is not relocatable, and one whose initrd has to be below 4 MiB.
+/// One kernel is not relocatable. The other one accepts an initrd only below 4 MiB.
 #[test]
 fn fixed_load_address_and_initrd_limit_are_respected() {
     let test_dir = TestDir::new();
@@ -70,7 +70,7 @@ fn fixed_load_address_and_initrd_limit_are_respected() {
     assert_boots(test_dir.description().memory_mib(68));
 
     let end = 2 * MIB + PAGE;
-    let mut low = kernel_to(end);
+    let mut low = kernel_that_needs_memory_up_to(end);
     let last = 4 * MIB - 1;
     low[0x22c..0x230].copy_from_slice(&u32::try_from(last).unwrap().to_le_bytes());
     test_dir.write("vmlinuz", &low);
@@ -92,7 +92,7 @@ fn multiboot(flags: u32) -> Vec<u8> {
 fn multiboot_header_is_validated() {
     const HAS_ADDRESSES: u32 = 1 << 16;
     let test_dir = TestDir::new();
-    // One loadable segment (address, length), whose header follows the ELF header.
+    // An ELF file with one loadable segment (address, length). The segment's header follows the ELF header.
     let elf_with = |elf_machine: u8, segment: [u32; 2]| {
         let mut elf = [&b"\x7fELF\x01"[..], &[0; 13], &[elf_machine, 0], &[0; 32], &[1, 0, 0, 0], &[0; 28]].concat();
         (elf[28], elf[42], elf[44]) = (52, 32, 1);
@@ -105,7 +105,7 @@ fn multiboot_header_is_validated() {
     let in_elf = |elf_machine, flags| [elf(elf_machine), multiboot(flags), vec![0]].concat();
     let with_kernel = |d| without_boot_source(d).multiboot(Multiboot::new(test_dir.path("kernel")));
 
-    let last = 8192 - 48 - 4; // the last position in the first 8 KiB that is not the end of the file
+    let last = 8192 - 48 - 4; // the last position that hyperkit searches: in the first 8 KiB, but not at the end of the file
     for good in [after(0, HAS_ADDRESSES | 0b11), after(last, HAS_ADDRESSES), in_elf(3, 0b11), in_elf(62, HAS_ADDRESSES)]
     {
         test_dir.write("kernel", &good);
@@ -135,14 +135,14 @@ fn multiboot_header_is_validated() {
     }
 }
 
-/// The kernel and its modules are loaded one after another, each at a page boundary, here into 4 MiB.
+/// hyperkit loads the kernel and then its modules, each at the next page boundary. This VM has 4 MiB of memory.
 #[test]
 fn multiboot_kernel_and_modules_have_to_fit_into_memory() {
     let test_dir = TestDir::new();
     let mut kernel = [multiboot(1 << 16), vec![0]].concat();
     let mut load_at = |address: u32| {
         for field in [12, 16] {
-            kernel[field..field + 4].copy_from_slice(&address.to_le_bytes()); // address of the header, and of the load segment
+            kernel[field..field + 4].copy_from_slice(&address.to_le_bytes()); // the addresses of the header and of the loaded part
         }
         test_dir.write("kernel", &kernel)
     };
@@ -167,7 +167,8 @@ fn multiboot_kernel_and_modules_have_to_fit_into_memory() {
     assert_error!(error, ConfigError::DoesNotFit { field: "multiboot", path, needed: 1025 } if path == kernel);
 }
 
-/// Loads into 4 MiB, from 2 MiB on: the whole file, the part that its header specifies, or its ELF segments.
+/// Each kernel is loaded at 2 MiB into 4 MiB of memory: the whole file, the part that its header specifies, or its ELF
+/// segments.
 #[test]
 fn end_of_multiboot_kernel_is_computed_from_header_or_segments() {
     let test_dir = TestDir::new();
@@ -179,7 +180,7 @@ fn end_of_multiboot_kernel_is_computed_from_header_or_segments() {
     put(0x20_1000, 0x100c); // address of the header
     let whole = put(0x20_0000, 0x1010);
     let part = put(0x30_0000, 0x1014);
-    // Kind, offset, address and length of segments. Their headers are longer than the minimum.
+    // Each segment: kind, offset, address, length. The segment headers are longer than ELF requires.
     let elf = |segments: &[[u32; 4]]| {
         let header = [&b"\x7fELF\x01"[..], &[0; 13], &[3, 0], &[0; 8], &[52, 0, 0, 0], &[0; 10], &[40, 0]].concat();
         let count = [segments.len() as u8, 0, 0, 0, 0, 0, 0, 0];

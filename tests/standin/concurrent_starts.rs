@@ -20,18 +20,20 @@ fn lock(dir: &Path) -> File {
 }
 
 /// Waits until a thread of this process waits for a lock.
-fn wait_for_waiter(lock: &File) {
+fn wait_until_lock_is_awaited(lock: &File) {
     let inode = lock.metadata().unwrap().ino();
-    let is_waiter = |line: &str| {
+    let waits_for_lock = |line: &str| {
         let words: Vec<_> = line.split_whitespace().collect();
         // "1: -> FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE 0 EOF"
         matches!(words[..], [_, "->", "FLOCK", _, _, pid, file, ..]
             if pid.parse() == Ok(std::process::id()) && file.ends_with(&format!(":{inode}")))
     };
     if Path::new("/proc/locks").exists() {
-        wait_until("a thread waits for the lock", || fs::read_to_string("/proc/locks").unwrap().lines().any(is_waiter));
+        wait_until("a thread waits for the lock", || {
+            fs::read_to_string("/proc/locks").unwrap().lines().any(waits_for_lock)
+        });
     } else {
-        std::thread::sleep(Duration::from_millis(300)); // only Linux lists waiters
+        std::thread::sleep(Duration::from_millis(300)); // only Linux lists the processes that wait for a lock
     }
 }
 
@@ -50,9 +52,10 @@ fn one_of_fifty_concurrent_processes_starts_the_vm() {
     }
 }
 
-/// While `start` waits for the lock, the directory may be moved. The lock that it gets is then the lock of another directory.
+/// If the directory is moved while `start` waits for its lock, `start` gets the lock of the moved directory. It has to lock
+/// the directory that is in the old place now.
 #[test]
-fn start_locks_the_current_directory_after_a_rename() {
+fn start_locks_the_directory_that_replaced_a_moved_one() {
     let test_dir = TestDir::new();
     let dir = test_dir.path("vm");
     let _stop = test_dir.stop_on_drop();
@@ -63,20 +66,20 @@ fn start_locks_the_current_directory_after_a_rename() {
     let first = create_locked();
     let description = test_dir.description();
     let starting = std::thread::spawn(move || description.start("guest"));
-    wait_for_waiter(&first);
+    wait_until_lock_is_awaited(&first);
     fs::rename(&dir, test_dir.path("elsewhere")).unwrap();
     let second = create_locked();
     drop(first);
-    wait_for_waiter(&second);
-    assert!(test_dir.state_files().is_empty(), "the start continues without the lock");
+    wait_until_lock_is_awaited(&second);
+    assert!(test_dir.state_files().is_empty(), "the start did not wait for the lock of the new directory");
     drop(second);
     let vm = starting.join().unwrap().unwrap();
     assert_eq!(hypervisors_in(&dir), [vm.pid()]);
 }
 
-/// After waiting for the lock during a removal, there is nothing left to do.
+/// The call waits for the lock until the directory is removed. Then it has nothing to do.
 #[test]
-fn kill_and_remove_during_a_removal_succeed() {
+fn kill_and_remove_succeed_if_the_directory_is_removed_meanwhile() {
     for remove in [true, false] {
         let test_dir = TestDir::new();
         let (description, vm, _stop) = start_vm(&test_dir, "guest");
@@ -84,7 +87,7 @@ fn kill_and_remove_during_a_removal_succeed() {
         assert_eq!(vm.wait(), Exit::Killed(9));
         let lock = lock(&test_dir.path("vm"));
         let second = std::thread::spawn(move || if remove { description.remove(Disks::Delete) } else { vm.kill() });
-        wait_for_waiter(&lock);
+        wait_until_lock_is_awaited(&lock);
         fs::remove_dir_all(test_dir.path("vm")).unwrap();
         drop(lock);
         second.join().unwrap().unwrap();

@@ -1,4 +1,4 @@
-//! Dialogues on the console: expecting a text, sending lines, and reading without waiting.
+//! Dialogues on the console: `expect`, `send_line`, and a nonblocking console.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
@@ -11,10 +11,10 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
 use crate::common::{TEST_TIMEOUT, TestDir, start_vm};
 
-/// Short enough to wait for its end.
-const SHORT: Duration = Duration::from_millis(50);
+/// A timeout that the tests let expire.
+const SHORT_TIMEOUT: Duration = Duration::from_millis(50);
 
-/// Opens a console at whose other end the test is the guest.
+/// Opens a console and its other end. The test reads and writes there in place of the guest.
 fn console_with_guest(test_dir: &TestDir, vm: &Vm) -> (ConsoleStream, File) {
     let guest = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
     grantpt(&guest).and_then(|()| unlockpt(&guest)).unwrap();
@@ -22,12 +22,12 @@ fn console_with_guest(test_dir: &TestDir, vm: &Vm) -> (ConsoleStream, File) {
     (vm.console().unwrap(), guest.into())
 }
 
-/// Writes as the guest does.
+/// Writes in place of the guest.
 fn write(guest: &mut File, text: &str) {
     guest.write_all(text.as_bytes()).unwrap();
 }
 
-/// Reads as many bytes as the guest should have got.
+/// Reads what the guest would have received, of a known length.
 fn read(guest: &mut File, length: usize) -> String {
     let mut bytes = vec![0; length];
     guest.read_exact(&mut bytes).unwrap();
@@ -39,7 +39,7 @@ fn assert_timed_out(result: Result<String, Error>, wanted: &str, output: &str) {
         Err(error @ Error::ConsoleTextNotFound { .. }) => {
             assert_eq!(error.kind(), Kind::Timeout);
             let Error::ConsoleTextNotFound { text, exit, timeout, log_tail, .. } = error else { unreachable!() };
-            assert_eq!((&*text, exit, timeout, &*log_tail.console), (wanted, None, SHORT, output));
+            assert_eq!((&*text, exit, timeout, &*log_tail.console), (wanted, None, SHORT_TIMEOUT, output));
         }
         other => panic!("{other:?}"),
     }
@@ -53,12 +53,12 @@ fn expect_continues_where_the_last_read_ended() {
     write(&mut guest, "Welcome\r\nlogin: ");
     assert_eq!(console.expect("login: ", TEST_TIMEOUT).unwrap(), "Welcome\r\nlogin: ");
     // The first prompt is not found again.
-    assert_timed_out(console.expect("login: ", SHORT), "login: ", "");
+    assert_timed_out(console.expect("login: ", SHORT_TIMEOUT), "login: ", "");
     console.send_line("nobody").unwrap();
     assert_eq!(read(&mut guest, 7), "nobody\r");
     write(&mut guest, "nobody\r\nWrong.\r\nlogin: ");
     assert_eq!(console.expect("login: ", TEST_TIMEOUT).unwrap(), "nobody\r\nWrong.\r\nlogin: ");
-    // Two answers at once are found one after the other, also with no time left.
+    // Two prompts arrive at once. Each call finds one, also with a timeout of 0.
     write(&mut guest, "# # ");
     assert_eq!(console.expect("# ", TEST_TIMEOUT).unwrap(), "# ");
     assert_eq!(console.expect("# ", Duration::ZERO).unwrap(), "# ");
@@ -66,7 +66,7 @@ fn expect_continues_where_the_last_read_ended() {
 }
 
 #[test]
-fn nothing_after_the_text_is_read() {
+fn expect_reads_nothing_after_the_text() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest");
     let (mut console, mut guest) = console_with_guest(&test_dir, &vm);
@@ -78,11 +78,11 @@ fn nothing_after_the_text_is_read() {
 }
 
 #[test]
-fn text_is_found_although_it_comes_in_pieces() {
+fn expect_finds_a_text_that_arrives_byte_by_byte() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest");
     let (console, mut guest) = console_with_guest(&test_dir, &vm);
-    // The beginning of the text comes more than once, and its last letter is two bytes.
+    // The guest sends the beginning of the text more than once. The last letter of the text has two bytes.
     let text = "aab\u{e4}";
     std::thread::scope(|scope| {
         let found = scope.spawn(|| console.expect(text, TEST_TIMEOUT).unwrap());
@@ -95,7 +95,7 @@ fn text_is_found_although_it_comes_in_pieces() {
 }
 
 #[test]
-fn exit_of_the_vm_ends_expect_and_is_reported() {
+fn expect_ends_and_reports_the_exit_when_the_vm_exits() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest");
     let console = vm.console().unwrap();
@@ -121,36 +121,36 @@ fn exit_of_the_vm_ends_expect_and_is_reported() {
     assert!(matches!(again, Err(Error::ConsoleTextNotFound { exit: Some(Exit::Killed(9)), .. })), "{again:?}");
 }
 
-/// The hypervisor has closed the console and runs on.
+/// The hypervisor has closed the console, but has not exited.
 #[test]
-fn end_of_the_console_does_not_outwait_the_timeout() {
+fn expect_times_out_on_a_closed_console() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest");
     let (mut console, mut guest) = console_with_guest(&test_dir, &vm);
     write(&mut guest, "bye");
     assert_eq!(console.expect("bye", TEST_TIMEOUT).unwrap(), "bye");
     drop(guest);
-    assert_timed_out(console.expect("never", SHORT), "never", "");
+    assert_timed_out(console.expect("never", SHORT_TIMEOUT), "never", "");
     assert_eq!(console.read(&mut [0; 8]).unwrap(), 0);
     assert_eq!(vm.try_wait(), None);
 }
 
 #[test]
-fn guest_that_writes_without_pause_does_not_outwait_the_timeout() {
+fn expect_times_out_while_the_guest_writes_without_pause() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest");
     let (console, mut guest) = console_with_guest(&test_dir, &vm);
     rustix::io::ioctl_fionbio(&guest, true).unwrap();
     let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        // Several KiB at once: reading single bytes is slower.
+        // The guest writes several KiB at once, and `expect` reads single bytes. So the guest is faster.
         scope.spawn(|| {
             while !is_over.load(Ordering::Relaxed) {
                 let _ = guest.write(&[b'y'; 4096]);
             }
         });
         let began = Instant::now();
-        let result = console.expect("never", SHORT);
+        let result = console.expect("never", SHORT_TIMEOUT);
         is_over.store(true, Ordering::Relaxed);
         assert!(began.elapsed() < TEST_TIMEOUT / 2, "{:?}", began.elapsed());
         assert!(matches!(result, Err(Error::ConsoleTextNotFound { exit: None, .. })), "{result:?}");
@@ -158,15 +158,15 @@ fn guest_that_writes_without_pause_does_not_outwait_the_timeout() {
 }
 
 #[test]
-fn nonblocking_reads_and_writes_would_block() {
+fn nonblocking_read_and_write_return_would_block() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest");
     let (mut console, mut guest) = console_with_guest(&test_dir, &vm);
     console.set_nonblocking(true);
-    console.set_timeout(Some(TEST_TIMEOUT)); // does not matter
+    console.set_timeout(Some(TEST_TIMEOUT)); // has no effect on a nonblocking console
     assert_eq!(console.read(&mut [0; 8]).unwrap_err().kind(), ErrorKind::WouldBlock);
     write(&mut guest, "x");
-    assert_eq!(console.expect("x", TEST_TIMEOUT).unwrap(), "x", "expect waits all the same");
+    assert_eq!(console.expect("x", TEST_TIMEOUT).unwrap(), "x", "`expect` waits on a nonblocking console, too");
     let mut written = 0;
     let error = loop {
         match console.write(&[b'z'; 1000]) {
@@ -175,25 +175,25 @@ fn nonblocking_reads_and_writes_would_block() {
         }
     };
     assert_eq!(error.kind(), ErrorKind::WouldBlock);
-    // A line is sent as a whole.
+    // `send_line` sends the whole line.
     std::thread::scope(|scope| {
         let sent = scope.spawn(|| console.send_line(&"l".repeat(5000)));
         assert_eq!(read(&mut guest, written), "z".repeat(written));
         assert_eq!(read(&mut guest, 5001), "l".repeat(5000) + "\r");
         sent.join().unwrap().unwrap();
     });
-    // Back to waiting.
+    // The console blocks again.
     console.set_nonblocking(false);
-    console.set_timeout(Some(SHORT));
+    console.set_timeout(Some(SHORT_TIMEOUT));
     assert_eq!(console.read(&mut [0; 8]).unwrap_err().kind(), ErrorKind::TimedOut);
 }
 
 #[test]
-fn send_line_to_a_guest_that_reads_nothing_times_out() {
+fn send_line_times_out_if_the_guest_does_not_read() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest");
     let (console, _guest) = console_with_guest(&test_dir, &vm);
-    console.set_timeout(Some(SHORT));
+    console.set_timeout(Some(SHORT_TIMEOUT));
     let error = (0..1000).find_map(|_| console.send_line(&"x".repeat(1000)).err()).expect("the pty is never full");
     match error {
         Error::Io { action: "write to", source, .. } => assert_eq!(source.kind(), ErrorKind::TimedOut),
@@ -206,16 +206,24 @@ fn clones_read_and_write_the_same_console() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest");
     let (console, mut guest) = console_with_guest(&test_dir, &vm);
-    console.set_timeout(Some(SHORT));
+    console.set_timeout(Some(SHORT_TIMEOUT));
     let mut clone = console.try_clone().unwrap();
-    assert_eq!(clone.read(&mut [0; 8]).unwrap_err().kind(), ErrorKind::TimedOut, "with the same settings");
+    assert_eq!(
+        clone.read(&mut [0; 8]).unwrap_err().kind(),
+        ErrorKind::TimedOut,
+        "the clone begins with the same timeout"
+    );
     console.set_nonblocking(true);
-    assert_eq!(clone.read(&mut [0; 8]).unwrap_err().kind(), ErrorKind::TimedOut, "from then on with its own");
+    assert_eq!(
+        clone.read(&mut [0; 8]).unwrap_err().kind(),
+        ErrorKind::TimedOut,
+        "a later change does not affect the clone"
+    );
     write(&mut guest, "one two");
     assert_eq!(console.expect("one", TEST_TIMEOUT).unwrap(), "one");
     assert_eq!(clone.expect("two", TEST_TIMEOUT).unwrap(), " two");
     drop(console);
-    // One thread writes while another reads, with references.
+    // One thread writes and another one reads, each by a shared reference.
     let (reader, mut writer) = (&clone, &clone);
     std::thread::scope(|scope| {
         let answer = scope.spawn(|| reader.expect("echo", TEST_TIMEOUT));
@@ -227,24 +235,24 @@ fn clones_read_and_write_the_same_console() {
 }
 
 #[test]
-fn descriptor_can_be_taken_out() {
+fn stream_converts_into_its_descriptor() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest");
     let (console, mut guest) = console_with_guest(&test_dir, &vm);
     let descriptor: OwnedFd = console.into();
     let error = rustix::io::read(&descriptor, &mut [0; 8]).unwrap_err();
-    assert_eq!(error, rustix::io::Errno::AGAIN, "it does not block");
+    assert_eq!(error, rustix::io::Errno::AGAIN, "the descriptor does not block");
     write(&mut guest, "still open");
     let mut file = File::from(descriptor);
     let mut bytes = [0; 10];
-    // The line discipline may pass on what was written a moment later.
+    // The kernel may deliver what was written to a terminal a moment later.
     rustix::event::poll(&mut [rustix::event::PollFd::new(&file, rustix::event::PollFlags::IN)], None).unwrap();
     file.read_exact(&mut bytes).unwrap();
     assert_eq!(&bytes, b"still open");
     assert!(rustix::io::fcntl_getfd(file.as_fd()).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
 }
 
-/// A guest that echoes more than a pty holds. (The stand-in's drops what nobody reads in time.)
+/// The test echoes more than a pty can buffer. (The stand-in's guest would drop output that is not read in time.)
 #[allow(deprecated, reason = "the successor of `AsyncFd::new` is unsafe")]
 #[test]
 fn tokio_polls_a_nonblocking_console() {
@@ -259,7 +267,7 @@ fn tokio_polls_a_nonblocking_console() {
     let guest = std::thread::spawn(move || {
         let (mut input, mut output) = (guest.try_clone().unwrap().take(length as u64), &guest);
         std::io::copy(&mut input, &mut output).unwrap();
-        guest // what was not read yet is lost when this is closed
+        guest // closing this end would lose what is not read yet
     });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
     runtime.block_on(async {
@@ -268,7 +276,7 @@ fn tokio_polls_a_nonblocking_console() {
         let (mut output, mut sent) = (Vec::new(), 0);
         let mut buffer = [0; 1024];
         while output.len() < length {
-            // Neither direction waits for the other one.
+            // Reading does not wait for writing, nor writing for reading.
             let wanted = if sent < length { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
             let mut guard = console.ready(wanted).await.unwrap();
             if guard.ready().is_readable() {
@@ -276,7 +284,7 @@ fn tokio_polls_a_nonblocking_console() {
                     Err(error) if error.kind() == ErrorKind::WouldBlock => guard.clear_ready_matching(Ready::READABLE),
                     read => {
                         let read = read.unwrap();
-                        assert!(read > 0, "the end after {} bytes", output.len());
+                        assert!(read > 0, "the stream ended after {} bytes", output.len());
                         output.extend_from_slice(&buffer[..read]);
                     }
                 }

@@ -1,4 +1,5 @@
-//! The lines on the console, one by one: with a timeout, from other threads, until the VM exits or somebody closes them.
+//! `ConsoleLines`: lines of the console's log, with timeouts, from several threads, until the VM exits or `ConsoleLinesCloser` ends
+//! them.
 
 use std::io::Write;
 use std::iter::FusedIterator;
@@ -8,8 +9,8 @@ use hyperkit::{ConsoleLines, ConsoleLinesCloser, Exit, NextLine, Vm};
 
 use crate::common::{KillOnDrop, TEST_TIMEOUT, TestDir, start_vm};
 
-/// Starts a VM, and returns its lines after those that the guest prints by itself.
-fn lines_of(vm: &Vm) -> ConsoleLines {
+/// Returns the lines of a VM that follow the line `ready`, the last one that the guest prints by itself.
+fn lines_after_ready(vm: &Vm) -> ConsoleLines {
     let mut lines = vm.console_lines().unwrap();
     while next(&mut lines) != "ready" {}
     lines
@@ -22,7 +23,7 @@ fn next(lines: &mut ConsoleLines) -> String {
     }
 }
 
-/// Lets the guest print a text, which it echoes.
+/// Sends a text to the guest, which prints it again.
 fn print(vm: &Vm, text: &str) {
     vm.console().unwrap().write_all(text.as_bytes()).unwrap();
 }
@@ -31,13 +32,13 @@ fn print(vm: &Vm, text: &str) {
 fn next_timeout_returns_a_line_or_times_out() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest.say=ready");
-    let mut lines = lines_of(&vm);
+    let mut lines = lines_after_ready(&vm);
     for timeout in [Duration::ZERO, Duration::from_millis(20)] {
         let began = Instant::now();
         assert_eq!(lines.next_timeout(timeout).unwrap(), NextLine::TimedOut);
         assert!(began.elapsed() >= timeout);
     }
-    // A line without its end is none yet, and is not lost.
+    // A line without a newline is not returned yet, and is not lost.
     print(&vm, "begin");
     vm.wait_for_console("begin", TEST_TIMEOUT).unwrap();
     assert_eq!(lines.next_timeout(Duration::from_millis(20)).unwrap(), NextLine::TimedOut);
@@ -45,17 +46,17 @@ fn next_timeout_returns_a_line_or_times_out() {
     assert_eq!([next(&mut lines), next(&mut lines), next(&mut lines)], ["beginning", "second", ""]);
     vm.wait_for_console("thi", TEST_TIMEOUT).unwrap();
     vm.kill().unwrap();
-    assert_eq!(next(&mut lines), "thi", "the last line needs no end");
+    assert_eq!(next(&mut lines), "thi", "the last line is returned without a newline");
     for _ in 0..2 {
         assert_eq!(lines.next_timeout(Duration::MAX).unwrap(), NextLine::Ended);
     }
 }
 
 #[test]
-fn lines_end_with_the_vm_and_stay_ended() {
+fn lines_end_when_the_vm_exits_and_stay_ended() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest.say=ready");
-    let mut lines = lines_of(&vm);
+    let mut lines = lines_after_ready(&vm);
     let following = std::thread::spawn(move || {
         let rest: Vec<_> = lines.by_ref().map(Result::unwrap).collect();
         (rest, lines.next().is_none(), lines)
@@ -69,10 +70,10 @@ fn lines_end_with_the_vm_and_stay_ended() {
 }
 
 #[test]
-fn closer_ends_a_thread_that_waits() {
+fn closer_ends_the_wait_for_a_line() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest.say=ready");
-    let mut lines = lines_of(&vm);
+    let mut lines = lines_after_ready(&vm);
     let (closer, second) = (lines.closer(), lines.closer());
     std::thread::scope(|scope| {
         let _kill = KillOnDrop(&vm);
@@ -81,15 +82,15 @@ fn closer_ends_a_thread_that_waits() {
         closer.close();
         let (has_ended, mut lines) = waiting.join().unwrap();
         assert!(has_ended && began.elapsed() < TEST_TIMEOUT / 2);
-        assert_eq!(vm.try_wait(), None, "the VM is not affected");
-        // It stays closed, whatever the guest prints.
+        assert_eq!(vm.try_wait(), None, "the closer has ended the VM");
+        // The lines stay closed when the guest prints more.
         print(&vm, "more\n");
         vm.wait_for_console("more", TEST_TIMEOUT).unwrap();
         second.close();
         assert!(lines.next().is_none());
         assert_eq!(lines.next_timeout(TEST_TIMEOUT).unwrap(), NextLine::Ended);
         // Another reader is not affected.
-        assert_eq!(next(&mut lines_of(&vm)), "more");
+        assert_eq!(next(&mut lines_after_ready(&vm)), "more");
     });
 }
 
@@ -99,7 +100,7 @@ fn lines_outlive_the_handle_of_the_vm() {
     fn check_fused<T: FusedIterator + Send + 'static>(_: &T) {}
     let test_dir = TestDir::new();
     let (description, vm, _stop) = start_vm(&test_dir, "guest.say=ready");
-    let mut lines = lines_of(&vm);
+    let mut lines = lines_after_ready(&vm);
     let closer: ConsoleLinesCloser = lines.closer();
     check_fused(&lines);
     check(&closer);
@@ -112,12 +113,12 @@ fn lines_outlive_the_handle_of_the_vm() {
     assert!(std::thread::spawn(move || lines.next().is_none()).join().unwrap());
 }
 
-/// A guest that prints without pause does not outwait a timeout or a close.
+/// The guest prints without pause, and no newline.
 #[test]
-fn flood_of_text_without_newlines_neither_waits_nor_hides_the_close() {
+fn next_timeout_and_closer_work_while_the_guest_prints_without_newlines() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest.say=ready");
-    let mut lines = lines_of(&vm);
+    let mut lines = lines_after_ready(&vm);
     let closer = lines.closer();
     std::thread::scope(|scope| {
         let _kill = KillOnDrop(&vm); // ends the writer

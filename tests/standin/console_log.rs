@@ -12,7 +12,7 @@ use crate::common::{KillOnDrop, StopOnDrop, TEST_TIMEOUT, TestDir, console_outpu
 const RING: usize = 65536;
 const LINE: usize = 31;
 
-/// A VM whose guest echoes its input, so that the test decides what is in the ring.
+/// A VM whose guest echoes its input. So the test determines what is in the ring buffer.
 struct Echo {
     _stop: StopOnDrop, // dropped before the directory
     test_dir: TestDir,
@@ -38,7 +38,7 @@ impl Echo {
             self.console.write_all(part).unwrap();
             self.console.read_exact(&mut echo[..part.len()]).unwrap();
         }
-        // The output is on the console first, and in the ring a moment later. It may wrap around the end of the ring.
+        // The stand-in writes the output to the console first, and then to the ring, where it may continue at the beginning.
         let end = &text.as_bytes()[text.len().saturating_sub(LINE)..];
         let ring = || fs::read(self.test_dir.path("vm/console-ring")).unwrap().repeat(2);
         wait_until("the text is in the ring", || ring().windows(end.len()).any(|window| window == end));
@@ -49,8 +49,8 @@ impl Echo {
     }
 }
 
-/// Returns a line with a Linux timestamp. Its length does not divide the ring's, so lines are not at the same positions each time
-/// the ring wraps around.
+/// Returns a line with a Linux timestamp. The length of the ring is not a multiple of its length, so the lines are at other
+/// positions each time the ring wraps around.
 fn line(number: usize) -> String {
     let line = format!("[{number:5}.000000] line{number:>11}\n");
     assert_eq!(line.len(), LINE);
@@ -62,7 +62,7 @@ fn lines(numbers: std::ops::Range<usize>) -> String {
 }
 
 #[test]
-fn log_is_complete_and_in_order_before_at_and_after_wraparound() {
+fn log_is_complete_and_in_order_before_and_after_the_ring_wraps_around() {
     let mut echo = Echo::new();
     let begin = echo.log();
     assert!(begin.starts_with("Linux version 0") && begin.len() < 512, "{begin:?}");
@@ -70,9 +70,9 @@ fn log_is_complete_and_in_order_before_at_and_after_wraparound() {
     let fill = " ".repeat(RING - fits * LINE - begin.len() - 1) + "\n";
     echo.say(&fill);
     echo.say(&lines(0..fits - 1));
-    assert_eq!(echo.log(), begin.clone() + &fill + &lines(0..fits - 1), "not full");
+    assert_eq!(echo.log(), begin.clone() + &fill + &lines(0..fits - 1), "the ring is not full");
     echo.say(&line(fits - 1));
-    assert_eq!(echo.log(), begin + &fill + &lines(0..fits), "full to the last byte");
+    assert_eq!(echo.log(), begin + &fill + &lines(0..fits), "the ring is full to the last byte");
     assert_eq!(echo.log().len(), RING);
     let mut last = fits;
     for more in [1, 16, 2000, 3000] {
@@ -83,14 +83,14 @@ fn log_is_complete_and_in_order_before_at_and_after_wraparound() {
         assert_eq!(log.len(), RING);
         let all = lines(0..last);
         let kept = &all[all.len().saturating_sub(RING - 1024)..];
-        // As long as the ring contains text from before the lines, the age of that text is unknown.
+        // While the ring still contains text without timestamps, the crate cannot tell how old that text is.
         match last - fits {
             ..=16 => assert!(log.contains(kept), "after {last} lines"),
             _ => assert!(log.ends_with(kept), "after {last} lines"),
         }
     }
     echo.vm.kill().unwrap();
-    // The log is the same after the exit and in the log tail.
+    // After the exit, the log and the log tail end with the same line.
     assert!(echo.log().ends_with(&line(last - 1)));
     assert!(echo.vm.log_tail().console.ends_with(line(last - 1).trim_end()));
     assert_eq!(HyperKit::from_state(echo.test_dir.path("vm")).unwrap().console_log().unwrap(), echo.log().as_bytes());
@@ -114,7 +114,7 @@ fn follower_gets_each_line_once_until_the_vm_exits() {
                 echo.console.write_all(part).unwrap();
                 echo.console.read_exact(&mut vec![0; part.len()]).unwrap();
             }
-            // Write no more than the ring can hold before the follower has read it.
+            // Continue when the follower has read these lines, so that the ring loses none.
             let last = line(begin + 499);
             let next = || followed.recv_timeout(TEST_TIMEOUT).unwrap();
             while next() != last.trim_end() {}
@@ -131,7 +131,7 @@ fn follower_gets_each_line_once_until_the_vm_exits() {
     assert!(followed[..first].iter().any(|line| line.starts_with("Linux version 0")), "{:?}", &followed[..first]);
 }
 
-/// Without timestamps, the position of the next write is only known after it has happened.
+/// Without timestamps, the crate knows where the newest text in the ring ends only after the next write.
 #[test]
 fn follower_of_full_ring_without_timestamps_gets_each_line_once() {
     let mut echo = Echo::new();
@@ -143,7 +143,7 @@ fn follower_of_full_ring_without_timestamps_gets_each_line_once() {
         let (sender, lines) = std::sync::mpsc::channel();
         scope.spawn(move || vm.console_lines().unwrap().for_each(|line| drop(sender.send(line.unwrap()))));
         let stopped = KillOnDrop(vm);
-        lines.recv_timeout(TEST_TIMEOUT).unwrap(); // it has read the ring
+        lines.recv_timeout(TEST_TIMEOUT).unwrap(); // the follower has read the ring
         let text = plain(3000..3100);
         for part in text.as_bytes().chunks(1024) {
             echo.console.write_all(part).unwrap();
@@ -163,7 +163,7 @@ fn follower_of_full_ring_without_timestamps_gets_each_line_once() {
 }
 
 #[test]
-fn wait_for_console_finds_past_and_future_text_without_newline() {
+fn wait_for_console_finds_earlier_and_later_text_without_newline() {
     let mut echo = Echo::new();
     let line = echo.vm.wait_for_console("version 0", TEST_TIMEOUT).unwrap();
     assert!(line.starts_with("Linux version 0"), "{line}");
@@ -184,13 +184,13 @@ fn wait_for_console_finds_past_and_future_text_without_newline() {
     echo.vm.kill().unwrap();
     match echo.vm.wait_for_console("never", TEST_TIMEOUT) {
         Err(Error::ConsoleTextNotFound { exit: Some(Exit::Killed(9)), .. }) => {}
-        other => panic!("waiting ends when the VM exits: {other:?}"),
+        other => panic!("`wait_for_console` does not end with the VM: {other:?}"),
     }
 }
 
-/// The caller's description may differ from the one with which another program started the VM.
+/// The caller's description may differ from the one with which the VM was started.
 #[test]
-fn recorded_description_decides_where_log_and_pty_are() {
+fn log_and_pty_are_found_by_the_recorded_description() {
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
     let vm = test_dir.description().serial(Serial::pty()).serial(Serial::none().log()).start("guest").unwrap();
@@ -202,13 +202,13 @@ fn recorded_description_decides_where_log_and_pty_are() {
 }
 
 #[test]
-fn console_log_without_log_is_an_error() {
+fn console_log_of_a_vm_without_log_is_an_error() {
     let test_dir = TestDir::new();
     let description = test_dir.description().serial(Serial::pty());
     assert!(matches!(description.console_log(), Err(Error::NoConsoleLog { .. })));
     assert!(
         matches!(test_dir.description().console_log(), Err(Error::Io { .. })),
-        "there is no log before the first start"
+        "a VM that was never started has a log"
     );
     fs::create_dir(test_dir.path("vm")).unwrap();
     fs::write(test_dir.path("vm/console-ring2"), b"of com2").unwrap();

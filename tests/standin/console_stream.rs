@@ -1,4 +1,4 @@
-//! The console stream. The stand-in's guest echoes its input.
+//! `ConsoleStream`: reading and writing the console of a running VM. The stand-in's guest echoes its input.
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
@@ -36,12 +36,12 @@ fn console_stream_carries_bytes_both_ways_also_after_reattach() {
     let mut first = console(&vm);
     first.write_all(b"hello\r\x03").unwrap();
     first.flush().unwrap();
-    // A caller that also waits for other events can poll the descriptor.
+    // A caller can poll the descriptor, together with others.
     poll(&mut [PollFd::new(&first, PollFlags::IN)], None).unwrap();
-    read_until(&mut first, "hello\r\x03"); // unchanged: ^C is an ordinary byte
+    read_until(&mut first, "hello\r\x03"); // ^C arrives as an ordinary byte
     drop(first);
-    // Closing the console does not disturb the VM. Another one can be opened after reattaching, whether `tty` is a file or a
-    // symlink.
+    // The VM keeps running when the console is closed. After reattaching, another console can be opened, whether `tty` is a
+    // file or a symlink.
     let tty = test_dir.path("vm/tty");
     let pty = fs::read_to_string(&tty).unwrap();
     fs::remove_file(&tty).unwrap();
@@ -80,7 +80,8 @@ fn vm_exit_ends_the_stream_and_a_blocked_read() {
     assert!(matches!(vm.console(), Err(Error::NotRunning { .. })));
 }
 
-/// Otherwise the exit of the VM would send SIGHUP to a caller without a controlling terminal, such as a service.
+/// If a process without a controlling terminal, such as a service, opens a pty, the pty could become its controlling
+/// terminal. Then the exit of the VM would send SIGHUP to the process.
 #[cfg(target_os = "linux")]
 #[test]
 fn console_does_not_become_the_controlling_terminal() {

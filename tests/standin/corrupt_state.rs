@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::common::{TestDir, hypervisors_in, start_vm};
 use crate::state_directory::edit_state;
 
-/// Returns corrupt variants of a state file: truncated at every length, with wrong types, too deep, or not JSON at all.
+/// Returns corrupt variants of a state file: truncated at every length, with wrong types, nested too deeply, or not JSON.
 fn corrupt_variants(whole: &[u8]) -> Vec<Vec<u8>> {
     let cut = (0..whole.len()).map(|length| whole[..length].to_vec());
     let wrong =
@@ -33,7 +33,7 @@ fn corrupt_state_file_is_an_error_and_start_replaces_it() {
             description.start("guest").unwrap().kill().unwrap();
         }
     }
-    // The file can also be missing or too large.
+    // The file is too large, missing, or a directory.
     fs::File::create(test_dir.path("vm/hyperkit.json")).unwrap().set_len(1 << 40).unwrap();
     assert!(matches!(HyperKit::from_state(test_dir.path("vm")), Err(Error::Io { .. })));
     description.start("guest").unwrap().kill().unwrap();
@@ -48,7 +48,7 @@ fn corrupt_state_file_is_an_error_and_start_replaces_it() {
 }
 
 #[test]
-fn corrupt_state_file_of_a_running_vm_allows_no_second_start() {
+fn running_vm_with_a_corrupt_state_file_prevents_a_second_start() {
     let test_dir = TestDir::new();
     let (description, vm, _stop) = start_vm(&test_dir, "guest");
     let whole = fs::read(test_dir.path("vm/hyperkit.json")).unwrap();
@@ -66,7 +66,7 @@ fn corrupt_state_file_of_a_running_vm_allows_no_second_start() {
 }
 
 #[test]
-fn corrupt_pid_file_hides_no_vm_and_blocks_no_start() {
+fn corrupt_pid_file_neither_hides_a_vm_nor_prevents_a_start() {
     let contents: [&[u8]; 10] =
         [b"", b"\n", b"garbage", b"-1", b"0", b"1", b"99999999999999999999", b"\xff\xfe", b"12 34", &[b'1'; 10_000]];
     let test_dir = TestDir::new();
@@ -84,7 +84,7 @@ fn corrupt_pid_file_hides_no_vm_and_blocks_no_start() {
         assert!(!description.is_running().unwrap(), "{content:?}");
         description.start("guest").unwrap().kill().unwrap();
     }
-    // With and without a newline.
+    // A VM without a record is found by a pid file with and without a newline.
     let vm = description.start("guest").unwrap();
     edit_state(&test_dir, |state| {
         state["pid"] = json!(null);
@@ -99,7 +99,7 @@ fn corrupt_pid_file_hides_no_vm_and_blocks_no_start() {
     vm.kill().unwrap();
 }
 
-/// Recorded disk names that point outside of the state directory are ignored.
+/// `remove` ignores recorded names of disks outside of the state directory.
 #[test]
 fn remove_deletes_no_recorded_disk_outside_the_state_directory() {
     let test_dir = TestDir::new();
@@ -112,7 +112,7 @@ fn remove_deletes_no_recorded_disk_outside_the_state_directory() {
     assert!(!test_dir.path("vm").exists());
 }
 
-/// Only the state file tells which disks were created, not the description with which `remove` is called.
+/// `remove` reads from the state file which disks the crate created. The description with which it is called does not count.
 #[test]
 fn remove_with_a_corrupt_state_file_deletes_no_disk() {
     let test_dir = TestDir::new();

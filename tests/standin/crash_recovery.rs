@@ -9,12 +9,12 @@ use rustix::process::{Signal, kill_process};
 use crate::common::{TestDir, boot_command, console_output, hypervisors_in, start_vm, to_pid, wait_until};
 
 #[test]
-fn stale_pid_file_does_not_block_start() {
+fn start_succeeds_with_a_stale_pid_file() {
     let test_dir = TestDir::new();
     let (description, vm, _stop) = start_vm(&test_dir, "guest");
     kill_process(to_pid(vm.pid()), Signal::KILL).unwrap();
     assert_eq!(vm.wait(), Exit::Killed(9));
-    assert!(test_dir.path("vm/hyperkit.pid").exists(), "the stand-in leaves its pid file when it is killed");
+    assert!(test_dir.path("vm/hyperkit.pid").exists(), "the killed stand-in has deleted its pid file");
     assert!(!description.is_running().unwrap());
     let again = description.start("guest").unwrap();
     assert_ne!(again.pid(), vm.pid());
@@ -33,7 +33,8 @@ fn start_succeeds_after_each_of_a_hundred_kills() {
     assert_eq!(hypervisors_in(&test_dir.path("vm")), [vm.pid()]);
 }
 
-/// As after a power failure: the pid file names a process that does not exist, and socket and tty are stale.
+/// The state is that after a power failure: the pid file names a process that does not exist, and the socket and the tty
+/// file are stale.
 #[test]
 fn start_succeeds_after_a_host_reboot() {
     let test_dir = TestDir::new();
@@ -50,9 +51,9 @@ fn start_succeeds_after_a_host_reboot() {
     again.kill().unwrap();
 }
 
-/// A starter is killed at a random moment. Then either no VM is running, or the running VM is found.
+/// Each starter is killed at a random moment of the start. Afterwards no VM runs, or the VM is found.
 #[test]
-fn killed_starters_leave_no_vm_or_one_that_is_found() {
+fn killed_starter_leaves_no_vm_or_one_that_is_found() {
     let test_dir = TestDir::new();
     let dir = test_dir.path("vm");
     let _stop = test_dir.stop_on_drop();
@@ -80,7 +81,7 @@ fn killed_starters_leave_no_vm_or_one_that_is_found() {
             Err(Error::StateNotFound { .. }) => None,
             Err(error) => panic!("round {round}: {error}"),
         };
-        // A child before its `exec` still holds the lock, so the result is only known after a start, which waits for the lock.
+        // A child of the starter holds the lock until its `exec`. `start` waits for the lock, so its result is final.
         match test_dir.description().start("guest") {
             Ok(vm) => {
                 nothing += 1;
@@ -96,7 +97,10 @@ fn killed_starters_leave_no_vm_or_one_that_is_found() {
             Err(error) => panic!("round {round}: {error}"),
         }
     }
-    assert!(found > 0 && nothing > 0, "always killed too early or too late: {found} VMs found, {nothing} not");
+    assert!(
+        found > 0 && nothing > 0,
+        "all starters were killed too early or too late: {found} left a VM, {nothing} did not"
+    );
 }
 
 #[test]
@@ -108,14 +112,14 @@ fn start_removes_stale_files_of_a_killed_vm() {
     wait_until("the guest has printed its line", || console_output(&test_dir).contains("long-ago"));
     kill_process(to_pid(vm.pid()), Signal::KILL).unwrap();
     assert_eq!(vm.wait(), Exit::Killed(9));
-    // This hypervisor dies before it creates any of the files again.
+    // The second hypervisor dies before it creates any of these files again.
     match description.start("vmm.die-early=7") {
         Err(Error::HypervisorFailed { log_tail, .. }) => assert_eq!(log_tail.console, ""),
         other => panic!("{other:?}"),
     }
     assert_eq!(test_dir.state_files(), ["hyperkit.json", "hyperkit.log"]);
 
-    // A stopped VM leaves only its logs.
+    // `kill` leaves only the logs and the record.
     let vm = description.start("guest").unwrap();
     test_dir.write("vm/hyperkit.new", b"unfinished");
     vm.kill().unwrap();

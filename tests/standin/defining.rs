@@ -1,4 +1,4 @@
-//! State directories that are written without a start.
+//! `define`: writes a state directory without starting a VM.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -61,7 +61,7 @@ fn define_refuses_the_directory_of_a_running_vm() {
     };
     assert!(refused(&description));
     assert_eq!(fs::read(test_dir.path("vm/hyperkit.json")).unwrap(), json);
-    // Also if the record is lost.
+    // `define` finds the running VM without the record, too.
     fs::remove_file(test_dir.path("vm/hyperkit.json")).unwrap();
     assert!(refused(&description) && !test_dir.path("vm/hyperkit.json").exists());
     fs::remove_file(test_dir.path("vm/hyperkit.pid")).unwrap();
@@ -71,7 +71,7 @@ fn define_refuses_the_directory_of_a_running_vm() {
 }
 
 #[test]
-fn disks_of_an_earlier_start_stay_the_crate_s_own() {
+fn define_keeps_the_record_of_created_disks() {
     let test_dir = TestDir::new();
     let description = test_dir.description().disk(Disk::in_state_dir(1));
     let (_, vm) = (test_dir.stop_on_drop(), description.start("guest").unwrap());
@@ -97,11 +97,11 @@ fn invalid_description_is_refused_before_anything_is_created() {
     let error = description.define().unwrap_err();
     assert_eq!(error.violations(), [ConfigError::StateDirRequired { field: "define" }]);
     assert!(!test_dir.path("vm").exists());
-    // The files need not exist yet.
+    // `define` accepts files that do not exist yet.
     test_dir.description().kernel(test_dir.path("later")).disk(test_dir.path("later.img")).define().unwrap();
 }
 
-/// A program in another directory finds the same files.
+/// So a program in another working directory finds the same files.
 #[test]
 fn relative_paths_are_made_absolute() {
     in_child_process("defining::relative_paths_are_made_absolute", || {
@@ -124,7 +124,7 @@ fn relative_paths_are_made_absolute() {
         assert_eq!(found.disks[0].path, Some(test_dir.path("disk.img")));
         assert_eq!(found.hyperkit, Some(test_dir.path("hyperkit-link")));
         assert_eq!(found.network, Network::VpnKit(test_dir.path("s")));
-        // A name is searched on PATH when the VM is started.
+        // A name without a slash stays: `start` searches it on `PATH`.
         description.clone().hyperkit("hyperkit-link").define().unwrap();
         assert_eq!(HyperKit::from_state("vm").unwrap().hyperkit, Some("hyperkit-link".into()));
 

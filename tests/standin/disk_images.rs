@@ -21,7 +21,7 @@ fn new_raw_image_is_sparse_and_has_the_requested_size() {
         create_disk_image(&path, size).unwrap();
         let metadata = path.metadata().unwrap();
         assert_eq!(metadata.len(), size * MIB);
-        assert_eq!(metadata.blocks(), 0, "zeros were written");
+        assert_eq!(metadata.blocks(), 0, "the image is not sparse");
         assert_eq!(metadata.mode() & 0o777, 0o600);
     }
     assert_eq!(file_names(dir.path()).len(), 3);
@@ -35,7 +35,7 @@ fn create_creates_parent_directories() {
 }
 
 #[test]
-fn create_never_overwrites_an_existing_path() {
+fn create_does_not_overwrite_an_existing_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("d.img");
     fs::write(&path, "precious").unwrap();
@@ -80,7 +80,7 @@ fn one_of_many_concurrent_creates_succeeds() {
     assert_eq!(file_names(dir.path()), ["d.img"]);
 }
 
-/// As if the process had been killed while it created the image.
+/// A process that was killed while it created the image has left a file.
 #[test]
 fn create_replaces_an_unfinished_image() {
     let dir = tempfile::tempdir().unwrap();
@@ -92,7 +92,7 @@ fn create_replaces_an_unfinished_image() {
 
 /// In a directory that others can write to, another user may have created the symlink.
 #[test]
-fn symlink_in_place_of_an_unfinished_image_is_not_followed() {
+fn create_does_not_follow_a_symlink_to_the_unfinished_image() {
     let test_dir = TestDir::new();
     let precious = test_dir.write("precious", b"precious");
     symlink(&precious, test_dir.path(".d.img.new")).unwrap();
@@ -141,7 +141,7 @@ fn grow_never_shrinks() {
         let violation = only_violation(disk.clone().size_mib(3).grow());
         assert_eq!(violation, ConfigError::DiskShrinks { path: path.clone(), from: 4, to: 3 });
         disk.grow().unwrap();
-        assert_eq!(fs::read(&path).unwrap(), before, "it already has this size");
+        assert_eq!(fs::read(&path).unwrap(), before, "an image that has the size already was changed");
         assert_error!(only_violation(disk.size_mib(0).grow()), ConfigError::InvalidDiskSize { value: 0, .. });
     }
     let raw = Disk::raw(dir.path().join("raw"));
@@ -163,9 +163,9 @@ fn disk_by_tool(tool: &Path, path: impl Into<PathBuf>) -> Disk {
     Disk::qcow2(path, qcow).size_mib(7)
 }
 
-/// Scripts stand in for the tools: `qemu-img` fails, and `qcow-tool` records its arguments.
+/// The tools are scripts: `qemu-img` fails, and `qcow-tool` writes its arguments to the image.
 #[test]
-fn qcow_tool_gets_its_own_arguments_and_its_failure_is_an_error() {
+fn qcow_tool_and_qemu_img_run_and_a_failure_is_an_error() {
     let test_dir = TestDir::new();
     let script = |name: &str, text: &str| script(&test_dir, name, text);
     let with = |tool: &Path| disk_by_tool(tool, test_dir.path("d.qcow2"));
@@ -174,7 +174,7 @@ fn qcow_tool_gets_its_own_arguments_and_its_failure_is_an_error() {
         Err(Error::ImageToolFailed { tool, stderr, .. }) => assert_eq!((tool, stderr.as_str()), (failing, "no room")),
         other => panic!("{other:?}"),
     }
-    assert_eq!(file_names(&test_dir.dir()), ["initrd.img", "qemu-img", "vmlinuz"], "no unfinished image is left");
+    assert_eq!(file_names(&test_dir.dir()), ["initrd.img", "qemu-img", "vmlinuz"], "an unfinished image is left");
     let searched = vec![test_dir.path("none")];
     let violation = only_violation(with(&test_dir.path("none")).create());
     assert_eq!(violation, ConfigError::ToolNotFound { field: "disks", searched });
@@ -184,7 +184,7 @@ fn qcow_tool_gets_its_own_arguments_and_its_failure_is_an_error() {
     assert_eq!(recorded, format!("create\n{}\n--size\n7MiB\n", test_dir.path(".d.qcow2.new").display()));
 }
 
-/// Otherwise a name could be taken for an option or a protocol.
+/// `qemu-img` could read a relative path as an option or a protocol.
 #[test]
 fn image_tool_gets_an_absolute_path() {
     let test_dir = TestDir::new();
@@ -198,7 +198,7 @@ fn image_tool_gets_an_absolute_path() {
 }
 
 #[test]
-fn file_that_appears_during_create_is_not_replaced() {
+fn create_does_not_replace_a_file_that_appears_meanwhile() {
     let test_dir = TestDir::new();
     let image = test_dir.path("d.qcow2");
     let tool = script(&test_dir, "qemu-img", &format!("echo precious >'{}'", image.display()));
@@ -207,9 +207,9 @@ fn file_that_appears_during_create_is_not_replaced() {
     assert_eq!(file_names(&test_dir.dir()), ["d.qcow2", "initrd.img", "qemu-img", "vmlinuz"]);
 }
 
-/// A file that later has its name belongs to somebody else.
+/// If a file with the disk's name exists later, the crate did not create it, so `remove` keeps it.
 #[test]
-fn failed_create_records_no_created_disk() {
+fn failed_create_does_not_record_the_disk() {
     let test_dir = TestDir::new();
     let tool = script(&test_dir, "qemu-img", "exit 1");
     let started = test_dir.description().disk(disk_by_tool(&tool, test_dir.path("vm/d.qcow2"))).start("guest");
@@ -230,7 +230,7 @@ fn missing_image_tool_is_an_error_before_anything_is_created() {
 }
 
 #[test]
-fn grow_leaves_a_device_alone() {
+fn grow_does_not_change_a_device() {
     let test_dir = TestDir::new();
     let device = Disk::raw("/dev/null").size_mib(1);
     device.grow().unwrap();
@@ -268,17 +268,17 @@ fn detected_format(test_dir: &TestDir, disk: Disk) -> Result<Option<DiskFormat>,
 }
 
 #[test]
-fn format_is_probed_from_content_then_from_the_name() {
+fn format_is_probed_from_the_content_or_the_name_of_a_new_image() {
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
     let qcow = Some(DiskFormat::Qcow2(QcowOptions::default()));
-    // A new image: the name decides.
+    // The name of a new image determines its format.
     assert_eq!(detected_format(&test_dir, Disk::new(test_dir.path("new.qcow2")).size_mib(1)).unwrap(), qcow);
     assert_eq!(
         detected_format(&test_dir, Disk::new(test_dir.path("new.img")).size_mib(1)).unwrap(),
         Some(DiskFormat::Raw)
     );
-    // An existing image: the content decides, whatever the name is.
+    // The content of an existing image determines its format, whatever its name is.
     fs::rename(test_dir.path("new.qcow2"), test_dir.path("image")).unwrap();
     fs::rename(test_dir.path("new.img"), test_dir.path("image.qcow2")).unwrap();
     assert_eq!(detected_format(&test_dir, Disk::new(test_dir.path("image"))).unwrap(), qcow);
@@ -289,7 +289,7 @@ fn format_is_probed_from_content_then_from_the_name() {
     assert_eq!(only_violation(detected_format(&test_dir, qcow2(&path))), ConfigError::NotQcow2 { path });
 }
 
-/// A guest can write anything to its raw disk, including the header of an image that refers to files of the host.
+/// A guest can write anything to its raw disk, also a qcow2 header that names a file of the host as the backing file.
 #[test]
 fn probed_qcow2_image_with_backing_file_is_rejected() {
     let test_dir = TestDir::new();
@@ -301,11 +301,11 @@ fn probed_qcow2_image_with_backing_file_is_rejected() {
     assert!(make.status().unwrap().success());
     let violation = only_violation(detected_format(&test_dir, Disk::new(&image)));
     assert_eq!(violation, ConfigError::DiskHasBackingFile { path: image.clone() });
-    assert!(detected_format(&test_dir, qcow2(&image)).is_ok(), "an explicit qcow2 format allows it");
+    assert!(detected_format(&test_dir, qcow2(&image)).is_ok(), "a disk that is set to qcow2 may have a backing file");
 }
 
 #[test]
-fn unwritable_disk_has_to_be_read_only() {
+fn image_without_write_permission_has_to_be_read_only() {
     let test_dir = TestDir::new();
     let image = test_dir.write("d.img", &[0; 4096]);
     fs::set_permissions(&image, fs::Permissions::from_mode(0o444)).unwrap();

@@ -30,8 +30,9 @@ fn run_returns_the_exit_reason() {
 
 #[test]
 fn signals_map_to_exit_reasons() {
-    // SIGTERM is the power button once the guest handles it. Before that it kills, like other signals. SIGALRM stands for those:
-    // shells do not ignore it in background processes, and Rust's std installs no handler for it in the stand-in.
+    // If the guest has turned on ACPI, SIGTERM presses the power button. Otherwise it kills hyperkit, as all other signals
+    // do. SIGALRM is the example of the others: shells do not ignore it in background processes, and Rust's std has no
+    // handler for it.
     for (guest, signal, exit) in [
         ("guest", Signal::TERM, Exit::PowerOff),
         ("guest.no-acpi", Signal::TERM, Exit::Killed(15)),
@@ -65,7 +66,7 @@ fn hypervisor_that_dies_at_start_is_an_error_with_its_output() {
 }
 
 #[test]
-fn hypervisor_that_dies_around_its_pid_file_is_an_error() {
+fn hypervisor_that_dies_before_while_or_after_it_writes_its_pid_file_is_an_error() {
     for (guest, exit) in
         [("vmm.die-early=7", Exit::Failed(7)), ("vmm.half-pid-file", Exit::Killed(6)), ("vmm.die=8", Exit::Failed(8))]
     {
@@ -80,7 +81,7 @@ fn hypervisor_that_dies_around_its_pid_file_is_an_error() {
 }
 
 #[test]
-fn hypervisor_that_closes_its_output_is_still_tracked() {
+fn hypervisor_that_closes_its_output_can_be_waited_for_and_killed() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "vmm.no-stdout");
     assert_eq!(vm.wait_timeout(Duration::from_millis(50)), None);
@@ -88,7 +89,7 @@ fn hypervisor_that_closes_its_output_is_still_tracked() {
     assert_eq!(vm.wait(), Exit::Killed(9));
 }
 
-/// The script requests a reset at the first two starts and runs the stand-in at the third.
+/// The hypervisor is a script. It exits with a reset at the first two starts, and runs the stand-in at the third.
 #[test]
 fn run_restarting_on_reset_starts_the_vm_again() {
     let test_dir = TestDir::new();
@@ -124,5 +125,5 @@ fn failure_contains_log_tails_of_hypervisor_and_console() {
     let (_, vm, _stop) = start_vm(&test_dir, "guest.say=still-there");
     wait_until("the guest has printed its line", || console_output(&test_dir).contains("still-there"));
     vm.kill().unwrap();
-    assert!(vm.log_tail().console.ends_with("still-there"), "the log tail is also available after the exit");
+    assert!(vm.log_tail().console.ends_with("still-there"), "the log tail is lost after the exit");
 }

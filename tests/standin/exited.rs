@@ -14,12 +14,12 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().build().unwrap()
 }
 
-/// The VM of a state directory.
+/// Returns the running VM of a state directory.
 fn find(test_dir: &TestDir) -> Vm {
     HyperKit::from_state(test_dir.path("vm")).unwrap().vm().unwrap().unwrap()
 }
 
-/// Sends its name when it wakes.
+/// A waker that sends its name.
 struct Named(&'static str, Mutex<mpsc::Sender<&'static str>>);
 
 impl Wake for Named {
@@ -28,7 +28,7 @@ impl Wake for Named {
     }
 }
 
-/// A function that makes wakers with names, and the names of those that woke.
+/// Returns a function that creates a waker with a name, and the channel to which the woken wakers send their names.
 fn wakers() -> (impl Fn(&'static str) -> Waker, mpsc::Receiver<&'static str>) {
     let (send, woken) = mpsc::channel();
     (move |name| Arc::new(Named(name, Mutex::new(send.clone()))).into(), woken)
@@ -39,7 +39,7 @@ fn poll(exited: &mut Exited, waker: &Waker) -> Poll<Exit> {
 }
 
 #[test]
-fn future_completes_for_a_child() {
+fn future_completes_for_a_vm_of_this_process() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest");
     runtime().block_on(async {
@@ -48,7 +48,7 @@ fn future_completes_for_a_child() {
         assert!(!exited.is_finished());
         vm.kill().unwrap();
         assert_eq!(exited.await.unwrap(), Exit::Killed(9));
-        assert_eq!(vm.exited().await, Exit::Killed(9), "also after the exit");
+        assert_eq!(vm.exited().await, Exit::Killed(9), "a future that is created after the exit");
     });
 }
 
@@ -79,15 +79,15 @@ fn future_completes_for_a_vm_of_another_process() {
         assert!(!exited.is_finished());
         vm.kill().unwrap();
         assert_eq!(exited.await.unwrap(), Exit::Unknown);
-        assert_eq!(vm.exited().await, Exit::Unknown, "also after the exit");
+        assert_eq!(vm.exited().await, Exit::Unknown, "a future that is created after the exit");
     });
 }
 
-/// Ten VMs of this process and ten of another one.
+/// This process started ten of the VMs, and another process the other ten.
 #[cfg(target_os = "linux")]
 #[test]
-fn twenty_futures_need_no_thread_each() {
-    const TEST: &str = "exited::twenty_futures_need_no_thread_each";
+fn twenty_futures_need_one_thread_together() {
+    const TEST: &str = "exited::twenty_futures_need_one_thread_together";
     let dir = |test_dir: &TestDir, index: usize| test_dir.path(&format!("vm{index}"));
     if let Some(arguments) = starter::arguments_of(TEST) {
         let description = starter::description_in(&arguments[0]);
@@ -122,14 +122,17 @@ fn twenty_futures_need_no_thread_each() {
     });
 }
 
-/// What a child's future does, and that of a VM of another process, whose wakers another thread keeps.
+/// Drops one future, moves another one to a new thread, and polls a third one twice. Then checks which wakers the exit
+/// wakes.
+///
+/// For a VM that another process started, the crate keeps the wakers in another place.
 fn check_wakers(test_dir: &TestDir, vm: &Vm) {
     let (waker, woken) = wakers();
     // A dropped future is not woken.
     let mut dropped = vm.exited();
     assert_eq!(poll(&mut dropped, &waker("dropped")), Poll::Pending);
     drop(dropped);
-    // The last waker counts, from whichever thread.
+    // The exit wakes only the last waker with which a future was polled, from whichever thread.
     let mut moved = vm.exited();
     assert_eq!(poll(&mut moved, &waker("old")), Poll::Pending);
     let new = waker("new");
@@ -141,7 +144,7 @@ fn check_wakers(test_dir: &TestDir, vm: &Vm) {
     .unwrap();
     let mut other = vm.exited();
     assert_eq!(poll(&mut other, &waker("other")), Poll::Pending);
-    assert_eq!(poll(&mut other, &waker("other")), Poll::Pending, "polled again without a reason");
+    assert_eq!(poll(&mut other, &waker("other")), Poll::Pending, "the future is polled again before it was woken");
 
     test_dir.description().stop().unwrap();
     let mut names: Vec<_> = (0..2).map(|_| woken.recv_timeout(TEST_TIMEOUT).unwrap()).collect();
@@ -166,7 +169,7 @@ fn futures_can_be_dropped_polled_again_and_moved() {
     check_wakers(&test_dir, &find(&test_dir));
 }
 
-/// Panics when it wakes, without a message.
+/// A waker that panics, without a message on stderr.
 struct Panics;
 
 impl Wake for Panics {
@@ -175,7 +178,7 @@ impl Wake for Panics {
     }
 }
 
-/// Polls its future when it wakes, and sends the result.
+/// A waker that polls its future and sends the result.
 struct Polls(Mutex<Option<Exited>>, Mutex<mpsc::Sender<Poll<Exit>>>);
 
 impl Wake for Polls {
@@ -185,7 +188,7 @@ impl Wake for Polls {
     }
 }
 
-fn check_odd_wakers(test_dir: &TestDir, vm: &Vm, exit: Exit) {
+fn check_wakers_that_panic_or_poll(test_dir: &TestDir, vm: &Vm, exit: Exit) {
     let mut panics = vm.exited();
     assert_eq!(poll(&mut panics, &Arc::new(Panics).into()), Poll::Pending);
     let (send, polled) = mpsc::channel();
@@ -198,28 +201,28 @@ fn check_odd_wakers(test_dir: &TestDir, vm: &Vm, exit: Exit) {
     assert_eq!(poll(&mut panics, Waker::noop()), Poll::Ready(exit));
 }
 
-/// The wakers are the embedding program's.
+/// Wakers are code of the embedding program.
 #[test]
-fn wakers_that_panic_or_poll_do_not_keep_others_from_waking() {
-    const TEST: &str = "exited::wakers_that_panic_or_poll_do_not_keep_others_from_waking";
+fn waker_that_panics_or_polls_does_not_prevent_others_from_waking() {
+    const TEST: &str = "exited::waker_that_panics_or_polls_does_not_prevent_others_from_waking";
     if let Some(arguments) = starter::arguments_of(TEST) {
         return starter::start(&arguments);
     }
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest");
-    check_odd_wakers(&test_dir, &vm, Exit::Killed(9));
+    check_wakers_that_panic_or_poll(&test_dir, &vm, Exit::Killed(9));
     for _ in 0..2 {
         starter::start_elsewhere(TEST, &test_dir.dir(), "guest");
-        check_odd_wakers(&test_dir, &find(&test_dir), Exit::Unknown);
+        check_wakers_that_panic_or_poll(&test_dir, &find(&test_dir), Exit::Unknown);
     }
 }
 
 #[cfg(target_os = "linux")]
 #[test]
-fn descriptor_is_readable_at_the_exit() {
+fn descriptor_is_readable_after_the_exit() {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-    const TEST: &str = "exited::descriptor_is_readable_at_the_exit";
+    const TEST: &str = "exited::descriptor_is_readable_after_the_exit";
     if let Some(arguments) = starter::arguments_of(TEST) {
         return starter::start(&arguments);
     }
@@ -231,7 +234,7 @@ fn descriptor_is_readable_at_the_exit() {
             vm.kill().unwrap();
             assert!(waiting.join().unwrap());
         });
-        assert!(is_readable(vm, None), "it stays readable");
+        assert!(is_readable(vm, None), "the descriptor is not readable after the exit");
     };
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest");
@@ -250,5 +253,5 @@ fn future_is_send_static_and_unpin() {
     assert_eq!(poll(&mut exited, Waker::noop()), Poll::Pending);
     drop(vm);
     test_dir.description().stop().unwrap();
-    assert_eq!(runtime().block_on(exited), Exit::Killed(9), "the future keeps what it needs");
+    assert_eq!(runtime().block_on(exited), Exit::Killed(9), "the future does not outlive the handle");
 }

@@ -1,4 +1,4 @@
-//! Output of the hypervisor: in `hyperkit.log`, and line by line in the logger of the embedding program.
+//! The hypervisor's output is written to `hyperkit.log`, and passed line by line to the logger of the embedding program.
 
 use std::fs;
 use std::sync::{Mutex, OnceLock, mpsc};
@@ -28,7 +28,7 @@ impl log::Log for Logger {
     fn flush(&self) {}
 }
 
-/// One test, since a process has one logger.
+/// A single test in a process of its own, since a process has one logger.
 #[test]
 fn output_reaches_the_logger_while_the_vm_runs_and_at_exit() {
     in_child_process("hypervisor_output::output_reaches_the_logger_while_the_vm_runs_and_at_exit", || {
@@ -37,7 +37,7 @@ fn output_reaches_the_logger_while_the_vm_runs_and_at_exit() {
         let _ = LOGGER.set(Logger(Mutex::new(send)));
         log::set_logger(LOGGER.get().unwrap()).unwrap();
         log::set_max_level(log::LevelFilter::Trace);
-        let next = || lines.recv_timeout(Duration::from_secs(60)).expect("a line is missing");
+        let next = || lines.recv_timeout(Duration::from_secs(60)).expect("a line was not logged");
 
         let test_dir = TestDir::new();
         let _stop = test_dir.stop_on_drop();
@@ -48,12 +48,12 @@ fn output_reaches_the_logger_while_the_vm_runs_and_at_exit() {
         assert_eq!(next(), format!("{dir}: first"));
         assert!(next().starts_with(&format!("{dir}: COM1 connected to")));
         vm.kill().unwrap();
-        assert!(lines.try_recv().is_err(), "console output is not logged");
+        assert!(lines.try_recv().is_err(), "the output of the console was logged");
         let log = fs::read_to_string(test_dir.path("vm/hyperkit.log")).unwrap();
         assert!(log.starts_with("first\nCOM1 connected to"), "{log}");
 
-        // With the console on stdio, stderr of the hypervisor is still logged. The last line is complete before the exit is
-        // reported. No state directory is needed.
+        // With the console on stdio and without a state directory, the hypervisor's stderr is still logged, and the last
+        // line is logged before the exit is reported.
         let mut description = test_dir.description().console(Console::Stdio);
         description.state_dir = None;
         match description.run("vmm.die-early=5") {
@@ -73,6 +73,6 @@ fn output_reaches_the_logger_while_the_vm_runs_and_at_exit() {
             }
             other => panic!("{other:?}"),
         }
-        assert_eq!(next(), format!("{dir}: dying"), "the line after those on which the logger panics");
+        assert_eq!(next(), format!("{dir}: dying"), "the logger panicked on the lines before this one");
     });
 }

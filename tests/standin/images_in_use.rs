@@ -1,4 +1,5 @@
-//! Disk images that several VMs or several disks refer to: only readers share an image, and an image in use is never deleted.
+//! Disk images that several VMs or disks name: two of them can use an image at once only if all of them are read-only. An
+//! image in use is never deleted.
 
 use std::fs;
 use std::io::Read;
@@ -37,7 +38,7 @@ fn one_image_under_two_names_is_a_duplicate() {
     }
 }
 
-/// Neither image exists yet, and both paths are the same place.
+/// The image does not exist yet, and both paths lead to it.
 #[test]
 fn one_new_image_under_two_names_is_a_duplicate() {
     let test_dir = TestDir::new();
@@ -68,20 +69,20 @@ fn image_in_use_by_another_vm_is_rejected_before_start() {
             Err(Error::DiskInUse { path }) => assert_eq!(Some(path), disk.path),
             other => panic!("{other:?}"),
         }
-        assert!(!test_dir.path("vm2").exists(), "a rejected start leaves no files");
+        assert!(!test_dir.path("vm2").exists(), "a rejected start has left files");
     }
     match test_dir.description().state_dir(test_dir.path("vm2")).iso(&link).start("guest") {
         Err(Error::DiskInUse { path }) => assert_eq!(path, link),
         other => panic!("{other:?}"),
     }
-    Disk::raw(&image).size_mib(1).grow().unwrap(); // it already has this size
+    Disk::raw(&image).size_mib(1).grow().unwrap(); // the image has this size already, so `grow` does not write
     assert_eq!(image.metadata().unwrap().len(), 1024 * 1024);
     assert!(
         matches!(first.start("guest"), Err(Error::AlreadyRunning { .. })),
-        "for its own image, the error is that the VM is running"
+        "the error is not that the VM itself is running"
     );
     first.stop().unwrap();
-    // Readers can share an image.
+    // Read-only disks can share an image.
     let _stops = [test_dir.path("vm"), test_dir.path("vm2")].map(StopOnDrop);
     for disk in [Disk::raw(&image).read_only(), qcow2.read_only()] {
         let first = test_dir.description().disk(disk.clone()).iso(&image).start("guest").unwrap();
@@ -90,9 +91,9 @@ fn image_in_use_by_another_vm_is_rejected_before_start() {
     }
 }
 
-/// Includes qcow2 images, which hyperkit does not lock.
+/// hyperkit locks raw images, but no qcow2 images.
 #[test]
-fn one_of_many_concurrent_starts_gets_a_shared_image() {
+fn one_of_many_concurrent_starts_gets_the_image() {
     let test_dir = TestDir::new();
     let image = Disk::new(test_dir.path("image.qcow2")).size_mib(1);
     image.create().unwrap();
@@ -120,10 +121,10 @@ fn one_of_many_concurrent_starts_gets_a_shared_image() {
     }
 }
 
-/// Before the hypervisor runs, only the starter protects the image. The first starter is kept busy by the tool that creates its
-/// second image, a script that waits for this test.
+/// Until the hypervisor runs, only the starter's lock protects the image. Here the first start creates a second image by a
+/// tool that waits for this test, and a second start wants to use the first image meanwhile.
 #[test]
-fn image_is_locked_from_check_to_start() {
+fn image_is_locked_until_the_hypervisor_runs() {
     let test_dir = TestDir::new();
     let image = Disk::new(test_dir.path("image.qcow2")).size_mib(1);
     image.create().unwrap();
@@ -144,9 +145,9 @@ fn image_is_locked_from_check_to_start() {
     assert!(matches!(second, Err(Error::DiskInUse { .. })), "{second:?}");
 }
 
-/// The Go package does not escape paths.
+/// The Go package passes the path of a qcow2 image as a URL, but does not escape `%` in it.
 #[test]
-fn unescaped_qcow2_path_of_the_go_package_is_in_use() {
+fn image_in_use_is_found_by_an_unescaped_path_of_the_go_package() {
     let test_dir = TestDir::new();
     let image = Disk::new(test_dir.path("100%25.qcow2")).size_mib(1);
     image.create().unwrap();
@@ -176,7 +177,7 @@ fn rejected_start_keeps_the_previous_console_log() {
     assert!(console_output(&test_dir).contains("hello"));
 }
 
-/// Another VM may use a disk that was created for this one.
+/// Another VM uses the disk that was created for this one.
 #[test]
 fn remove_keeps_a_disk_in_use() {
     let test_dir = TestDir::new();
@@ -192,7 +193,8 @@ fn remove_keeps_a_disk_in_use() {
     assert!(!test_dir.path("vm").exists());
 }
 
-/// A forked child inherits the open files of all threads until its `exec`, and with them their locks.
+/// Until its `exec`, a forked child holds the open files of all threads, and with them their locks. That must not fail the
+/// other starts.
 #[test]
 fn concurrent_starts_with_separate_disks_succeed() {
     let test_dir = TestDir::new();

@@ -40,17 +40,17 @@ fn context_switches(thread: &str) -> String {
     thread_status(thread, "voluntary_ctxt_switches").expect("the thread exists")
 }
 
-/// A logger that blocks on the first line of the flood until all of the flood is in the log file.
-struct Slow(PathBuf);
+/// A logger that blocks on the first line of a gigabyte of output, until the whole gigabyte is in the log file.
+struct SlowLogger(PathBuf);
 
-impl log::Log for Slow {
+impl log::Log for SlowLogger {
     fn enabled(&self, _: &log::Metadata<'_>) -> bool {
         true
     }
 
     fn log(&self, record: &log::Record<'_>) {
         if record.args().to_string().starts_with("xxx") {
-            wait_until("the whole flood is in the log file", || {
+            wait_until("the whole output is in the log file", || {
                 self.0.metadata().is_ok_and(|log| log.len() >> 30 == 1)
             });
         }
@@ -59,6 +59,7 @@ impl log::Log for Slow {
     fn flush(&self) {}
 }
 
+/// Returns the process IDs of the children of this process, zombies included.
 fn children() -> String {
     let mut children = String::new();
     for task in fs::read_dir("/proc/self/task").unwrap() {
@@ -68,12 +69,12 @@ fn children() -> String {
 }
 
 #[test]
-fn no_leaks_after_a_thousand_vms_no_idle_wakeups_and_constant_memory() {
-    in_child_process("leaks::no_leaks_after_a_thousand_vms_no_idle_wakeups_and_constant_memory", || {
+fn thousand_vms_leak_nothing_idle_vm_wakes_no_thread_and_output_needs_no_memory() {
+    in_child_process("leaks::thousand_vms_leak_nothing_idle_vm_wakes_no_thread_and_output_needs_no_memory", || {
         let test_dir = TestDir::new();
         let _stop = test_dir.stop_on_drop();
         let description = test_dir.description();
-        // Below the hard limit: sysinfo would raise the soft limit if it were allowed to.
+        // Below the hard limit, so that the test sees whether something raises the soft limit. The crate sysinfo would.
         let limit = Rlimit { current: Some(256), ..getrlimit(Resource::Nofile) };
         setrlimit(Resource::Nofile, limit).unwrap();
         let threads = usage().0;
@@ -84,22 +85,22 @@ fn no_leaks_after_a_thousand_vms_no_idle_wakeups_and_constant_memory() {
             drop(description.vm().unwrap());
             vm.kill().unwrap();
         };
-        (0..50).for_each(|_| cycle()); // after this, one-time initialization is done
+        (0..50).for_each(|_| cycle()); // what is allocated only once is there afterwards
         wait_for_threads();
         let (_, open, memory) = usage();
         (0..1000).for_each(|_| cycle());
         wait_for_threads();
         let after = usage();
-        assert_eq!(after.1, open, "open files");
+        assert_eq!(after.1, open, "the number of open files");
         assert!(after.2 < memory + 1024, "{memory} KiB before, {} KiB after", after.2);
-        assert_eq!(children(), "", "zombies");
-        assert_eq!(getrlimit(Resource::Nofile), limit, "the limit of open files is unchanged");
+        assert_eq!(children(), "", "the children that were not reaped");
+        assert_eq!(getrlimit(Resource::Nofile), limit, "the limit of open files");
 
-        // An idle VM: its thread is never woken.
+        // The thread of an idle VM is never woken.
         let vm = description.start("guest").unwrap();
         wait_until("the guest is up", || console_output(&test_dir).contains("Command line"));
-        // What the hypervisor printed before has woken the first thread, which wakes the second.
-        wait_until("its output has been handled", || {
+        // The hypervisor's earlier output wakes the first thread, and that wakes the second.
+        wait_until("both threads sleep again", || {
             let is_asleep = |state: String| state.contains("sleeping");
             ["hyperkit-inotif", "hyperkit"].iter().all(|thread| thread_status(thread, "State").is_some_and(is_asleep))
         });
@@ -108,7 +109,7 @@ fn no_leaks_after_a_thousand_vms_no_idle_wakeups_and_constant_memory() {
         assert_eq!(context_switches("hyperkit"), switches);
         vm.kill().unwrap();
 
-        log::set_logger(Box::leak(Box::new(Slow(test_dir.path("vm/hyperkit.log"))))).unwrap();
+        log::set_logger(Box::leak(Box::new(SlowLogger(test_dir.path("vm/hyperkit.log"))))).unwrap();
         log::set_max_level(log::LevelFilter::Info);
         let before = peak_memory();
         assert_eq!(description.console(Console::Pty).run("vmm.flood=1024 guest.exit=0").unwrap(), Exit::PowerOff);

@@ -16,7 +16,7 @@ use crate::common::{
 };
 
 #[test]
-fn start_records_the_whole_state() {
+fn start_records_the_vm_in_the_state_directory() {
     let test_dir = TestDir::new();
     let description = test_dir.description().disk(Disk::in_state_dir(3));
     let before = description.clone();
@@ -83,14 +83,14 @@ fn another_process_stops_and_removes_the_vm() {
 }
 
 #[test]
-fn stop_waits_for_process_and_pid_file_removal_and_start_works_again() {
+fn stop_waits_until_process_and_pid_file_are_gone() {
     let test_dir = TestDir::new();
     let description = test_dir.description();
     for _ in 0..3 {
         let vm = description.start("guest").unwrap();
         assert!(description.is_running().unwrap());
         description.stop().unwrap();
-        assert!(test_kill_process(to_pid(vm.pid())).is_err(), "the process is gone, and not a zombie");
+        assert!(test_kill_process(to_pid(vm.pid())).is_err(), "the process still exists, maybe as a zombie");
         assert!(!test_dir.path("vm/hyperkit.pid").exists());
         assert!(!description.is_running().unwrap());
         assert_eq!(vm.wait(), Exit::Killed(9));
@@ -137,7 +137,7 @@ fn vm_is_found_after_its_state_directory_symlink_is_deleted() {
     vm.kill().unwrap();
 }
 
-/// Another process may attach from another working directory.
+/// So another process can attach from another working directory.
 #[test]
 fn start_makes_paths_absolute() {
     let test_dir = TestDir::new();
@@ -171,7 +171,7 @@ fn disks_follow_a_moved_or_copied_state_directory() {
     vm.kill().unwrap();
     assert_eq!(vm.description().disks[0].path, Some(test_dir.path("moved/disk.img")));
     assert_eq!(vm.description().disks[1].path, elsewhere.path);
-    assert!(!test_dir.path("vm").exists(), "nothing is created in the old place");
+    assert!(!test_dir.path("vm").exists(), "something was created in the old place");
     fs::create_dir(test_dir.path("copy")).unwrap();
     for name in ["hyperkit.json", "disk.img"] {
         fs::copy(test_dir.path("moved").join(name), test_dir.path("copy").join(name)).unwrap();
@@ -185,7 +185,7 @@ fn disks_follow_a_moved_or_copied_state_directory() {
 }
 
 #[test]
-fn unexecutable_hypervisor_leaves_no_vm() {
+fn hypervisor_that_cannot_be_executed_is_an_error() {
     let test_dir = TestDir::new();
     let program = test_dir.write_executable("hyperkit", b"not a program");
     match test_dir.description().hyperkit(&program).start("guest") {
@@ -213,15 +213,15 @@ fn wait_works_from_many_threads_and_after_exit() {
 }
 
 #[test]
-fn vm_keeps_running_after_handle_drop_and_is_reaped() {
+fn dropped_handle_leaves_the_vm_running_and_it_is_reaped() {
     let test_dir = TestDir::new();
     let (description, vm, _stop) = start_vm(&test_dir, "guest");
     let pid = to_pid(vm.pid());
     drop(vm);
     assert!(description.is_running().unwrap());
     kill_process(pid, Signal::KILL).unwrap();
-    // Signals to a zombie succeed.
-    wait_until("it is reaped", || test_kill_process(pid).is_err());
+    // A signal to a zombie succeeds, so this waits until the process is reaped.
+    wait_until("the hypervisor is reaped", || test_kill_process(pid).is_err());
 }
 
 #[test]
@@ -234,7 +234,7 @@ fn hypervisor_has_its_own_process_group() {
 #[test]
 fn run_without_state_directory_leaves_no_files() {
     let test_dir = TestDir::new();
-    // In another process, since the console is its stdout.
+    // In another process, since the console is the stdout of the process.
     let mut boot = Command::new(example_path("boot"));
     boot.arg("--hyperkit").arg(standin_path()).arg("--kernel").arg(test_dir.path("vmlinuz"));
     let output =

@@ -1,5 +1,5 @@
-//! hyperkit's limits. The last valid value is accepted by the crate and by the stand-in, which has the same limits. The first
-//! invalid value is rejected with an error that names the field.
+//! hyperkit's limits. The crate and the stand-in, which has the same limits, accept the last valid value. The crate rejects
+//! the first invalid value with an error that names the field.
 
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ const UUID: &str = "01234567-89ab-cdef-0123-456789abcdef";
 const MIB: u64 = 1024 * 1024;
 const PAGE: u64 = 4096;
 
-/// Returns a path in a directory with a length in bytes.
+/// Returns a path in a directory that is `length` bytes long.
 fn path_of(length: usize, dir: &Path) -> PathBuf {
     dir.join("x".repeat(length - 1 - dir.as_os_str().len()))
 }
@@ -50,7 +50,7 @@ fn memory_limits() {
 #[test]
 fn kernel_command_line_limit() {
     let test_dir = TestDir::new();
-    test_dir.write("vmlinuz", &bz_image(100)); // including the NUL at the end
+    test_dir.write("vmlinuz", &bz_image(100)); // the limit counts the NUL at the end
     let fixed = "earlyprintk=serial ".len();
     assert_boots_with(test_dir.description(), &"x".repeat(99 - fixed));
     let error = rejection_with(&test_dir, &"x".repeat(100 - fixed), |d| d);
@@ -101,7 +101,7 @@ fn thirty_devices_fit() {
         let image = |index| Disk::raw(test_dir.write(&format!("{index}.img"), b"disk"));
         (0..count).map(image).fold(description, HyperKit::disk)
     };
-    assert_boots(disks(test_dir.description(), 29)); // plus the random number generator
+    assert_boots(disks(test_dir.description(), 29)); // the random number generator is the thirtieth device
     assert_boots(disks(test_dir.description().random(false), 30));
     assert_error!(rejection_by_arguments(|d| disks(d, 30)), ConfigError::TooManyDevices { count: 31, max: 30 });
     assert_error!(
@@ -157,7 +157,7 @@ fn vsock_directory_path_limit() {
     let test_dir = TestDir::new();
     let [longest, too_long] = [85, 86].map(|length| path_of(length, &test_dir.dir()));
     assert_boots(test_dir.description().vsock(true).state_dir(&longest));
-    assert_boots(test_dir.description().state_dir(&too_long)); // without vsock there are no sockets in it
+    assert_boots(test_dir.description().state_dir(&too_long)); // without vsock, no socket is in it
     let error = rejection_with(&test_dir, "", |d| d.vsock(true).state_dir(&too_long));
     assert_error!(error, ConfigError::TooLong { field: "state_dir", length: 86, limit: 85, .. });
     assert_boots(test_dir.description().vsock(true).state_dir(&too_long).vsock_dir(&longest));
@@ -208,7 +208,7 @@ fn serial_port_limits() {
     assert_error!(error, ConfigError::TooManySerials { count: 3, max: 2 });
     assert_error!(rejection_by_arguments(|d| serials(d, &[Serial::stdio(); 2])), ConfigError::DuplicateStdio);
 
-    // Run directly instead of by `start`, since the port is stdout.
+    // The test runs the stand-in itself: `start` cannot capture a serial port that leads to stdout.
     let one = modify(test_dir.description(), |d| d.state_dir = None).serial(Serial::none()).serial(Serial::stdio());
     let arguments = one.arguments("guest.exit=0").unwrap();
     let output = Command::new(standin_path()).args(arguments).stdin(Stdio::null()).output().unwrap();
@@ -240,7 +240,7 @@ fn qcow(change: impl FnOnce(&mut QcowOptions)) -> Disk {
     Disk::qcow2("/q.qcow2", qcow).size_mib(1)
 }
 
-/// hyperkit has no quoting: a comma separates options, and a NUL byte ends an argument.
+/// hyperkit cannot escape them: a comma separates options, and a NUL byte ends an argument.
 #[test]
 fn commas_and_nul_bytes_are_rejected() {
     type Change = fn(HyperKit, &str) -> HyperKit;

@@ -1,4 +1,4 @@
-//! Directories of state directories.
+//! `HyperKit::list`: the state directories in a directory.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -9,7 +9,8 @@ use rustix::process::{Signal, kill_process};
 
 use crate::common::{TestDir, hypervisors_in, to_pid};
 
-/// A directory `root` with VMs by name. On drop, the VMs are killed, also those without a readable record.
+/// A directory `root` that contains state directories. On drop, the VMs in it are killed, also those without a readable
+/// record.
 struct Root {
     test_dir: TestDir,
 }
@@ -42,7 +43,8 @@ impl Root {
     }
 }
 
-/// The name of a directory, the label of its description or the kind of error, and the pid of its VM.
+/// Returns the name of a state directory, the label of its description or a word for the error, and the process ID of its
+/// VM.
 fn summary(found: &Found) -> (&str, &str, Option<u32>) {
     let description = match &found.description {
         Ok(description) => &*description.labels["name"],
@@ -55,7 +57,7 @@ fn summary(found: &Found) -> (&str, &str, Option<u32>) {
 }
 
 #[test]
-fn list_finds_vms_in_every_condition() {
+fn list_finds_running_stopped_defined_and_damaged_vms() {
     let root = Root::new();
     let pids: Vec<_> = ["damaged-running", "missing-running", "running"]
         .map(|name| root.description(name).start("guest").unwrap().pid())
@@ -70,7 +72,7 @@ fn list_finds_vms_in_every_condition() {
         fs::write(root.dir(name).join("hyperkit.json"), "{ damaged").unwrap();
     }
     fs::remove_file(root.dir("missing-running").join("hyperkit.json")).unwrap();
-    // No VMs.
+    // `list` does not return these.
     fs::create_dir_all(root.dir("below/further-down")).unwrap();
     root.description("below/further-down").define().unwrap();
     fs::create_dir(root.dir("empty")).unwrap();
@@ -100,7 +102,7 @@ fn list_finds_vms_in_every_condition() {
         if let Ok(Some(vm)) = &found.vm {
             assert_eq!((vm.state_dir(), hypervisors_in(&found.dir)), (Some(&*found.dir), vec![vm.pid()]));
             let program = vm.description().hyperkit.as_ref().unwrap();
-            assert_eq!(program, &crate::common::standin_path(), "known also without a state file");
+            assert_eq!(program, &crate::common::standin_path(), "the program is not known without a state file");
         }
     }
 }
@@ -114,7 +116,7 @@ fn found_vms_can_be_killed_and_removed() {
     fs::write(root.dir("damaged/hyperkit.json"), "").unwrap();
     fs::remove_file(root.dir("missing/hyperkit.json")).unwrap();
     for found in root.list() {
-        let vm = found.vm.unwrap().expect("it runs");
+        let vm = found.vm.unwrap().expect("the VM runs");
         assert!(matches!(vm.remove(Disks::Delete), Err(Error::StillRunning { pid, .. }) if pid == vm.pid()));
         vm.kill().unwrap();
         assert_eq!(hypervisors_in(&found.dir), [0; 0]);
@@ -126,7 +128,7 @@ fn found_vms_can_be_killed_and_removed() {
 }
 
 #[test]
-fn found_description_can_start_elsewhere() {
+fn found_description_starts_another_vm_in_another_directory() {
     let root = Root::new();
     root.description("a").disk(hyperkit::Disk::in_state_dir(1)).define().unwrap();
     let description = root.list().remove(0).description.unwrap();
@@ -137,7 +139,7 @@ fn found_description_can_start_elsewhere() {
 }
 
 #[test]
-fn missing_root_is_empty_and_a_file_is_an_error() {
+fn list_of_a_missing_directory_is_empty_and_of_a_file_an_error() {
     let test_dir = TestDir::new();
     assert!(HyperKit::list(test_dir.path("missing")).unwrap().is_empty());
     let error = HyperKit::list(test_dir.path("vmlinuz")).unwrap_err();
@@ -146,12 +148,12 @@ fn missing_root_is_empty_and_a_file_is_an_error() {
     assert!(HyperKit::list(test_dir.path("empty")).unwrap().is_empty());
 }
 
-/// What cannot be read is listed with the error, and does not hide the others.
+/// `list` returns the directory with the error, and the other directories as usual.
 #[test]
-fn directory_that_cannot_be_looked_into_is_listed_with_its_error() {
+fn unreadable_state_directory_is_listed_with_its_error() {
     let root = Root::new();
     root.description("a").define().unwrap();
-    // Not even root can look through a loop of links.
+    // A symlink to itself cannot be read, not even by root.
     fs::create_dir(root.dir("b")).unwrap();
     symlink("hyperkit.json", root.dir("b/hyperkit.json")).unwrap();
     symlink("hyperkit.pid", root.dir("b/hyperkit.pid")).unwrap();

@@ -1,4 +1,4 @@
-//! Tests against the stand-in for hyperkit (`tests/standin-hyperkit`).
+//! Tests of VMs on the stand-in for hyperkit (`tests/standin-hyperkit`), which runs no guest.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -1,4 +1,4 @@
-//! Property test: random sequences of calls behave like a small model.
+//! Property test: after each call of a random sequence, the VM is in the state that a small model predicts.
 
 use std::fs;
 use std::process::Command;
@@ -9,12 +9,12 @@ use rustix::process::{Signal, kill_process};
 
 use crate::common::{TestDir, boot_command, example_path, hypervisors_in, to_pid};
 
-/// An action on the VM, by this process, by another process, or from outside.
+/// An action on the VM. `Elsewhere` means another process. `Kill` and `LosePidFile` happen without the crate.
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    /// The caller continues with the description that it started, or with the one that the VM records.
+    /// With `adopts`, the caller continues with the description of the started VM. Without, it continues with its own.
     Start {
-        records: bool,
+        adopts: bool,
     },
     StartElsewhere,
     Stop,
@@ -27,7 +27,7 @@ enum Step {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
-        3 => any::<bool>().prop_map(|records| Step::Start { records }),
+        3 => any::<bool>().prop_map(|adopts| Step::Start { adopts }),
         2 => Just(Step::StartElsewhere),
         2 => Just(Step::Stop),
         1 => Just(Step::StopElsewhere),
@@ -46,7 +46,7 @@ struct Model {
     running: bool,
     recorded: bool,
     disk: bool,
-    /// Whether the state file records that the disk was created for the VM. What a description records does not count.
+    /// Whether the state file records that the crate created the disk.
     created: bool,
 }
 
@@ -59,10 +59,10 @@ impl Model {
 
 fn act(test_dir: &TestDir, description: &mut HyperKit, model: &mut Model, step: Step) {
     match step {
-        Step::Start { records } => match description.start("guest") {
+        Step::Start { adopts } => match description.start("guest") {
             Ok(vm) if !model.running => {
                 model.started();
-                if records {
+                if adopts {
                     *description = vm.description().clone();
                 }
             }
@@ -92,7 +92,8 @@ fn act(test_dir: &TestDir, description: &mut HyperKit, model: &mut Model, step: 
             for pid in hypervisors_in(&test_dir.path("vm")) {
                 kill_process(to_pid(pid), Signal::KILL).unwrap();
             }
-            // A process loses its command line first, and the locks of its disks a moment later.
+            // When a process exits, its command line disappears first, and the locks of its disks a moment later. So wait
+            // for the exit.
             assert_eq!(vm.map(|vm| vm.wait()).is_some(), model.running);
             model.running = false;
         }
@@ -103,7 +104,7 @@ fn act(test_dir: &TestDir, description: &mut HyperKit, model: &mut Model, step: 
         },
         Step::Remove(disks) => match description.remove(disks) {
             Ok(()) if !model.running => {
-                // After it was kept once, a disk belongs to the user.
+                // A disk that `remove` kept once belongs to the user: it is never deleted.
                 model.disk &= disks == Disks::Keep || !model.created;
                 (model.recorded, model.created) = (false, false);
             }

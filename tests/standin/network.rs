@@ -1,4 +1,4 @@
-//! Network addresses.
+//! Addresses of the guest's network cards.
 
 use std::fs;
 
@@ -8,9 +8,10 @@ use crate::common::TestDir;
 
 const UUID: &str = "1f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55";
 
-/// Only hyperkit knows which MAC address vmnet will assign. `start` asks it before it starts the VM.
+/// Only hyperkit can tell which MAC address vmnet will assign. `start` runs hyperkit with `-M` for that, before it starts
+/// the VM.
 #[test]
-fn vmnet_mac_address_is_recorded() {
+fn vmnet_mac_address_and_preferred_address_are_recorded() {
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
     let description = test_dir.description().vmnet(true).uuid(UUID);
@@ -18,7 +19,7 @@ fn vmnet_mac_address_is_recorded() {
     let state: serde_json::Value =
         serde_json::from_slice(&fs::read(test_dir.path("vm/hyperkit.json")).unwrap()).unwrap();
     assert_eq!(state["vmnet_mac"], "02:00:00:00:00:01");
-    assert_eq!(vm.addresses().unwrap(), [], "there is no DHCP lease here");
+    assert_eq!(vm.addresses().unwrap(), [], "an address without a DHCP lease");
     vm.kill().unwrap();
 
     let description = test_dir.description().vpnkit_preferred_ipv4("192.168.65.9").vpnkit_key(UUID);

@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::common::{KillProcessOnDrop, TestDir, hypervisors_in, standin_path, start_vm, to_pid, wait_until};
 use crate::state_directory::edit_state;
 
-/// Writes the state file of a VM that was started as this process.
+/// Writes the state file of a VM whose hypervisor is the process `pid`.
 fn record(test_dir: &TestDir, description: &HyperKit, pid: u32, arguments: &[String]) {
     test_dir.write("vm/hyperkit.json", description.to_string().as_bytes());
     edit_state(test_dir, |state| {
@@ -20,7 +20,7 @@ fn record(test_dir: &TestDir, description: &HyperKit, pid: u32, arguments: &[Str
     });
 }
 
-/// The parent has not reaped the process, so the PID is still in use.
+/// The hypervisor has exited, but its parent has not reaped it. So its process ID is still in use.
 #[test]
 fn zombie_is_not_running() {
     let test_dir = TestDir::new();
@@ -29,19 +29,19 @@ fn zombie_is_not_running() {
     let arguments = description.arguments("guest").unwrap();
     let zombie = KillProcessOnDrop::spawn(Command::new(standin_path()).args(&arguments));
     record(&test_dir, &description, zombie.0.id(), &arguments);
-    wait_until("it is running", || HyperKit::from_state(test_dir.path("vm")).unwrap().is_running().unwrap());
+    wait_until("the process is found", || HyperKit::from_state(test_dir.path("vm")).unwrap().is_running().unwrap());
     kill_process(to_pid(zombie.0.id()), Signal::KILL).unwrap();
-    wait_until("it is a zombie", || !description.is_running().unwrap());
-    rustix::process::test_kill_process(to_pid(zombie.0.id())).expect("the zombie still exists");
+    wait_until("the process is a zombie", || !description.is_running().unwrap());
+    rustix::process::test_kill_process(to_pid(zombie.0.id())).expect("the zombie was reaped");
     description.stop().unwrap();
     let vm = description.start("guest").unwrap();
     assert_eq!(hypervisors_in(&test_dir.path("vm")), [vm.pid()]);
     vm.kill().unwrap();
 }
 
-/// The PID was reused by an unrelated process.
+/// An unrelated process has the recorded process ID.
 #[test]
-fn unrelated_process_with_the_recorded_pid_is_left_alone() {
+fn unrelated_process_with_the_recorded_pid_gets_no_signal() {
     let test_dir = TestDir::new();
     let mut other_process = KillProcessOnDrop::spawn(Command::new("sleep").arg("1000"));
     fs::create_dir(test_dir.path("vm")).unwrap();
@@ -55,9 +55,9 @@ fn unrelated_process_with_the_recorded_pid_is_left_alone() {
     assert!(other_process.0.try_wait().unwrap().is_none(), "the unrelated process was killed");
 }
 
-/// The process has the pid file on its command line, but was not started with the recorded arguments.
+/// An unrelated process has the recorded process ID, and the pid file on its command line, but not the recorded arguments.
 #[test]
-fn unrelated_process_that_names_the_pid_file_is_left_alone() {
+fn unrelated_process_that_names_the_pid_file_gets_no_signal() {
     let test_dir = TestDir::new();
     fs::create_dir(test_dir.path("vm")).unwrap();
     let pid_file = test_dir.path("vm/hyperkit.pid");
@@ -74,15 +74,15 @@ fn unrelated_process_that_names_the_pid_file_is_left_alone() {
     assert!(!was_running && alive);
 }
 
-/// After a reboot, for example, another process that was started in the same way may have the PID. The pid file is more reliable
-/// than the start time, since the clock may have been set.
+/// After a reboot, another process with the same command line may have the recorded process ID. Only the start time
+/// differs. If there is a pid file, the start time is not compared, since somebody may have set the clock.
 #[test]
-fn start_time_identifies_the_process_without_a_pid_file() {
+fn without_a_pid_file_the_start_time_has_to_match() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest");
     let json = fs::read_to_string(test_dir.path("vm/hyperkit.json")).unwrap();
     edit_state(&test_dir, |state| {
-        state["pid_started"] = json!(state["pid_started"].as_u64().expect("the start time is recorded") - 1000);
+        state["pid_started"] = json!(state["pid_started"].as_u64().expect("no start time is recorded") - 1000);
     });
     let is_running = || HyperKit::from_state(test_dir.path("vm")).unwrap().is_running().unwrap();
     assert!(is_running());
@@ -93,9 +93,9 @@ fn start_time_identifies_the_process_without_a_pid_file() {
     vm.kill().unwrap();
 }
 
-/// On Linux, threads have PIDs and command lines as well.
+/// On Linux, threads have IDs and command lines like processes.
 #[test]
-fn thread_id_of_the_hypervisor_is_not_its_pid() {
+fn thread_of_the_hypervisor_is_not_taken_for_the_hypervisor() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest");
     let threads = format!("/proc/{}/task", vm.pid());
@@ -104,7 +104,7 @@ fn thread_id_of_the_hypervisor_is_not_its_pid() {
     }
     edit_state(&test_dir, |state| state["pid"] = json!(null));
     fs::remove_file(test_dir.path("vm/hyperkit.pid")).unwrap();
-    // Each scan has another order.
+    // Each scan finds the processes in another order.
     for _ in 0..20 {
         let found = HyperKit::from_state(test_dir.path("vm")).unwrap().vm().unwrap().unwrap();
         assert_eq!(found.pid(), vm.pid());

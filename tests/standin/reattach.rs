@@ -15,7 +15,7 @@ use crate::common::{
 };
 use crate::state_directory::edit_state;
 
-/// As if the starter had died before it could record the PID.
+/// The state is that after the death of a starter that had not recorded the process ID yet.
 #[test]
 fn vm_without_recorded_pid_is_found_by_its_command_line() {
     let test_dir = TestDir::new();
@@ -33,7 +33,7 @@ fn vm_without_recorded_pid_is_found_by_its_command_line() {
 fn attached_vm_can_be_waited_for() {
     let test_dir = TestDir::new();
     let attach = || HyperKit::from_state(test_dir.path("vm")).unwrap().vm().unwrap();
-    // In the process that started it.
+    // The process that started the VM attaches to it.
     let (description, vm, _stop) = start_vm(&test_dir, "guest");
     let attached = attach().unwrap();
     assert_eq!(attached.pid(), vm.pid());
@@ -41,7 +41,7 @@ fn attached_vm_can_be_waited_for() {
     assert_eq!(attached.wait(), Exit::Killed(9));
     assert!(attach().is_none());
 
-    // In another process, which cannot know the exit status.
+    // Another process started the VM, so this one cannot learn the exit status.
     let mut boot = Command::new(example_path("boot"));
     boot.arg("--hyperkit").arg(standin_path()).arg("--kernel").arg(test_dir.path("vmlinuz")).arg("--background");
     assert!(boot.arg("--state-dir").arg(test_dir.path("vm")).output().unwrap().status.success());
@@ -102,9 +102,9 @@ fn relative_paths_are_valid_in_any_working_directory() {
     description.start("guest").unwrap();
 }
 
-/// The Go package passes a relative state directory on to hyperkit, and the attaching process may have another working directory.
+/// The Go package passes a relative state directory to hyperkit, and this process has another working directory.
 #[test]
-fn vm_started_by_go_with_relative_symlink_path_is_found() {
+fn vm_that_go_started_with_a_relative_state_directory_is_found() {
     let test_dir = TestDir::new();
     fs::create_dir(test_dir.path("vm")).unwrap();
     symlink("vm", test_dir.path("link")).unwrap();
@@ -126,7 +126,7 @@ fn vm_started_by_go_with_relative_symlink_path_is_found() {
 }
 
 #[test]
-fn list_returns_every_vm_also_next_to_a_corrupt_one() {
+fn list_returns_all_vms_if_one_is_corrupt() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest");
     let idle = test_dir.description().state_dir(test_dir.path("idle"));
@@ -163,7 +163,7 @@ fn list_returns_every_vm_also_next_to_a_corrupt_one() {
 fn list_returns_a_running_vm_without_a_readable_state_file() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest");
-    let _kill = KillOnDrop(&vm); // the other guard needs the state file
+    let _kill = KillOnDrop(&vm); // `StopOnDrop` finds no VM without the state file
     let listed = || {
         let [found] = HyperKit::list(test_dir.dir()).unwrap().try_into().unwrap();
         assert_eq!(found.dir, test_dir.path("vm"));
@@ -174,7 +174,7 @@ fn list_returns_a_running_vm_without_a_readable_state_file() {
     fs::remove_file(test_dir.path("vm/hyperkit.json")).unwrap();
     assert!(matches!(listed(), (Error::StateNotFound { .. }, Some(pid)) if pid == vm.pid()));
     vm.kill().unwrap();
-    assert!(HyperKit::list(test_dir.dir()).unwrap().is_empty(), "log and console ring alone are no VM");
+    assert!(HyperKit::list(test_dir.dir()).unwrap().is_empty(), "a directory with nothing but logs is listed");
 }
 
 #[test]
@@ -186,16 +186,17 @@ fn vm_without_state_directory_is_found_by_its_description() {
     let _stop = KillOnDrop(&vm);
     let started = vm.description();
     assert_eq!(started.vm().unwrap().unwrap().pid(), vm.pid());
-    // Only the description of the started VM records its process. For any other, "not running" would be a guess.
+    // Only the description of the started VM records its process. With any other description, the crate cannot tell whether
+    // it runs.
     let unknown = description.is_running().unwrap_err();
     assert_eq!(unknown.violations(), [ConfigError::StateDirRequired { field: "vm" }]);
-    // Without a state directory there is nothing that two VMs share, so each start is another VM.
+    // Without a state directory, two VMs share nothing. So each start starts another VM.
     let second = started.start("guest").unwrap();
     let _stop_second = KillOnDrop(&second);
     assert_ne!(second.pid(), vm.pid());
     assert_eq!(vm.try_wait(), None);
     assert_eq!(second.description().vm().unwrap().unwrap().pid(), second.pid());
-    // The PID may be reused by a process with another start time or another command line.
+    // A process with the recorded process ID, but with another start time or command line, is not the VM.
     let with = |key: &str, value: u64| {
         let mut changed = serde_json::to_value(started).unwrap();
         changed[key] = json!(value);
@@ -210,7 +211,7 @@ fn vm_without_state_directory_is_found_by_its_description() {
 }
 
 #[test]
-fn vm_started_manually_can_be_attached_and_stopped() {
+fn vm_started_by_hand_is_found_by_its_arguments_and_stopped() {
     let test_dir = TestDir::new();
     std::fs::create_dir(test_dir.path("vm")).unwrap();
     let path = |name: &str| test_dir.path(name).display().to_string();
@@ -228,18 +229,18 @@ fn vm_started_manually_can_be_attached_and_stopped() {
         "-s0,hostbridge".to_owned(),
     ];
     let (description, _) = parse_arguments(&command_line).unwrap();
-    assert!(!description.is_running().unwrap(), "the VM is not started yet");
+    assert!(!description.is_running().unwrap(), "the VM runs before it is started");
     let mut by_hand = Command::new(&command_line[0]);
     by_hand.args(&command_line[1..]).stdin(Stdio::null()).stdout(Stdio::null());
     let by_hand = KillProcessOnDrop::spawn(&mut by_hand);
     wait_until("the VM is found", || description.is_running().unwrap());
     let vm = description.vm().unwrap().unwrap();
     assert_eq!(vm.pid(), by_hand.0.id());
-    wait_until("its pty is known", || description.pty_paths().is_ok_and(|ttys| ttys.len() == 1));
+    wait_until("the pty is known", || description.pty_paths().is_ok_and(|ttys| ttys.len() == 1));
     vm.kill().unwrap();
     assert_eq!(vm.wait_timeout(TEST_TIMEOUT), Some(Exit::Unknown));
     drop(by_hand);
     assert!(!description.is_running().unwrap());
     assert_eq!(hypervisors_in(&test_dir.path("vm")), [0; 0]);
-    assert_eq!(test_dir.state_files(), ["console-ring"], "pid file and tty are deleted");
+    assert_eq!(test_dir.state_files(), ["console-ring"], "the pid file and the tty file are still there");
 }

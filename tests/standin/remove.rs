@@ -42,13 +42,14 @@ fn remove_deletes_only_created_files() {
 
     description.remove(Disks::Keep).unwrap();
     assert_eq!(test_dir.state_files(), ["disk.img", "made.img", "notes.txt", "own.img"]);
-    // A start that uses the remaining files does not count as their creation, whatever the description records.
+    // A later start uses the disks that are left, but has not created them. So `remove` keeps them, whatever the
+    // description records.
     for again in [&description, vm.description()] {
         again.start("guest").unwrap().kill().unwrap();
         HyperKit::from_state(test_dir.path("vm")).unwrap().remove(Disks::Delete).unwrap();
         assert_eq!(test_dir.state_files(), ["disk.img", "made.img", "notes.txt", "own.img"]);
     }
-    // Once they are missing, a start creates them again.
+    // If the disks are missing, a start creates them, and `remove` deletes them again.
     for name in ["disk.img", "made.img"] {
         fs::remove_file(test_dir.path("vm").join(name)).unwrap();
     }
@@ -59,7 +60,7 @@ fn remove_deletes_only_created_files() {
     assert!(outside.exists());
 }
 
-/// Only the names of created disks are recorded, so a file with the same name must not be deleted by mistake.
+/// The state file records the names of created disks without their directory.
 #[test]
 fn remove_keeps_a_file_named_like_a_disk_created_elsewhere() {
     let test_dir = TestDir::new();
@@ -122,5 +123,5 @@ fn remove_deletes_an_empty_state_directory() {
     description.start("guest").unwrap().kill().unwrap();
     description.remove(Disks::Delete).unwrap();
     assert_eq!(file_names(&test_dir.dir()), ["initrd.img", "vmlinuz"]);
-    description.remove(Disks::Delete).unwrap(); // nothing is left to remove
+    description.remove(Disks::Delete).unwrap(); // nothing is left, which is no error
 }

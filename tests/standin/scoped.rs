@@ -1,4 +1,6 @@
-//! VMs that end with their scope, and the processes that watch their starter.
+//! `ScopedVm`: a VM that is killed with its scope and with its starter.
+//!
+//! Each such hypervisor has two *watchers*: shells that kill it when its starter has ended (`src/runtime/owner.rs`).
 
 use std::fs;
 
@@ -11,7 +13,7 @@ use crate::common::{
 use crate::starter::{self, group_members, report, wait_until_group_is_empty};
 
 #[test]
-fn dropping_kills_the_vm_and_cleans_up() {
+fn drop_kills_the_vm_and_cleans_up() {
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
     let description = test_dir.description();
@@ -29,12 +31,12 @@ fn dropping_kills_the_vm_and_cleans_up() {
 }
 
 #[test]
-fn unwinding_kills_the_vm() {
+fn panic_kills_the_vm() {
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
     let unwound = std::panic::catch_unwind(|| {
         let vm = test_dir.description().start_scoped("guest").unwrap();
-        // This does not call the panic hook, which would print a message.
+        // `resume_unwind` panics without a message.
         std::panic::resume_unwind(Box::new(vm.pid()));
     });
     let pid = *unwound.unwrap_err().downcast::<u32>().unwrap();
@@ -43,8 +45,8 @@ fn unwinding_kills_the_vm() {
 }
 
 #[test]
-fn kept_vm_outlives_its_starter_without_watchers() {
-    const TEST: &str = "scoped::kept_vm_outlives_its_starter_without_watchers";
+fn kept_vm_outlives_its_starter_and_has_no_watchers() {
+    const TEST: &str = "scoped::kept_vm_outlives_its_starter_and_has_no_watchers";
     if let Some(arguments) = starter::arguments_of(TEST) {
         let vm = starter::description_in(&arguments[0]).start_scoped("guest").unwrap().keep();
         return report(vm.pid());
@@ -64,10 +66,10 @@ fn kept_vm_outlives_its_starter_without_watchers() {
     wait_until_group_is_empty(pid);
 }
 
-/// The ends of a starter that unwind, and those that do not.
+/// How a starter can end: by a signal, or by itself.
 const ENDS: [&str; 8] = ["kill", "term", "int", "hup", "abort", "panic", "exit", "return"];
 
-/// In a starter: ends this process, with the VM in its scope.
+/// Called in a starter while the VM is in scope: ends the process.
 fn end(how: &str) {
     match how {
         "abort" => {
@@ -78,12 +80,12 @@ fn end(how: &str) {
         "panic" => panic!("as requested"),
         "exit" => std::process::exit(0),
         "return" => {}
-        // The test sends a signal.
+        // The test sends a signal that ends the process.
         _ => starter::wait_for_test(),
     }
 }
 
-/// Sends the signal that ends the starter, unless it ends by itself.
+/// Sends the signal that ends the starter, if a signal ends it.
 fn send_end(starter: &starter::Starter, how: &str) {
     match how {
         "kill" => starter.signal(Signal::KILL),
@@ -95,8 +97,8 @@ fn send_end(starter: &starter::Starter, how: &str) {
 }
 
 #[test]
-fn vm_ends_with_its_starter_however_that_ends() {
-    const TEST: &str = "scoped::vm_ends_with_its_starter_however_that_ends";
+fn scoped_vm_is_killed_however_its_starter_ends() {
+    const TEST: &str = "scoped::scoped_vm_is_killed_however_its_starter_ends";
     if let Some(arguments) = starter::arguments_of(TEST) {
         let vm = starter::description_in(&arguments[0]).start_scoped("guest").unwrap();
         report(vm.pid());
@@ -117,8 +119,8 @@ fn vm_ends_with_its_starter_however_that_ends() {
 }
 
 #[test]
-fn foreground_vm_ends_with_its_starter_however_that_ends() {
-    const TEST: &str = "scoped::foreground_vm_ends_with_its_starter_however_that_ends";
+fn foreground_vm_is_killed_however_its_starter_ends() {
+    const TEST: &str = "scoped::foreground_vm_is_killed_however_its_starter_ends";
     if let Some(arguments) = starter::arguments_of(TEST) {
         let description = starter::description_in(&arguments[0]).console(hyperkit::Console::Pty);
         let running = description.clone();
@@ -134,7 +136,7 @@ fn foreground_vm_ends_with_its_starter_however_that_ends() {
         let mut starter = starter::Starter::spawn(TEST, &[test_dir.dir().to_str().unwrap(), how]);
         let pid: u32 = starter.report().parse().unwrap();
         if how == "kill" {
-            assert!(group_members(starter.pid()).contains(&pid), "the VM gets ^C of the starter's terminal");
+            assert!(group_members(starter.pid()).contains(&pid), "the VM does not get ^C of the starter's terminal");
         }
         send_end(&starter, how);
         starter.wait();
@@ -143,10 +145,10 @@ fn foreground_vm_ends_with_its_starter_however_that_ends() {
     }
 }
 
-/// A starter is killed at a random moment of the start.
+/// Each starter is killed at another moment of the start.
 #[test]
-fn starters_killed_during_a_scoped_start_leave_nothing() {
-    const TEST: &str = "scoped::starters_killed_during_a_scoped_start_leave_nothing";
+fn starter_killed_during_a_scoped_start_leaves_no_vm() {
+    const TEST: &str = "scoped::starter_killed_during_a_scoped_start_leaves_no_vm";
     if let Some(arguments) = starter::arguments_of(TEST) {
         report("starting");
         let vm = starter::description_in(&arguments[0]).start_scoped("guest").unwrap();
@@ -168,16 +170,16 @@ fn starters_killed_during_a_scoped_start_leave_nothing() {
     for round in 0..40 {
         let starter = spawn();
         std::thread::sleep(whole.mul_f64(f64::from(round) / 40.0));
-        drop(starter); // kills it
-        wait_until("nothing is left", || hypervisors_in(&test_dir.path("vm")).is_empty());
+        drop(starter); // kills the process
+        wait_until("no hypervisor runs", || hypervisors_in(&test_dir.path("vm")).is_empty());
     }
-    // The last start may have ended in any state; the directory can be used again.
+    // A start succeeds, whatever the killed start has left in the directory.
     test_dir.description().start("guest").unwrap().kill().unwrap();
 }
 
 #[test]
-fn vm_ends_with_its_starter_after_either_watcher_was_killed() {
-    const TEST: &str = "scoped::vm_ends_with_its_starter_after_either_watcher_was_killed";
+fn scoped_vm_is_killed_with_its_starter_after_a_watcher_was_killed() {
+    const TEST: &str = "scoped::scoped_vm_is_killed_with_its_starter_after_a_watcher_was_killed";
     if let Some(arguments) = starter::arguments_of(TEST) {
         let vm = starter::description_in(&arguments[0]).start_scoped("guest").unwrap();
         report(vm.pid());
@@ -194,9 +196,9 @@ fn vm_ends_with_its_starter_after_either_watcher_was_killed() {
         both.sort_unstable();
         kill_process(to_pid(both[index]), Signal::KILL).unwrap();
         wait_until("one watcher is left", || watchers() == [both[1 - index]]);
-        assert_eq!(hypervisors_in(&test_dir.path("vm")), [pid], "the VM still runs");
+        assert_eq!(hypervisors_in(&test_dir.path("vm")), [pid], "the VM has exited with a watcher");
         if keeps {
-            starter.resume(); // it returns, and drops the VM
+            starter.resume(); // the starter returns, which drops the VM
             assert!(starter.wait().success());
         } else {
             starter.signal(Signal::KILL);
@@ -205,7 +207,7 @@ fn vm_ends_with_its_starter_after_either_watcher_was_killed() {
     }
 }
 
-/// Returns how a VM exited during its start or later.
+/// Returns how a VM exited, whether during its start or later.
 fn exit_of(started: Result<impl std::ops::Deref<Target = Vm>>) -> Exit {
     match started {
         Ok(vm) => vm.wait(),
@@ -215,7 +217,7 @@ fn exit_of(started: Result<impl std::ops::Deref<Target = Vm>>) -> Exit {
 }
 
 #[test]
-fn exits_are_reported_as_without_watchers() {
+fn scoped_and_foreground_vms_report_the_same_exits_as_background_vms() {
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
     let description = test_dir.description().console(hyperkit::Console::Pty);
@@ -242,7 +244,7 @@ fn exits_are_reported_as_without_watchers() {
         assert_eq!(ran, exit, "{kernel_cmdline} in the foreground");
     }
     for signal in [Signal::KILL, Signal::TERM, Signal::HUP, Signal::USR1] {
-        // Without ACPI, the stand-in leaves SIGTERM as it is; SIGUSR1 pauses it.
+        // Without ACPI, SIGTERM kills the stand-in. SIGUSR1 pauses the VM.
         let vm = description.start_scoped("guest.no-acpi").unwrap();
         wait_until("the guest is up", || console_output(&test_dir).contains("Command line"));
         kill_process(to_pid(vm.pid()), signal).unwrap();
@@ -256,8 +258,8 @@ fn exits_are_reported_as_without_watchers() {
 }
 
 #[test]
-fn other_children_of_the_starter_do_not_keep_the_vm_alive() {
-    const TEST: &str = "scoped::other_children_of_the_starter_do_not_keep_the_vm_alive";
+fn other_children_of_a_killed_starter_do_not_keep_the_vm_running() {
+    const TEST: &str = "scoped::other_children_of_a_killed_starter_do_not_keep_the_vm_running";
     if let Some(arguments) = starter::arguments_of(TEST) {
         let description = starter::description_in(&arguments[0]);
         let sleep = || std::process::Command::new("sleep").arg("1000").spawn().unwrap().id();
@@ -266,7 +268,7 @@ fn other_children_of_the_starter_do_not_keep_the_vm_alive() {
         report(vm.pid());
         report(before);
         report(sleep());
-        // The lock of the state directory is not inherited either.
+        // Nor does another hypervisor, which is started while the first VM runs.
         let other = description.clone().state_dir(description.state_dir.unwrap().join("other")).start("guest").unwrap();
         report(other.pid());
         return starter::wait_for_test();
@@ -281,11 +283,12 @@ fn other_children_of_the_starter_do_not_keep_the_vm_alive() {
     wait_until_group_is_empty(pid);
     let alive: Vec<_> = others.iter().filter(|&&other| starter::exists(other)).copied().collect();
     let _ = others[..2].iter().map(|&sleep| kill_process(to_pid(sleep), Signal::KILL)).collect::<Vec<_>>();
-    assert_eq!(alive, others, "the other children still run");
+    assert_eq!(alive, others, "another child was killed");
     assert_eq!(hypervisors_in(&test_dir.path("vm/other")), [others[2]]);
 }
 
-/// A watcher with the hypervisor's arguments would be taken for it if nothing else tells, and keep a qcow2 image in use.
+/// Without a record, the hypervisor is found by its arguments, and so is the user of a qcow2 image. So no watcher may have
+/// the hypervisor's arguments.
 #[test]
 fn watchers_are_not_taken_for_the_hypervisor() {
     let test_dir = TestDir::new();
@@ -301,20 +304,20 @@ fn watchers_are_not_taken_for_the_hypervisor() {
         let watchers = || group_members(vm.pid()).len() - 1;
         wait_until("the watchers run", || watchers() == 2);
         kill_process(to_pid(vm.pid()), Signal::STOP).unwrap();
-        // The watchers hold only small shells by now; the hypervisor is found by its command line, and nothing else is.
+        // A watcher begins with the hypervisor's arguments and replaces them a moment later.
         wait_until("only the hypervisor has its arguments", || hypervisors_in(&test_dir.path("vm")) == [vm.pid()]);
         fs::rename(&json, test_dir.path("aside")).unwrap();
         fs::remove_file(test_dir.path("vm/hyperkit.pid")).unwrap();
-        let found = description.vm().unwrap().expect("the hypervisor is found without any record");
+        let found = description.vm().unwrap().expect("the hypervisor is not found without a record");
         assert_eq!(found.pid(), vm.pid());
         fs::rename(test_dir.path("aside"), &json).unwrap();
     }
 }
 
-/// Without a shell nothing watches the starter.
+/// A shell cannot set `argv[0]` of the program that it becomes. So such a VM has no watchers.
 #[test]
-fn with_argv0_the_vm_ends_with_its_scope_but_not_with_a_killed_starter() {
-    const TEST: &str = "scoped::with_argv0_the_vm_ends_with_its_scope_but_not_with_a_killed_starter";
+fn vm_with_argv0_is_killed_with_its_scope_but_not_with_its_starter() {
+    const TEST: &str = "scoped::vm_with_argv0_is_killed_with_its_scope_but_not_with_its_starter";
     if let Some(arguments) = starter::arguments_of(TEST) {
         let vm = starter::description_in(&arguments[0]).argv0("com.example.vm").start_scoped("guest").unwrap();
         report(vm.pid());
@@ -337,7 +340,7 @@ fn with_argv0_the_vm_ends_with_its_scope_but_not_with_a_killed_starter() {
     let pid: u32 = starter.report().parse().unwrap();
     starter.signal(Signal::KILL);
     starter.wait();
-    let vm = HyperKit::from_state(test_dir.path("vm")).unwrap().vm().unwrap().expect("it still runs");
+    let vm = HyperKit::from_state(test_dir.path("vm")).unwrap().vm().unwrap().expect("the VM runs");
     let _kill = KillOnDrop(&vm);
     assert_eq!((vm.pid(), file_names(&test_dir.path("vm")).contains(&"hyperkit.pid".to_owned())), (pid, true));
 }

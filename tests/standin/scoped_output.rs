@@ -1,4 +1,4 @@
-//! Output, terminal and temporary files of VMs that end with their scope.
+//! `ScopedVm` and `run`: the hypervisor's output, the console on stdio, and temporary files.
 
 use std::fs;
 use std::io::Write;
@@ -39,7 +39,7 @@ fn output_reaches_the_log_file_and_the_logger() {
         let test_dir = TestDir::new();
         let _stop = test_dir.stop_on_drop();
         let dir = test_dir.path("vm").display().to_string();
-        let next = || lines.recv_timeout(TEST_TIMEOUT).expect("a line is missing");
+        let next = || lines.recv_timeout(TEST_TIMEOUT).expect("a line was not logged");
 
         let vm = test_dir.description().start_scoped("vmm.say=one|two").unwrap();
         assert_eq!([next(), next()], [format!("{dir}: one"), format!("{dir}: two")]);
@@ -48,7 +48,7 @@ fn output_reaches_the_log_file_and_the_logger() {
         assert!(log.starts_with("one\ntwo\nCOM1 connected to"), "{log}");
         drop(vm);
 
-        // Standard error, also with the console on stdio, and also before the hypervisor is ready.
+        // The hypervisor's stderr is logged before the hypervisor is ready, and with the console on stdio, too.
         for description in [test_dir.description(), test_dir.description().console(Console::Stdio)] {
             match description.start_scoped("vmm.die-early=5") {
                 Err(Error::HypervisorFailed { exit: Exit::Failed(5), log_tail, .. }) => {
@@ -58,7 +58,7 @@ fn output_reaches_the_log_file_and_the_logger() {
             }
             assert_eq!(next(), format!("{dir}: dying early"));
         }
-        // Without a state directory.
+        // The same holds without a state directory.
         let mut description = test_dir.description().console(Console::Stdio);
         description.state_dir = None;
         match description.run("vmm.die-early=6") {
@@ -68,13 +68,13 @@ fn output_reaches_the_log_file_and_the_logger() {
             other => panic!("{other:?}"),
         }
         assert_eq!(next(), "dying early");
-        assert!(lines.try_recv().is_err(), "nothing else is logged");
+        assert!(lines.try_recv().is_err(), "more lines were logged");
     });
 }
 
 #[test]
-fn console_on_stdio_works() {
-    const TEST: &str = "scoped_output::console_on_stdio_works";
+fn console_on_stdio_passes_input_and_output() {
+    const TEST: &str = "scoped_output::console_on_stdio_passes_input_and_output";
     if let Some(arguments) = starter::arguments_of(TEST) {
         let mut description = starter::description_in(&arguments[0]);
         match &*arguments[1] {
@@ -94,7 +94,8 @@ fn console_on_stdio_works() {
         starter.stdin().write_all(b"hello from the terminal\n").unwrap();
         starter.wait_for_line("Command line");
         starter.wait_for_line("hello from the terminal");
-        // The test finds the hypervisor by its kernel, since it may have no pid file.
+        // Without a state directory there is no pid file, so the test finds the hypervisor by the kernel on its command
+        // line.
         let pid = starter::processes_with(test_dir.path("vmlinuz").to_str().unwrap())[0];
         rustix::process::kill_process(crate::common::to_pid(pid), Signal::TERM).unwrap();
         assert_eq!(starter.report(), "powered off", "{mode}");
@@ -111,19 +112,19 @@ fn no_temporary_file_is_left_without_a_state_directory() {
         let mut description = starter::description_in(&arguments[0]).console(Console::Stdio);
         description.state_dir = None;
         let dir = std::env::temp_dir();
-        // Names that another program with this process ID has left.
+        // Another program with the same process ID has left files with the first names that the crate would use.
         for count in 0..3 {
             fs::write(dir.join(format!("hyperkit-{}-{count}.log", std::process::id())), "another's").unwrap();
         }
         let left = || file_names(&dir).len() - 3;
         assert_eq!(description.run("guest.exit=0").unwrap(), Exit::PowerOff);
         assert_eq!(left(), 0, "after a run");
-        // Killed before or after the shell has removed the file.
+        // The VM is killed before or after the shell has removed the temporary log.
         for _ in 0..30 {
             drop(description.start_scoped("guest").unwrap());
             assert_eq!(left(), 0, "after a kill");
         }
-        // The start fails at one descriptor or another.
+        // The start fails for want of a descriptor, each time at another place.
         let before = getrlimit(Resource::Nofile);
         let used = fs::read_dir("/dev/fd").unwrap().count() as u64;
         let mut failed = 0;
@@ -138,7 +139,7 @@ fn no_temporary_file_is_left_without_a_state_directory() {
         assert!(failed > 3, "{failed} starts failed");
         // The starter is killed while the VM runs.
         let vm = description.start_scoped("guest").unwrap();
-        wait_until("the file is removed", || left() == 0);
+        wait_until("the temporary log is removed", || left() == 0);
         report(vm.pid());
         return starter::wait_for_test();
     }
@@ -156,9 +157,9 @@ fn no_temporary_file_is_left_without_a_state_directory() {
     assert_eq!(hypervisors_in(&test_dir.path("vm")), [0; 0]);
 }
 
-/// A hypervisor that cannot be executed is an error, whichever way it is started.
+/// The same holds for `start`, `start_scoped` and `run`.
 #[test]
-fn program_that_cannot_be_executed_is_an_error() {
+fn hypervisor_with_a_missing_interpreter_is_an_error() {
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
     let program = test_dir.write_executable("hyperkit", b"#!/no/such/interpreter\n");

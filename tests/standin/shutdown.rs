@@ -21,9 +21,10 @@ fn power_button_shuts_down_the_guest() {
     assert_eq!(vm.shutdown(TEST_TIMEOUT).unwrap(), ShutdownOutcome::AlreadyExited(Exit::PowerOff));
 }
 
-/// SIGTERM kills hyperkit if the guest has not enabled ACPI yet, and the pid file is left. `shutdown` deletes it.
+/// If the guest has not turned on ACPI yet, the press (SIGTERM) kills hyperkit, which leaves its pid file. `shutdown`
+/// deletes the file.
 #[test]
-fn power_button_kills_a_guest_without_acpi() {
+fn power_button_kills_a_vm_without_acpi() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest.no-acpi");
     wait_until("the guest is up", || console_output(&test_dir).contains("Command line"));
@@ -36,15 +37,16 @@ fn guest_that_ignores_the_power_button_is_killed() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest.deaf");
     wait_until("the guest is up", || console_output(&test_dir).contains("Command line"));
-    let (begin, grace) = (Instant::now(), Duration::from_millis(700));
+    let (began, grace) = (Instant::now(), Duration::from_millis(700));
     assert_eq!(vm.shutdown(grace).unwrap(), ShutdownOutcome::Forced(Exit::Killed(9)));
-    assert!(begin.elapsed() >= grace);
+    assert!(began.elapsed() >= grace);
     assert!(!test_dir.path("vm/hyperkit.pid").exists());
 }
 
-/// A guest that is not ready loses a press. Who kills the hypervisor during the grace period makes no difference.
+/// The guest ignores the presses, as one that is still booting does. Then another thread kills the hypervisor during the
+/// grace period.
 #[test]
-fn power_button_is_pressed_again_until_the_vm_exits() {
+fn shutdown_presses_the_power_button_again_until_the_vm_exits() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest.deaf");
     wait_until("the guest is up", || console_output(&test_dir).contains("Command line"));
@@ -60,7 +62,7 @@ fn power_button_is_pressed_again_until_the_vm_exits() {
 }
 
 #[test]
-fn vm_started_by_another_process_shuts_down() {
+fn shutdown_of_a_vm_of_another_process_is_graceful() {
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
     assert!(boot_command(&test_dir, "guest").output().unwrap().status.success());
@@ -72,9 +74,10 @@ fn vm_started_by_another_process_shuts_down() {
     assert!(!test_dir.path("vm/hyperkit.pid").exists());
 }
 
-/// Only its starter learns that a signal killed the hypervisor. For others, the pid file that is left tells.
+/// Only the starter learns the exit status. Other processes conclude from the pid file, which a killed hyperkit leaves,
+/// that it was killed.
 #[test]
-fn power_button_kills_a_guest_without_acpi_that_another_process_started() {
+fn power_button_kills_a_vm_without_acpi_of_another_process() {
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
     assert!(boot_command(&test_dir, "guest.no-acpi").output().unwrap().status.success());
@@ -127,7 +130,7 @@ fn concurrent_stop_and_shutdown_from_several_processes_succeed() {
             assert!(program.wait().unwrap().success());
         }
         assert!(!description.is_running().unwrap());
-        assert!(vm.wait_timeout(TEST_TIMEOUT).is_some(), "the child of this process has exited");
+        assert!(vm.wait_timeout(TEST_TIMEOUT).is_some(), "the hypervisor was not reaped");
         assert!(!test_dir.path("vm/hyperkit.pid").exists());
     }
 }
@@ -148,9 +151,9 @@ fn paused_vm_is_running_and_can_be_resumed_after_reattach() {
     assert!(matches!(vm.resume(), Err(Error::NotRunning { .. })));
 }
 
-/// A handle of the previous VM deletes no files of the running VM.
+/// A handle of the previous VM does not delete files of the running VM.
 #[test]
-fn stopping_an_exited_vm_leaves_its_successor_alone() {
+fn kill_of_an_exited_vm_does_not_affect_the_next_vm() {
     let test_dir = TestDir::new();
     let (description, first, _stop) = start_vm(&test_dir, "guest");
     kill_process(to_pid(first.pid()), Signal::KILL).unwrap();

@@ -1,4 +1,7 @@
-//! Starters: child processes of a test that start VMs, and that the test can kill.
+//! Starters: child processes of a test that start VMs. The test can kill them.
+//!
+//! A starter is the test binary again, with the same test. The test calls [`arguments_of`] first, to see whether it runs in
+//! a starter.
 
 use std::io::{BufRead, BufReader, Lines, Read, Write};
 use std::os::unix::process::CommandExt;
@@ -10,9 +13,9 @@ use rustix::process::{Signal, kill_process, test_kill_process};
 
 use crate::common::{standin_path, to_pid, wait_until};
 
-/// Set in a starter: the name of its test and its arguments, a line each.
+/// The environment variable of a starter. It contains the name of the test and the arguments, a line each.
 const STARTER: &str = "HYPERKIT_STARTER";
-/// Precedes what a starter reports, since the test harness prints as well.
+/// What a starter reports begins with this text, since the test harness prints to stdout, too.
 const REPORT: &str = "starter reports ";
 
 /// A child process of a test, in a process group of its own. It is killed on drop.
@@ -47,7 +50,7 @@ impl Starter {
         self.child.stdin.as_mut().unwrap()
     }
 
-    /// Waits for the next text that the starter passes to [`report`].
+    /// Waits for the next text that the starter passes to [`report()`], and returns it.
     pub fn report(&mut self) -> String {
         let mut output = Vec::new();
         for line in self.output.by_ref().map(Result::unwrap) {
@@ -57,13 +60,13 @@ impl Starter {
             }
             output.push(line);
         }
-        panic!("the starter ended without a report: {output:?}");
+        panic!("the starter ended and reported nothing: {output:?}");
     }
 
-    /// Waits for a line of output that contains a text.
+    /// Waits until the starter prints a line that contains a text.
     pub fn wait_for_line(&mut self, text: &str) {
         let mut lines = self.output.by_ref().map(Result::unwrap);
-        assert!(lines.any(|line| line.contains(text)), "the starter ended without {text:?}");
+        assert!(lines.any(|line| line.contains(text)), "the starter ended and did not print {text:?}");
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -86,29 +89,29 @@ impl Drop for Starter {
     }
 }
 
-/// Returns the arguments in a starter of this test; `None` in the test itself.
+/// Returns the arguments if this process is a starter of the test, and `None` if it is the test itself.
 pub fn arguments_of(test: &str) -> Option<Vec<String>> {
     let words: Vec<_> = std::env::var(STARTER).ok()?.lines().map(str::to_owned).collect();
     (words[0] == test).then(|| words[1..].to_vec())
 }
 
-/// In a starter: reports a line to the test.
+/// Called in a starter: reports a line to the test.
 pub fn report(text: impl std::fmt::Display) {
     println!("{REPORT}{text}");
 }
 
-/// In a starter: waits until the test calls [`Starter::resume`], or has ended.
+/// Called in a starter: waits until the test calls [`Starter::resume`] or ends.
 pub fn wait_for_test() {
     let _ = std::io::stdin().read(&mut [0]);
 }
 
-/// In a starter: the description of a VM in the directory of a [`TestDir`](crate::common::TestDir).
+/// Called in a starter: returns the description of a VM in the directory of the test's [`TestDir`](crate::common::TestDir).
 pub fn description_in(dir: impl AsRef<Path>) -> HyperKit {
     let file = |name| dir.as_ref().join(name);
     HyperKit::new().hyperkit(standin_path()).state_dir(file("vm")).kernel(file("vmlinuz")).initrd(file("initrd.img"))
 }
 
-/// Starts a VM in the background by a process that has exited afterwards. Returns the pid of the hypervisor.
+/// Starts a VM in another process, which then exits. Returns the process ID of the hypervisor.
 ///
 /// The test has to begin with `if let Some(arguments) = starter::arguments_of(test) { return starter::start(&arguments) }`.
 pub fn start_elsewhere(test: &str, dir: &Path, kernel_cmdline: &str) -> u32 {
@@ -118,7 +121,7 @@ pub fn start_elsewhere(test: &str, dir: &Path, kernel_cmdline: &str) -> u32 {
     pid
 }
 
-/// In the starter of [`start_elsewhere`].
+/// Called in the starter of [`start_elsewhere`]: starts the VM and reports its process ID.
 pub fn start(arguments: &[String]) {
     let [dir, kernel_cmdline] = arguments else { panic!("{arguments:?}") };
     report(description_in(dir).start(kernel_cmdline).unwrap().pid());
@@ -129,7 +132,7 @@ pub fn group_members(group: u32) -> Vec<u32> {
     processes(|process| group_of(process.pid().as_u32()) == Some(group))
 }
 
-/// rustix does not expect the group 0 of the kernel's own processes.
+/// Returns the process group. `rustix` panics at the group 0 of the kernel's own processes, so this reads `/proc`.
 #[cfg(target_os = "linux")]
 fn group_of(pid: u32) -> Option<u32> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -160,7 +163,7 @@ pub fn wait_until_group_is_empty(group: u32) {
     wait_until("the processes of the VM have exited", || group_members(group).is_empty());
 }
 
-/// Whether a process exists, also as a zombie.
+/// Returns whether a process exists, also as a zombie.
 pub fn exists(pid: u32) -> bool {
     test_kill_process(to_pid(pid)).is_ok()
 }

@@ -1,4 +1,4 @@
-//! Starts in progress: spawned hypervisors that are not ready yet.
+//! `spawn` and `Starting`: a hypervisor that was started and is not ready yet.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -21,13 +21,13 @@ fn spawn_records_the_pid_before_the_hypervisor_is_ready() {
     assert_eq!(recorded.recorded_pid(), Some(starting.pid()));
     assert_eq!(recorded.recorded_kernel_cmdline().unwrap(), NEVER_READY);
     assert!(!test_dir.path("vm/hyperkit.pid").exists());
-    let vm = recorded.vm().unwrap().expect("it is found by the recorded pid");
+    let vm = recorded.vm().unwrap().expect("the VM is not found by the recorded process ID");
     assert_eq!(vm.pid(), starting.pid());
     assert_eq!(hypervisors_in(&test_dir.path("vm")), [starting.pid()]);
 }
 
 #[test]
-fn timeout_kills_the_hypervisor_and_is_named_with_the_state_directory() {
+fn start_that_times_out_kills_the_hypervisor_and_names_the_state_directory() {
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
     let description = test_dir.description();
@@ -49,7 +49,7 @@ fn timeout_kills_the_hypervisor_and_is_named_with_the_state_directory() {
         }
         assert!(!starter::exists(pid), "the hypervisor was killed and reaped");
         assert!(!description.is_running().unwrap());
-        // The same answer for another call, which has nothing to wait for.
+        // Another call returns at once, with an error as well.
         let again = starting.wait_ready(TEST_TIMEOUT);
         assert!(matches!(again, Err(Error::HypervisorFailed { exit: Exit::Killed(9), .. })), "{again:?}");
         description.start("guest").unwrap().kill().unwrap();
@@ -57,7 +57,7 @@ fn timeout_kills_the_hypervisor_and_is_named_with_the_state_directory() {
 }
 
 #[test]
-fn dropping_kills_the_hypervisor_and_leaves_a_directory_that_can_be_used() {
+fn drop_kills_the_hypervisor_and_the_next_start_succeeds() {
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
     let description = test_dir.description();
@@ -75,7 +75,7 @@ fn dropping_kills_the_hypervisor_and_leaves_a_directory_that_can_be_used() {
 }
 
 #[test]
-fn kill_from_another_thread_ends_a_wait() {
+fn kill_from_another_thread_ends_wait_ready() {
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
     let starting = test_dir.description().spawn(NEVER_READY).unwrap();
@@ -91,11 +91,12 @@ fn kill_from_another_thread_ends_a_wait() {
         }
     });
     assert!(began.elapsed() < TEST_TIMEOUT / 2);
-    starting.kill().expect("killing it again is no error");
+    starting.kill().expect("the second kill is an error");
     test_dir.description().start("guest").unwrap().kill().unwrap();
 }
 
-/// The lock of the state directory is this thread's own.
+/// The start holds the lock of the state directory. If `stop` waited for that lock in the same thread, it would wait
+/// forever.
 #[test]
 fn stop_during_a_start_does_not_wait_for_the_start() {
     let test_dir = TestDir::new();
@@ -108,7 +109,7 @@ fn stop_during_a_start_does_not_wait_for_the_start() {
         let ready = starting.wait_ready(TEST_TIMEOUT);
         assert!(matches!(ready, Err(Error::HypervisorFailed { exit: Exit::Killed(9), .. })), "{ready:?}");
     }
-    // Afterwards kill cleans up as always, whichever handle is used.
+    // After the start, `kill` of the `Vm` cleans up as always.
     let starting = description.spawn("guest").unwrap();
     let vm = starting.wait_ready(TEST_TIMEOUT).unwrap();
     vm.kill().unwrap();
@@ -116,7 +117,7 @@ fn stop_during_a_start_does_not_wait_for_the_start() {
 }
 
 #[test]
-fn waiting_twice_returns_the_same_vm() {
+fn wait_ready_twice_returns_the_same_vm() {
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
     let starting = test_dir.description().spawn("guest").unwrap();
@@ -125,13 +126,13 @@ fn waiting_twice_returns_the_same_vm() {
     assert_eq!([first.pid(), second.pid()], [starting.pid(); 2]);
     assert_eq!(first.description(), second.description());
     drop(starting);
-    assert_eq!(first.try_wait(), None, "dropping it when it is ready leaves the VM running");
+    assert_eq!(first.try_wait(), None, "the drop of a `Starting` that is ready has ended the VM");
     first.kill().unwrap();
     assert_eq!(second.wait(), Exit::Killed(9));
 }
 
 #[test]
-fn kill_of_a_ready_vm_cleans_up() {
+fn kill_of_a_ready_start_kills_the_vm_and_cleans_up() {
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
     let starting = test_dir.description().spawn("guest").unwrap();
@@ -142,7 +143,7 @@ fn kill_of_a_ready_vm_cleans_up() {
 }
 
 #[test]
-fn hypervisor_that_exits_is_reported_each_time() {
+fn wait_ready_reports_the_exit_of_the_hypervisor_each_time() {
     let test_dir = TestDir::new();
     let starting = test_dir.description().spawn("vmm.die-early=7").unwrap();
     for _ in 0..2 {
@@ -155,7 +156,7 @@ fn hypervisor_that_exits_is_reported_each_time() {
     }
 }
 
-/// Other starts wait for one that is in progress, and then say what runs.
+/// Other starts wait until the first start is ready. Then they return `AlreadyRunning`, or attach to the VM.
 #[test]
 fn other_starts_wait_for_a_start_in_progress() {
     let test_dir = TestDir::new();
@@ -172,7 +173,7 @@ fn other_starts_wait_for_a_start_in_progress() {
         assert!(matches!(&attached, StartOrAttach::Attached(other) if other.pid() == vm.pid()), "{attached:?}");
         vm.kill().unwrap();
     });
-    // Another one takes over when the first is dropped.
+    // If the first start is dropped, the second one starts the VM.
     let starting = description.spawn(NEVER_READY).unwrap();
     std::thread::scope(|scope| {
         let second = scope.spawn(|| description.start("guest"));
@@ -182,9 +183,9 @@ fn other_starts_wait_for_a_start_in_progress() {
 }
 
 #[test]
-fn without_a_state_directory_the_wait_returns_at_once() {
-    const TEST: &str = "starting::without_a_state_directory_the_wait_returns_at_once";
-    // In a starter, since the console is the caller's standard input and output.
+fn wait_ready_returns_at_once_without_a_state_directory() {
+    const TEST: &str = "starting::wait_ready_returns_at_once_without_a_state_directory";
+    // In a starter, since the console is on the standard input and output of the process.
     if let Some(arguments) = starter::arguments_of(TEST) {
         let mut description = starter::description_in(&arguments[0]).console(Console::Stdio);
         description.state_dir = None;
@@ -229,14 +230,14 @@ fn killed_starter_leaves_a_vm_that_is_found_by_its_recorded_pid() {
         other => panic!("{other:?}"),
     }
     found.stop().unwrap();
-    wait_until("it has exited", || hypervisors_in(&test_dir.path("vm")).is_empty());
+    wait_until("the hypervisor has exited", || hypervisors_in(&test_dir.path("vm")).is_empty());
     test_dir.description().start("guest").unwrap().kill().unwrap();
 }
 
-/// A starter is killed at a random moment between `spawn` and the end of its start.
+/// Each starter is killed at another moment between `spawn` and the end of the start.
 #[test]
-fn starters_killed_at_any_moment_leave_nothing_or_a_vm_that_is_found() {
-    const TEST: &str = "starting::starters_killed_at_any_moment_leave_nothing_or_a_vm_that_is_found";
+fn starter_killed_at_any_moment_leaves_no_vm_or_one_that_is_found() {
+    const TEST: &str = "starting::starter_killed_at_any_moment_leaves_no_vm_or_one_that_is_found";
     if let Some(arguments) = starter::arguments_of(TEST) {
         report("starting");
         let starting = starter::description_in(&arguments[0]).spawn("guest").unwrap();
@@ -258,7 +259,7 @@ fn starters_killed_at_any_moment_leave_nothing_or_a_vm_that_is_found() {
         test_dir.description().stop().unwrap();
         let (_, starter) = spawn(&test_dir);
         std::thread::sleep(whole.mul_f64(f64::from(round) / 40.0));
-        drop(starter); // kills it
+        drop(starter); // kills the process
         match test_dir.description().start("guest") {
             Ok(vm) => {
                 nothing += 1;
@@ -267,7 +268,7 @@ fn starters_killed_at_any_moment_leave_nothing_or_a_vm_that_is_found() {
             Err(Error::AlreadyRunning { pid, .. }) => {
                 found += 1;
                 assert_eq!(hypervisors_in(&test_dir.path("vm")), [pid], "round {round}");
-                let vm = HyperKit::from_state(test_dir.path("vm")).unwrap().vm().unwrap().expect("it is found");
+                let vm = HyperKit::from_state(test_dir.path("vm")).unwrap().vm().unwrap().expect("the VM is not found");
                 assert_eq!(vm.pid(), pid, "round {round}");
             }
             Err(error) => panic!("round {round}: {error:#}"),
@@ -277,7 +278,7 @@ fn starters_killed_at_any_moment_leave_nothing_or_a_vm_that_is_found() {
 }
 
 #[test]
-fn spawn_with_passes_the_command() {
+fn spawn_with_lets_the_caller_change_the_command() {
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
     let mut arguments = Vec::new();
@@ -298,9 +299,9 @@ fn spawn_with_passes_the_command() {
     vm.kill().unwrap();
 }
 
-/// A closure that panics leaves nothing behind, and no lock.
+/// The closure that changes the command panics.
 #[test]
-fn panic_while_the_command_is_changed_leaves_a_directory_that_can_be_used() {
+fn panic_in_spawn_with_leaves_no_vm_and_no_lock() {
     let test_dir = TestDir::new();
     let _stop = StopOnDrop(test_dir.path("vm"));
     let description = test_dir.description();

@@ -19,7 +19,7 @@ pub fn edit_state(test_dir: &TestDir, change: impl FnOnce(&mut Value)) {
 }
 
 #[test]
-fn unusual_state_directory_names_and_symlinks_work() {
+fn unusual_names_and_symlinks_of_state_directories_work() {
     let test_dir = TestDir::new();
     let long = "long/".repeat(40);
     for name in ["with spaces  and = ; : #", "ünïcødé 虚拟机", "-F", "a\nb", long.trim_end_matches('/')] {
@@ -36,7 +36,7 @@ fn unusual_state_directory_names_and_symlinks_work() {
         found.remove(Disks::Delete).unwrap();
         assert!(!dir.exists(), "{name}");
     }
-    // With a symlink to a directory, `remove` deletes the directory and leaves the symlink.
+    // If the state directory is a symlink, `remove` deletes the directory to which it leads, and keeps the symlink.
     fs::create_dir(test_dir.path("real")).unwrap();
     symlink(test_dir.path("real"), test_dir.path("link")).unwrap();
     let description = test_dir.description().state_dir(test_dir.path("link"));
@@ -48,7 +48,7 @@ fn unusual_state_directory_names_and_symlinks_work() {
     assert!(!test_dir.path("real").exists());
 }
 
-/// Runs as another user, since root can write everywhere.
+/// If the test runs as root, it runs `boot` as another user, since root can write everywhere.
 #[test]
 fn unwritable_state_directory_is_an_error() {
     let test_dir = TestDir::new();
@@ -79,7 +79,7 @@ fn unwritable_state_directory_is_an_error() {
     assert!(test_dir.state_files().is_empty());
 }
 
-/// If nothing can be written, no VM is started and the error says why. When there is space again, the next start succeeds.
+/// No file can be written, so the start fails and says why. The next start, without that limit, succeeds.
 #[test]
 fn failed_state_file_write_starts_no_vm() {
     let test_dir = TestDir::new();
@@ -96,10 +96,10 @@ fn failed_state_file_write_starts_no_vm() {
     test_dir.description().start("guest").unwrap().kill().unwrap();
 }
 
-/// The same with a real file system: a small tmpfs, filled to the last byte. This needs a mount namespace, so Linux.
+/// The file system is a small tmpfs that is full. Mounting it without root requires a mount namespace, which only Linux has.
 #[cfg(target_os = "linux")]
 #[test]
-fn full_tmpfs_starts_no_vm_until_there_is_space() {
+fn full_file_system_starts_no_vm_until_there_is_space() {
     let test_dir = TestDir::new();
     fs::create_dir(test_dir.path("small")).unwrap();
     let script = "set -e; mount -t tmpfs -o size=64k none \"$1\"; cd \"$1\"; shift
@@ -116,7 +116,7 @@ fn full_tmpfs_starts_no_vm_until_there_is_space() {
     unshare.args(["sh", "-c", script, "sh"]).arg(test_dir.path("small"));
     unshare.arg(start.get_program()).args(start.get_args()).arg("--state-dir").arg(test_dir.path("small/vm"));
     let output = unshare.output().unwrap();
-    // The hypervisor continues in its namespace, where its state directory is. It is found by its command line.
+    // The state directory exists only in the namespace, so the hypervisor is found by its command line.
     let hypervisors = hypervisors_in(&test_dir.path("small/vm"));
     for pid in &hypervisors {
         rustix::process::kill_process(crate::common::to_pid(*pid), rustix::process::Signal::KILL).unwrap();

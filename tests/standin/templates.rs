@@ -1,4 +1,4 @@
-//! Descriptions that start several VMs, which share nothing.
+//! One description starts several VMs, each in its own state directory. The VMs share nothing.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,7 +9,7 @@ use hyperkit::{Console, Disk, DiskFormat, Disks, Error, HyperKit, QcowOptions, V
 use crate::common::child_process::in_child_process;
 use crate::common::{StopOnDrop, TEST_TIMEOUT, TestDir, file_names, hypervisors_in};
 
-/// Paths of the arguments that are in a directory.
+/// Returns the arguments of the hypervisor that name a directory or a file in it.
 fn arguments_in(vm: &Vm, dir: &Path) -> Vec<String> {
     let dir = dir.to_str().unwrap();
     vm.description().recorded_arguments().iter().filter(|argument| argument.contains(dir)).cloned().collect()
@@ -41,7 +41,7 @@ fn ten_vms_of_one_template_share_nothing() {
         console.send_line(dir.to_str().unwrap()).unwrap();
         console.expect(dir.to_str().unwrap(), TEST_TIMEOUT).unwrap();
     }
-    // What happens to one does not affect the others.
+    // Killing and removing one VM does not affect the others.
     for (index, (vm, dir)) in vms.iter().zip(&dirs).enumerate() {
         vm.kill().unwrap();
         vm.remove(Disks::Delete).unwrap();
@@ -63,7 +63,7 @@ impl Lengths for Vec<PathBuf> {
     }
 }
 
-/// The ways to get a description for `b` from a VM that was started in `a`.
+/// Returns a description from which a second VM can be started, given a running VM and the description that started it.
 type Copy = fn(&Vm, &HyperKit) -> HyperKit;
 
 fn copies() -> [(&'static str, Copy); 4] {
@@ -90,7 +90,7 @@ fn copy_of_a_started_description_neither_uses_nor_deletes_its_disk() {
             fs::write(a.join("disk.img"), vec![b'a'; 1 << 20]).unwrap();
 
             let second = copy(&first, &description).state_dir(&b);
-            // A copy that was not started yet has nothing to say about the first VM.
+            // The copy names another state directory, so its calls do not affect the first VM.
             assert!(!second.is_running().unwrap() && second.vm().unwrap().is_none(), "{name}");
             second.stop().unwrap();
             second.remove(Disks::Delete).unwrap();
@@ -99,7 +99,7 @@ fn copy_of_a_started_description_neither_uses_nor_deletes_its_disk() {
             let second = second.start("guest").unwrap();
             assert_ne!(first.pid(), second.pid());
             assert_eq!(second.description().disks[0].path, Some(b.join("disk.img")), "{name}");
-            assert_eq!(fs::read(b.join("disk.img")).unwrap(), vec![0; 1 << 20], "{name}: a new disk");
+            assert_eq!(fs::read(b.join("disk.img")).unwrap(), vec![0; 1 << 20], "{name}: the disk is not new");
             assert_eq!(arguments_in(&second, &a), [""; 0], "{name}");
 
             let (deleted, kept) = if deleted_first == "a" { (&first, &second) } else { (&second, &first) };
@@ -130,13 +130,13 @@ fn restart_in_the_same_directory_uses_the_same_disk() {
         assert_eq!(fs::read(test_dir.path("vm/disk.img")).unwrap(), content, "{name}");
         again.kill().unwrap();
         copy.remove(Disks::Delete).unwrap();
-        assert!(!test_dir.path("vm").exists(), "{name}: the disk is still the crate's own");
+        assert!(!test_dir.path("vm").exists(), "{name}: the created disk was kept");
     }
 }
 
-/// The format of a disk was not set, and its image at the default place turned out to be qcow2.
+/// The format of the disk is not set, and the image `disk.img` in the state directory turns out to be qcow2.
 #[test]
-fn probed_qcow2_image_at_the_default_place_is_not_shared() {
+fn probed_qcow2_image_with_the_default_name_is_not_shared() {
     let test_dir = TestDir::new();
     let (a, b) = (test_dir.path("a"), test_dir.path("b"));
     let _stops = [StopOnDrop(a.clone()), StopOnDrop(b.clone())];
@@ -161,9 +161,9 @@ fn probed_qcow2_image_at_the_default_place_is_not_shared() {
     second.kill().unwrap();
 }
 
-/// An image that the author has put elsewhere is the author's to share.
+/// The description names an image outside of the state directory. Both VMs use it, so only one can run at a time.
 #[test]
-fn disk_with_a_path_of_its_own_stays_where_it_is() {
+fn disk_outside_of_the_state_directory_keeps_its_path() {
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
     let image = test_dir.path("shared.img");
@@ -183,7 +183,7 @@ fn no_call_changes_the_description() {
     in_child_process("templates::no_call_changes_the_description", || {
         let test_dir = TestDir::new();
         let _stop = test_dir.stop_on_drop();
-        // A relative path, a program to be found and unset fields: all of that is resolved for a start.
+        // A start resolves all of this: relative paths, and fields that are not set.
         std::env::set_current_dir(test_dir.dir()).unwrap();
         let mut description =
             test_dir.description().kernel("vmlinuz").disk(Disk::in_state_dir(1)).label("key", "value");
@@ -214,27 +214,32 @@ fn no_call_changes_the_description() {
         let (started, pid) = (vm.description().clone(), vm.pid());
         check("stop", description.stop());
         check("remove", description.remove(Disks::Keep));
-        assert_eq!(vm.description(), &started, "what was started does not change either");
+        assert_eq!(vm.description(), &started, "the description of the VM has changed");
         assert_eq!((started.recorded_pid(), started.kernel), (Some(pid), Some(test_dir.path("vmlinuz"))));
         assert_eq!(started.labels, before.labels);
         check("remove", description.remove(Disks::Delete));
     });
 }
 
-/// What a description carries from an earlier start counts for nothing in a directory.
+/// A description carries the record of an earlier start. The record does not count if the description names another state
+/// directory.
 #[test]
-fn recorded_process_of_another_directory_is_never_used() {
+fn recorded_process_of_another_state_directory_is_ignored() {
     let test_dir = TestDir::new();
     let (a, b) = (test_dir.path("a"), test_dir.path("b"));
     let _stops = [StopOnDrop(a.clone()), StopOnDrop(b.clone())];
     let first = test_dir.description().state_dir(&a).start("guest").unwrap();
     let mut copy = HyperKit::from_state(&a).unwrap();
     assert_eq!(copy.recorded_pid(), Some(first.pid()));
-    copy.state_dir = Some(b.clone()); // not by the setter
+    copy.state_dir = Some(b.clone()); // the field is public, so a caller may set it without the setter
     for exists in [false, true] {
         if exists {
             copy.define().unwrap();
-            assert_eq!(HyperKit::from_state(&b).unwrap().recorded_pid(), None, "nothing was started there");
+            assert_eq!(
+                HyperKit::from_state(&b).unwrap().recorded_pid(),
+                None,
+                "the process ID of the other VM was recorded"
+            );
         }
         assert!(copy.vm().unwrap().is_none());
         copy.stop().unwrap();
@@ -244,9 +249,9 @@ fn recorded_process_of_another_directory_is_never_used() {
     assert!(!b.exists() && a.exists());
 }
 
-/// The image of a disk is found by its name, not by its place in the list.
+/// A loaded disk keeps the name of its image. Its position in the list would lead to the image of the removed disk.
 #[test]
-fn removing_a_disk_from_a_loaded_description_leaves_the_others_their_images() {
+fn disks_keep_their_images_if_another_disk_is_removed_from_the_description() {
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
     let description = test_dir.description().disk(Disk::in_state_dir(1)).disk(Disk::in_state_dir(2));
@@ -255,7 +260,11 @@ fn removing_a_disk_from_a_loaded_description_leaves_the_others_their_images() {
     loaded.disks.remove(0);
     let vm = loaded.start("guest").unwrap();
     assert_eq!(vm.description().disks[0].path, Some(test_dir.path("vm/disk1.img")));
-    assert_eq!(test_dir.path("vm/disk.img").metadata().unwrap().len(), 1 << 20, "the other one was not grown");
+    assert_eq!(
+        test_dir.path("vm/disk.img").metadata().unwrap().len(),
+        1 << 20,
+        "the image of the removed disk was grown"
+    );
     vm.kill().unwrap();
 
     let other = loaded.state_dir(test_dir.path("other"));
@@ -263,7 +272,7 @@ fn removing_a_disk_from_a_loaded_description_leaves_the_others_their_images() {
     assert_eq!(other.start("guest").unwrap().description().disks[0].path, Some(test_dir.path("other/disk1.img")));
 }
 
-/// Also if the author named the image, and if the field is set without the setter.
+/// This holds also if the description names the image, and if `state_dir` is set without the setter.
 #[test]
 fn disk_that_was_created_in_the_state_directory_is_never_shared() {
     let test_dir = TestDir::new();

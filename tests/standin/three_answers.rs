@@ -1,4 +1,5 @@
-//! Running, not running, cannot tell: a failure to look is never a "no", and changes nothing.
+//! Whether a VM runs has three answers: yes, no, and `CannotTell`. If the crate cannot find out, it never answers no, and
+//! changes nothing.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,7 +14,7 @@ use crate::common::child_process::in_child_process;
 use crate::common::{KillOnDrop, StopOnDrop, TestDir, console_output, hypervisors_in, start_vm, wait_until};
 use crate::starter::{self, Starter, report};
 
-/// The files of the state directory with their contents.
+/// Returns the files of the state directory with their contents.
 fn snapshot(test_dir: &TestDir) -> BTreeMap<String, Vec<u8>> {
     test_dir
         .state_files()
@@ -32,9 +33,10 @@ fn assert_unchanged(test_dir: &TestDir, vm: &Vm, before: &BTreeMap<String, Vec<u
     }
 }
 
+/// The guest prints `quiet` as its last line.
 const QUIET_CMDLINE: &str = "guest guest.say=quiet";
 
-/// Waits until the guest has printed all that it prints by itself.
+/// Waits until the guest has printed its last line, so that its files do not change any more.
 fn wait_until_quiet(test_dir: &TestDir) {
     wait_until("the guest is quiet", || console_output(test_dir).ends_with("\nquiet\r\n"));
 }
@@ -45,7 +47,8 @@ fn start_quiet_vm(test_dir: &TestDir) -> (HyperKit, Vm, StopOnDrop) {
     started
 }
 
-/// The results of all calls that have to find out whether the VM runs, in words. A VM that is found is not stopped.
+/// Makes all calls that have to find out whether the VM runs, and returns their results in words. Does not call `stop` if
+/// it finds the VM.
 fn answers(description: &HyperKit) -> Vec<(&'static str, Result<String, Error>)> {
     let vm = description.vm().map(|vm| vm.map(|vm| vm.pid()));
     let stop = if matches!(vm, Ok(Some(_))) { None } else { Some(description.stop()) };
@@ -61,15 +64,16 @@ fn answers(description: &HyperKit) -> Vec<(&'static str, Result<String, Error>)>
     answers
 }
 
-/// Calls everything that has to find out whether the VM runs, which it does. Returns the kinds of the errors.
+/// Makes all calls that have to find out whether the VM runs, while it runs. Asserts that none answers no, and returns the
+/// kinds of the errors.
 fn answers_of_running(description: &HyperKit, pid: u32) -> Vec<ErrorKind> {
     let mut kinds = Vec::new();
     for (call, answer) in answers(description) {
         match answer {
             Ok(answer) => assert!(answer == "true" || answer == format!("Some({pid})"), "{call}: {answer}"),
             Err(error) => {
-                let is_no = matches!(error, Error::StateNotFound { .. } | Error::NotRunning { .. });
-                assert!(!is_no, "{call}: {error:#}");
+                let answers_no = matches!(error, Error::StateNotFound { .. } | Error::NotRunning { .. });
+                assert!(!answers_no, "{call}: {error:#}");
                 kinds.push(error.kind());
             }
         }
@@ -77,19 +81,19 @@ fn answers_of_running(description: &HyperKit, pid: u32) -> Vec<ErrorKind> {
     kinds
 }
 
-/// Calls when this process can open so many more files and no more.
+/// Makes a call while this process can open exactly `free` more files.
 fn with_free_descriptors<T>(free: usize, call: impl FnOnce() -> T) -> T {
     let before = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: Some(64), ..before }).unwrap();
     let mut fill: Vec<_> = std::iter::from_fn(|| fs::File::open("/dev/null").ok()).collect();
-    fill.truncate(fill.len().checked_sub(free).expect("so many are free"));
+    fill.truncate(fill.len().checked_sub(free).expect("too few descriptors are free"));
     let result = call();
     drop(fill);
     setrlimit(Resource::Nofile, before).unwrap();
     result
 }
 
-/// The ways in which a VM is found: by the pid file, by the record, by its command line, without any record.
+/// Deletes or damages what leads to the VM. Then the VM is found by its pid file, by its record, or by its command line.
 fn lose_files(test_dir: &TestDir, lost: &str) {
     let json = test_dir.path("vm/hyperkit.json");
     match lost {
@@ -112,10 +116,10 @@ fn lose_files(test_dir: &TestDir, lost: &str) {
 
 const LOST: [&str; 5] = ["nothing", "pid file", "pid file and recorded pid", "state file", "pid file and state file"];
 
-/// The VM is another process's, since threads of this one would close files meanwhile.
+/// Another process starts the VM: threads for a VM of this process would close files during the test.
 #[test]
-fn without_free_descriptors_a_running_vm_is_never_taken_for_an_exited_one() {
-    const TEST: &str = "three_answers::without_free_descriptors_a_running_vm_is_never_taken_for_an_exited_one";
+fn running_vm_never_counts_as_exited_without_free_descriptors() {
+    const TEST: &str = "three_answers::running_vm_never_counts_as_exited_without_free_descriptors";
     if let Some(arguments) = starter::arguments_of(TEST) {
         return starter::start(&arguments);
     }
@@ -136,7 +140,7 @@ fn without_free_descriptors_a_running_vm_is_never_taken_for_an_exited_one() {
                 let calls = with_free_descriptors(free, || answers_of_running(&description, vm.pid()));
                 assert_unchanged(&test_dir, &vm, &before, &context);
                 let list = with_free_descriptors(free, || HyperKit::list(test_dir.dir()));
-                // A directory without both files is none that `list` finds.
+                // `list` does not find a directory that has neither of the two files.
                 if let (Ok(list), true) = (list, lost != "pid file and state file") {
                     assert_eq!(list.len(), 1, "{context}");
                     assert!(!matches!(list[0].vm, Ok(None)), "{context}");
@@ -152,10 +156,10 @@ fn without_free_descriptors_a_running_vm_is_never_taken_for_an_exited_one() {
     });
 }
 
-/// The start of a VM in a new directory, with ever more descriptors until it succeeds.
+/// A VM is started in a new directory, each time with one more free descriptor, until the start succeeds.
 #[test]
-fn start_that_fails_to_look_leaves_no_directory() {
-    in_child_process("three_answers::start_that_fails_to_look_leaves_no_directory", || {
+fn start_that_cannot_tell_leaves_no_directory() {
+    in_child_process("three_answers::start_that_cannot_tell_leaves_no_directory", || {
         let test_dir = TestDir::new();
         let _stop = test_dir.stop_on_drop();
         let description = test_dir.description().disk(Disk::in_state_dir(1));
@@ -163,7 +167,7 @@ fn start_that_fails_to_look_leaves_no_directory() {
             Error::Io { action: "read", path, .. } => path.ends_with(name),
             _ => false,
         };
-        let mut failed_to_look = 0;
+        let mut could_not_tell = 0;
         for free in 0.. {
             match with_free_descriptors(free, || description.start("guest")) {
                 Ok(vm) => {
@@ -171,7 +175,7 @@ fn start_that_fails_to_look_leaves_no_directory() {
                     break;
                 }
                 Err(error) if error.kind() == ErrorKind::CannotTell || is_unread(&error, "hyperkit.json") => {
-                    failed_to_look += 1;
+                    could_not_tell += 1;
                     assert!(!test_dir.path("vm").exists(), "{error:#}");
                 }
                 Err(error) => {
@@ -180,20 +184,20 @@ fn start_that_fails_to_look_leaves_no_directory() {
                 }
             }
         }
-        assert!(failed_to_look > 0);
+        assert!(could_not_tell > 0);
     });
 }
 
-/// A VM whose process the caller holds can be waited for and killed without any descriptor.
+/// A `Vm` has a descriptor of its process, so `try_wait`, `status` and `kill` need no free descriptor.
 #[test]
-fn handle_of_a_vm_needs_no_descriptor() {
-    in_child_process("three_answers::handle_of_a_vm_needs_no_descriptor", || {
+fn handle_of_a_vm_needs_no_free_descriptor() {
+    in_child_process("three_answers::handle_of_a_vm_needs_no_free_descriptor", || {
         let test_dir = TestDir::new();
         let (_, vm, _stop) = start_vm(&test_dir, "guest");
         with_free_descriptors(0, || {
             assert_eq!(vm.try_wait(), None);
             assert_eq!(vm.status().unwrap(), hyperkit::VmStatus::Running);
-            let _ = vm.kill(); // whether it can clean up depends on what the exit closes
+            let _ = vm.kill(); // kills the VM, but may find no descriptor for the cleanup
             assert_eq!(vm.try_wait(), Some(Exit::Killed(9)));
         });
         vm.kill().unwrap();
@@ -202,7 +206,7 @@ fn handle_of_a_vm_needs_no_descriptor() {
     });
 }
 
-/// Calls everything in a starter with other rights, which reports each call that does not fail.
+/// Called in a starter: makes all calls that have to find out whether the VM runs, and reports their results.
 fn answer_in_starter(arguments: &[String]) {
     for (call, answer) in answers(&serde_json::from_str(&arguments[0]).unwrap()) {
         match answer {
@@ -213,7 +217,7 @@ fn answer_in_starter(arguments: &[String]) {
     report("end");
 }
 
-/// Runs the calls in a starter with other rights: none may succeed or change anything. Returns the errors.
+/// Makes the calls in a starter that has less access. Asserts that all of them fail, and returns the errors.
 fn check_refusals(description: &HyperKit, mut command: Command, test: &str) -> Vec<String> {
     let program = std::env::current_exe().unwrap();
     let mut starter = Starter::spawn_with(command.arg(program), test, &[&description.to_string()]);
@@ -224,10 +228,10 @@ fn check_refusals(description: &HyperKit, mut command: Command, test: &str) -> V
     reports
 }
 
-/// A container, or a mount namespace of a service, may have no `/proc` of its processes.
+/// A container, or the mount namespace of a service, may have no `/proc`.
 #[test]
-fn without_proc_a_running_vm_is_never_taken_for_an_exited_one() {
-    const TEST: &str = "three_answers::without_proc_a_running_vm_is_never_taken_for_an_exited_one";
+fn running_vm_never_counts_as_exited_without_proc() {
+    const TEST: &str = "three_answers::running_vm_never_counts_as_exited_without_proc";
     if let Some(arguments) = starter::arguments_of(TEST) {
         assert!(!Path::new("/proc/self").exists());
         return answer_in_starter(&arguments);
@@ -247,10 +251,10 @@ fn without_proc_a_running_vm_is_never_taken_for_an_exited_one() {
     }
 }
 
-/// As for another user. The rights of root that override a file's are taken away.
+/// The calls fail as for another user. If the test runs as root, the starter lacks root's right to read everything.
 #[test]
-fn unreadable_state_directory_is_never_taken_for_one_without_a_vm() {
-    const TEST: &str = "three_answers::unreadable_state_directory_is_never_taken_for_one_without_a_vm";
+fn running_vm_never_counts_as_exited_if_its_state_directory_is_unreadable() {
+    const TEST: &str = "three_answers::running_vm_never_counts_as_exited_if_its_state_directory_is_unreadable";
     if let Some(arguments) = starter::arguments_of(TEST) {
         return answer_in_starter(&arguments);
     }
@@ -275,9 +279,9 @@ fn unreadable_state_directory_is_never_taken_for_one_without_a_vm() {
     }
 }
 
-/// After a reboot the stale pid file may name anything, also a thread of another program, which is no process.
+/// After a reboot, the number in the stale pid file may be the ID of a thread of another program.
 #[test]
-fn stale_pid_file_with_the_id_of_a_thread_does_not_block_a_start() {
+fn start_succeeds_if_the_stale_pid_file_names_a_thread() {
     let test_dir = TestDir::new();
     let (description, vm, _stop) = start_vm(&test_dir, "guest");
     vm.kill().unwrap();

@@ -10,12 +10,12 @@ use hyperkit::{ConfigError, Console, Disk, Engine, HyperKit, Multiboot, Network,
 use crate::common::rejection::{assert_error, modify, only_violation, rejection_by_arguments, rejection_with};
 use crate::common::{TestDir, standin_path};
 
-/// The daemon is only needed for vsock on QEMU.
+/// vhost-device-vsock is needed only for vsock, and only on QEMU. Otherwise a missing daemon is no error.
 #[test]
-fn unneeded_vsock_daemon_is_not_looked_up() {
+fn missing_vsock_daemon_is_no_error_if_it_is_not_needed() {
     let test_dir = TestDir::new();
     let qemu = test_dir.path("qemu-system-x86_64");
-    symlink(standin_path(), &qemu).unwrap(); // never started: only its name matters
+    symlink(standin_path(), &qemu).unwrap(); // it is never started; its name makes QEMU the engine
     let description = test_dir.description().vhost_device_vsock("/no/such");
     description.clone().vsock(true).check().unwrap();
     description.hyperkit(&qemu).check().unwrap();
@@ -43,7 +43,7 @@ fn multiboot() -> Vec<u8> {
 fn features_unsupported_by_qemu_are_rejected() {
     let test_dir = TestDir::new();
     let qemu = test_dir.path("qemu-system-x86_64");
-    symlink(standin_path(), &qemu).unwrap(); // never started: only its name matters
+    symlink(standin_path(), &qemu).unwrap(); // it is never started; its name makes QEMU the engine
     let socket = test_dir.path("socket");
     let _listener = UnixListener::bind(&socket).unwrap();
     let refuse = |change: &dyn Fn(HyperKit) -> HyperKit, words: &str| {
@@ -83,7 +83,7 @@ fn features_unsupported_by_qemu_are_rejected() {
     address(test_dir.description().hyperkit(&qemu), "192.168.64.10").check().unwrap();
     refuse(&|d| address(d.vmnet(true), "192.168.64.10"), "network of `vmnet`");
     if cfg!(target_os = "linux") {
-        // QEMU would truncate the name, fill in the number, or create the interface.
+        // Linux would create the interface, replace `%d` by a number, or use an interface that is no tap.
         for other_interface in ["no-such-tap", "tap%d", "lo"] {
             let error = rejection_with(&test_dir, "", |d| d.hyperkit(&qemu).tap(other_interface));
             assert_error!(error, ConfigError::NotFound { field: "tap", path } if path.to_str().unwrap().contains(other_interface));
@@ -93,7 +93,7 @@ fn features_unsupported_by_qemu_are_rejected() {
     } else {
         refuse(&|d| d.tap("tap0"), "tap");
     }
-    // What does not depend on the host is also rejected by `arguments`.
+    // `arguments` rejects features that QEMU lacks on every host.
     let arguments = test_dir.description().hyperkit(&qemu).x2apic(true).arguments("");
     assert_error!(only_violation(arguments), ConfigError::Unsupported { engine: Engine::Qemu, .. });
     let error = rejection_with(&test_dir, "", |d| d.hyperkit(&qemu).socket_9p(test_dir.dir(), "t".repeat(32)));
@@ -105,7 +105,7 @@ fn features_unsupported_by_qemu_are_rejected() {
         false => refuse(&|d| d.vsock(true), "/dev/vhost-vsock"),
     }
     if cfg!(target_os = "linux") {
-        let program = standin_path(); // any executable file: it is never started
+        let program = standin_path(); // any executable file will do, since it is never started
         test_dir.description().hyperkit(&qemu).vsock(true).vhost_device_vsock(&program).check().unwrap();
         refuse(&|d| d.vsock(true).vhost_device_vsock(&program).vsock_port(1), "vsock_ports");
         let without_state_dir =

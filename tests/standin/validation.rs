@@ -1,4 +1,5 @@
-//! Invalid descriptions: each is rejected with its own error, which contains the field and the value, before anything is created.
+//! Invalid descriptions: each is rejected before anything is created, with its own error, which contains the field and the
+//! value.
 
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
@@ -21,19 +22,19 @@ use crate::common::{TestDir, bz_image, file_names, standin_path};
 fn qcow2_header() -> Vec<u8> {
     let mut header = b"QFI\xfb\0\0\0\x03".to_vec();
     header.resize(104, 0);
-    (header[23], header[29]) = (16, 1); // bits of a cluster, and the size
+    (header[23], header[29]) = (16, 1); // the size of a cluster is 2^16 bytes; the third last byte of the image's size is 1
     header
 }
 
 #[test]
-fn base_description_of_these_tests_is_valid() {
+fn unchanged_description_of_these_tests_is_valid() {
     let test_dir = TestDir::new();
     test_dir.description().check().unwrap();
     assert_eq!(file_names(&test_dir.dir()), ["initrd.img", "vmlinuz"]);
 }
 
 #[test]
-fn started_vm_is_described_as_resolve_says() {
+fn description_of_a_started_vm_is_the_resolved_one() {
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
     let image = test_dir.write("image", &qcow2_header());
@@ -53,7 +54,7 @@ fn started_vm_is_described_as_resolve_says() {
 }
 
 #[test]
-fn features_with_files_require_a_state_directory() {
+fn pty_logs_and_vsock_require_a_state_directory() {
     let without = |description| modify(description, |d| d.state_dir = None);
     for console in [Console::Pty, Console::AppleLog] {
         let error = rejection_by_arguments(|d| without(d.console(console)));
@@ -72,7 +73,7 @@ fn features_with_files_require_a_state_directory() {
 #[test]
 fn missing_prerequisite_is_rejected() {
     const KEY: &str = "0f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55";
-    // The engine with port forwarding, and without a VPNKit to find. It is never started.
+    // QEMU forwards ports, and needs no VPNKit for `Network::Nat`. It is never started.
     const QEMU: &str = "/no/such/qemu-system-x86_64";
     type Change = fn(HyperKit) -> HyperKit;
     let all: [(&str, &str, Change); 6] = [
@@ -106,7 +107,7 @@ fn conflicting_boot_sources_are_rejected() {
     assert_eq!(violations_with(&TestDir::new(), "", two), [conflict, missing]);
 }
 
-/// The description is invalid on every host.
+/// The description would be invalid with any hypervisor.
 #[test]
 fn invalid_description_is_reported_before_a_missing_hypervisor() {
     assert_error!(rejection(|d| d.hyperkit("/no/such").cpus(0)), ConfigError::InvalidCpus { value: 0 });
@@ -116,7 +117,7 @@ fn invalid_description_is_reported_before_a_missing_hypervisor() {
 fn host_port_in_use_is_rejected() {
     let test_dir = TestDir::new();
     let qemu = test_dir.path("qemu-system-x86_64");
-    symlink(standin_path(), &qemu).unwrap(); // never started: only its name matters
+    symlink(standin_path(), &qemu).unwrap(); // it is never started; its name makes QEMU the engine
     let (tcp, udp) = (TcpListener::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
     let (tcp, udp) =
         (tcp.local_addr().map(|a| (tcp, a.port())).unwrap(), udp.local_addr().map(|a| (udp, a.port())).unwrap());
@@ -133,9 +134,9 @@ fn host_port_in_use_is_rejected() {
     }
 }
 
-/// An image cannot be created at a dangling symlink.
+/// The crate cannot create an image where a symlink leads to a missing file.
 #[test]
-fn disk_at_dangling_symlink_is_rejected() {
+fn new_disk_at_a_dangling_symlink_is_rejected() {
     let test_dir = TestDir::new();
     let link = test_dir.path("d.img");
     symlink("nowhere", &link).unwrap();
@@ -168,7 +169,7 @@ fn non_utf8_paths_are_rejected() {
     assert_error!(error, ConfigError::NotUtf8 { field: "kernel", path: p } if p == path);
     let error = rejection_by_arguments(|d| d.hyperkit(&path));
     assert_error!(error, ConfigError::NotUtf8 { field: "hyperkit", path: p } if p == path);
-    assert!(!HyperKit::new().kernel(&path).iso(&path).to_string().is_empty(), "`Display` does not panic");
+    assert!(!HyperKit::new().kernel(&path).iso(&path).to_string().is_empty(), "`Display` prints nothing");
 }
 
 #[test]
@@ -194,7 +195,7 @@ fn duplicate_disk_path_is_rejected() {
 }
 
 #[test]
-fn disk_below_a_file_is_rejected() {
+fn disk_in_a_directory_that_is_a_file_is_rejected() {
     let test_dir = TestDir::new();
     let file = test_dir.write("file", b"");
     let error = rejection_with(&test_dir, "", |d| d.disk(Disk::raw(file.join("d.img")).size_mib(1)));
@@ -204,7 +205,8 @@ fn disk_below_a_file_is_rejected() {
     );
 }
 
-/// Without a setting that this version does not know, the VM would be a different one.
+/// A state file may contain settings of a later version. A VM that is started without them would differ from the described
+/// one.
 #[test]
 fn unknown_settings_are_rejected_and_preserved() {
     let images = TestDir::new();
@@ -215,7 +217,7 @@ fn unknown_settings_are_rejected_and_preserved() {
         let description: HyperKit = serde_json::from_value(serde_json::json!({ "disks": [disk] })).unwrap();
         let error = rejection_by_arguments(|d| d.disk(description.disks[0].clone()));
         assert_error!(error, ConfigError::UnknownSetting { key: k } if k.contains(key) && k.contains(value));
-        assert_eq!(serde_json::to_value(&description).unwrap()["disks"][0][key], value, "the setting is preserved");
+        assert_eq!(serde_json::to_value(&description).unwrap()["disks"][0][key], value, "the setting is lost");
     }
 }
 
@@ -246,11 +248,11 @@ fn non_regular_and_unreadable_files_are_rejected() {
     let test_dir = TestDir::new();
     let socket = test_dir.path("socket");
     let _listener = UnixListener::bind(&socket).unwrap();
-    let pipe = test_dir.path("pipe"); // opening it would block until there is a writer
+    let pipe = test_dir.path("pipe"); // opening it would block until another process opens it for writing
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-    // Opening it fails for every user, including root.
-    let circle = test_dir.path("circle");
-    symlink(&circle, &circle).unwrap();
+    // No user can open a symlink to itself, not even root.
+    let loop_symlink = test_dir.path("loop_symlink");
+    symlink(&loop_symlink, &loop_symlink).unwrap();
     let locked = test_dir.write("locked", &bz_image(2047));
     fs::set_permissions(&locked, Permissions::from_mode(0o000)).unwrap();
     let is_root = fs::File::open(&locked).is_ok();
@@ -259,8 +261,8 @@ fn non_regular_and_unreadable_files_are_rejected() {
             let error = rejection_with(&test_dir, "", |d| change(d, other));
             assert_error!(error, ConfigError::NotAFile { field, path } if field == name && path == *other);
         }
-        let error = rejection_with(&test_dir, "", |d| change(d, &circle));
-        assert_error!(error, ConfigError::Inaccessible { field, path, reason, .. } if field == name && path == circle && !reason.is_empty());
+        let error = rejection_with(&test_dir, "", |d| change(d, &loop_symlink));
+        assert_error!(error, ConfigError::Inaccessible { field, path, reason, .. } if field == name && path == loop_symlink && !reason.is_empty());
         match change(test_dir.description(), &locked).check() {
             Ok(()) => assert!(is_root),
             locked => {
@@ -354,7 +356,7 @@ fn duplicate_tags_and_ports_and_blank_argv0_are_rejected() {
     ports(TestDir::new().description(), &[tcp, udp, any, any]).arguments("").unwrap();
 }
 
-/// hyperkit would retry forever without an error message.
+/// hyperkit itself would try to connect forever, without a message.
 #[test]
 fn vpnkit_socket_without_listener_is_rejected() {
     let test_dir = TestDir::new();
@@ -366,28 +368,28 @@ fn vpnkit_socket_without_listener_is_rejected() {
     }
 }
 
-/// A full connection queue means that VPNKit is running.
+/// If VPNKit has more waiting connections than fit into its queue, it is running.
 #[cfg(target_os = "linux")]
 #[test]
-fn busy_vpnkit_is_accepted() {
+fn vpnkit_socket_with_a_full_queue_is_accepted() {
     let test_dir = TestDir::new();
     let listener = UnixListener::bind(test_dir.path("vpnkit")).unwrap();
     rustix::net::listen(&listener, 0).unwrap();
-    let _first = std::os::unix::net::UnixStream::connect(test_dir.path("vpnkit")).unwrap(); // fills the queue
+    let _first = std::os::unix::net::UnixStream::connect(test_dir.path("vpnkit")).unwrap(); // now the queue is full
     test_dir.description().network(Network::VpnKit(test_dir.path("vpnkit"))).check().unwrap();
 }
 
-/// A violation is data that can be compared, so the operating system's message is part of it and not its source.
+/// The message of the operating system is part of a violation, not its `source()`, so that violations can be compared.
 #[test]
 fn error_message_is_one_line_with_all_violations() {
     let test_dir = TestDir::new();
-    let circle = test_dir.path("cir\ncle");
-    symlink(&circle, &circle).unwrap();
-    let error = error_with(&test_dir, "", |d| d.kernel(&circle).cpus(0));
+    let loop_symlink = test_dir.path("cir\ncle");
+    symlink(&loop_symlink, &loop_symlink).unwrap();
+    let error = error_with(&test_dir, "", |d| d.kernel(&loop_symlink).cpus(0));
     let [cpus, ConfigError::Inaccessible { reason, .. }] = error.violations() else { panic!("{error:?}") };
     let message = error.to_string();
-    let path = circle.to_str().unwrap().replace('\n', "\\n");
+    let path = loop_symlink.to_str().unwrap().replace('\n', "\\n");
     assert_eq!(message, format!("{cpus}; cannot access `kernel`: {path}: {reason}"));
     assert!(!message.contains('\n') && std::error::Error::source(&error).is_none());
-    assert_eq!(format!("{error:#}"), message, "no cause to append");
+    assert_eq!(format!("{error:#}"), message, "a cause is appended");
 }

@@ -1,4 +1,4 @@
-//! vsock sockets and their handshake. The stand-in's guest has no listeners.
+//! vsock on hyperkit: the sockets and their handshake. The guest of the stand-in does not listen on any port.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -26,10 +26,10 @@ fn listen_as_hyperkit(test_dir: &TestDir, name: &str) -> UnixListener {
 }
 
 #[test]
-fn connection_starts_with_cid_and_port() {
+fn connection_begins_with_cid_and_port() {
     let test_dir = TestDir::new();
     let (vm, _stop) = start_vm(&test_dir, |description| description);
-    assert_eq!(read_all(vm.vsock_connect(1234).unwrap()), "", "without a listener, the stream ends");
+    assert_eq!(read_all(vm.vsock_connect(1234).unwrap()), "", "a stream to a port without a listener");
     let hyperkit = listen_as_hyperkit(&test_dir, "connect");
     let mut stream = vm.vsock_connect(0xABCD).unwrap();
     stream.write_all(b"data").unwrap();
@@ -47,11 +47,11 @@ fn forwarded_port_uses_its_own_socket_without_handshake() {
 }
 
 #[test]
-fn guest_connects_to_socket_named_after_host_cid() {
+fn vsock_listen_creates_the_socket_to_which_hyperkit_connects() {
     let test_dir = TestDir::new();
     let (vm, _stop) = start_vm(&test_dir, |description| description);
     let socket = test_dir.path("vm/00000002.000015b3");
-    // A stale socket.
+    // `vsock_listen` replaces a stale socket.
     drop(UnixListener::bind(&socket).unwrap());
     let listener = vm.vsock_listen(0x15b3).unwrap();
     UnixStream::connect(&socket).unwrap().write_all(b"from the guest").unwrap();
@@ -65,7 +65,7 @@ fn guest_connects_to_socket_named_after_host_cid() {
 }
 
 #[test]
-fn sockets_are_in_the_described_directory() {
+fn vsock_sockets_are_in_vsock_dir() {
     let test_dir = TestDir::new();
     let elsewhere = test_dir.path("sockets");
     fs::create_dir(&elsewhere).unwrap();
