@@ -1,4 +1,5 @@
-//! What the calls cost, each together with a lower bound: `cargo build --release && cargo bench --bench calls`.
+//! Measures how long calls take, each together with a lower bound: the least that any program has to do for the same result.
+//! `cargo build --release && cargo bench --bench calls` runs it.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -16,7 +17,7 @@ fn main() {
     divan::main();
 }
 
-/// A VM that is killed outside of what is measured.
+/// Kills a VM on drop. divan drops results after the measurement, so the kill is not measured.
 struct KillOnDrop(Vm);
 
 impl Drop for KillOnDrop {
@@ -44,7 +45,7 @@ impl Running {
     }
 }
 
-/// The same hypervisor started by hand, and its pid file.
+/// A hypervisor with the arguments of a VM, but started without the crate, and its pid file. Killed on drop.
 struct KillProcessOnDrop(Child, PathBuf);
 
 impl KillProcessOnDrop {
@@ -55,7 +56,7 @@ impl KillProcessOnDrop {
         Self(command.spawn().unwrap(), vm.state_dir().unwrap().join("hyperkit.pid"))
     }
 
-    /// Waits until its last file exists, the log of com1.
+    /// Waits until the hypervisor is set up: until the log of com1 exists, the last file that it creates.
     fn wait_until_set_up(self) -> Self {
         let ring = self.1.with_file_name("console-ring");
         while !ring.exists() {
@@ -75,13 +76,13 @@ impl Drop for KillProcessOnDrop {
     }
 }
 
-/// From the call until the VM is ready. The lower bound is the hypervisor by hand until it is set up; the spawn alone does not
-/// wait for that.
+/// Measures from the call until the VM is ready. The lower bound starts the hypervisor without the crate and waits until it
+/// is set up. `bare_spawn` does not wait.
 #[divan::bench_group(sample_size = 1, sample_count = 300)]
 mod start {
     use super::*;
 
-    /// A VM that has exited, whose arguments are known.
+    /// Returns a VM that has exited, whose recorded arguments the lower bounds use.
     fn exited_vm(test_dir: &TestDir) -> Vm {
         let vm = test_dir.description().start("guest").unwrap();
         vm.kill().unwrap();
@@ -106,7 +107,7 @@ mod start {
     #[divan::bench]
     fn start(bencher: Bencher) {
         let test_dir = TestDir::new();
-        exited_vm(&test_dir); // so that all three start in a state directory that was used before
+        exited_vm(&test_dir); // all three benchmarks start in a state directory that was used before
         let description = test_dir.description();
         bencher.bench_local(|| KillOnDrop(description.start("guest").unwrap()));
     }
@@ -115,7 +116,7 @@ mod start {
 mod arguments {
     use super::*;
 
-    /// The random number generator is one of the devices.
+    /// Measures `arguments` for this number of devices: disks and the random number generator.
     fn of(bencher: Bencher, program: &str, devices: usize) {
         let disks = (1..devices).map(|number| Disk::raw(format!("/images/{number}.img")).size_mib(64));
         let description = HyperKit::new().hyperkit(program).kernel("/vmlinuz").state_dir("/vm");
@@ -134,7 +135,7 @@ mod arguments {
     }
 }
 
-/// The lower bound creates a file of that size.
+/// The lower bound creates a file of the same length.
 #[divan::bench_group(sample_size = 1, sample_count = 300)]
 mod image_of_64_gib {
     use super::*;
@@ -205,7 +206,7 @@ mod is_running {
     }
 }
 
-/// A tenth of the VMs run.
+/// One VM in ten runs.
 #[divan::bench_group(sample_size = 1, sample_count = 50)]
 mod list {
     use super::*;
@@ -213,7 +214,7 @@ mod list {
     #[divan::bench(args = [10, 100, 1000])]
     fn of_state_directories(bencher: Bencher, count: usize) {
         let test_dir = TestDir::new();
-        let root = test_dir.path("machines");
+        let root = test_dir.path("vms");
         let start = |number: usize| {
             let description = test_dir.description().state_dir(root.join(number.to_string()));
             KillOnDrop(description.start("guest").unwrap())

@@ -1,5 +1,5 @@
-//! What running VMs cost the program that started them, and how soon a real guest prints its first line:
-//! `examples/setup.sh && cargo build --release && cargo bench --bench machines`.
+//! Measures what running VMs cost the program that started them, and how soon a real guest prints its first line.
+//! `examples/setup.sh && cargo build --release && cargo bench --bench machines` runs it.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -22,7 +22,7 @@ fn main() {
     first_line();
 }
 
-/// Returns threads, open files and memory (KiB) of this process, and how often its threads were woken.
+/// Returns the number of threads and open files of this process, its memory in KiB, and how often its threads were woken up.
 fn usage() -> [usize; 4] {
     let value = |status: &str, key: &str| -> usize {
         let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default();
@@ -35,7 +35,7 @@ fn usage() -> [usize; 4] {
     [value(&status, "Threads:"), fs::read_dir("/proc/self/fd").unwrap().count(), value(&status, "VmRSS:"), woken]
 }
 
-/// Each VM has one thread that sleeps.
+/// Measures what idle VMs cost. Each has a thread in this process, which sleeps.
 fn idle_vms() {
     // A thousand VMs need more open files than a shell usually allows.
     let limit = getrlimit(Resource::Nofile);
@@ -49,12 +49,12 @@ fn idle_vms() {
             description.start("guest").unwrap()
         };
         let vms: Vec<_> = (0..count).map(start).collect();
-        std::thread::sleep(Duration::from_secs(1)); // until the last guest has printed that it is up
+        std::thread::sleep(Duration::from_secs(1)); // until the last guest has printed its lines
         let after = usage();
         std::thread::sleep(Duration::from_secs(1));
         let later = usage();
         let each = |index: usize| (after[index] as f64 - before[index] as f64) / count as f64;
-        // One wake-up is that of this thread.
+        // This thread has woken up once, from its sleep.
         let woken = later[3].saturating_sub(after[3] + 1);
         println!("{count:>13}  {:>12.2}  {:>10.2}  {:>8.1}  {woken:>15}", each(0), each(1), each(2));
         vms.iter().for_each(|vm| vm.kill().unwrap());
@@ -71,7 +71,8 @@ impl Drop for KillProcessOnDrop {
     }
 }
 
-/// Measures from the start to the guest's first line, in turn by this crate and by hand with the same arguments.
+/// Measures the time from the start to the guest's first line: by this crate and, in turn, by starting QEMU with the same
+/// arguments.
 fn first_line() {
     const ROUNDS: usize = 10;
     const CMDLINE: &str = "console=ttyS0 panic=1";
@@ -79,7 +80,7 @@ fn first_line() {
     let _stop = test_dir.stop_on_drop();
     let state = test_dir.path("vm");
     let description: HyperKit = guest::description().state_dir(&state).console(Console::Pty);
-    let first = description.start(CMDLINE).unwrap(); // so that its arguments are known and its files cached
+    let first = description.start(CMDLINE).unwrap(); // records the arguments, and brings the files into the page cache
     first.kill().unwrap();
     let (mut ours, mut by_hand) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
@@ -104,7 +105,7 @@ fn first_line() {
     }
     let (ours, by_hand) = (median(ours), median(by_hand));
     let ratio = ours.as_secs_f64() / by_hand.as_secs_f64();
-    println!("guest's first line, median of {ROUNDS}: {ours:.1?} by this crate, {by_hand:.1?} by hand: {ratio:.3}");
+    println!("guest's first line, median of {ROUNDS}: {ours:.1?} with this crate, {by_hand:.1?} without: {ratio:.3}");
 }
 
 /// Waits for the guest's first line and returns the time that passed since `began`.

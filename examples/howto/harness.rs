@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use hyperkit::{Console, Disk, Disks, HyperKit, ScopedVm};
 
-/// What the VMs of all tests have in common.
+/// Returns the description that the VMs of all tests start from.
 pub fn template() -> HyperKit {
     let file = |name| PathBuf::from(std::env::var_os(name).unwrap_or_else(|| panic!("{name} is not set")));
     let template = HyperKit::new().kernel(file("VM_KERNEL")).initrd(file("VM_INITRD")).memory_mib(256);
@@ -18,7 +18,7 @@ pub fn template() -> HyperKit {
     std::env::var_os("VM_HYPERVISOR").into_iter().fold(template, HyperKit::hyperkit)
 }
 
-/// The VM of a test, in a state directory that is deleted with it.
+/// The VM of a test. On drop, the VM is killed and its state directory is deleted.
 pub struct TestVm(ScopedVm);
 
 impl TestVm {
@@ -31,7 +31,7 @@ impl TestVm {
         match removed.and_then(|()| description.start_scoped("console=ttyS0 quiet panic=1 no_timer_check")) {
             Ok(vm) => Self(vm),
             Err(error) => {
-                let _ = description.remove(Disks::Delete); // the message has the hypervisor's output
+                let _ = description.remove(Disks::Delete); // the message contains the hypervisor's output
                 panic!("cannot start the VM {name}: {error:#}")
             }
         }

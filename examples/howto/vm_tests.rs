@@ -28,7 +28,7 @@ fn two_vms_share_no_disk() {
     let vms = ["disk-0", "disk-1"].map(|name| TestVm::start(name, template()));
     for (index, vm) in vms.iter().enumerate() {
         let console = shell(vm);
-        // It still has the zero bytes with which it was created.
+        // The disk must still contain zeros, as when it was created, although the other VM writes to its own disk.
         console
             .send_line(&format!("echo zeros=$(head -c 8 /dev/vda | tr '\\0' 0); echo disk-of-{index} >/dev/vda"))
             .unwrap();

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| hyperkit_fuzz::inputs::tty_file(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| hyperkit_fuzz::inputs::check_tty_file(bytes));

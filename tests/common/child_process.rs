@@ -1,15 +1,16 @@
-//! Tests that need a process of their own.
+//! Tests that need a separate process.
 
 use std::process::{Command, Stdio};
 
-/// Set in the child process, to the name of its test.
+/// The environment variable of the child process. It contains the name of the test.
 const CHILD_TEST: &str = "HYPERKIT_CHILD_TEST";
 
-/// Runs the body of a test in a child process, so that the test can change or measure the state of its whole process: its
-/// logger, its resource limits, its threads, its standard input and output.
+/// Runs the body of a test in a child process. There the test can change and measure what belongs to the whole process: the
+/// logger, resource limits, threads, standard input and output.
 ///
-/// `test` is the test's path in its binary, as in `cargo test -- --exact PATH`. The child is this binary with that test
-/// alone. A path that names no test would run nothing, so the child has to report one passed test and the end of the body.
+/// `test` is the test's path in its binary, as in `cargo test -- --exact PATH`. The child is this binary with only that
+/// test. If the path named no test, the child would run nothing and succeed. So the child has to print that one test has
+/// passed, and a line at the end of the body.
 pub fn in_child_process(test: &str, body: impl FnOnce()) {
     let end = format!("end of {test}");
     if std::env::var_os(CHILD_TEST).is_some_and(|name| name == test) {

@@ -1,4 +1,4 @@
-//! The real guest that `examples/setup.sh` prepares: its description, files for it, and the report that it prints.
+//! The real guest that `examples/setup.sh` makes: descriptions that boot it, files for it, and the report that it prints.
 
 #[path = "../../examples/shared/cpio.rs"]
 mod cpio;
@@ -14,17 +14,17 @@ use hyperkit::{ConsoleStream, HyperKit, Vm};
 
 use super::{StopOnDrop, processes_matching};
 
-/// How long a test waits for the guest: far longer than it takes to boot under emulation on a busy host.
+/// How long a test waits for the guest. Booting on an emulated CPU and a busy host takes far less.
 pub const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
-/// The guest prints its report and powers off.
+/// A kernel command line with which the guest prints a report of its devices and powers off.
 pub const REPORT_CMDLINE: &str = "console=ttyS0 panic=1 quiet no_timer_check hyperkit.report";
 /// The end of the prompt of the guest's shell.
 pub const PROMPT: &str = "# ";
-/// The guest boots to a shell, and reboots after a kernel panic. Without `no_timer_check`, the kernel panics if an emulated timer
-/// interrupt is late, which happens on busy hosts.
+/// A kernel command line with which the guest boots to a shell, and reboots after a kernel panic. Without `no_timer_check`,
+/// the kernel panics if an emulated timer interrupt is late, which happens on busy hosts.
 pub const QUIET_CMDLINE: &str = "console=ttyS0 panic=1 quiet no_timer_check";
 
-/// Returns the path of a file of the guest.
+/// Returns the path of `vmlinuz` or `initrd.img` of the guest.
 pub fn guest_file(name: &str) -> PathBuf {
     setup_file("target/guest", name)
 }
@@ -46,7 +46,8 @@ pub fn description_in(state_dir: &Path) -> HyperKit {
     description().state_dir(state_dir).memory_mib(256)
 }
 
-/// [`description_in`] a temporary directory. On drop, the VM is killed and the directory deleted.
+/// A VM that is not started yet: [`description_in`] a temporary directory. On drop, the VM is killed and the directory is
+/// deleted.
 pub struct Guest {
     pub description: HyperKit,
     pub state_dir: PathBuf,
@@ -68,7 +69,7 @@ pub fn open_shell(vm: &Vm) -> ConsoleStream {
     vm.console().unwrap()
 }
 
-/// Returns the processes that name a state directory on their command line: the hypervisor, its vsock daemon, and the shells that
+/// Returns the processes with a state directory on their command line: the hypervisor, its vsock daemon, and the shells that
 /// watch them.
 pub fn processes_in(state_dir: &Path) -> Vec<u32> {
     let state_dir = state_dir.as_os_str().as_encoded_bytes();
@@ -105,18 +106,19 @@ pub fn create_share(dir: &Path, name: &str, text: &str) -> PathBuf {
 
 /// Creates an ISO image whose file `hello.txt` contains a text.
 pub fn create_iso(dir: &Path, name: &str, text: &str) -> PathBuf {
-    let test_dir = create_share(dir, &format!("{name}.files"), text);
-    create_iso_from(&test_dir, &dir.join(format!("{name}.iso")))
+    let files = create_share(dir, &format!("{name}.files"), text);
+    create_iso_from(&files, &dir.join(format!("{name}.iso")))
 }
 
-/// Creates an ISO image of a directory, with Rock Ridge for lower-case names and with UDF, which UEFI reads.
-pub fn create_iso_from(test_dir: &Path, iso: &Path) -> PathBuf {
-    let status = Command::new("genisoimage").args(["-quiet", "-r", "-udf", "-o"]).args([iso, test_dir]).status();
+/// Creates an ISO image of a directory. It has the Rock Ridge extension, for lower-case names, and a UDF file system, which
+/// UEFI can read.
+pub fn create_iso_from(files: &Path, iso: &Path) -> PathBuf {
+    let status = Command::new("genisoimage").args(["-quiet", "-r", "-udf", "-o"]).args([iso, files]).status();
     assert!(status.expect("genisoimage is missing: run examples/setup.sh --tests first").success());
     iso.to_owned()
 }
 
-/// The values that the guest reported on its console, by key.
+/// The guest's report, which consists of lines `REPORT KEY VALUE` on its console.
 pub struct Report(BTreeMap<String, Vec<String>>);
 
 impl Report {
@@ -127,11 +129,11 @@ impl Report {
             let (key, value) = line.split_once(' ').unwrap_or((line, ""));
             report.entry(key.to_owned()).or_default().push(value.to_owned());
         }
-        assert!(report.contains_key("end"), "the guest did not report:\n{console}");
+        assert!(report.contains_key("end"), "the guest printed no complete report:\n{console}");
         Self(report)
     }
 
-    /// Returns the only value of a key.
+    /// Returns the value of a key that has one value.
     pub fn single(&self, key: &str) -> &str {
         match &self[key] {
             [value] => value,

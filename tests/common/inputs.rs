@@ -1,4 +1,4 @@
-//! Properties that hold for any untrusted input. Tests and fuzz targets provide the input.
+//! Properties that must hold for any untrusted input. Property tests and fuzz targets call these functions with their input.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -8,52 +8,55 @@ use std::path::{Component, Path};
 
 use hyperkit::{Console, Engine, HyperKit, parse_arguments};
 
-/// A state file: if it loads, it round-trips, and its description can be displayed and turned into arguments.
-pub fn json(bytes: &[u8]) {
+/// Checks a state file: if it loads, its description can be written and loaded again, and turned into arguments.
+pub fn check_json(bytes: &[u8]) {
     let Ok(description) = serde_json::from_slice::<HyperKit>(bytes) else { return };
     let written = description.to_string();
-    let again = serde_json::from_str::<HyperKit>(&written).expect("a written state file loads");
+    let again = serde_json::from_str::<HyperKit>(&written).expect("a written state file does not load");
     assert_eq!(again, description, "{written}");
     let is_hyperkit = description.hyperkit.as_ref().is_none_or(|program| Engine::of(program) == Engine::HyperKit);
     if let (Ok(arguments), true) = (description.arguments(""), is_hyperkit && description.extra_arguments.is_empty()) {
-        parse_arguments(&arguments).expect("rendered arguments parse");
+        parse_arguments(&arguments).expect("the arguments of a description do not parse");
     }
 }
 
-/// A command line, with NUL or newline between its words: if it parses, the result renders to arguments that parse to the same.
-pub fn argv(bytes: &[u8]) {
+/// Checks a command line, with NUL or newline between its words: if it parses, the description gives arguments that parse
+/// to the same description.
+pub fn check_argv(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let words: Vec<_> = text.split(['\0', '\n']).collect();
     let Ok((description, cmdline)) = parse_arguments(&words) else { return };
-    let program = description.hyperkit.iter().map(|program| program.to_str().expect("words are UTF-8").to_owned());
-    let words: Vec<_> = program.chain(description.arguments(&cmdline).expect("parsed arguments render")).collect();
-    let again = parse_arguments(&words).expect("rendered arguments parse");
+    let program =
+        description.hyperkit.iter().map(|program| program.to_str().expect("the program is not UTF-8").to_owned());
+    let words: Vec<_> =
+        program.chain(description.arguments(&cmdline).expect("a parsed description gives no arguments")).collect();
+    let again = parse_arguments(&words).expect("the arguments of a description do not parse");
     assert_eq!(again, (description, cmdline), "{words:?}");
 }
 
-/// A pid file next to a state file that records no process: no process that it names is the hypervisor.
-pub fn pid_file(bytes: &[u8]) {
-    let dir = tempfile::tempdir().expect("the temporary directory is writable");
+/// Checks a pid file in a state directory that records no process: whatever process it names, that is not the hypervisor.
+pub fn check_pid_file(bytes: &[u8]) {
+    let dir = tempfile::tempdir().expect("cannot create a temporary directory");
     fs::write(dir.path().join("hyperkit.json"), HyperKit::new().kernel("/k").to_string())
-        .expect("the directory is writable");
-    fs::write(dir.path().join("hyperkit.pid"), bytes).expect("the directory is writable");
-    let description = HyperKit::from_state(dir.path()).expect("the state file is valid");
+        .expect("cannot write to the temporary directory");
+    fs::write(dir.path().join("hyperkit.pid"), bytes).expect("cannot write to the temporary directory");
+    let description = HyperKit::from_state(dir.path()).expect("the state file does not load");
     assert_eq!(description.recorded_pid(), None);
     assert!(!description.is_running().unwrap());
 }
 
-/// A tty file, or the target of a symlink with its name: it names a pty or nothing.
-pub fn tty_file(bytes: &[u8]) {
-    let dir = tempfile::tempdir().expect("the temporary directory is writable");
+/// Checks a tty file, and a symlink in its place with this target: the path that it leads to is below `/dev`, or is ignored.
+pub fn check_tty_file(bytes: &[u8]) {
+    let dir = tempfile::tempdir().expect("cannot create a temporary directory");
     let (file, description) = (dir.path().join("tty"), HyperKit::new().state_dir(dir.path()).console(Console::Pty));
     let check = || {
         for tty in description.pty_paths().into_iter().flatten() {
             assert!(is_below_dev(&tty), "{tty:?}");
         }
     };
-    fs::write(&file, bytes).expect("the directory is writable");
+    fs::write(&file, bytes).expect("cannot write to the temporary directory");
     check();
-    fs::remove_file(&file).expect("the directory is writable");
+    fs::remove_file(&file).expect("cannot write to the temporary directory");
     if symlink(OsStr::from_bytes(bytes), &file).is_ok() {
         check();
     }

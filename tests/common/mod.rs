@@ -1,4 +1,4 @@
-//! Helpers of all test binaries: a valid description, the programs to run it with, and cleanup.
+//! Helpers of all test binaries: valid descriptions, the programs that tests run, waiting, and cleanup.
 #![allow(dead_code, unused_imports, unused_macros, reason = "each test binary uses a part")]
 
 pub mod child_process;
@@ -30,7 +30,7 @@ pub fn bz_image(cmdline_size: u32) -> Vec<u8> {
     image[0x230..0x234].copy_from_slice(&0x20_0000_u32.to_le_bytes()); // alignment
     image[0x234] = 1; // relocatable
     image[0x238..0x23c].copy_from_slice(&cmdline_size.to_le_bytes());
-    image[0x260..0x264].copy_from_slice(&0x1000_u32.to_le_bytes()); // memory that it uses while it unpacks itself
+    image[0x260..0x264].copy_from_slice(&0x1000_u32.to_le_bytes()); // memory that it needs to unpack itself
     image
 }
 
@@ -130,7 +130,7 @@ fn built_path(name: &str) -> PathBuf {
     program
 }
 
-/// Kills the VM of a state directory on drop, so also when the test fails.
+/// Kills the VM of a state directory on drop, also if the test fails.
 pub struct StopOnDrop(pub PathBuf);
 
 impl Drop for StopOnDrop {
@@ -141,10 +141,10 @@ impl Drop for StopOnDrop {
     }
 }
 
-/// Kills a VM on drop, so also when the test fails.
+/// Kills a VM on drop, also if the test fails.
 ///
-/// For use in a thread scope, which joins the threads that wait for the exit of the VM before any [`StopOnDrop`] outside of
-/// the scope is dropped.
+/// A thread scope needs this if its threads wait for the exit of the VM: the scope joins the threads first, and drops a
+/// [`StopOnDrop`] outside of the scope only afterwards.
 pub struct KillOnDrop<'a>(pub &'a Vm);
 
 impl Drop for KillOnDrop<'_> {
@@ -153,7 +153,7 @@ impl Drop for KillOnDrop<'_> {
     }
 }
 
-/// Kills a process that nothing records on drop, so also when the test fails.
+/// Kills a process on drop, also if the test fails.
 pub struct KillProcessOnDrop(pub Child);
 
 impl KillProcessOnDrop {
@@ -185,7 +185,7 @@ pub fn wait_until(condition: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// Starts a VM on the stand-in. The guard kills it when the test has passed or failed.
+/// Starts a VM on the stand-in. The guard kills the VM at the end of the test.
 pub fn start_vm(test_dir: &TestDir, guest: &str) -> (HyperKit, Vm, StopOnDrop) {
     let stop = test_dir.stop_on_drop();
     let description = test_dir.description();
@@ -193,7 +193,7 @@ pub fn start_vm(test_dir: &TestDir, guest: &str) -> (HyperKit, Vm, StopOnDrop) {
     (description, vm, stop)
 }
 
-/// Returns a command that runs the example `boot`, which starts a VM on the stand-in in the background.
+/// Returns a command that starts a VM on the stand-in in the background, by the example `boot`.
 pub fn boot_command(test_dir: &TestDir, guest: &str) -> Command {
     let mut boot = Command::new(example_path("boot"));
     boot.arg("--background").arg("--hyperkit").arg(standin_path()).arg("--state-dir").arg(test_dir.path("vm"));
@@ -202,14 +202,14 @@ pub fn boot_command(test_dir: &TestDir, guest: &str) -> Command {
     boot
 }
 
-/// Returns the hypervisors of the VM in a state directory. Each has the directory on its command line, so this does not depend
-/// on what the directory records.
+/// Returns the process IDs of the hypervisors that run in a state directory. Finds them by their command lines, whatever the
+/// directory records.
 pub fn hypervisors_in(dir: &Path) -> Vec<u32> {
     let pid_file = dir.join("hyperkit.pid");
     processes_matching(|command| command.windows(2).any(|pair| pair[0] == "-F" && *pair[1] == pid_file))
 }
 
-/// Returns the processes that run vhost-device-vsock for the VM in a state directory, including the shells that watch it.
+/// Returns the processes of vhost-device-vsock for the VM in a state directory, and of the shells that watch the daemon.
 pub fn vsock_daemons_in(dir: &Path) -> Vec<u32> {
     let socket = dir.join("vhost.sock");
     let is_daemon = |command: &[OsString]| {
@@ -219,7 +219,7 @@ pub fn vsock_daemons_in(dir: &Path) -> Vec<u32> {
     processes_matching(is_daemon)
 }
 
-/// Returns the processes whose command line matches, without zombies.
+/// Returns the process IDs of the processes whose command line matches, without zombies.
 fn processes_matching(matches: impl Fn(&[OsString]) -> bool) -> Vec<u32> {
     let mut system = sysinfo::System::new();
     let details = sysinfo::ProcessRefreshKind::nothing().without_tasks().with_cmd(sysinfo::UpdateKind::Always);

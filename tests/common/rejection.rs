@@ -1,4 +1,4 @@
-//! Helpers of the tests of validation and limits.
+//! Helpers of tests that expect a description to be rejected.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -7,16 +7,16 @@ use hyperkit::{ConfigError, Error, HyperKit};
 
 use super::{StopOnDrop, TestDir, file_names, wait_until};
 
-/// Changes a valid description and returns the error of `start`.
+/// Changes a valid description, and returns the error of its `start`.
 ///
-/// Asserts that `check` returns the same error if the kernel command line is empty (`check` does not know it), that no file is
-/// created, and that the description does not change.
-pub fn error_with(test_dir: &TestDir, cmdline: &str, change: impl FnOnce(HyperKit) -> HyperKit) -> Error {
+/// Asserts that no file is created, that the description does not change, and that `check` returns the same error. The last
+/// only if the kernel command line is empty, since `check` does not get one.
+pub fn error_of_start(test_dir: &TestDir, cmdline: &str, change: impl FnOnce(HyperKit) -> HyperKit) -> Error {
     let description = change(test_dir.description());
     let (before, files) = (description.clone(), file_names(&test_dir.dir()));
-    let error = description.start(cmdline).expect_err("it started");
+    let error = description.start(cmdline).expect_err("the VM was started");
     if cmdline.is_empty() {
-        let checked = description.check().expect_err("check passed");
+        let checked = description.check().expect_err("`check` accepts the description");
         assert_eq!((checked.to_string(), checked.violations()), (error.to_string(), error.violations()));
     }
     assert_eq!(description, before);
@@ -24,43 +24,43 @@ pub fn error_with(test_dir: &TestDir, cmdline: &str, change: impl FnOnce(HyperKi
     error
 }
 
-/// The violations of [`error_with`], of which there is at least one.
-pub fn violations_with(
+/// Like [`error_of_start`], but returns the violations. Asserts that there is at least one.
+pub fn violations_of_start(
     test_dir: &TestDir,
     cmdline: &str,
     change: impl FnOnce(HyperKit) -> HyperKit,
 ) -> Vec<ConfigError> {
-    let error = error_with(test_dir, cmdline, change);
+    let error = error_of_start(test_dir, cmdline, change);
     assert!(!error.violations().is_empty(), "{error:?}");
     error.violations().to_vec()
 }
 
 /// Returns the only violation of a result.
 pub fn only_violation<T: std::fmt::Debug>(result: Result<T, Error>) -> ConfigError {
-    let error = result.expect_err("it succeeded");
+    let error = result.expect_err("there is no error");
     let [violation] = error.violations() else { panic!("{error:?}") };
     violation.clone()
 }
 
-/// The only violation of [`violations_with`].
+/// Like [`violations_of_start`], but returns the only violation.
 pub fn rejection_with(test_dir: &TestDir, cmdline: &str, change: impl FnOnce(HyperKit) -> HyperKit) -> ConfigError {
-    let mut violations = violations_with(test_dir, cmdline, change);
+    let mut violations = violations_of_start(test_dir, cmdline, change);
     assert_eq!(violations.len(), 1, "{violations:?}");
     violations.remove(0)
 }
 
-/// [`rejection_with`] a new directory and an empty kernel command line.
+/// Like [`rejection_with`], with a new directory and an empty kernel command line.
 pub fn rejection(change: impl FnOnce(HyperKit) -> HyperKit) -> ConfigError {
     rejection_with(&TestDir::new(), "", change)
 }
 
-/// Applies a change for which there is no setter.
+/// Changes fields of a description for which there is no setter.
 pub fn modify(mut description: HyperKit, change: impl FnOnce(&mut HyperKit)) -> HyperKit {
     change(&mut description);
     description
 }
 
-/// [`rejection`], after asserting that `arguments`, which reads no files, reports the same kind of violation.
+/// Like [`rejection`]. Also asserts that `arguments`, which looks at no file, reports the same kind of violation.
 pub fn rejection_by_arguments(change: impl Fn(HyperKit) -> HyperKit) -> ConfigError {
     let violation = rejection(&change);
     let pure = only_violation(change(TestDir::new().description()).arguments(""));
@@ -68,8 +68,8 @@ pub fn rejection_by_arguments(change: impl Fn(HyperKit) -> HyperKit) -> ConfigEr
     violation
 }
 
-/// Starts a VM on the stand-in, waits for the first output of its guest, and stops it. The stand-in's guest prints nothing before
-/// the stand-in has accepted every option.
+/// Asserts that a VM boots: starts it on the stand-in, waits for the first output of the guest, and kills it. The guest
+/// prints its first output when the stand-in has accepted all options.
 pub fn assert_boots_with(description: HyperKit, cmdline: &str) {
     let dir = description.state_dir.clone().unwrap();
     let _stop = StopOnDrop(dir.clone());
@@ -81,17 +81,17 @@ pub fn assert_boots_with(description: HyperKit, cmdline: &str) {
     vm.kill().unwrap();
 }
 
-/// [`assert_boots_with`] an empty kernel command line.
+/// Like [`assert_boots_with`], with an empty kernel command line.
 pub fn assert_boots(description: HyperKit) {
     assert_boots_with(description, "");
 }
 
-/// Removes kernel and initrd, so that another boot source can be set.
+/// Unsets kernel and initrd, so that another boot source can be set.
 pub fn without_boot_source(description: HyperKit) -> HyperKit {
     modify(description, |d| (d.kernel, d.initrd) = (None, None))
 }
 
-/// Creates a sparse file.
+/// Creates a sparse file of this length.
 pub fn sparse_file(length: u64, test_dir: &TestDir, name: &str) -> PathBuf {
     File::create(test_dir.path(name)).unwrap().set_len(length).unwrap();
     test_dir.path(name)

@@ -1,5 +1,5 @@
-/* The statically linked program that tests run in the guest: it prints its arguments, exits in a given way, or transfers 100 MB
-   by vsock. */
+/* A program that tests run in the guest. Its first argument says what it does: exit in some way, print many bytes, or transfer
+   100 MB by vsock (streams between programs of the host and of the guest). Otherwise it prints its arguments. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,7 +14,7 @@ static void die(const char *what) {
 
 enum { LENGTH = 100 * 1000 * 1000, PIECE = 50 * 1000 };
 
-/* Pseudo-random bytes, equal to those of tests/guest/vsock.rs. */
+/* Fills a piece with pseudo-random bytes, the same as `Noise` in tests/guest/vsock.rs. */
 static void noise(unsigned long *state, unsigned char *piece) {
     for (int i = 0; i < PIECE; i += 8) {
         *state = *state * 6364136223846793005UL + 1442695040888963407UL;
@@ -37,7 +37,7 @@ static void transfer(int stream, int is_sender) {
             die("a byte has changed");
     }
     puts("transferred 100 MB");
-    /* The receiver closes the stream when it has everything. */
+    /* The receiver closes the stream when it has received all bytes. */
     while (is_sender && read(stream, received, PIECE) > 0)
         ;
 }

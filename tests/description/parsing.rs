@@ -1,5 +1,5 @@
-//! `parse_arguments` with command lines of other programs (the Go packages, Docker Desktop, minikube, linuxkit), with options that have
-//! no field, and with arguments that hyperkit rejects.
+//! `parse_arguments` with command lines of other programs (the Go packages, Docker Desktop, minikube, linuxkit), with
+//! options that have no field, and with arguments that hyperkit rejects.
 
 use hyperkit::{
     ConfigError, Console, Disk, Engine, Error, FlushMode, HyperKit, Multiboot, Network, QcowOptions, Serial,

@@ -80,22 +80,22 @@ proptest! {
 
     #[test]
     fn any_state_file_round_trips_or_is_rejected(bytes in random_or_changed(states())) {
-        inputs::json(&bytes);
+        inputs::check_json(&bytes);
     }
 
     #[test]
     fn any_command_line_round_trips_or_is_rejected(bytes in random_or_changed(command_lines())) {
-        inputs::argv(&bytes);
+        inputs::check_argv(&bytes);
     }
 
     #[test]
     fn no_pid_file_matches_an_unrelated_process(bytes in prop_oneof![vec(any::<u8>(), 0..40), "[0-9]{1,10}[ \n]?".prop_map(String::into_bytes)]) {
-        inputs::pid_file(&bytes);
+        inputs::check_pid_file(&bytes);
     }
 
     #[test]
     fn any_tty_file_names_a_device_or_nothing(bytes in random_or_changed(pty_paths())) {
-        inputs::tty_file(&bytes);
+        inputs::check_tty_file(&bytes);
     }
 }
 
@@ -103,7 +103,7 @@ proptest! {
 #[test]
 fn pid_of_a_running_unrelated_process_matches_no_vm() {
     for pid in [1, std::process::id()] {
-        inputs::pid_file(pid.to_string().as_bytes());
+        inputs::check_pid_file(pid.to_string().as_bytes());
     }
 }
 
@@ -112,9 +112,9 @@ fn pid_of_a_running_unrelated_process_matches_no_vm() {
 fn recorded_inputs_are_accepted() {
     for (state, command_line) in states().iter().zip(command_lines()) {
         assert!(serde_json::from_slice::<hyperkit::HyperKit>(state).is_ok());
-        inputs::json(state);
+        inputs::check_json(state);
         let words: Vec<_> = std::str::from_utf8(&command_line).unwrap().lines().collect();
         assert!(hyperkit::parse_arguments(&words).is_ok());
-        inputs::argv(&command_line);
+        inputs::check_argv(&command_line);
     }
 }

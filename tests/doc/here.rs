@@ -1,5 +1,6 @@
-// Where the examples in the documentation run: a directory of their own with the guest of `examples/setup.sh`, in which
-// `vm` is the state directory of a VM, the only one in `machines`. What the examples start ends with them.
+// Sets up what the examples in the documentation need, before each of them runs: a temporary working directory with the
+// guest of `examples/setup.sh` (`vmlinuz`, `initrd.img`) and with the state directory `vm`. `vm` is a symlink to
+// `machines/vm`, for the examples of `list`. When the example ends, its VMs are killed.
 
 use std::env::set_current_dir;
 use std::fs::create_dir_all;
@@ -16,6 +17,7 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 /// A kernel command line with which the guest powers off by itself.
 pub const POWERS_OFF: &str = "console=ttyS0 panic=1 quiet hyperkit.report";
 
+/// The working directory of an example. On drop, its VMs are killed and the directory is deleted.
 pub struct Here(tempfile::TempDir);
 
 impl Drop for Here {
@@ -29,7 +31,7 @@ impl Drop for Here {
     }
 }
 
-/// No VM was started yet.
+/// Sets up the directory without a running VM.
 pub fn alone() -> Here {
     let dir = tempfile::tempdir().unwrap();
     set_current_dir(&dir).unwrap();
@@ -43,12 +45,12 @@ pub fn alone() -> Here {
     Here(dir)
 }
 
-/// A VM runs.
+/// Sets up the directory, and starts a VM in `vm`.
 pub fn running() -> Here {
     start(|description| description)
 }
 
-/// A VM with vsock runs.
+/// Sets up the directory, and starts a VM with vsock in `vm`.
 pub fn with_vsock() -> Here {
     let daemon = Path::new(ROOT).join("target/tools/bin/vhost-device-vsock");
     start(|description| description.vsock(true).vhost_device_vsock(daemon))

@@ -1,16 +1,17 @@
 //! A daemon that keeps a pool of VMs ready and hands them out.
 //!
 //! `pool DIR TEMPLATE SIZE GRACE CMDLINE TEXT`: `TEMPLATE` is a state directory with the description of the VMs. `SIZE` VMs
-//! are kept ready, each in a state directory in `DIR`. A VM is ready when its console has shown `TEXT`. Standard input has
-//! one request in each line:
+//! are kept ready, each in a state directory in `DIR`. A VM is ready when its console has shown `TEXT`. The daemon reads
+//! requests from standard input, one in each line:
 //!
 //! - `list`: prints name and process ID of each VM, and whether it is ready or taken.
 //! - `take`: hands out a VM, as soon as one is ready, and prints its name.
 //! - `run NAME COMMAND`: runs a shell command in the guest, over its console, and prints the output.
-//! - `done NAME`: ends a VM that was taken.
+//! - `done NAME`: shuts down a VM that was taken.
 //!
-//! The line `ready` follows each answer. At the end of its input and on SIGTERM the daemon ends all VMs within `GRACE`
-//! seconds, starting ones included. If the daemon is killed, the VMs run on, and the next daemon attaches to them.
+//! The line `ready` follows each answer. When its input ends, and on SIGTERM, the daemon shuts down all VMs within `GRACE`
+//! seconds, also those that are starting. If the daemon is killed, the VMs keep running, and the next daemon attaches to
+//! them.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -27,7 +28,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{sleep, timeout};
 
-/// How long a hypervisor may take to be ready, and then its guest to show the text.
+/// How long a hypervisor may take until it is ready, and then its guest until it shows the text.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(300);
@@ -43,17 +44,17 @@ fn main() -> Result {
         .enable_all()
         .thread_keep_alive(Duration::from_secs(1)) // a start or shutdown needs a thread only while it lasts
         .build()?;
-    runtime.block_on(serve_until_told())
+    runtime.block_on(serve_until_terminated())
 }
 
-async fn serve_until_told() -> Result {
+async fn serve_until_terminated() -> Result {
     let mut terminate = signal(SignalKind::terminate())?;
     let [dir, template, size, grace, cmdline, text] =
         std::env::args().skip(1).collect::<Vec<_>>().try_into().map_err(|_| "DIR TEMPLATE SIZE GRACE CMDLINE TEXT")?;
     let (template, grace) = (HyperKit::from_state(template)?, Duration::from_secs(grace.parse()?));
     let config = Arc::new(Config { template, cmdline, text, grace });
     let mut pool = Pool::attach(dir.into(), size.parse()?, config).await?;
-    // SIGTERM drops the other future at any `await`. Starts are tasks of their own, which `end` waits for.
+    // SIGTERM drops the other future at any `await`. Starts are separate tasks, for which `end` waits.
     let served = tokio::select! {
         served = pool.serve(requests()) => served,
         _ = terminate.recv() => Ok(()),
@@ -61,7 +62,8 @@ async fn serve_until_told() -> Result {
     pool.end().await.and(served)
 }
 
-/// The lines of standard input. A read of it cannot be cancelled, so it has a thread that nothing waits for.
+/// Returns the lines of standard input. A thread reads them, because a read cannot be cancelled. Nothing waits for the
+/// thread.
 fn requests() -> mpsc::Receiver<String> {
     let (sender, receiver) = mpsc::channel(1);
     std::thread::spawn(move || {
@@ -80,7 +82,7 @@ struct Config {
 }
 
 enum Member {
-    /// It starts, or what it left is being deleted.
+    /// The VM is starting, or the files that it left are being deleted.
     Changing,
     Ready(Vm),
     Taken(Vm),
@@ -94,12 +96,12 @@ struct Pool {
     /// One task for each `Changing` member, with the VM if it is ready then.
     changes: JoinSet<(String, Option<Vm>)>,
     exits: JoinSet<String>,
-    /// Set once, to end the starts.
+    /// Set to `true` once, to cancel the starts.
     stop: watch::Sender<bool>,
 }
 
 impl Pool {
-    /// Attaches to the VMs that an earlier daemon has left running, and deletes what the others have left.
+    /// Attaches to the VMs that an earlier daemon has left running, and deletes the files of those that do not run.
     async fn attach(dir: PathBuf, size: usize, config: Arc<Config>) -> Result<Self> {
         let (members, stop) = (BTreeMap::new(), watch::Sender::new(false));
         let mut pool = Self { dir, size, config, members, changes: JoinSet::new(), stop, exits: JoinSet::new() };
@@ -178,7 +180,7 @@ impl Pool {
         }
     }
 
-    /// Exists while a VM is taken, so that a later daemon knows it, too. Until then its name is used for no other VM.
+    /// Returns the path of a file that exists while a VM is taken. It tells a later daemon, and reserves the name.
     fn mark(&self, name: &str) -> PathBuf {
         self.dir.join(format!("{name}.taken"))
     }
@@ -193,7 +195,7 @@ impl Pool {
         }
     }
 
-    /// Brings up a VM, or one that runs already.
+    /// Starts a VM, or waits until `vm`, which runs already, is ready.
     fn start(&mut self, name: String, vm: Option<Vm>) {
         self.members.insert(name.clone(), Member::Changing);
         let (config, stop) = (self.config.clone(), self.stop.subscribe());
@@ -201,7 +203,7 @@ impl Pool {
         self.changes.spawn(async move { (name, bring_up(dir, vm, &config, stop).await) });
     }
 
-    /// Deletes what a VM that does not run has left.
+    /// Deletes the files of a VM that does not run.
     fn remove(&mut self, name: String) {
         self.members.insert(name.clone(), Member::Changing);
         let dir = self.dir.join(&name);
@@ -222,7 +224,7 @@ impl Pool {
         self.members.insert(name, member);
     }
 
-    /// Waits until a start has ended or a VM has exited. Can be cancelled.
+    /// Waits until a start has succeeded or failed, or a VM has exited. Can be cancelled.
     async fn next_change(&mut self) {
         tokio::select! {
             Some(Ok((name, vm))) = self.changes.join_next() => match vm {
@@ -230,7 +232,7 @@ impl Pool {
                 None => drop(self.members.remove(&name)),
             },
             Some(Ok(name)) = self.exits.join_next() => {
-                // A VM that was taken stays until it is done. By now the name may be another VM's.
+                // A VM that was taken stays until the request `done`. Another VM may have the name by now.
                 let member = self.members.get(&name);
                 if matches!(member, Some(Member::Ready(vm)) if vm.try_wait().is_some()) {
                     self.remove(name);
@@ -240,7 +242,7 @@ impl Pool {
         }
     }
 
-    /// Ends the starts, and then all VMs at once, within one grace period.
+    /// Cancels the starts. Then shuts down all VMs at the same time, within one grace period.
     async fn end(mut self) -> Result {
         self.stop.send_replace(true);
         let mut vms = Vec::new();
@@ -256,12 +258,12 @@ impl Pool {
         let deadline = Instant::now() + self.config.grace;
         let mut ends = JoinSet::new();
         for vm in vms {
-            // This takes a thread for each VM, but only while they end.
+            // This needs a thread for each VM, but only during the shutdown.
             ends.spawn_blocking(move || end(&vm, deadline));
         }
         let mut result = Ok(());
         while let Some(ended) = ends.join_next().await {
-            result = ended?.map_err(Into::into).and(result); // the others end nevertheless
+            result = ended?.map_err(Into::into).and(result); // an error does not keep the others from ending
         }
         for entry in fs::read_dir(&self.dir).into_iter().flatten() {
             let path = entry?.path();
@@ -273,7 +275,7 @@ impl Pool {
     }
 }
 
-/// Runs a call of the library that waits in a thread of the runtime.
+/// Makes a call of the library that blocks, in a thread of the runtime.
 async fn blocking<T: Send + 'static>(call: impl FnOnce() -> hyperkit::Result<T> + Send + 'static) -> Result<T> {
     Ok(spawn_blocking(call).await??)
 }
@@ -283,7 +285,7 @@ fn end(vm: &Vm, deadline: Instant) -> hyperkit::Result<()> {
     vm.remove(Disks::Delete)
 }
 
-/// Kills the VM of a state directory, if it runs, and deletes what it left.
+/// Kills the VM of a state directory, if it runs, and deletes its files.
 async fn remove(dir: PathBuf) {
     let description = HyperKit::new().state_dir(&dir);
     if let Err(error) = blocking(move || description.stop().and_then(|()| description.remove(Disks::Delete))).await {
@@ -291,8 +293,8 @@ async fn remove(dir: PathBuf) {
     }
 }
 
-/// Starts a VM, unless it runs already, and waits until its guest is up. Returns `None` if that fails, and if `stop` ends
-/// it while the hypervisor is not ready. Then nothing is left of the VM.
+/// Starts a VM, unless it runs already, and waits until its guest is up. If this fails, or `stop` cancels it before the
+/// hypervisor is ready, deletes the files of the VM and returns `None`.
 async fn bring_up(dir: PathBuf, vm: Option<Vm>, config: &Config, mut stop: watch::Receiver<bool>) -> Option<Vm> {
     match try_bring_up(&dir, vm, config, stop.clone()).await {
         Ok(Some(vm)) => return Some(vm),
@@ -300,11 +302,11 @@ async fn bring_up(dir: PathBuf, vm: Option<Vm>, config: &Config, mut stop: watch
         Err(error) => eprintln!("pool: cannot start {}: {error:#}", dir.display()),
     }
     remove(dir).await;
-    let _ = timeout(RETRY_PAUSE, told_to(&mut stop)).await;
+    let _ = timeout(RETRY_PAUSE, wait_for_stop(&mut stop)).await;
     None
 }
 
-async fn told_to(stop: &mut watch::Receiver<bool>) {
+async fn wait_for_stop(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
@@ -322,8 +324,8 @@ async fn try_bring_up(
             let waiting = starting.clone();
             tokio::select! {
                 vm = blocking(move || waiting.wait_ready(START_TIMEOUT)) => vm?,
-                () = told_to(&mut stop) => {
-                    blocking(move || starting.kill()).await?; // this ends `wait_ready`, too
+                () = wait_for_stop(&mut stop) => {
+                    blocking(move || starting.kill()).await?; // this also ends `wait_ready`
                     return Ok(None);
                 }
             }
@@ -331,7 +333,7 @@ async fn try_bring_up(
     };
     tokio::select! {
         shown = timeout(BOOT_TIMEOUT, wait_for_console(&vm, &config.text)) => shown??,
-        () = told_to(&mut stop) => {}
+        () = wait_for_stop(&mut stop) => {}
     }
     Ok(Some(vm))
 }
@@ -351,17 +353,17 @@ async fn wait_for_console(vm: &Vm, text: &str) -> Result {
 
 /// Runs a command in the guest's shell, on the console, and returns its output. Needs no thread and can be cancelled.
 async fn run(vm: &Vm, command: &str) -> Result<String> {
-    // The console is a pty, but tokio needs nothing that only a pipe has. This way it can be used without unsafe code.
+    // The console is a pty, but tokio's pipes work with it, and need no unsafe code.
     let console = vm.console()?;
     let output = pipe::Receiver::from_file_unchecked(File::from(OwnedFd::from(console.try_clone()?)))?;
     let mut input = pipe::Sender::from_file_unchecked(File::from(OwnedFd::from(console)))?;
-    // The quotes tell the output of `echo` from what the terminal echoes.
+    // The terminal shows the command with the quotes. The output of `echo` has none.
     input.write_all(format!("{command}; echo __E''ND__\r").as_bytes()).await?;
     let (mut lines, mut answer) = (BufReader::new(output).lines(), None);
     while let Some(line) = lines.next_line().await? {
         match &mut answer {
             None if line.contains("__E''ND__") => answer = Some(String::new()),
-            None => {} // from before
+            None => {} // output of an earlier command
             Some(answer) => match line.split_once("__END__") {
                 Some((last, _)) => return Ok((answer.to_owned() + last).trim_end().to_owned()),
                 None => *answer += &format!("{}\n", line.trim_end()),

@@ -31,7 +31,8 @@ pub struct Owner {
 impl Owner {
     /// Spawns the owner, which calls `own` with a state directory, keeps the result, and waits to be killed.
     ///
-    /// `test` is the path of the calling test in this binary. The owner runs that test, so this has to be the first call of the test.
+    /// `test` is the path of the calling test in this binary. The owner runs that test, so this has to be the first call of
+    /// the test.
     pub fn spawn<T>(test: &str, own: impl FnOnce(&Path) -> T) -> Self {
         if let Some(state_dir) = env::var_os(STATE_DIR) {
             let owned = own(Path::new(&state_dir));

@@ -68,7 +68,8 @@ fn debugger_connects_to_the_gdb_port() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().canonicalize().unwrap().join("vm");
     let _stop = StopOnDrop(state.clone());
-    // `gdb_port` has to be a certain port. Another process may take the free port before QEMU does, so this may need several rounds.
+    // `gdb_port` has to be a certain port. Another process may take the free port before QEMU does, so this may need
+    // several rounds.
     let (port, vm) = loop {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let description = description().state_dir(&state).console(Console::Pty).gdb_port(port);

@@ -155,8 +155,8 @@ fn vm_without_state_directory_can_only_be_killed() {
     assert_eq!(vm.shutdown(Duration::from_millis(1)).unwrap(), ShutdownOutcome::Forced(Exit::Killed(9)));
 }
 
-/// A QEMU that hangs accepts no connections to its control socket. If the queue of that socket is full, `connect` blocks, and
-/// `shutdown` must not wait for it.
+/// A QEMU that hangs accepts no connections to its control socket. If the queue of that socket is full, `connect` blocks,
+/// and `shutdown` must not wait for it.
 #[test]
 fn hung_qemu_is_killed_after_the_timeout() {
     let guest = Guest::new();

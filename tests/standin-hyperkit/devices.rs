@@ -13,7 +13,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::{Held, fail};
 
-/// Longer socket paths are truncated to this length.
+/// hyperkit truncates longer paths of sockets to this length.
 const MAX_SOCKET: usize = 103;
 
 pub fn set_up(driver: &str, config: &str, held: &mut Held) {
@@ -66,7 +66,7 @@ fn disk(config: &str, is_cd: bool, held: &mut Held) {
     }
 }
 
-/// Opens and locks a raw image. If the file is not writable, it is silently opened read-only.
+/// Opens and locks a raw image. Like hyperkit, opens a file that is not writable for reading, without a message.
 fn raw(path: &str, read_only: bool) -> File {
     let open = |write| OpenOptions::new().read(true).write(write).open(path);
     let (file, lock) = match (read_only, open(!read_only)) {
@@ -81,7 +81,7 @@ fn raw(path: &str, read_only: bool) -> File {
     file
 }
 
-/// Checks a qcow2 image. hyperkit does not lock these.
+/// Checks a qcow2 image. Like hyperkit, does not lock it.
 fn qcow(url: &str) {
     let mut magic = [0; 4];
     let opened = path_of(url).and_then(|path| File::open(path).ok()?.read_exact(&mut magic).ok());
@@ -90,7 +90,7 @@ fn qcow(url: &str) {
     }
 }
 
-/// Returns the path of `file://PATH?sync=…&buffered=1`. The path has `%` escapes.
+/// Returns the path in `file://PATH?sync=…&buffered=1`, in which some characters are escaped with `%`.
 fn path_of(url: &str) -> Option<PathBuf> {
     let (path, query) = url.strip_prefix("file://")?.split_once('?')?;
     let sync = query.strip_prefix("sync=")?.strip_suffix("&buffered=1")?;
@@ -104,7 +104,8 @@ fn path_of(url: &str) -> Option<PathBuf> {
     path.filter(|path| path.starts_with('/')).map(PathBuf::from)
 }
 
-/// Creates the sockets, replacing old ones. hyperkit does not delete them at exit. The guest has no listeners.
+/// Creates the sockets, and replaces existing ones. Like hyperkit, does not delete them at exit. The guest listens on no
+/// port.
 fn vsock(config: &str) {
     let (mut cid, mut dir, mut ports) = (0, Path::new(""), Vec::new());
     for (key, value) in pairs(config) {
@@ -140,7 +141,7 @@ fn vsock(config: &str) {
     }
 }
 
-/// Connects to VPNKit. As in hyperkit, an invalid option crashes it, and without a listener it retries forever.
+/// Connects to VPNKit. Like hyperkit, aborts at an invalid option, and tries forever if nobody listens on the socket.
 fn vpnkit(config: &str) -> UnixStream {
     let mut socket = "";
     for option in config.split(',') {
@@ -160,7 +161,7 @@ fn vpnkit(config: &str) -> UnixStream {
     }
 }
 
-/// Checks the MAC address. A missing interface is no error: the NIC then has no link.
+/// Checks the MAC address. Like in hyperkit, a missing interface is no error.
 fn tap(config: &str) {
     let Some((_, mac)) = config.split_once(',') else { return };
     let bytes = mac.strip_prefix("mac=").map(|mac| mac.split(':').map(|byte| u8::from_str_radix(byte, 16)));
@@ -170,7 +171,7 @@ fn tap(config: &str) {
     }
 }
 
-/// Checks the options. There is no connection to the server before the guest mounts the share.
+/// Checks the options. hyperkit connects to the 9p server only when the guest mounts the share, so this does not connect.
 fn share(config: &str) {
     let (mut path, mut port, mut tag) = ("", None, "plan9");
     for (key, value) in pairs(config) {

@@ -1,4 +1,4 @@
-//! The boot source. hyperkit reads it last, after it has created all devices.
+//! The boot source. Like hyperkit, the stand-in reads it last, after it has created all devices.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -7,9 +7,9 @@ use std::process::abort;
 use crate::fail;
 use crate::options::{Firmware, MIB, Options, PAGE};
 
-/// Memory beyond this size is mapped at 4 GiB, where nothing is loaded.
+/// hyperkit maps the memory beyond this size to addresses above 4 GiB, and loads nothing there.
 const MAX_LOW_MEMORY: u64 = 3072 * MIB;
-/// Where kexec puts the command line, and the lowest address of the kernel.
+/// The address of the command line, and the lowest address of the kernel.
 const CMDLINE: u64 = 0x4000;
 const KERNEL: u64 = MIB;
 

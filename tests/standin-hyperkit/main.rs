@@ -1,22 +1,23 @@
-//! A stand-in for the macOS command `hyperkit`, with the same options, limits, files, locks, exit codes and signals. Words on the
-//! kernel command line control its guest:
+//! A stand-in for the macOS command `hyperkit`. It has the same options, limits, files, locks, exit codes and signals, but
+//! runs no guest. Instead it pretends that a guest runs. Words on the kernel command line control what the guest does:
 //!
 //! - `guest.exit=CODE`: exits after boot (0 power-off, 2 reset, 3 triple fault).
-//! - `guest.no-acpi`: never handles the power button.
-//! - `guest.deaf`: handles the power button and ignores it.
+//! - `guest.no-acpi`: never turns on ACPI, so the power button kills the stand-in.
+//! - `guest.deaf`: turns on ACPI, but ignores the power button.
 //! - `guest.say=TEXT`: prints a text on the console.
 //!
-//! Others control the stand-in itself:
+//! Other words control the stand-in itself:
 //!
 //! - `vmm.say=LINE|LINE`: prints lines on stdout.
 //! - `vmm.die=CODE`: exits before the serial ports exist.
 //! - `vmm.die-early=CODE`: exits before it writes its pid file.
-//! - `vmm.half-pid-file`: aborts while it writes its pid file.
+//! - `vmm.half-pid-file`: aborts when it has created its pid file and not written it yet.
 //! - `vmm.no-pid-file`: writes no pid file.
 //! - `vmm.no-stdout`: closes stdout and stderr.
 //! - `vmm.flood=MIB`: prints this many MiB on stdout.
 //!
-//! The guest prints on com1, and echoes its input on both ports. With a boot ROM there is no command line, and the guest just runs.
+//! The guest prints on com1, and prints the input of com1 and com2 again on the same port. With a boot ROM there is no
+//! kernel command line, and the guest runs until it is killed.
 
 mod devices;
 mod firmware;
@@ -40,7 +41,7 @@ use firmware::load;
 use options::{Options, is_uuid};
 use serial::{Port, Shared};
 
-/// State that is cleaned up by an exit with any code, but not by a signal or an abort.
+/// What [`leave`] cleans up: the pid file, and the settings of the terminal. A signal or an abort leaves both.
 static PID_FILE: OnceLock<PathBuf> = OnceLock::new();
 static TERMINAL: OnceLock<Termios> = OnceLock::new();
 
@@ -114,7 +115,7 @@ fn main() {
     }
     load(&options);
 
-    // The guest runs from here on. Before, these signals kill the process.
+    // The guest runs from here on. Before that, each of these signals kills the process.
     let mut signals = Signals::new([SIGUSR1, SIGUSR2]).unwrap_or_else(|error| fail(error));
     if !has("guest.no-acpi") {
         signals.add_signal(SIGTERM).unwrap_or_else(|error| fail(error));

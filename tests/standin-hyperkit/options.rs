@@ -1,4 +1,4 @@
-//! The options. Errors are reported in the order in which getopt reaches them.
+//! The options. Like hyperkit, reports the first error that `getopt` comes to.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -27,12 +27,12 @@ pub const PAGE: u64 = 4096;
 /// The address of a PCI device: slot and function, on bus 0.
 type Place = (u8, u8);
 
-/// The parsed options. Of repeated options the last wins.
+/// The parsed options. If an option is repeated, the last one counts.
 #[derive(Default)]
 pub struct Options {
     pub pid_file: Option<PathBuf>,
     pub uuid: Option<String>,
-    /// Devices, in the order in which they are set up.
+    /// The devices by their addresses. They are set up in this order.
     pub slots: BTreeMap<Place, String>,
     /// The configurations of `com1` and `com2`.
     pub serials: [Option<String>; 2],
@@ -58,7 +58,7 @@ impl Options {
         let mut options = Self { cpus: 1, memory: 256 * MIB, ..Self::default() };
         let is_option = |arg: &String| arg.starts_with('-') && arg != "-" && arg != "--";
         let mut args = std::env::args().skip(1).peekable();
-        // getopt stops at the first operand.
+        // `getopt` stops at the first word that is no option.
         while let Some(arg) = args.next_if(is_option) {
             let mut letters = arg[1..].chars();
             while let Some(letter) = letters.next() {
@@ -180,8 +180,8 @@ fn place(value: &str) -> Option<(Place, &str)> {
     (bus == 0 && slot <= 31 && function <= 7).then_some(((slot, function), device))
 }
 
-/// Parses a number with a unit. As in C, a leading 0 means octal. Without a unit, a number is in MiB if it is less than 1 MiB in
-/// bytes, and in bytes otherwise.
+/// Parses a number with a unit. As in C, a leading 0 means octal. Without a unit, a number is in MiB if it is less than 1
+/// MiB in bytes, and in bytes otherwise.
 fn memory(text: &str) -> Option<u64> {
     let (radix, digits) = match (text.strip_prefix("0x"), text.strip_prefix('0')) {
         (Some(digits), _) => (16, digits),

@@ -32,38 +32,38 @@ pub struct Port {
     out: Box<dyn Write + Send>,
     input: Option<OwnedFd>,
     ring: Option<(File, usize)>,
-    _slave: Option<OwnedFd>,
+    _client_end: Option<OwnedFd>,
 }
 
 impl Port {
     pub fn nowhere() -> Self {
-        Self { out: Box::new(io::sink()), input: None, ring: None, _slave: None }
+        Self { out: Box::new(io::sink()), input: None, ring: None, _client_end: None }
     }
 
     fn open(name: &str, config: &str, stdio_is_free: &mut bool) -> Self {
-        let (mut port, mut leads_somewhere) = (Self::nowhere(), false);
+        let (mut port, mut has_backend) = (Self::nowhere(), false);
         for part in config.split(',') {
-            let is_line = match part.split_once('=').unwrap_or((part, "")) {
+            let is_backend = match part.split_once('=').unwrap_or((part, "")) {
                 ("null", "") => true,
-                ("stdio", "") if std::mem::take(stdio_is_free) => port.take_stdio(),
-                ("autopty", file) => port.make_pty(name, Some(file).filter(|file| !file.is_empty()).map(Path::new)),
+                ("stdio", "") if std::mem::take(stdio_is_free) => port.open_stdio(),
+                ("autopty", file) => port.open_pty(name, Some(file).filter(|file| !file.is_empty()).map(Path::new)),
                 ("log", path) => {
                     let file = File::create(path).and_then(|file| file.set_len(RING as u64).map(|()| file));
                     port.ring = Some((file.unwrap_or_else(|error| fail(error)), 0));
                     false
                 }
                 ("asl", "") => false,
-                _ => port.take_tty(part).unwrap_or_else(|| refuse(name, config)),
+                _ => port.open_tty(part).unwrap_or_else(|| refuse(name, config)),
             };
-            leads_somewhere |= is_line;
+            has_backend |= is_backend;
         }
-        if leads_somewhere { port } else { refuse(name, config) }
+        if has_backend { port } else { refuse(name, config) }
     }
 
-    fn take_stdio(&mut self) -> bool {
+    fn open_stdio(&mut self) -> bool {
         self.out = Box::new(io::stdout());
         self.input = io::stdin().as_fd().try_clone_to_owned().ok();
-        // This also changes the caller's stdin, which is the same open file.
+        // As in hyperkit, this also makes the starter's stdin nonblocking, since it is the same open file.
         if let Ok(flags) = fcntl_getfl(io::stdin()) {
             let _ = fcntl_setfl(io::stdin(), flags | OFlags::NONBLOCK);
         }
@@ -76,18 +76,18 @@ impl Port {
         true
     }
 
-    fn make_pty(&mut self, port: &str, file: Option<&Path>) -> bool {
+    fn open_pty(&mut self, port: &str, file: Option<&Path>) -> bool {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap_or_else(|error| fail(error));
         grantpt(&master).and_then(|()| unlockpt(&master)).unwrap_or_else(|error| fail(error));
         let name = ptsname(&master, Vec::new()).unwrap_or_else(|error| fail(error));
         let name = name.to_string_lossy().into_owned();
-        // Kept open, so that reading does not end when the last client closes the pty.
+        // This end stays open. Otherwise reading would end when the last client closes the pty.
         let slave = OpenOptions::new().read(true).write(true).open(&name).unwrap_or_else(|error| fail(error));
         let mut raw = tcgetattr(&slave).unwrap_or_else(|error| fail(error));
         raw.make_raw();
         let _ = tcsetattr(&slave, OptionalActions::Now, &raw);
-        self._slave = Some(slave.into());
-        // Output that nobody reads is lost and does not block.
+        self._client_end = Some(slave.into());
+        // Output that nobody reads is lost. It must not block.
         let flags = fcntl_getfl(&master).unwrap_or_else(|error| fail(error));
         fcntl_setfl(&master, flags | OFlags::NONBLOCK).unwrap_or_else(|error| fail(error));
         self.input = master.try_clone().ok();
@@ -101,7 +101,7 @@ impl Port {
     }
 
     /// Opens an existing tty.
-    fn take_tty(&mut self, path: &str) -> Option<bool> {
+    fn open_tty(&mut self, path: &str) -> Option<bool> {
         let nonblocking = OFlags::NONBLOCK.bits() as i32;
         let tty = OpenOptions::new().read(true).write(true).custom_flags(nonblocking).open(path).ok()?;
         self.input = isatty(&tty).then(|| tty.try_clone().ok())?.map(OwnedFd::from);
@@ -124,7 +124,7 @@ fn refuse(name: &str, config: &str) -> ! {
     fail_with(64, format!("Unable to initialize backend '{config}' for LPC device {name}"))
 }
 
-/// A port that several threads write to.
+/// A port to which several threads write.
 pub struct Shared(Arc<Mutex<Port>>);
 
 impl From<Port> for Shared {
@@ -138,7 +138,7 @@ impl Shared {
         self.0.lock().unwrap().write(bytes);
     }
 
-    /// Echoes the input of the port in a thread.
+    /// Starts a thread that writes the input of the port to the port.
     pub fn echo(&self) {
         let port = Self(self.0.clone());
         let Some(input) = self.0.lock().unwrap().input.take() else { return };

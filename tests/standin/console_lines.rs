@@ -1,5 +1,5 @@
-//! `ConsoleLines`: lines of the console's log, with timeouts, from several threads, until the VM exits or `ConsoleLinesCloser` ends
-//! them.
+//! `ConsoleLines`: lines of the console's log, with timeouts, from several threads, until the VM exits or
+//! `ConsoleLinesCloser` ends them.
 
 use std::io::Write;
 use std::iter::FusedIterator;

@@ -13,8 +13,8 @@ use std::process::Command;
 use hyperkit::{ConfigError, Console, Disk, Error, ErrorKind, HyperKit, Multiboot, Network, PortForward, Serial};
 
 use crate::common::rejection::{
-    assert_error, error_with, modify, only_violation, rejection, rejection_by_arguments, rejection_with, sparse_file,
-    violations_with,
+    assert_error, error_of_start, modify, only_violation, rejection, rejection_by_arguments, rejection_with,
+    sparse_file, violations_of_start,
 };
 use crate::common::{TestDir, bz_image, file_names, standin_path};
 
@@ -104,7 +104,7 @@ fn conflicting_boot_sources_are_rejected() {
     let conflict = ConfigError::ConflictingBootSources { first: "bootrom", second: "multiboot" };
     assert_eq!(only_violation(two(files.description()).arguments("")), conflict);
     let missing = ConfigError::NotFound { field: "multiboot", path: "/no/such".into() };
-    assert_eq!(violations_with(&TestDir::new(), "", two), [conflict, missing]);
+    assert_eq!(violations_of_start(&TestDir::new(), "", two), [conflict, missing]);
 }
 
 /// The description would be invalid with any hypervisor.
@@ -326,14 +326,14 @@ fn invalid_state_directory_is_rejected() {
 
 #[test]
 fn missing_hypervisor_is_rejected() {
-    let error = error_with(&TestDir::new(), "", |d| d.hyperkit("/no/such/hyperkit"));
+    let error = error_of_start(&TestDir::new(), "", |d| d.hyperkit("/no/such/hyperkit"));
     assert_eq!(error.kind(), ErrorKind::NotInstalled);
     assert_error!(error, Error::HypervisorNotFound { searched } if searched == [Path::new("/no/such/hyperkit")]);
     let test_dir = TestDir::new();
     let not_executable = test_dir.write("hyperkit", b"");
-    let error = error_with(&test_dir, "", |d| d.hyperkit(&not_executable));
+    let error = error_of_start(&test_dir, "", |d| d.hyperkit(&not_executable));
     assert_error!(error, Error::HypervisorNotFound { searched } if searched == [not_executable]);
-    let error = error_with(&test_dir, "", |d| d.hyperkit("no-such-hyperkit-anywhere"));
+    let error = error_of_start(&test_dir, "", |d| d.hyperkit("no-such-hyperkit-anywhere"));
     assert_error!(error, Error::HypervisorNotFound { searched } if searched.iter().all(|place| place.ends_with("no-such-hyperkit-anywhere")) && !searched.is_empty());
 }
 
@@ -385,7 +385,7 @@ fn error_message_is_one_line_with_all_violations() {
     let test_dir = TestDir::new();
     let loop_symlink = test_dir.path("cir\ncle");
     symlink(&loop_symlink, &loop_symlink).unwrap();
-    let error = error_with(&test_dir, "", |d| d.kernel(&loop_symlink).cpus(0));
+    let error = error_of_start(&test_dir, "", |d| d.kernel(&loop_symlink).cpus(0));
     let [cpus, ConfigError::Inaccessible { reason, .. }] = error.violations() else { panic!("{error:?}") };
     let message = error.to_string();
     let path = loop_symlink.to_str().unwrap().replace('\n', "\\n");
