@@ -163,7 +163,7 @@ fn files(sources: &[(&str, &str)]) -> Vec<(PathBuf, String)> {
 }
 
 #[test]
-fn import_from_a_later_layer_is_found() {
+fn check_finds_an_import_from_a_later_layer() {
     let wrong = |file: &str, source: &str| wrong_imports(&files(&[(file, source)]));
     assert_eq!(wrong("sys/file.rs", "use crate::machine::start;"), ["sys/file.rs: crate::machine::start"]);
     assert_eq!(
@@ -179,7 +179,7 @@ fn import_from_a_later_layer_is_found() {
 }
 
 #[test]
-fn other_imports_are_allowed() {
+fn check_allows_other_imports() {
     let allowed = [
         ("lib.rs", "use crate::machine::Found;"),
         ("error/mod.rs", "use crate::{Exit, runtime::log_tail::LogTail};"),
@@ -191,7 +191,7 @@ fn other_imports_are_allowed() {
 }
 
 #[test]
-fn circle_of_folders_is_found() {
+fn check_finds_a_circle_of_folders() {
     let engine = ("engine/mod.rs", "use crate::engine::a::One; use crate::plan::X;");
     let one = ("engine/a/mod.rs", "use crate::engine::b::part::Two; use crate::engine::Engine;");
     let two = ("engine/b/part.rs", "use crate::engine::Engine;");

@@ -39,7 +39,7 @@ fn pci_slots_equal_those_of_hyperkit_in_hexadecimal() {
 }
 
 #[test]
-fn vsock_console_and_qmp_options() {
+fn vsock_console_pid_file_and_qmp_have_their_options() {
     let description = description().state_dir("/vm").console(Console::Pty).vsock(true).vsock_guest_cid(7).uuid(UUID);
     assert!(values(&description, "-device").contains(&"vhost-vsock-pci,guest-cid=7,bus=pcie.0,addr=1.0".to_owned()));
     assert_eq!(
@@ -56,7 +56,7 @@ fn vsock_console_and_qmp_options() {
 }
 
 #[test]
-fn no_file_options_without_state_directory() {
+fn no_file_is_named_without_a_state_directory() {
     assert_eq!(values(&description(), "-chardev"), ["stdio,id=com1,signal=off"]);
     assert_eq!(values(&description(), "-pidfile"), [] as [&str; 0]);
     assert_eq!(values(&description().hyperkit("qemu-system-x86_64"), "-initrd"), ["/i"]);
@@ -133,7 +133,7 @@ fn each_serial_port_has_its_backend_and_log() {
 }
 
 #[test]
-fn firmware_clock_debugger_core_dump_and_extra_options() {
+fn firmware_clock_debugger_core_dumps_and_extra_arguments_have_their_options() {
     let rom =
         HyperKit::new().hyperkit("qemu-system-x86_64").bootrom("/uefi.fd").utc(false).gdb_port(1234).core_dumps(true);
     let rom = rom.exit_on_hlt(true).exit_on_pause(true).random(false).extra_argument("-cpu").extra_argument("max");

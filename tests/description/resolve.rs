@@ -97,7 +97,7 @@ fn formats_of_disks_are_probed() {
 /// The image of a disk without a path is in the state directory. If the description is started in another one, so is the
 /// image.
 #[test]
-fn disk_in_the_state_directory_keeps_no_path() {
+fn disk_in_the_state_directory_gets_no_path() {
     let test_dir = TestDir::new();
     let description = HyperKit::new().hyperkit("sh").kernel("/k").state_dir(test_dir.path("vm"));
     let description = description.disk(Disk::in_state_dir(64));

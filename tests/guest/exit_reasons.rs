@@ -9,7 +9,7 @@ use crate::common::guest::{BOOT_TIMEOUT, Guest, QUIET_CMDLINE, REPORT_CMDLINE, d
 use crate::owner::Owner;
 
 #[test]
-fn guest_reboot_exits_with_reset() {
+fn guest_reboot_is_reported_as_reset() {
     let guest = Guest::new();
     // A kernel that finds no init panics. With `panic=1` it then reboots.
     let cmdline = format!("{QUIET_CMDLINE} rdinit=/nothing root=/dev/nothing");

@@ -27,7 +27,7 @@ fn write(guest: &mut File, text: &str) {
     guest.write_all(text.as_bytes()).unwrap();
 }
 
-/// Reads what the guest would have received, of a known length.
+/// Reads `length` bytes in place of the guest.
 fn read(guest: &mut File, length: usize) -> String {
     let mut bytes = vec![0; length];
     guest.read_exact(&mut bytes).unwrap();
@@ -245,7 +245,7 @@ fn stream_converts_into_its_descriptor() {
     write(&mut guest, "still open");
     let mut file = File::from(descriptor);
     let mut bytes = [0; 10];
-    // The kernel may deliver what was written to a terminal a moment later.
+    // What was written to a terminal can arrive a moment later.
     rustix::event::poll(&mut [rustix::event::PollFd::new(&file, rustix::event::PollFlags::IN)], None).unwrap();
     file.read_exact(&mut bytes).unwrap();
     assert_eq!(&bytes, b"still open");

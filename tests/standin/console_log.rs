@@ -49,8 +49,8 @@ impl Echo {
     }
 }
 
-/// Returns a line with a Linux timestamp. The length of the ring is not a multiple of its length, so the lines are at other
-/// positions each time the ring wraps around.
+/// Returns a line with a Linux timestamp. The ring's length is not a multiple of the line's length, so the lines are at
+/// other positions each time the ring wraps around.
 fn line(number: usize) -> String {
     let line = format!("[{number:5}.000000] line{number:>11}\n");
     assert_eq!(line.len(), LINE);
@@ -97,7 +97,7 @@ fn log_is_complete_and_in_order_before_and_after_the_ring_wraps_around() {
 }
 
 #[test]
-fn follower_gets_each_line_once_until_the_vm_exits() {
+fn console_lines_returns_each_line_once_until_the_vm_exits() {
     const LINES: usize = 6000; // the ring wraps around three times
     let mut echo = Echo::new();
     let followed = std::thread::scope(|scope| {
@@ -133,7 +133,7 @@ fn follower_gets_each_line_once_until_the_vm_exits() {
 
 /// Without timestamps, the crate knows where the newest text in the ring ends only after the next write.
 #[test]
-fn follower_of_full_ring_without_timestamps_gets_each_line_once() {
+fn console_lines_of_a_full_ring_without_timestamps_returns_each_line_once() {
     let mut echo = Echo::new();
     let plain =
         |numbers: std::ops::Range<usize>| numbers.map(|n| format!("line{n:>25}\n")).collect::<Vec<_>>().concat();

@@ -33,8 +33,8 @@ fn start_succeeds_after_each_of_a_hundred_kills() {
     assert_eq!(hypervisors_in(&test_dir.path("vm")), [vm.pid()]);
 }
 
-/// The state is that after a power failure: the pid file names a process that does not exist, and the socket and the tty
-/// file are stale.
+/// The state directory is as after a power failure: the pid file names a process that does not exist, and the socket and
+/// the tty file are stale.
 #[test]
 fn start_succeeds_after_a_host_reboot() {
     let test_dir = TestDir::new();

@@ -29,9 +29,9 @@ fn run_returns_the_exit_reason() {
 }
 
 #[test]
-fn signals_map_to_exit_reasons() {
+fn signal_is_reported_as_power_off_or_killed() {
     // If the guest has turned on ACPI, SIGTERM presses the power button. Otherwise it kills hyperkit, as all other signals
-    // do. SIGALRM is the example of the others: shells do not ignore it in background processes, and Rust's std has no
+    // do. The test uses SIGALRM for the others: shells do not ignore it in background processes, and Rust's std has no
     // handler for it.
     for (guest, signal, exit) in [
         ("guest", Signal::TERM, Exit::PowerOff),

@@ -28,7 +28,7 @@ impl log::Log for Logger {
     fn flush(&self) {}
 }
 
-/// A single test in a process of its own, since a process has one logger.
+/// This is a single test, in a separate process, since a process has one logger.
 #[test]
 fn output_reaches_the_logger_while_the_vm_runs_and_at_exit() {
     in_child_process("hypervisor_output::output_reaches_the_logger_while_the_vm_runs_and_at_exit", || {

@@ -74,7 +74,7 @@ fn thousand_vms_leak_nothing_idle_vm_wakes_no_thread_and_output_needs_no_memory(
         let test_dir = TestDir::new();
         let _stop = test_dir.stop_on_drop();
         let description = test_dir.description();
-        // Below the hard limit, so that the test sees whether something raises the soft limit. The crate sysinfo would.
+        // The soft limit is below the hard limit, so `sysinfo` could raise it. The test checks that it stays.
         let limit = Rlimit { current: Some(256), ..getrlimit(Resource::Nofile) };
         setrlimit(Resource::Nofile, limit).unwrap();
         let threads = usage().0;
@@ -85,7 +85,7 @@ fn thousand_vms_leak_nothing_idle_vm_wakes_no_thread_and_output_needs_no_memory(
             drop(description.vm().unwrap());
             vm.kill().unwrap();
         };
-        (0..50).for_each(|_| cycle()); // what is allocated only once is there afterwards
+        (0..50).for_each(|_| cycle()); // afterwards, what is allocated only once is there
         wait_for_threads();
         let (_, open, memory) = usage();
         (0..1000).for_each(|_| cycle());

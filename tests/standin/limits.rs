@@ -23,7 +23,7 @@ fn path_of(length: usize, dir: &Path) -> PathBuf {
 }
 
 #[test]
-fn vcpu_limits() {
+fn vcpu_limits_are_enforced() {
     let test_dir = TestDir::new();
     for count in [1, 64] {
         assert_boots(test_dir.description().cpus(count));
@@ -34,7 +34,7 @@ fn vcpu_limits() {
 }
 
 #[test]
-fn memory_limits() {
+fn memory_limits_are_enforced() {
     let test_dir = TestDir::new();
     let mut low = bz_image(2047);
     low[0x230..0x234].copy_from_slice(&0x10_0000_u32.to_le_bytes()); // alignment
@@ -48,7 +48,7 @@ fn memory_limits() {
 }
 
 #[test]
-fn kernel_command_line_limit() {
+fn kernel_command_line_limit_is_enforced() {
     let test_dir = TestDir::new();
     test_dir.write("vmlinuz", &bz_image(100)); // the limit counts the NUL at the end
     let fixed = "earlyprintk=serial ".len();
@@ -58,7 +58,7 @@ fn kernel_command_line_limit() {
 }
 
 #[test]
-fn uuid_and_ipv4_syntax() {
+fn uuid_and_ipv4_syntax_is_checked() {
     let test_dir = TestDir::new();
     let socket = test_dir.path("vpnkit");
     let _listener = UnixListener::bind(&socket).unwrap();
@@ -77,7 +77,7 @@ fn uuid_and_ipv4_syntax() {
 }
 
 #[test]
-fn tap_name_limit_and_mac_syntax() {
+fn tap_name_limit_and_mac_syntax_are_checked() {
     let test_dir = TestDir::new();
     for good in ["02:00:00:00:00:01", "FE:ff:FF:ff:FF:ff"] {
         assert_boots(test_dir.description().tap("t".repeat(74)).mac(good));
@@ -95,7 +95,7 @@ fn tap_name_limit_and_mac_syntax() {
 }
 
 #[test]
-fn thirty_devices_fit() {
+fn at_most_thirty_devices_are_accepted() {
     let test_dir = TestDir::new();
     let disks = |description: HyperKit, count: usize| {
         let image = |index| Disk::raw(test_dir.write(&format!("{index}.img"), b"disk"));
@@ -118,7 +118,7 @@ fn thirty_devices_fit() {
 }
 
 #[test]
-fn sector_size_limits() {
+fn sector_size_limits_are_enforced() {
     let test_dir = TestDir::new();
     let image = test_dir.write("d.img", b"disk");
     for (logical, physical) in [(512, 512), (512, 4096), (4096, 4096), (512, 1 << 30), (1 << 30, 1 << 30)] {
@@ -136,7 +136,7 @@ fn sector_size_limits() {
 }
 
 #[test]
-fn vsock_cid_and_port_limits() {
+fn vsock_cid_and_port_limits_are_enforced() {
     let test_dir = TestDir::new();
     let vsock = |description: HyperKit| description.vsock(true);
     let ports = |description: HyperKit, count: u32| (1..=count).fold(vsock(description), HyperKit::vsock_port);
@@ -153,7 +153,7 @@ fn vsock_cid_and_port_limits() {
 }
 
 #[test]
-fn vsock_directory_path_limit() {
+fn vsock_directory_path_limit_is_enforced() {
     let test_dir = TestDir::new();
     let [longest, too_long] = [85, 86].map(|length| path_of(length, &test_dir.dir()));
     assert_boots(test_dir.description().vsock(true).state_dir(&longest));
@@ -166,7 +166,7 @@ fn vsock_directory_path_limit() {
 }
 
 #[test]
-fn socket_path_tag_and_port_limits_of_9p_and_vpnkit() {
+fn socket_path_tag_and_port_limits_of_9p_and_vpnkit_are_enforced() {
     let test_dir = TestDir::new();
     let [longest, too_long] = [103, 104].map(|length| path_of(length, &test_dir.dir()));
     let _listener = UnixListener::bind(&longest).unwrap();
@@ -184,7 +184,7 @@ fn socket_path_tag_and_port_limits_of_9p_and_vpnkit() {
 }
 
 #[test]
-fn port_limits() {
+fn port_limits_are_enforced() {
     let test_dir = TestDir::new();
     for port in [1, 65535] {
         assert_boots(test_dir.description().gdb_port(port));
@@ -200,7 +200,7 @@ fn port_limits() {
 }
 
 #[test]
-fn serial_port_limits() {
+fn serial_port_limits_are_enforced() {
     let test_dir = TestDir::new();
     assert_boots(test_dir.description().serial(Serial::pty().log()).serial(Serial::none().log()));
     let serials = |d: HyperKit, all: &[Serial]| all.iter().fold(d, |d, &serial| d.serial(serial));
@@ -216,7 +216,7 @@ fn serial_port_limits() {
 }
 
 #[test]
-fn boot_rom_size_limits() {
+fn boot_rom_size_limits_are_enforced() {
     let test_dir = TestDir::new();
     let rom = test_dir.path("rom");
     let with_rom = |d| without_boot_source(d).bootrom(&rom);

@@ -5,6 +5,8 @@ mod common;
 
 mod attaching;
 mod boot_limits;
+#[cfg(target_os = "linux")]
+mod cannot_tell;
 mod concurrent_starts;
 mod console_dialogue;
 mod console_lines;
@@ -36,8 +38,6 @@ mod starter;
 mod starting;
 mod state_directory;
 mod templates;
-#[cfg(target_os = "linux")]
-mod three_answers;
 mod unsupported;
 mod validation;
 mod vsock;

@@ -12,7 +12,8 @@ use crate::common::{TestDir, boot_command, example_path, hypervisors_in, to_pid}
 /// An action on the VM. `Elsewhere` means another process. `Kill` and `LosePidFile` happen without the crate.
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    /// With `adopts`, the caller continues with the description of the started VM. Without, it continues with its own.
+    /// With `adopts`, the caller continues with the description of the started VM. Without `adopts`, it continues with its
+    /// own.
     Start {
         adopts: bool,
     },

@@ -15,7 +15,7 @@ use crate::common::{
 };
 use crate::state_directory::edit_state;
 
-/// The state is that after the death of a starter that had not recorded the process ID yet.
+/// The state directory is as if the starter had been killed before it recorded the process ID.
 #[test]
 fn vm_without_recorded_pid_is_found_by_its_command_line() {
     let test_dir = TestDir::new();

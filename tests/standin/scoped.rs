@@ -268,7 +268,7 @@ fn other_children_of_a_killed_starter_do_not_keep_the_vm_running() {
         report(vm.pid());
         report(before);
         report(sleep());
-        // Nor does another hypervisor, which is started while the first VM runs.
+        // The next hypervisor must not inherit the lock of the first VM's state directory.
         let other = description.clone().state_dir(description.state_dir.unwrap().join("other")).start("guest").unwrap();
         report(other.pid());
         return starter::wait_for_test();

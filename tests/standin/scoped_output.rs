@@ -124,7 +124,7 @@ fn no_temporary_file_is_left_without_a_state_directory() {
             drop(description.start_scoped("guest").unwrap());
             assert_eq!(left(), 0, "after a kill");
         }
-        // The start fails for want of a descriptor, each time at another place.
+        // With each limit, the start fails at another place, because no descriptor is free.
         let before = getrlimit(Resource::Nofile);
         let used = fs::read_dir("/dev/fd").unwrap().count() as u64;
         let mut failed = 0;

@@ -132,7 +132,7 @@ pub fn group_members(group: u32) -> Vec<u32> {
     processes(|process| group_of(process.pid().as_u32()) == Some(group))
 }
 
-/// Returns the process group. `rustix` panics at the group 0 of the kernel's own processes, so this reads `/proc`.
+/// Returns the process group. `rustix` does not expect the group 0 of the kernel's own processes, so this reads `/proc`.
 #[cfg(target_os = "linux")]
 fn group_of(pid: u32) -> Option<u32> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

@@ -9,7 +9,7 @@ use hyperkit::{Console, Disk, DiskFormat, Disks, Error, HyperKit, QcowOptions, V
 use crate::common::child_process::in_child_process;
 use crate::common::{StopOnDrop, TEST_TIMEOUT, TestDir, file_names, hypervisors_in};
 
-/// Returns the arguments of the hypervisor that name a directory or a file in it.
+/// Returns the arguments of the hypervisor that contain the path of a directory.
 fn arguments_in(vm: &Vm, dir: &Path) -> Vec<String> {
     let dir = dir.to_str().unwrap();
     vm.description().recorded_arguments().iter().filter(|argument| argument.contains(dir)).cloned().collect()
@@ -79,7 +79,7 @@ fn copies() -> [(&'static str, Copy); 4] {
 }
 
 #[test]
-fn copy_of_a_started_description_neither_uses_nor_deletes_its_disk() {
+fn second_vm_of_a_description_does_not_touch_the_disk_of_the_first() {
     for (name, copy) in copies() {
         for deleted_first in ["a", "b"] {
             let test_dir = TestDir::new();

@@ -22,7 +22,7 @@ use crate::common::{TestDir, bz_image, file_names, standin_path};
 fn qcow2_header() -> Vec<u8> {
     let mut header = b"QFI\xfb\0\0\0\x03".to_vec();
     header.resize(104, 0);
-    (header[23], header[29]) = (16, 1); // the size of a cluster is 2^16 bytes; the third last byte of the image's size is 1
+    (header[23], header[29]) = (16, 1); // clusters of 2^16 bytes; the image's size (bytes 24 to 31) is 2^16, too
     header
 }
 

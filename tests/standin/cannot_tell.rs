@@ -119,7 +119,7 @@ const LOST: [&str; 5] = ["nothing", "pid file", "pid file and recorded pid", "st
 /// Another process starts the VM: threads for a VM of this process would close files during the test.
 #[test]
 fn running_vm_never_counts_as_exited_without_free_descriptors() {
-    const TEST: &str = "three_answers::running_vm_never_counts_as_exited_without_free_descriptors";
+    const TEST: &str = "cannot_tell::running_vm_never_counts_as_exited_without_free_descriptors";
     if let Some(arguments) = starter::arguments_of(TEST) {
         return starter::start(&arguments);
     }
@@ -159,7 +159,7 @@ fn running_vm_never_counts_as_exited_without_free_descriptors() {
 /// A VM is started in a new directory, each time with one more free descriptor, until the start succeeds.
 #[test]
 fn start_that_cannot_tell_leaves_no_directory() {
-    in_child_process("three_answers::start_that_cannot_tell_leaves_no_directory", || {
+    in_child_process("cannot_tell::start_that_cannot_tell_leaves_no_directory", || {
         let test_dir = TestDir::new();
         let _stop = test_dir.stop_on_drop();
         let description = test_dir.description().disk(Disk::in_state_dir(1));
@@ -191,7 +191,7 @@ fn start_that_cannot_tell_leaves_no_directory() {
 /// A `Vm` has a descriptor of its process, so `try_wait`, `status` and `kill` need no free descriptor.
 #[test]
 fn handle_of_a_vm_needs_no_free_descriptor() {
-    in_child_process("three_answers::handle_of_a_vm_needs_no_free_descriptor", || {
+    in_child_process("cannot_tell::handle_of_a_vm_needs_no_free_descriptor", || {
         let test_dir = TestDir::new();
         let (_, vm, _stop) = start_vm(&test_dir, "guest");
         with_free_descriptors(0, || {
@@ -231,7 +231,7 @@ fn check_refusals(description: &HyperKit, mut command: Command, test: &str) -> V
 /// A container, or the mount namespace of a service, may have no `/proc`.
 #[test]
 fn running_vm_never_counts_as_exited_without_proc() {
-    const TEST: &str = "three_answers::running_vm_never_counts_as_exited_without_proc";
+    const TEST: &str = "cannot_tell::running_vm_never_counts_as_exited_without_proc";
     if let Some(arguments) = starter::arguments_of(TEST) {
         assert!(!Path::new("/proc/self").exists());
         return answer_in_starter(&arguments);
@@ -254,7 +254,7 @@ fn running_vm_never_counts_as_exited_without_proc() {
 /// The calls fail as for another user. If the test runs as root, the starter lacks root's right to read everything.
 #[test]
 fn running_vm_never_counts_as_exited_if_its_state_directory_is_unreadable() {
-    const TEST: &str = "three_answers::running_vm_never_counts_as_exited_if_its_state_directory_is_unreadable";
+    const TEST: &str = "cannot_tell::running_vm_never_counts_as_exited_if_its_state_directory_is_unreadable";
     if let Some(arguments) = starter::arguments_of(TEST) {
         return answer_in_starter(&arguments);
     }
