@@ -11,5 +11,6 @@ mod exec; // needs the host's C compiler to build Linux programs
 mod foreground;
 mod howto;
 mod pty;
+mod readme;
 mod terminal;
 mod usage;

@@ -8,7 +8,7 @@ use hyperkit::HyperKit;
 
 use crate::common::{StopOnDrop, TEST_TIMEOUT, TestDir, example_path, standin_path, start_vm};
 
-const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
 fn run(example: &str, words: &[&str], dir: &Path) -> Output {
     let mut program = Command::new(example_path(example));
