@@ -182,6 +182,22 @@ impl ConsoleStream {
 
     /// Sets whether a read or write that would have to wait fails with [`WouldBlock`](io::ErrorKind::WouldBlock), as async
     /// runtimes expect. The guide's page [`howto`](crate::guide::howto) has a program for tokio.
+    ///
+    /// ```
+    /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
+    /// # let _here = here::running();
+    /// # let vm = hyperkit::HyperKit::from_state("vm")?.vm()?.ok_or("the VM does not run")?;
+    /// use std::io::{ErrorKind, Read};
+    ///
+    /// let mut console = vm.console()?;
+    /// console.set_nonblocking(true);
+    /// match console.read(&mut [0; 1024]) {
+    ///     Ok(length) => println!("{length} bytes of output"),
+    ///     Err(error) if error.kind() == ErrorKind::WouldBlock => println!("no output yet"),
+    ///     Err(error) => return Err(error.into()),
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn set_nonblocking(&self, nonblocking: bool) {
         self.nonblocking.store(nonblocking, Ordering::Relaxed);
     }
