@@ -128,7 +128,7 @@ fn start_of_a_running_vm_names_the_directory_and_what_to_do() {
     let boot = ["--background", "--kernel", "vmlinuz", "--state-dir", "vm", "--hyperkit"];
     let (error, status) = fail("boot", &[&boot[..], &[standin_path().to_str().unwrap()]].concat(), &test_dir.dir());
     let dir = test_dir.path("vm").display().to_string();
-    assert!(error.starts_with(&format!("boot: VM already running as process {}: {dir}\n", vm.pid())), "{error}");
+    assert!(error.starts_with(&format!("boot: VM already running as process {}: {dir};", vm.pid())), "{error}");
     for command in ["console", "stop"] {
         assert!(error.contains(&format!("--example ctl -- {command} {dir}\n")), "{error}");
     }
@@ -147,7 +147,7 @@ fn kernel_command_line_is_quiet_and_keeps_a_console_and_an_end_after_a_panic() {
         (&["--cmdline", "console=hvc0"], "panic=1 console=hvc0"),
         (&["--cmdline", "console=hvc0 panic=-1"], "console=hvc0 panic=-1"),
     ] {
-        assert_eq!(kernel_cmdline(words, &test_dir), format!("earlyprintk=serial {expected}"));
+        assert_eq!(kernel_cmdline(words, &test_dir), expected);
     }
 }
 
@@ -161,9 +161,11 @@ fn printed_commands_work_in_any_directory() {
     let words = ["--background", "--kernel", "vmlinuz", "--hyperkit", standin.to_str().unwrap(), "--state-dir", name];
     let boot = run("boot", &[&words[..], &["--disk-size", "1", "--cmdline", "guest"]].concat(), &test_dir.dir());
     assert!(boot.status.success(), "{boot:?}");
+    let manifest = Path::new(ROOT).join("Cargo.toml").canonicalize().unwrap();
     let cargo = format!(
-        "#!/bin/sh\n[ \"$1 $2 $3 $4 $5 $6\" = 'run --manifest-path {ROOT}/Cargo.toml --example ctl --' ] || exit 9\n\
+        "#!/bin/sh\n[ \"$1 $2 $3 $4 $5 $6\" = 'run --manifest-path {} --example ctl --' ] || exit 9\n\
          shift 6\nexec '{}' \"$@\"\n",
+        manifest.display(),
         example_path("ctl").display()
     );
     std::fs::create_dir(test_dir.path("bin")).unwrap();
