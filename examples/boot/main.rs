@@ -86,7 +86,7 @@ fn run(description: &HyperKit, cmdline: &str) -> Result<Exit> {
 
 /// Runs the VM with its console on a pty, to which this terminal is attached, until it exits; `None` if it was detached.
 fn run_attached(description: &HyperKit, cmdline: &str) -> Result<Option<Exit>> {
-    eprintln!("boot: starting a VM, which takes a few seconds. Ctrl-] leaves it, `poweroff` in the guest ends it.");
+    eprintln!("boot: starting a VM. Ctrl-] leaves it, `poweroff` in the guest ends it.");
     let vm = match description.start_scoped(cmdline) {
         Err(Error::HypervisorFailed { exit, .. }) if exit.is_guest() => return exited_early(description, exit),
         vm => vm?,
