@@ -108,8 +108,9 @@ pub(crate) trait EngineDriver: Sync {
     /// The kernel command line in the recorded arguments.
     fn recorded_cmdline(&self, description: &HyperKit) -> Option<String>;
 
-    /// The pid files that a command line names.
-    fn pid_files<'a>(&self, command: &'a [OsString]) -> Vec<&'a OsStr>;
+    /// The pid file of a hypervisor with this command line. `None` if it is not the command line of this engine, or if it names no
+    /// pid file. Other programs have options of the same names: `tail -F hyperkit.pid` is no hypervisor.
+    fn pid_file<'a>(&self, command: &'a [OsString]) -> Option<&'a OsStr>;
 
     // --- the running hypervisor ---
 

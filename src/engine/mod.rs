@@ -86,9 +86,9 @@ pub(crate) fn find(wanted: Option<&Path>) -> Result<PathBuf> {
     std::path::absolute(&program).map_err(Error::io("make absolute", &program))
 }
 
-/// The pid files that a command line names, in the options of any engine.
-pub(crate) fn pid_files(command: &[OsString]) -> impl Iterator<Item = &OsStr> {
-    DRIVERS.into_iter().flat_map(|driver| driver.pid_files(command))
+/// The pid file of a hypervisor of any engine with this command line.
+pub(crate) fn pid_file(command: &[OsString]) -> Option<&OsStr> {
+    DRIVERS.into_iter().find_map(|driver| driver.pid_file(command))
 }
 
 /// Whether a file in a state directory is a socket that an engine or this crate creates there.

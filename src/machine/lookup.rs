@@ -10,6 +10,7 @@ use crate::config::record::Record;
 use crate::error::{ConfigError, Error, Result};
 use crate::process::{Process, ProcessInfo, query};
 use crate::runtime::child::Child;
+use crate::runtime::discovery::Hypervisors;
 use crate::state::{JSON_FILE, PID_FILE, StateDir};
 use crate::vm::{Handle, Vm};
 
@@ -90,9 +91,9 @@ impl HyperKit {
         let mut dirs = dirs.map_err(Error::io("list", root))?;
         dirs.sort();
         let children = Child::all(); // before one of them can exit
-        let mut found = Vec::new();
+        let (mut found, all) = (Vec::new(), Hypervisors::default());
         for dir in dirs {
-            found.extend(look_into(dir, &children)?);
+            found.extend(look_into(dir, &children, &all)?);
         }
         Ok(found)
     }
@@ -126,7 +127,7 @@ impl HyperKit {
         match StateDir::of(self)? {
             Some(state) => {
                 let recorded = state.load_if_recorded()?;
-                vm_in(&state, recorded, Some(self), &children)
+                vm_in(&state, recorded, Some(self), &children, &Hypervisors::default())
             }
             None => self.recorded_vm(&children),
         }
@@ -149,10 +150,11 @@ impl HyperKit {
         let (Some(pid), Some(started)) = (record.pid, record.pid_started) else {
             return Err(ConfigError::StateDirRequired { field: "vm" }.into()); // nothing identifies the process
         };
+        let program = self.hyperkit.as_deref().unwrap_or(Path::new(""));
         // Without a state directory a start does not wait, so our own child may still be before its `exec`.
         let is_our_child = children.iter().any(|child| child.pid() == pid);
         let is_ours = |process: &ProcessInfo| {
-            Ok((is_our_child || process.has_arguments(&record.arguments)) && process.started_at(started)?)
+            Ok((is_our_child || process.runs(program, &record.arguments)) && process.started_at(started)?)
         };
         let process = Process::find(pid, is_ours).map_err(Error::cannot_tell(None))?;
         process.map(|process| Vm::new(handle(process, children), self.clone(), None, None)).transpose()
@@ -166,8 +168,10 @@ fn vm_in(
     recorded: Option<HyperKit>,
     wanted: Option<&HyperKit>,
     children: &[Arc<Child>],
+    all: &Hypervisors,
 ) -> Result<Option<Vm>> {
-    let Some(process) = state.running(recorded.as_ref().map(|recorded| &recorded.record))? else { return Ok(None) };
+    let record = recorded.as_ref().map(|recorded| &recorded.record);
+    let Some(process) = state.running_among(record, all)? else { return Ok(None) };
     let description = match recorded {
         Some(recorded) => recorded,
         None => {
@@ -192,7 +196,7 @@ fn handle(process: Process, children: &[Arc<Child>]) -> Handle {
 }
 
 /// What is found in a directory; `None` if it is not a state directory.
-fn look_into(dir: PathBuf, children: &[Arc<Child>]) -> Result<Option<Found>> {
+fn look_into(dir: PathBuf, children: &[Arc<Child>], all: &Hypervisors) -> Result<Option<Found>> {
     let state = StateDir::new(&dir)?;
     let exists = |name| state.file(name).symlink_metadata().is_ok();
     let loaded = match state.load() {
@@ -201,7 +205,7 @@ fn look_into(dir: PathBuf, children: &[Arc<Child>]) -> Result<Option<Found>> {
         loaded => loaded,
     };
     let recorded = loaded.as_ref().ok().cloned();
-    let vm = vm_in(&state, recorded, None, children);
+    let vm = vm_in(&state, recorded, None, children, all);
     if !exists(JSON_FILE) && matches!(vm, Ok(None)) {
         return Ok(None); // there is only a stale pid file
     }

@@ -6,9 +6,11 @@
 //! A function here returns `Ok(None)` only for a process that does not exist or is a zombie. If this program cannot read about
 //! a process, that is an error.
 
-use std::ffi::OsString;
-use std::io;
-use std::path::PathBuf;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 #[cfg(target_os = "linux")]
 pub(super) use system::is_exiting;
@@ -20,27 +22,41 @@ impl ProcessInfo {
         Ok(self.start_time()?.is_some_and(|started| recorded.abs_diff(started) <= 2))
     }
 
-    /// Whether the process was started with `arguments`; a script has its interpreter before them.
-    pub fn has_arguments(&self, arguments: &[String]) -> bool {
-        // The program itself is not compared: its `argv[0]` can be anything.
-        self.command.len() >= arguments.len()
-            && self
-                .command
-                .iter()
-                .rev()
-                .zip(arguments.iter().rev())
-                .all(|(argument, wanted)| argument == wanted.as_str())
+    /// Whether this is `program` with `arguments`. The command line of a script begins with its interpreter and its path. Then
+    /// the interpreter must be that in the script's first line: `sudo PROGRAM …` and `strace PROGRAM …` are other processes.
+    pub fn runs(&self, program: &Path, arguments: &[String]) -> bool {
+        let Some(before) = self.command.len().checked_sub(arguments.len()) else { return false };
+        let (before, rest) = self.command.split_at(before);
+        if !rest.iter().zip(arguments).all(|(argument, wanted)| argument == wanted.as_str()) {
+            return false;
+        }
+        match before {
+            // The program itself is not compared: its `argv[0]` can be anything.
+            [_] => true,
+            [interpreter, .., script] => script == program && is_interpreter(interpreter, program),
+            [] => false,
+        }
     }
+}
+
+/// How much Linux reads of a script's first line.
+const MAX_SHEBANG_BYTES: u64 = 256;
+
+/// Whether the first line of a script names this interpreter.
+fn is_interpreter(interpreter: &OsStr, script: &Path) -> bool {
+    let mut start = Vec::new();
+    let read = File::open(script).and_then(|file| file.take(MAX_SHEBANG_BYTES).read_to_end(&mut start));
+    let line = start.split(|&byte| byte == b'\n').next().and_then(|line| line.strip_prefix(b"#!"));
+    let named = line.and_then(|line| line.trim_ascii().split(|&byte| byte == b' ' || byte == b'\t').next());
+    read.is_ok() && named == Some(interpreter.as_bytes())
 }
 
 #[cfg(target_os = "linux")]
 mod system {
     use super::*;
 
-    use std::fs::{self, File};
-    use std::io::Read;
+    use std::fs;
     use std::os::unix::ffi::OsStringExt;
-    use std::path::Path;
     use std::time::{Duration, Instant};
 
     use rustix::io::Errno;
@@ -106,9 +122,15 @@ mod system {
             start_time(self.pid)
         }
 
-        /// What relative paths on its command line are relative to. `None` if the process is gone.
-        pub fn working_dir(&self) -> io::Result<Option<PathBuf>> {
-            unless_gone(self.pid, fs::read_link(format!("/proc/{}/cwd", self.pid)))
+        /// A path by which this program reaches what the process calls `path`. It may see other mounts.
+        pub fn reach(&self, path: &Path) -> io::Result<Option<PathBuf>> {
+            let (dir, rest) = match path.strip_prefix("/") {
+                Ok(rest) => ("root", rest),
+                Err(_) => ("cwd", path),
+            };
+            let dir = PathBuf::from(format!("/proc/{}/{dir}", self.pid));
+            // Only this tells whether the system lets this program look.
+            Ok(unless_gone(self.pid, fs::read_link(&dir))?.map(|_| dir.join(rest)))
         }
     }
 
@@ -223,9 +245,13 @@ mod system {
             Ok(Some(self.start_time))
         }
 
-        /// What relative paths on its command line are relative to, if the system reports it.
-        pub fn working_dir(&self) -> io::Result<Option<PathBuf>> {
-            Ok(self.working_dir.clone())
+        /// A path by which this program reaches what the process calls `path`. `None` if the system does not report its working
+        /// directory.
+        pub fn reach(&self, path: &Path) -> io::Result<Option<PathBuf>> {
+            Ok(match path.is_absolute() {
+                true => Some(path.to_owned()),
+                false => self.working_dir.as_ref().map(|dir| dir.join(path)),
+            })
         }
     }
 

@@ -61,7 +61,10 @@ impl Process {
         let Some(info) = query(pid)? else {
             #[cfg(target_os = "linux")]
             if let Some(pidfd) = pidfd.filter(|_| is_exiting(pid)) {
-                wait_until_readable(&pidfd, Some(Instant::now() + EXIT_TIMEOUT));
+                if !wait_until_readable(&pidfd, Some(Instant::now() + EXIT_TIMEOUT)) {
+                    let reason = format!("process {pid} has lost its arguments and does not exit");
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, reason));
+                }
             }
             return Ok(None);
         };

@@ -1,38 +1,82 @@
 //! Finds the hypervisor of a state directory among the running processes.
 
+use std::cell::OnceCell;
 use std::ffi::OsStr;
-use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::config::record::Record;
-use crate::engine::pid_files;
+use crate::engine::pid_file;
 use crate::error::{Error, Result};
 use crate::process::{Process, ProcessInfo, list_all, query};
 use crate::state::{PID_FILE, StateDir};
+use crate::sys::file::inode;
 use crate::sys::path::canonical;
 
+/// The processes that may be hypervisors. They are listed once, and only if pid file and record do not lead to one.
+#[derive(Default)]
+pub(crate) struct Hypervisors(OnceCell<Vec<ProcessInfo>>);
+
+impl Hypervisors {
+    /// Those that may be the hypervisor of a state directory.
+    fn candidates(&self, state: &StateDir, record: Option<&Record>) -> io::Result<Vec<u32>> {
+        let listed = match self.0.get() {
+            Some(listed) => listed,
+            None => {
+                let names_pid_file = |process: &ProcessInfo| process.command.iter().any(|word| is_pid_file(word));
+                let listed = list_all()?.into_iter().filter(names_pid_file).collect();
+                self.0.get_or_init(|| listed)
+            }
+        };
+        let mut found = Vec::new();
+        for process in listed {
+            let is_ours = match state.is_hypervisor(process, record) {
+                // Another user's process, which cannot write to a directory of ours.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => false,
+                is_ours => is_ours?,
+            };
+            if is_ours {
+                found.push(process.pid);
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Whether a word of a command line ends with the name of a pid file. The path, and hyperkit's option, may precede the name.
+fn is_pid_file(word: &OsStr) -> bool {
+    word.as_encoded_bytes().ends_with(PID_FILE.as_bytes())
+}
+
 impl StateDir {
-    /// The hypervisor that runs for this directory, by the pid file and by the record. `None` if none runs.
+    /// The hypervisor that runs for this directory, by the pid file, by the record, or else by its command line. `None` if
+    /// none runs.
     ///
     /// # Errors
     /// [`Error::CannotTell`] if the processes, or files of the directory, cannot be read.
     pub fn running(&self, record: Option<&Record>) -> Result<Option<Process>> {
-        self.find_running(record, |pid, is_ours| Process::find(pid, is_ours))
+        self.running_among(record, &Hypervisors::default())
+    }
+
+    /// [`running`](Self::running), for a caller that asks for many state directories.
+    pub fn running_among(&self, record: Option<&Record>, all: &Hypervisors) -> Result<Option<Process>> {
+        self.find_running(record, all, |pid, is_ours| Process::find(pid, is_ours))
     }
 
     /// Whether [`running`](Self::running) would find one. Without a handle of the process this is faster.
     pub fn is_running(&self, record: Option<&Record>) -> Result<bool> {
         let find = |pid, is_ours: &dyn Fn(&ProcessInfo) -> io::Result<bool>| match query(pid)? {
             Some(process) => Ok(is_ours(&process)?.then_some(())),
-            None => Ok(None),
+            // This waits for a process that is exiting.
+            None => Ok(Process::find(pid, is_ours)?.map(drop)),
         };
-        Ok(self.find_running(record, find)?.is_some())
+        Ok(self.find_running(record, &Hypervisors::default(), find)?.is_some())
     }
 
     fn find_running<T>(
         &self,
         record: Option<&Record>,
+        all: &Hypervisors,
         find: impl Fn(u32, &dyn Fn(&ProcessInfo) -> io::Result<bool>) -> io::Result<Option<T>>,
     ) -> Result<Option<T>> {
         let cannot_tell = |error| Error::cannot_tell(Some(self.path()))(error);
@@ -41,8 +85,8 @@ impl StateDir {
             pid => pid?,
         };
         let is_ours = |process: &ProcessInfo| {
-            let is_recorded = |record| matches_record(record, pid_in_file, process);
-            Ok(self.owns_pid_file(process)? && record.map_or(Ok(true), is_recorded)?)
+            let is_recorded = |record| is_same_start(record, pid_in_file, process);
+            Ok(self.is_hypervisor(process, record)? && record.map_or(Ok(true), is_recorded)?)
         };
         let recorded_pid = record.and_then(|record| record.pid).filter(|pid| pid_in_file != Some(*pid));
         for pid in [pid_in_file, recorded_pid].into_iter().flatten() {
@@ -50,7 +94,8 @@ impl StateDir {
                 return Ok(Some(found));
             }
         }
-        for pid in self.candidates(record).map_err(cannot_tell)? {
+        // The directory may have been deleted while a VM ran, or its starter was killed before there was a pid file.
+        for pid in all.candidates(self, record).map_err(cannot_tell)? {
             if let Some(found) = find(pid, &is_ours).map_err(cannot_tell)? {
                 return Ok(Some(found));
             }
@@ -58,71 +103,40 @@ impl StateDir {
         Ok(None)
     }
 
-    /// The processes that may be the hypervisor by their command line alone. This is needed if a starter was killed before its
-    /// hypervisor wrote a pid file, or if the state file is unreadable. An empty directory never had a VM.
-    fn candidates(&self, record: Option<&Record>) -> io::Result<Vec<u32>> {
-        let should_scan = match record {
-            Some(record) => record.pid.is_none() && !record.arguments.is_empty(),
-            None => has_files(self.path())?,
+    /// Whether the process is a hypervisor with the pid file of this directory. Its command line is the recorded one, or else one
+    /// that an engine has.
+    fn is_hypervisor(&self, process: &ProcessInfo, record: Option<&Record>) -> io::Result<bool> {
+        let is_recorded = record
+            .is_some_and(|record| !record.arguments.is_empty() && process.runs(&program(record), &record.arguments));
+        let file = match (is_recorded, record) {
+            (true, Some(record)) => record.arguments.iter().rfind(|word| is_pid_file(word.as_ref())).map(AsRef::as_ref),
+            _ => pid_file(&process.command),
         };
-        let mut found = Vec::new();
-        for process in if should_scan { list_all()? } else { Vec::new() } {
-            let may_be_ours = match record {
-                Some(record) => process.has_arguments(&record.arguments),
-                None => match self.owns_pid_file(&process) {
-                    // The process belongs to another user, who cannot write to this user's state directory.
-                    Err(error) if error.kind() == io::ErrorKind::PermissionDenied => false,
-                    owns => owns?,
-                },
-            };
-            if may_be_ours {
-                found.push(process.pid);
-            }
-        }
-        Ok(found)
-    }
-
-    /// Whether the process has an option to write the pid file of this directory.
-    fn owns_pid_file(&self, process: &ProcessInfo) -> io::Result<bool> {
-        for file in pid_files(&process.command).map(Path::new) {
-            if file.file_name() != Some(OsStr::new(PID_FILE)) {
-                continue;
-            }
-            // The Go package passes relative paths.
-            let path = match file.is_absolute() {
-                true => file.to_owned(),
-                false => match process.working_dir()? {
-                    Some(dir) => dir.join(file),
-                    None => return Ok(false), // it has exited
-                },
-            };
-            if path.parent().is_some_and(|dir| dir == self.path() || canonical(dir) == self.path()) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        let Some(file) = file.map(Path::new).filter(|file| file.file_name() == Some(OsStr::new(PID_FILE))) else {
+            return Ok(false);
+        };
+        let Some(reached) = process.reach(file)? else { return Ok(false) };
+        let theirs = inode(reached.parent().unwrap_or(Path::new("/")));
+        // Device and inode tell, since one directory may have several paths. A directory that was deleted has only its path.
+        Ok(match (inode(self.path()), theirs) {
+            (Some(ours), Some(theirs)) => ours == theirs,
+            (None, None) => file.parent().map(canonical).as_deref() == Some(self.path()),
+            _ => false,
+        })
     }
 }
 
-/// Whether the process is the recorded one, or one that was started later and wrote the pid file. The clock may have
-/// been set since the start, so the start time decides only if the pid file does not.
-fn matches_record(record: &Record, pid_in_file: Option<u32>, process: &ProcessInfo) -> io::Result<bool> {
-    if record.pid != Some(process.pid) {
-        return Ok(true);
-    }
-    if !process.has_arguments(&record.arguments) {
-        return Ok(false);
-    }
+/// The program in a record.
+fn program(record: &Record) -> PathBuf {
+    let arguments = record.arguments.join(" ");
+    PathBuf::from(record.cmdline.strip_suffix(&arguments).unwrap_or_default().trim_end())
+}
+
+/// Whether the process is the recorded one, or one that was started later. The clock may have been set since the start, so the
+/// start time decides only if the pid file does not.
+fn is_same_start(record: &Record, pid_in_file: Option<u32>, process: &ProcessInfo) -> io::Result<bool> {
     match record.pid_started {
-        Some(started) if pid_in_file != Some(process.pid) => process.started_at(started),
+        Some(started) if record.pid == Some(process.pid) && pid_in_file != record.pid => process.started_at(started),
         _ => Ok(true),
-    }
-}
-
-fn has_files(dir: &Path) -> io::Result<bool> {
-    match fs::read_dir(dir) {
-        Ok(mut entries) => Ok(entries.next().is_some()),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(false),
-        Err(error) => Err(error),
     }
 }

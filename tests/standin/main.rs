@@ -37,6 +37,7 @@ mod shutdown;
 mod starter;
 mod starting;
 mod state_directory;
+mod strangers;
 mod templates;
 mod unsupported;
 mod validation;

@@ -104,13 +104,30 @@ impl EngineDriver for Driver {
         parse::cmdline(options.nth(1)?)
     }
 
-    /// The value of `-F`. The letter may follow others after one dash, and the file may follow it in the same word.
-    fn pid_files<'a>(&self, command: &'a [OsString]) -> Vec<&'a OsStr> {
-        let value = |(at, word): (usize, &'a OsString)| {
-            let file = word.to_str()?.strip_prefix('-')?.trim_start_matches(SWITCHES).strip_prefix('F')?;
-            if file.is_empty() { command.get(at + 1).map(OsString::as_os_str) } else { Some(OsStr::new(file)) }
-        };
-        command.iter().enumerate().filter_map(value).collect()
+    /// The value of `-F` among options that hyperkit accepts and that boot something.
+    fn pid_file<'a>(&self, command: &'a [OsString]) -> Option<&'a OsStr> {
+        let (mut file, mut firmware) = (None, None);
+        let mut words = command.get(1..)?.iter();
+        while let Some(word) = words.next() {
+            // hyperkit ignores what follows the options.
+            let Some(letters) = word.to_str().and_then(|word| word.strip_prefix('-')) else { break };
+            let letters = letters.trim_start_matches(SWITCHES);
+            let Some(option) = letters.chars().next() else { continue };
+            if !parse::OPTIONS_WITH_VALUE.contains(option) {
+                return None;
+            }
+            // The value may be one word with its letter.
+            let value = match &letters[1..] {
+                "" => words.next()?,
+                value => OsStr::new(value),
+            };
+            match option {
+                'F' => file = Some(value),
+                'f' => firmware = Some(value),
+                _ => {}
+            }
+        }
+        file.filter(|_| firmware.is_some_and(parse::is_firmware))
     }
 
     fn vmnet_mac(&self, description: &HyperKit) -> Option<String> {

@@ -9,6 +9,7 @@ mod vsock_device;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, FileType, OpenOptions};
 use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -76,8 +77,11 @@ impl EngineDriver for Driver {
         arguments.iter().skip_while(|argument| *argument != "-append").nth(1).cloned()
     }
 
-    fn pid_files<'a>(&self, command: &'a [OsString]) -> Vec<&'a OsStr> {
-        command.windows(2).filter(|pair| pair[0] == "-pidfile").map(|pair| pair[1].as_os_str()).collect()
+    fn pid_file<'a>(&self, command: &'a [OsString]) -> Option<&'a OsStr> {
+        let (program, options) = command.split_first()?;
+        let name = Path::new(program).file_name()?;
+        let mut files = options.windows(2).filter(|pair| pair[0] == "-pidfile").map(|pair| pair[1].as_os_str());
+        if self.accepts_program_name(name.as_encoded_bytes()) { files.next_back() } else { None }
     }
 
     /// QEMU answers on its QMP socket when all devices exist. It names the ptys of the serial ports only there, so this writes

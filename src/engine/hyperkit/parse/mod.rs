@@ -137,6 +137,18 @@ fn extra(description: &mut HyperKit, option: &str, value: &str) {
 /// The values of `-s`, by bus, slot and function.
 type Slots = BTreeMap<(u8, u8, u8), String>;
 
+/// The options that take a value.
+pub(super) const OPTIONS_WITH_VALUE: &str = "YfFgcsmlU";
+
+/// What `-f` can boot, as hyperkit's firmware.c names it.
+const FIRMWARE_KINDS: [&str; 4] = ["kexec", "bootrom", "multiboot", "fbsd"];
+
+/// Whether this is a value of `-f`.
+pub(super) fn is_firmware(value: &OsStr) -> bool {
+    let kind = value.as_encoded_bytes().split(|&byte| byte == b',').next().unwrap_or_default();
+    FIRMWARE_KINDS.iter().any(|known| known.as_bytes() == kind)
+}
+
 /// Options that only make sense together.
 #[derive(Default)]
 struct Options {
@@ -159,7 +171,7 @@ impl Options {
         let is_option = |argument: &&str| argument.starts_with('-') && !["-", "--"].contains(argument);
         while let Some(argument) = arguments.next_if(is_option) {
             for (at, letter) in argument.char_indices().skip(1) {
-                if "YfFgcsmlU".contains(letter) {
+                if OPTIONS_WITH_VALUE.contains(letter) {
                     let rest = &argument[at + 1..];
                     let value = if rest.is_empty() { arguments.next() } else { Some(rest) };
                     let Some(value) = value else { return invalid(argument, "this option requires a value") };
