@@ -2,12 +2,13 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags, flock, renameat_with};
+use rustix::io::Errno;
 
 use crate::config::disk::{Disk, DiskFormat, bytes};
 use crate::error::{ConfigError, Error, Result};
@@ -112,7 +113,11 @@ pub(crate) fn create(path: &Path, format: &DiskFormat, size_mib: u64) -> Result<
     let failed = |error| Error::io("create the disk image", path)(error);
     let file = open_locked(&unfinished, || open.open(&unfinished)).map_err(failed)?;
     let created = file.set_len(0).map_err(failed).and_then(|()| match tool {
-        Some(tool) => run_tool(&tool, "create", &unfinished, size_mib),
+        // The lock is on the tool's standard input, too: if this program is killed, the next one waits until the tool has ended.
+        Some(tool) => {
+            let locked = file.try_clone().map_err(failed)?;
+            run_tool(&tool, "create", &unfinished, size_mib, locked.into())
+        }
         None => lengthen(&file, 0, length).map_err(failed),
     });
     let created = created.and_then(|()| rename_without_replacing(&unfinished, path));
@@ -133,7 +138,7 @@ pub(crate) fn unfinished_name(name: impl AsRef<OsStr>) -> OsString {
 /// Grows an image that is known to be smaller.
 pub(crate) fn grow(path: &Path, format: &DiskFormat, size_mib: u64) -> Result<()> {
     if let Some(tool) = tool_for(format)? {
-        return run_tool(&tool, "resize", path, size_mib);
+        return run_tool(&tool, "resize", path, size_mib, Stdio::null());
     }
     let grown = OpenOptions::new().write(true).open(path).and_then(|file| {
         let before = file.metadata()?.len();
@@ -165,7 +170,7 @@ pub(crate) fn tool_for(format: &DiskFormat) -> Result<Option<PathBuf>, ConfigErr
 }
 
 /// Runs `create` or `resize` of the tool.
-fn run_tool(tool: &Path, command: &str, image: &Path, size_mib: u64) -> Result<()> {
+fn run_tool(tool: &Path, command: &str, image: &Path, size_mib: u64, stdin: Stdio) -> Result<()> {
     // In an absolute path, a name that starts with a dash or looks like a protocol to qemu-img does no harm.
     let image = std::path::absolute(image).map_err(Error::io("make absolute", image))?;
     let mut process = Command::new(tool);
@@ -174,18 +179,30 @@ fn run_tool(tool: &Path, command: &str, image: &Path, size_mib: u64) -> Result<(
     } else {
         process.args([command, "-q", "-f", "qcow2"]).arg(&image).arg(format!("{size_mib}M"));
     }
-    let output = process.stdin(Stdio::null()).output().map_err(Error::io("run", tool))?;
-    if output.status.success() {
+    let failed = |error| Error::io("run", tool)(error);
+    let mut child = process.stdin(stdin).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().map_err(failed)?;
+    let mut stderr = Vec::new();
+    let read = child.stderr.take().map_or(Ok(0), |mut output| output.read_to_end(&mut stderr));
+    let is_done = match child.wait() {
+        Ok(status) => status.success(),
+        // If SIGCHLD is ignored, the system has reaped the tool, and its exit status is lost. The image tells.
+        Err(error) if error.raw_os_error() == Some(Errno::CHILD.raw_os_error()) => {
+            matches!(needs_growth(&image, size_mib), Ok(Some(false)))
+        }
+        Err(error) => return Err(failed(error)),
+    };
+    read.map_err(failed)?;
+    if is_done {
         return Ok(());
     }
-    let stderr = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    let stderr = String::from_utf8_lossy(&stderr).trim().to_owned();
     Err(Error::ImageToolFailed { tool: tool.to_owned(), path: image, stderr })
 }
 
 /// Renames without replacing a file, also if the file system cannot do that in one step.
 fn rename_without_replacing(from: &Path, to: &Path) -> Result<()> {
     let renamed = match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS | rustix::io::Errno::NOTSUP) => {
+        Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {
             fs::hard_link(from, to).and_then(|()| fs::remove_file(from))
         }
         renamed => renamed.map_err(io::Error::from),

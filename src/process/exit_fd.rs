@@ -6,6 +6,8 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+#[cfg(target_os = "linux")]
+use rustix::process::{Signal, pidfd_send_signal};
 
 use crate::sys::thread;
 
@@ -15,7 +17,11 @@ const POLL_INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 /// Readable once the process has exited: a pidfd, or one end of a socket pair. A thread that waits for the exit holds the other
 /// end.
 #[derive(Clone, Debug)]
-pub(crate) struct ExitFd(Arc<OwnedFd>);
+pub(crate) struct ExitFd {
+    fd: Arc<OwnedFd>,
+    #[cfg(target_os = "linux")]
+    is_pidfd: bool,
+}
 
 impl ExitFd {
     /// For a process for whose exit `wait` waits, in a separate thread.
@@ -34,22 +40,33 @@ impl ExitFd {
         })
     }
 
+    /// Sends a signal to the process, and to no other that has its process ID by now. `None` if this is no pidfd.
+    #[cfg(target_os = "linux")]
+    pub fn signal(&self, signal: Signal) -> Option<rustix::io::Result<()>> {
+        self.is_pidfd.then(|| pidfd_send_signal(self, signal))
+    }
+
     fn from_thread(wait: impl FnOnce(&UnixStream) + Send + 'static) -> io::Result<Self> {
         let (exit, held) = UnixStream::pair()?;
         thread::spawn("hyperkit-exit", Box::new(move || wait(&held)))?;
-        Ok(Self(Arc::new(exit.into())))
+        Ok(Self {
+            fd: Arc::new(exit.into()),
+            #[cfg(target_os = "linux")]
+            is_pidfd: false,
+        })
     }
 }
 
+#[cfg(target_os = "linux")]
 impl From<OwnedFd> for ExitFd {
     fn from(pidfd: OwnedFd) -> Self {
-        Self(Arc::new(pidfd))
+        Self { fd: Arc::new(pidfd), is_pidfd: true }
     }
 }
 
 impl AsFd for ExitFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
     }
 }
 

@@ -192,6 +192,11 @@ impl Child {
     }
 
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        // If SIGCHLD is ignored, the system reaps the child, and another process may have its pid.
+        #[cfg(target_os = "linux")]
+        if let Some(sent) = self.exit_fd.signal(signal) {
+            return ignore_esrch(sent);
+        }
         // The child is reaped under this lock. So while no exit is known, no other process can have the pid.
         let state = lock(&self.exit);
         if state.exit.is_none() { ignore_esrch(kill_process(self.pid, signal)) } else { Ok(()) }

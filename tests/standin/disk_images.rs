@@ -319,3 +319,17 @@ fn image_without_write_permission_has_to_be_read_only() {
     }
     test_dir.description().disk(Disk::raw(&image).read_only()).check().unwrap();
 }
+
+/// The system then reaps every child, and a program's exit status is lost.
+#[cfg(target_os = "linux")]
+#[test]
+fn qcow2_images_are_created_although_sigchld_is_ignored() {
+    let test_dir = TestDir::new();
+    let _stop = test_dir.stop_on_drop();
+    let boot = crate::common::boot_command(&test_dir, "guest");
+    let mut env = Command::new("env");
+    env.arg("--ignore-signal=CHLD").arg(boot.get_program()).args(boot.get_args());
+    let output = env.arg("--disk").arg(test_dir.path("new.qcow2")).args(["--disk-size", "4"]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(fs::read(test_dir.path("new.qcow2")).unwrap().starts_with(b"QFI\xfb"));
+}

@@ -138,7 +138,7 @@ fn vm_is_found_although_the_record_is_of_another_that_has_exited() {
 #[test]
 fn hypervisor_behind_a_wrapper_that_changes_arguments_is_found() {
     let test_dir = TestDir::new();
-    let script = format!("#!/bin/sh\nexec {} -x \"$@\"\n", standin_path().display());
+    let script = format!("#!/bin/sh\nexec {} \"$@\" -x\n", standin_path().display());
     let wrapper = test_dir.write_executable("wrapper", script.as_bytes());
     let description = test_dir.description().hyperkit(&wrapper);
     let _stop = test_dir.stop_on_drop();
