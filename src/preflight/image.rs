@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags, flock, renameat_with};
+use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
 use crate::config::disk::{Disk, DiskFormat, bytes};
@@ -15,7 +15,7 @@ use crate::error::{ConfigError, Error, Result};
 use crate::preflight::image_format::{found_format, needs_growth};
 use crate::preflight::image_lock::lock_image;
 use crate::sys::find_program::first_program;
-use crate::sys::lock::open_locked;
+use crate::sys::lock::{open_locked, unlock};
 
 /// The step in which sparse files grow on APFS, which refuses to grow a file by much more than the free space at once.
 const APFS_STEP_BYTES: u64 = 1024 * 1024 * 1024;
@@ -124,9 +124,7 @@ pub(crate) fn create(path: &Path, format: &DiskFormat, size_mib: u64) -> Result<
     if created.is_err() {
         let _ = fs::remove_file(&unfinished);
     }
-    // Closing alone would leave the lock with a child that another thread has forked, until its `exec`: for that long the
-    // new image would count as in use.
-    let _ = flock(&file, FlockOperation::Unlock);
+    unlock(&file);
     created
 }
 

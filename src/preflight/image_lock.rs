@@ -9,6 +9,7 @@ use rustix::fs::{FlockOperation, flock};
 use crate::config::disk::DiskFormat;
 use crate::engine;
 use crate::error::{Error, Result};
+use crate::sys::lock::unlock;
 
 /// Refuses an image that a VM uses, unless both only read it. While the returned lock is held, this refuses the image to every
 /// other start.
@@ -46,8 +47,7 @@ pub(crate) struct ImageLock(File);
 
 impl Drop for ImageLock {
     fn drop(&mut self) {
-        // Closing alone would leave the lock with a child that another thread has forked, until its `exec`.
-        let _ = flock(&self.0, FlockOperation::Unlock);
+        unlock(&self.0);
     }
 }
 

@@ -11,7 +11,7 @@ use crate::config::record::{Home, Record};
 use crate::config::{Console, HyperKit};
 use crate::error::{Error, Result};
 use crate::sys::file::read_at_most;
-use crate::sys::lock::open_locked;
+use crate::sys::lock::{open_locked, unlock};
 use crate::sys::path::canonical;
 
 pub(crate) const JSON_FILE: &str = "hyperkit.json";
@@ -42,7 +42,13 @@ pub(crate) struct StateDir(PathBuf);
 /// the child can be recognized by its arguments.
 #[must_use]
 #[derive(Debug)]
-pub(crate) struct Lock(#[expect(dead_code, reason = "holds the lock")] File);
+pub(crate) struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        unlock(&self.0);
+    }
+}
 
 impl StateDir {
     pub fn new(dir: &Path) -> Result<Self> {

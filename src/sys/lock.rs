@@ -4,20 +4,90 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
-/// Opens `path` and waits until no other program has locked it. The lock lasts as long as the file is open.
+/// Longer than a start may take, which holds the lock of a state directory.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often a lock is tried that another program holds.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
+
+/// Opens `path` and waits until nobody else has locked it, but at most a minute. The lock lasts until [`unlock`], or until no
+/// process has the file open.
 pub(crate) fn open_locked(path: &Path, open: impl Fn() -> io::Result<File>) -> io::Result<File> {
+    open_locked_within(LOCK_TIMEOUT, path, open)
+}
+
+fn open_locked_within(timeout: Duration, path: &Path, open: impl Fn() -> io::Result<File>) -> io::Result<File> {
+    let deadline = Instant::now() + timeout;
     loop {
         let file = open()?;
-        rustix::io::retry_on_intr(|| flock(&file, FlockOperation::LockExclusive))?;
-        // The program that held the lock may have removed or replaced the file.
+        while let Err(error) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            match error {
+                Errno::INTR => {}
+                Errno::WOULDBLOCK if Instant::now() < deadline => std::thread::sleep(POLL_INTERVAL),
+                Errno::WOULDBLOCK => return Err(timed_out(&file, timeout)),
+                error => return Err(error.into()),
+            }
+        }
+        // Whoever held the lock may have removed the file or put another one in its place.
         let locked = file.metadata()?;
         match fs::metadata(path) {
             Ok(current) if (locked.dev(), locked.ino()) == (current.dev(), current.ino()) => return Ok(file),
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
+    }
+}
+
+/// Releases a lock. Closing the file alone would leave the lock with a child that another thread has forked, until its `exec`
+/// or its exit.
+pub(crate) fn unlock(file: &File) {
+    let _ = flock(file, FlockOperation::Unlock);
+}
+
+fn timed_out(file: &File, timeout: Duration) -> io::Error {
+    let holder = holder(file).map_or("another process".to_owned(), |pid| format!("process {pid}"));
+    io::Error::new(io::ErrorKind::TimedOut, format!("locked by {holder} for more than {timeout:?}"))
+}
+
+/// The process that holds the lock, which Linux lists. It may be one that has only inherited the lock.
+fn holder(file: &File) -> Option<u32> {
+    let inode = format!(":{}", file.metadata().ok()?.ino());
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    // A number, the kind of the lock, whether it is mandatory, the access, the process, the device and inode.
+    let holds = |line: &&str| line.contains(" FLOCK ") && !line.contains("->") && line.contains(&format!("{inode} "));
+    locks.lines().find(holds)?.split_ascii_whitespace().nth(4)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_is_not_released_is_an_error_that_names_its_holder() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || File::open(dir.path());
+        let held = open_locked(dir.path(), open).unwrap();
+        let error = open_locked_within(Duration::from_millis(20), dir.path(), open).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        if cfg!(target_os = "linux") {
+            assert_eq!(error.to_string(), format!("locked by process {} for more than 20ms", std::process::id()));
+        }
+        unlock(&held);
+        open_locked(dir.path(), open).unwrap();
+    }
+
+    /// As a child has it that another thread has forked.
+    #[test]
+    fn unlock_releases_a_lock_that_another_descriptor_shares() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || File::open(dir.path());
+        let held = open_locked(dir.path(), open).unwrap();
+        let _inherited = held.try_clone().unwrap();
+        unlock(&held);
+        open_locked_within(Duration::ZERO, dir.path(), open).unwrap();
     }
 }

@@ -19,21 +19,18 @@ fn lock(dir: &Path) -> File {
     lock
 }
 
-/// Waits until a thread of this process waits for a lock.
+/// Waits until another thread has opened the locked file, whose lock it then tries to take.
 fn wait_until_lock_is_awaited(lock: &File) {
-    let inode = lock.metadata().unwrap().ino();
-    let waits_for_lock = |line: &str| {
-        let words: Vec<_> = line.split_whitespace().collect();
-        // "1: -> FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE 0 EOF"
-        matches!(words[..], [_, "->", "FLOCK", _, _, pid, file, ..]
-            if pid.parse() == Ok(std::process::id()) && file.ends_with(&format!(":{inode}")))
-    };
-    if Path::new("/proc/locks").exists() {
+    let inode = |file: fs::Metadata| (file.dev(), file.ino());
+    let locked = inode(lock.metadata().unwrap());
+    if Path::new("/proc/self/fd").exists() {
         wait_until("a thread waits for the lock", || {
-            fs::read_to_string("/proc/locks").unwrap().lines().any(waits_for_lock)
+            let files =
+                fs::read_dir("/proc/self/fd").unwrap().filter_map(|file| fs::metadata(file.unwrap().path()).ok());
+            files.filter(|file| inode(file.clone()) == locked).count() > 1
         });
     } else {
-        std::thread::sleep(Duration::from_millis(300)); // only Linux lists the processes that wait for a lock
+        std::thread::sleep(Duration::from_millis(300)); // only Linux lists open files
     }
 }
 
