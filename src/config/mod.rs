@@ -296,7 +296,9 @@ impl HyperKit {
     /// one. It moves those that this crate created there, and those with a size and a default name, as the Go package
     /// creates them. So the two VMs share no disk.
     pub(crate) fn relocate_disks(&mut self) {
-        let Some(home) = self.record.home.0.take().filter(|home| Some(home) != self.state_dir.as_ref()) else { return };
+        let Some(home) = self.record.home.dir.take().filter(|home| Some(home) != self.state_dir.as_ref()) else {
+            return;
+        };
         for disk in &mut self.disks {
             let Some(path) = disk.path.as_ref().filter(|path| path.parent() == Some(&home)) else { continue };
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();

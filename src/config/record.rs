@@ -42,7 +42,12 @@ pub(crate) struct Record {
 
 /// A directory that comparisons ignore: two descriptions are equal even if they were read from different directories.
 #[derive(Clone, Debug, Default, Eq)]
-pub(crate) struct Home(pub Option<PathBuf>);
+pub(crate) struct Home {
+    pub dir: Option<PathBuf>,
+    /// Relative paths of disks that were read from a file. Nothing tells to which directory they are relative, so no disk is
+    /// created there.
+    pub relative_disks: Vec<PathBuf>,
+}
 
 impl PartialEq for Home {
     fn eq(&self, _: &Self) -> bool {

@@ -109,7 +109,7 @@ pub(crate) fn uses_image(path: &Path, read_only: bool) -> io::Result<bool> {
 /// The arguments for a description. Looks at no file.
 pub(crate) fn arguments(description: &HyperKit, cmdline: &str) -> Result<Vec<String>> {
     let mut description = Cow::Borrowed(description);
-    if description.record.home.0.is_some() {
+    if description.record.home.dir.is_some() {
         description.to_mut().relocate_disks();
     }
     let description = &*description;

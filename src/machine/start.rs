@@ -271,8 +271,10 @@ fn launch(
     let driver = driver_of(&description);
     let state = StateDir::of(&description)?;
     // Discard the record of an earlier start.
-    description.record =
-        Record { home: Home(state.as_ref().map(|state| state.path().to_owned())), ..Record::default() };
+    description.record = Record {
+        home: Home { dir: state.as_ref().map(|state| state.path().to_owned()), ..Home::default() },
+        ..Record::default()
+    };
     let (lock, image_locks) = match &state {
         Some(state) => acquire(state, &mut description).map(|(lock, images)| (Some(lock), images))?,
         None => (None, refuse_resources_in_use(&description)?),

@@ -9,7 +9,7 @@ pub(crate) mod kernel;
 
 use crate::config::HyperKit;
 use crate::engine::{self, driver_of};
-use crate::error::{Error, Result};
+use crate::error::{ConfigError, Error, Result};
 use crate::plan::validate::{Violations, validate};
 use crate::sys::path::{canonical, make_absolute, make_program_absolute};
 
@@ -51,6 +51,11 @@ fn resolve(description: &HyperKit) -> Result<(HyperKit, Violations, Option<Error
     }
     resolved.relocate_disks();
     let mut violations = validate(&resolved);
+    for path in &description.record.home.relative_disks {
+        if description.disks.iter().any(|disk| disk.path.as_ref() == Some(path)) && !path.exists() {
+            violations.add(ConfigError::NotFound { field: "disks", path: path.clone() });
+        }
+    }
     let not_found = match engine::find(description.hyperkit.as_deref()) {
         Ok(program) => {
             resolved.hyperkit = Some(program);

@@ -5,7 +5,7 @@ pub(crate) mod tty_file;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use crate::config::record::{Home, Record};
 use crate::config::{Console, HyperKit};
@@ -96,16 +96,32 @@ impl StateDir {
         })?;
         let mut description: HyperKit =
             serde_json::from_slice(&json).map_err(|source| Error::DamagedState { path, source: source.into() })?;
+        let before = description.state_dir.replace(self.0.clone());
+        if let Some(base) = before.as_deref().and_then(|dir| self.base_of(dir)) {
+            description.paths_mut().filter(|path| path.is_relative()).for_each(|path| *path = base.join(&*path));
+        }
         // If the directory was moved or copied, so were the files in it, such as its disks.
-        if let Some(before) = description.state_dir.replace(self.0.clone()).filter(|dir| *dir != self.0) {
+        if let Some(before) = before.filter(|dir| *dir != self.0) {
             for path in description.paths_mut() {
                 if let Ok(rest) = path.strip_prefix(&before) {
                     *path = self.0.join(rest);
                 }
             }
         }
-        description.record.home = Home(Some(self.0.clone()));
+        let disks = description.disks.iter().filter_map(|disk| disk.path.clone());
+        let relative_disks = disks.filter(|path| path.is_relative()).collect();
+        description.record.home = Home { dir: Some(self.0.clone()), relative_disks };
         Ok(description)
+    }
+
+    /// The working directory of a program that called this directory by a relative path. The other paths that it recorded are
+    /// relative to the same.
+    fn base_of(&self, relative: &Path) -> Option<PathBuf> {
+        let relative: PathBuf = relative.components().filter(|part| *part != Component::CurDir).collect();
+        if relative.is_absolute() || relative.as_os_str().is_empty() || !self.0.ends_with(&relative) {
+            return None;
+        }
+        self.0.ancestors().nth(relative.components().count()).map(Path::to_owned)
     }
 
     /// [`load`](Self::load) for a directory in which a missing or damaged file means that nothing is recorded. If a file cannot

@@ -244,3 +244,29 @@ fn vm_started_by_hand_is_found_by_its_arguments_and_stopped() {
     assert_eq!(hypervisors_in(&test_dir.path("vm")), [0; 0]);
     assert_eq!(test_dir.state_files(), ["console-ring"], "the pid file and the tty file are still there");
 }
+
+/// linuxkit and Docker Desktop recorded the paths relative to their working directory.
+#[test]
+fn relative_paths_in_a_state_file_are_relative_to_its_writer() {
+    let test_dir = TestDir::new();
+    let state = |dir: &str, disk: &str| {
+        let state = json!({ "state_dir": dir, "kernel": "vmlinuz", "initrd": "initrd.img", "disks": [{ "path": disk, "size": 2 }] });
+        fs::create_dir_all(test_dir.path("lk/min-state")).unwrap();
+        test_dir.write("lk/min-state/hyperkit.json", state.to_string().as_bytes());
+        HyperKit::from_state(test_dir.path("lk/min-state")).unwrap().hyperkit(standin_path())
+    };
+    let description = state("lk/min-state", "lk/min-disk.img");
+    assert_eq!(description.kernel, Some(test_dir.path("vmlinuz")));
+    assert_eq!(description.disks[0].path, Some(test_dir.path("lk/min-disk.img")));
+    assert_eq!(state("./lk/min-state/", "d.img").disks[0].path, Some(test_dir.path("d.img")));
+
+    // Nothing tells to which directory these are relative.
+    for dir in ["other/min-state", "/lk/min-state", ""] {
+        let description =
+            state(dir, "lk/min-disk.img").kernel(test_dir.path("vmlinuz")).initrd(test_dir.path("initrd.img"));
+        let error = description.start("guest").unwrap_err();
+        let expected = ConfigError::NotFound { field: "disks", path: "lk/min-disk.img".into() };
+        assert_eq!(error.violations(), [expected], "{dir}");
+        assert!(!Path::new("lk").exists());
+    }
+}
