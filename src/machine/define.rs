@@ -41,8 +41,8 @@ impl HyperKit {
             make_absolute(socket)?;
         }
         validate(&description).into_result()?;
-        let _lock = state.create_and_lock()?;
-        let record = check_idle(&state)?;
+        let lock = state.create_and_lock()?;
+        let record = check_idle(&state, &lock)?;
         // `remove` may still delete the disks that this crate created for an earlier start.
         let created_disks = record.map(|record| record.created_disks).unwrap_or_default();
         description.record = Record { created_disks, ..Record::default() };

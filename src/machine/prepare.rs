@@ -20,7 +20,7 @@ use crate::sys::path::canonical;
 pub(super) fn acquire(state: &StateDir, description: &mut HyperKit) -> Result<(Lock, Vec<ImageLock>)> {
     let missing: Vec<_> = state.path().ancestors().take_while(|dir| !dir.exists()).collect();
     let lock = state.create_and_lock()?;
-    let checked = check_idle(state).and_then(|record| Ok((record, refuse_resources_in_use(description)?)));
+    let checked = check_idle(state, &lock).and_then(|record| Ok((record, refuse_resources_in_use(description)?)));
     let (record, image_locks) = checked.inspect_err(|_| {
         // Remove the directories that this call created. `remove_dir` keeps one that is not empty.
         missing.iter().for_each(|dir| drop(fs::remove_dir(dir)));
@@ -32,9 +32,9 @@ pub(super) fn acquire(state: &StateDir, description: &mut HyperKit) -> Result<(L
 }
 
 /// Returns the record of a state directory that the caller has locked. It is an error if a VM runs there.
-pub(super) fn check_idle(state: &StateDir) -> Result<Option<Record>> {
+pub(super) fn check_idle(state: &StateDir, lock: &Lock) -> Result<Option<Record>> {
     let record = state.load_whole_record()?;
-    match state.running(record.as_ref())? {
+    match state.running_locked(record.as_ref(), lock)? {
         Some(process) => Err(Error::AlreadyRunning { pid: process.pid(), state_dir: state.path().to_owned() }),
         None => Ok(record),
     }

@@ -69,7 +69,7 @@ impl Vm {
 fn remove(state: &StateDir, disks: Disks) -> Result<()> {
     let Some(lock) = state.lock()? else { return Ok(()) };
     let record = state.load_whole_record()?;
-    if let Some(process) = state.running(record.as_ref())? {
+    if let Some(process) = state.running_locked(record.as_ref(), &lock)? {
         return Err(Error::StillRunning { pid: process.pid(), state_dir: state.path().to_owned() });
     }
     if record.is_none() && !state.file(JSON_FILE).exists() {

@@ -33,7 +33,7 @@ impl StateDir {
     pub fn clear_if_idle(&self, pid: u32, killed: bool) -> Result<()> {
         let Some(lock) = self.lock()? else { return Ok(()) };
         let recorded = self.load_if_recorded()?;
-        if self.running(recorded.as_ref().map(|recorded| &recorded.record))?.is_some() {
+        if self.running_locked(recorded.as_ref().map(|recorded| &recorded.record), &lock)?.is_some() {
             return Ok(());
         }
         if let Some(mut description) = recorded.filter(|recorded| killed && recorded.record.pid == Some(pid)) {

@@ -2,14 +2,18 @@
 
 use std::cell::OnceCell;
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, fcntl_lock};
+use rustix::io::Errno;
 
 use crate::config::record::Record;
 use crate::engine::pid_file;
 use crate::error::{Error, Result};
 use crate::process::{Process, ProcessInfo, list_all, query};
-use crate::state::{PID_FILE, StateDir};
+use crate::state::{Lock, PID_FILE, StateDir};
 use crate::sys::file::inode;
 use crate::sys::path::canonical;
 
@@ -56,6 +60,33 @@ impl StateDir {
     /// [`Error::CannotTell`] if the processes, or files of the directory, cannot be read.
     pub fn running(&self, record: Option<&Record>) -> Result<Option<Process>> {
         self.running_among(record, &Hypervisors::default())
+    }
+
+    /// [`running`](Self::running), for a caller that is going to change the directory.
+    ///
+    /// # Errors
+    /// [`Error::CannotTell`] also if a process that this program cannot see holds the lock that QEMU has on its pid file. The VM may
+    /// be in another container.
+    pub fn running_locked(&self, record: Option<&Record>, _: &Lock) -> Result<Option<Process>> {
+        let found = self.running(record)?;
+        if found.is_none() && self.pid_file_is_locked().map_err(Error::cannot_tell(Some(self.path())))? {
+            let held = io::Error::other(format!("a process that this program cannot see holds the lock on {PID_FILE}"));
+            return Err(Error::cannot_tell(Some(self.path()))(held));
+        }
+        Ok(found)
+    }
+
+    /// Tries the lock itself, so a QEMU that is starting must be kept away.
+    fn pid_file_is_locked(&self) -> io::Result<bool> {
+        let file = match File::open(self.file(PID_FILE)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            file => file?,
+        };
+        match fcntl_lock(&file, FlockOperation::NonBlockingLockShared) {
+            Err(Errno::AGAIN | Errno::ACCESS) => Ok(true),
+            // Closing the file releases the lock. A file system without locks has none.
+            _ => Ok(false),
+        }
     }
 
     /// [`running`](Self::running), for a caller that asks for many state directories.

@@ -11,6 +11,8 @@ mod devices;
 mod exit_reasons;
 mod firmware;
 mod images_in_use;
+#[cfg(target_os = "linux")]
+mod namespaces;
 mod owner;
 mod ports;
 mod scoped;
