@@ -4,6 +4,7 @@ use crate::config::HyperKit;
 use crate::config::disk::{DiskFormat, QcowOptions};
 use crate::error::{Error, Result};
 use crate::preflight::image_lock::lock_image;
+use crate::runtime::cleanup::is_file_name;
 use crate::state::{JSON_FILE, StateDir};
 use crate::vm::{Disks, Vm};
 
@@ -75,7 +76,8 @@ fn remove(state: &StateDir, disks: Disks) -> Result<()> {
     if record.is_none() && !state.file(JSON_FILE).exists() {
         return Ok(()); // this is not a state directory
     }
-    let created = record.map(|record| record.created_disks).unwrap_or_default();
+    let mut created = record.map(|record| record.created_disks).unwrap_or_default();
+    created.retain(|name| is_file_name(name) && !state.file(name).is_dir());
     let deleted: &[String] = if disks == Disks::Delete { &created } else { &[] };
     for name in deleted {
         // As qcow2, so that all uses are found.

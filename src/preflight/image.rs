@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -112,6 +112,12 @@ pub(crate) fn create(path: &Path, format: &DiskFormat, size_mib: u64) -> Result<
     open.write(true).create(true).truncate(false).mode(0o600).custom_flags(OFlags::NOFOLLOW.bits() as i32);
     let failed = |error| Error::io("create the disk image", path)(error);
     let file = open_locked(&unfinished, || open.open(&unfinished)).map_err(failed)?;
+    // Somebody else's file may have been put there, as a hard link. It is not truncated.
+    if file.metadata().map_err(failed)?.nlink() != 1 {
+        fs::remove_file(&unfinished).map_err(failed)?;
+        unlock(&file);
+        return create(path, format, size_mib);
+    }
     let created = file.set_len(0).map_err(failed).and_then(|()| match tool {
         // The lock is on the tool's standard input, too: if this program is killed, the next one waits until the tool has ended.
         Some(tool) => {

@@ -65,8 +65,7 @@ impl StateDir {
         self.clear_runtime_files(&lock)?;
         let logs = [LOG_FILE].into_iter().chain(ALL_LOGS).map(OsString::from);
         // A crash may have left an unfinished image of each disk.
-        let disks = disks.iter().filter(|name| !name.contains('/'));
-        let disks = disks.flat_map(|name| [OsString::from(name), unfinished_name(name)]);
+        let disks = disks.iter().flat_map(|name| [OsString::from(name), unfinished_name(name)]);
         // The state file comes last: until then an interrupted removal can be repeated.
         let names = disks.chain(logs).chain([JSON_FILE.into()]);
         names.map(|name| self.file(&name)).try_for_each(remove_file)?;
@@ -75,6 +74,11 @@ impl StateDir {
             removed => removed.map_err(Error::io("remove", self.path())),
         }
     }
+}
+
+/// Whether a recorded name is that of a file in the directory: others can write anything into a state file.
+pub(crate) fn is_file_name(name: &str) -> bool {
+    !name.contains(['/', '\0']) && !["", ".", ".."].contains(&name)
 }
 
 #[cfg(test)]

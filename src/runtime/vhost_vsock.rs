@@ -21,7 +21,8 @@ use crate::runtime::output::Output;
 use crate::sys::unix_socket::remove_stale_socket;
 
 /// The shells and the daemon are a separate process group, so `kill 0` kills all of them and nothing else.
-const SCRIPT: &str = r#"exec 3<&0; (read -r line <&3; kill 0) & ("$0" "$@"; kill 0) & read -r line; kill 0"#;
+const SCRIPT: &str =
+    r#"exec 3<&0; (read -r line <&3; kill -KILL 0) & ("$0" "$@"; kill -KILL 0) & read -r line; kill -KILL 0"#;
 /// How long the daemon may take to listen.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the daemon may take to exit.

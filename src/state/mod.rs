@@ -30,7 +30,7 @@ pub(crate) const UNFINISHED: &str = "hyperkit.new";
 /// hyperkit writes the pid alone, QEMU a newline after it.
 const MAX_PID_BYTES: u64 = 32;
 /// A state file has a few KiB; a longer one is something else.
-const MAX_JSON_BYTES: u64 = 16 * 1024 * 1024;
+const MAX_JSON_BYTES: u64 = 1024 * 1024;
 
 /// A state directory, by its absolute path without symlinks.
 #[derive(Clone, Debug, PartialEq)]

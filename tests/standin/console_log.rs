@@ -215,3 +215,15 @@ fn console_log_of_a_vm_without_log_is_an_error() {
     let description = test_dir.description().serial(Serial::pty()).serial(Serial::none().log());
     assert_eq!(description.console_log().unwrap(), b"of com2");
 }
+
+/// Opening a FIFO without a writer would block.
+#[test]
+fn console_log_that_is_no_file_is_an_error() {
+    let test_dir = TestDir::new();
+    let (description, vm, _stop) = start_vm(&test_dir, "guest");
+    vm.kill().unwrap();
+    fs::remove_file(test_dir.path("vm/console-ring")).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(test_dir.path("vm/console-ring")).status().unwrap().success());
+    assert!(matches!(description.console_log(), Err(Error::Io { action: "open", .. })));
+    assert_eq!(vm.log_tail().console, "");
+}

@@ -112,6 +112,18 @@ fn remove_deletes_no_recorded_disk_outside_the_state_directory() {
     assert!(!test_dir.path("vm").exists());
 }
 
+/// Names that no file in the directory can have, and that of a directory.
+#[test]
+fn remove_succeeds_although_recorded_disks_are_no_files() {
+    let test_dir = TestDir::new();
+    let (_, vm, _stop) = start_vm(&test_dir, "guest");
+    vm.kill().unwrap();
+    fs::create_dir(test_dir.path("vm/directory")).unwrap();
+    edit_state(&test_dir, |state| state["made_disks"] = json!(["", ".", "..", "with\0nul", "directory", "missing"]));
+    HyperKit::from_state(test_dir.path("vm")).unwrap().remove(Disks::Delete).unwrap();
+    assert_eq!(test_dir.state_files(), ["directory"]);
+}
+
 /// `remove` reads from the state file which disks the crate created. The description with which it is called does not count.
 #[test]
 fn remove_with_a_corrupt_state_file_deletes_no_disk() {

@@ -333,3 +333,14 @@ fn qcow2_images_are_created_although_sigchld_is_ignored() {
     assert!(output.status.success(), "{output:?}");
     assert!(fs::read(test_dir.path("new.qcow2")).unwrap().starts_with(b"QFI\xfb"));
 }
+
+/// Others may have put it where the crate creates an image before it renames it.
+#[test]
+fn hard_link_in_the_place_of_an_unfinished_image_is_not_truncated() {
+    let test_dir = TestDir::new();
+    let precious = test_dir.write("precious", b"precious");
+    fs::hard_link(&precious, test_dir.path(".new.img.new")).unwrap();
+    create_disk_image(test_dir.path("new.img"), 1).unwrap();
+    assert_eq!(fs::read(&precious).unwrap(), b"precious");
+    assert_eq!(test_dir.path("new.img").metadata().unwrap().len(), 1 << 20);
+}

@@ -14,6 +14,9 @@ use crate::sys::find_program::first_program;
 
 const KERNEL_DEVICE: &str = "/dev/vhost-vsock";
 const DAEMON: &str = "vhost-device-vsock";
+/// The daemon's buffer for each connection, in bytes. A guest with Linux 6.12 splits a packet above 32 KiB into several pieces of
+/// memory, of which vhost-device-vsock 0.3 takes only the first. With a smaller buffer the guest never sends such a packet.
+const TX_BUFFER_BYTES: &str = "32000";
 
 /// The path of the daemon, if the VM needs one and it is installed.
 pub(super) fn find_daemon(description: &HyperKit) -> Result<Option<PathBuf>, ConfigError> {
@@ -73,6 +76,7 @@ pub(super) fn daemon(description: &HyperKit, state: &StateDir) -> Result<Option<
     let sockets = vec![state.file(VHOST_SOCKET), description.vsock_sockets_dir().join(VSOCK_SOCKET)];
     let [socket, uds] = [utf8("state_dir", &sockets[0])?, utf8("vsock_dir", &sockets[1])?];
     let cid = description.vsock_guest_cid.to_string();
-    let arguments = ["--guest-cid", &cid, "--socket", socket, "--uds-path", uds].map(str::to_owned).to_vec();
+    let arguments = ["--guest-cid", &cid, "--socket", socket, "--uds-path", uds, "--tx-buffer-size", TX_BUFFER_BYTES];
+    let arguments = arguments.map(str::to_owned).to_vec();
     Ok(Some(VsockDaemon { program, arguments, sockets, lifetime_fifo: state.file(VHOST_LINE) }))
 }
