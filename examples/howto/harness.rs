@@ -12,10 +12,15 @@ use hyperkit::{Console, Disk, Disks, HyperKit, ScopedVm};
 
 /// Returns the description that the VMs of all tests start from.
 pub fn template() -> HyperKit {
-    let file = |name| PathBuf::from(std::env::var_os(name).unwrap_or_else(|| panic!("{name} is not set")));
-    let template = HyperKit::new().kernel(file("VM_KERNEL")).initrd(file("VM_INITRD")).memory_mib(256);
-    let template = template.disk(Disk::in_state_dir(16)).console(Console::Pty);
-    std::env::var_os("VM_HYPERVISOR").into_iter().fold(template, HyperKit::hyperkit)
+    let file = |name| match std::env::var_os(name) {
+        Some(path) => PathBuf::from(path),
+        None => panic!("set {name}, for instance to a file in target/guest of hyperkit's repository"),
+    };
+    let mut template = HyperKit::new().kernel(file("VM_KERNEL")).initrd(file("VM_INITRD")).memory_mib(256);
+    if let Some(program) = std::env::var_os("VM_HYPERVISOR") {
+        template = template.hyperkit(program);
+    }
+    template.disk(Disk::in_state_dir(16)).console(Console::Pty)
 }
 
 /// The VM of a test. On drop, the VM is killed and its state directory is deleted.

@@ -8,6 +8,9 @@ use crate::error::ConfigError;
 
 /// A disk of the VM: an image file, and how the guest sees it.
 ///
+/// A Linux guest calls virtio-blk disks `/dev/vda`, `/dev/vdb` and so on, in the order of the description. It calls SATA disks
+/// `/dev/sda` and so on, in an order of its own. A created disk is empty: the guest has to create a file system on it.
+///
 /// ```
 /// use hyperkit::{Disk, HyperKit, QcowOptions};
 ///

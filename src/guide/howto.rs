@@ -11,30 +11,32 @@
 //! - [see why a VM did not start](#see-why-it-did-not-start)
 //!
 //! The programs are the files of `examples/howto` in the repository, and run in its tests. Each one compiles in a crate of yours
-//! that depends on `hyperkit`. They read `vmlinuz` and `initrd.img` in the current directory, and create their state directory
-//! there. `examples/setup.sh` puts a small guest into `target/guest`, so the first program runs with
+//! that depends on `hyperkit`. All but the tests read `vmlinuz` and `initrd.img` in the current directory, and create their state
+//! directory there. `examples/setup.sh` puts a small guest into `target/guest`, so `howto-talk` runs with
 //! `cd target/guest && cargo run --example howto-talk`.
 //!
-//! The kernel command lines have these words: `console=ttyS0` is the serial port that the crate reads, `quiet` leaves out most of
-//! the kernel's messages, `panic=1` ends the VM a second after a kernel panic, and `no_timer_check` avoids a panic under emulation
-//! on a busy host. The timeouts are long, since an emulated guest on a busy host may need a minute to boot.
+//! On the kernel command lines, `console=ttyS0` makes the kernel print to the port that the crate reads, `quiet` leaves out most of
+//! its messages, `panic=1` ends the VM a second after a kernel panic, and `no_timer_check` avoids a panic under emulation on a busy
+//! host. The timeouts are long, since an emulated guest on a busy host may need a minute to boot.
 //!
 //! # Test in a VM
 //! Start each test's VM with [`start_scoped`](crate::HyperKit::start_scoped): it is killed when the test returns or panics, and when
 //! the test process ends, also by `^C` or SIGKILL. Give each test a state directory and disks of its own; then tests run in
-//! parallel. The tests below take kernel and initrd from the environment:
-//! `VM_KERNEL=… VM_INITRD=… cargo test -- --test-threads=4`. In your crate they are `tests/vm/main.rs`, with the harness beside
-//! it as `tests/vm/harness.rs`. A test process that is killed leaves the state directories of its tests; the next run deletes
-//! them.
+//! parallel. Copy both files below: the tests to `tests/vm/main.rs` in your crate, the harness to `tests/vm/harness.rs`. They
+//! take kernel and initrd from the environment, for instance from `target/guest` of the repository:
+//! `VM_KERNEL=…/vmlinuz VM_INITRD=…/initrd.img cargo test -- --test-threads=4`. After `^C` the VMs are gone, but the state directories
+//! stay in `target/tmp/vms` until the next run deletes them.
 #![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/vm_tests.rs"), "```"))]
 //! The harness:
 #![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/harness.rs"), "```"))]
 //! # Talk to the guest
-//! [`Vm::console`](crate::Vm::console) is the guest's first serial port as a stream. Wait for the prompt before you send the first
-//! line: a shell that is not ready loses what is typed. The guest echoes each line and ends lines with `\r\n`. To find the output
-//! of a command among the echoes, let the guest print a marker before and after it, and spell the markers in the command so that
-//! its echo does not contain them. Read the console as long as it is open, since a guest whose output is not read stops.
-//! For binary data or several connections, use a [port](#reach-a-port-of-the-guest) or vsock
+//! [`Vm::console`](crate::Vm::console) is the guest's first serial port as a stream, which begins when you open it. Before you open it,
+//! wait for the prompt with [`wait_for_console`](crate::Vm::wait_for_console): a shell that is not ready loses what is typed, and the
+//! stream does not contain a prompt that came before. The guest ends lines with `\r\n`. Its echo of your command looks like output. So
+//! print markers before and after the output, and break them with quotes in the command (`:be''gin:`): the echo has the quotes, the
+//! output does not. Some shells also print `\x1b[6n` before a prompt, which asks a terminal for the position of its cursor.
+//! If nobody reads an open console, the guest stops.
+//! For binary data or several connections, use a [TCP port](#reach-a-port-of-the-guest) or vsock
 //! ([`Vm::vsock_connect`](crate::Vm::vsock_connect)): sockets between host and guest that need no network.
 //!
 //! The guest's part is a shell or another program on `ttyS0`.
@@ -42,7 +44,7 @@
 //! # Share a directory
 //! [`share_dir`](crate::HyperKit::share_dir) shares a directory of the host under a tag. It uses 9p, a network file system whose
 //! messages pass through a virtio device here, so the guest needs no network. QEMU serves the directory with the rights of your
-//! user, and the guest can write whatever you can. On hyperkit, [`socket_9p`](crate::HyperKit::socket_9p) leads to a 9p server that you
+//! user, and the guest can write whatever you can. On macOS with hyperkit, [`socket_9p`](crate::HyperKit::socket_9p) leads to a 9p server that you
 //! run yourself.
 //!
 //! The guest's part is one line, in which `files` is the tag:
@@ -57,8 +59,8 @@
 //! # Reach a port of the guest
 //! [`Network::Nat`](crate::Network::Nat) gives the guest a network card behind address translation, without root. On QEMU,
 //! [`port_forward`](crate::HyperKit::port_forward) forwards a port of 127.0.0.1 to the guest. Port 0 is any free port, so several VMs do not
-//! collide; [`host_port`](crate::Vm::host_port) returns its number. QEMU accepts connections from the start on, and closes them
-//! while nobody listens in the guest. Retry until an answer comes. On hyperkit the network is VPNKit, a user-mode
+//! collide; [`host_port`](crate::Vm::host_port) returns its number. A connection succeeds at once, but is closed until a program in
+//! the guest listens. So retry until an answer comes. On hyperkit the network is VPNKit, a user-mode
 //! network stack that is part of Docker Desktop for Mac. There the crate cannot forward ports; use vsock.
 //!
 //! The guest's part is to get an address by DHCP, and to listen on it or on all addresses, not on 127.0.0.1. The guest in
@@ -67,13 +69,13 @@
 //! # ssh into a cloud image
 //! A cloud image is a disk on which a distribution is installed, with a program, usually cloud-init, that configures it at the
 //! first boot. Its kernel is on the disk, so the VM boots a UEFI firmware ([`bootrom`](crate::HyperKit::bootrom)), not a
-//! [`kernel`](crate::HyperKit::kernel). The configuration comes from a second disk with the label `CIDATA`, a NoCloud *seed*. Here it
-//! creates the user `me` with a key, and installs a host key. Because the program knows the host key, ssh checks it as usual.
+//! [`kernel`](crate::HyperKit::kernel). The configuration comes from a second disk with the label `CIDATA`, a NoCloud *seed*. In the program below
+//! it creates the user `me` with a key, and installs a host key. Because the program knows the host key, ssh checks it as usual.
 //!
 //! - Take Debian's `genericcloud` or `generic` image for amd64, or another distribution's for NoCloud or OpenStack.
 //! - Attach the seed as a [disk](crate::Disk), as here. [`iso`](crate::HyperKit::iso) makes a SATA drive, for which Debian's
 //!   cloud kernel has no driver.
-//! - The disk grows to 4 GiB, and cloud-init grows the file system. An image that is larger already needs a larger number: the
+//! - The disk grows to 4 GiB, and cloud-init grows the file system. If your image is larger than that, raise the number: the
 //!   crate does not shrink disks.
 //! - The guest's console is on the serial port only if the image's own kernel command line has `console=ttyS0`. ssh does not need
 //!   it.
@@ -89,17 +91,17 @@
 #![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/ssh.rs"), "```"))]
 //! # Use it from tokio
 //! The crate needs no async runtime and works with any. A call that only waits for the hypervisor, such as
-//! [`wait_ready`](crate::Starting::wait_ready), runs in `spawn_blocking`. Do not wait for the guest there: tokio cannot cancel such a
-//! call, and waits for it when the runtime ends. Await [`exited`](crate::Vm::exited) instead, and read the console as a tokio pipe.
+//! [`wait_ready`](crate::Starting::wait_ready), runs in `spawn_blocking`. Do not call [`wait`](crate::Vm::wait) or
+//! [`wait_for_console`](crate::Vm::wait_for_console) there: tokio cannot cancel such a call, and waits for it when the runtime ends. Await [`exited`](crate::Vm::exited) instead, and read the console as a tokio pipe.
 //! A start in progress is ended by [`Starting::kill`](crate::Starting::kill). [`shutdown`](crate::Vm::shutdown) lasts as long as its
-//! grace period at most. The page [`embedding`](super::embedding#tokio-and-other-runtimes) says of each call how to use it.
+//! grace period at most. The page [`embedding`](super::embedding#tokio-and-other-runtimes) lists for each call whether it blocks.
 //!
 //! The program needs tokio's features `io-util`, `macros`, `net`, `rt`, `signal` and `time`.
 #![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/tokio.rs"), "```"))]
 //! # Keep a VM across restarts
-//! A VM from [`start`](crate::HyperKit::start) outlives the program, however that ends. Its state directory records it, so give each
+//! A VM from [`start`](crate::HyperKit::start) outlives the program, however the program ends. Its state directory records it, so give each
 //! VM a fixed one. [`start_or_attach`](crate::HyperKit::start_or_attach) starts the VM, or returns the one that runs there;
-//! [`Vm::description`](crate::Vm::description) tells how that was started, which may differ from what you pass.
+//! [`Vm::description`](crate::Vm::description) returns how the running VM was started, which may differ from what you pass.
 //! [`list`](crate::HyperKit::list) finds all VMs in a directory, also those that an earlier version of your program started. If several
 //! programs start a VM at the same moment, one of them starts it, and the others attach to it.
 //!
@@ -128,7 +130,7 @@
 //! after its grace period.
 #![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/kernel.rs"), "```"))]
 //! # See why it did not start
-//! There are three places where a start fails, and [`Error::kind`](crate::Error::kind) tells them apart.
+//! Three things can fail. Look at [`Error::kind`](crate::Error::kind), and for `Timeout` at the variant.
 //!
 //! - The description or a file is wrong (`Config`). Nothing was created, and
 //!   [`Error::violations`](crate::Error::violations) lists everything that is wrong at once. [`check`](crate::HyperKit::check) returns
@@ -137,7 +139,7 @@
 //!   ([`LogTail`](crate::LogTail)). All of that is in `hyperkit.log` in the state directory. Each line also goes to the
 //!   [`log`] facade: with env_logger, set `RUST_LOG=hyperkit=info`.
 //! - The guest fails after the start has succeeded (`Guest`, `Timeout`). [`console_log`](crate::HyperKit::console_log) returns what the
-//!   guest has printed, also after the VM has exited; it is `console-ring` in the state directory. If it is empty, the kernel has
+//!   guest has printed, also after the VM has exited; it is `console-ring` in the state directory. If the log is empty, the kernel has
 //!   no serial console, or its command line has no `console=ttyS0`.
 //!
 //! `{error:#}` has all of this in one line, for a log. Below is what a person needs. The program needs the crate `log`.

@@ -16,6 +16,8 @@ use crate::state::{LOG_FILE, StateDir};
 /// How much of the end of a log is read, in bytes, and how many lines of that are kept.
 const MAX_TAIL_BYTES: u64 = 4 * 1024;
 const MAX_TAIL_LINES: usize = 10;
+/// What Linux prints before the reason of a panic (kernel/panic.c).
+const KERNEL_PANIC: &str = "Kernel panic - not syncing";
 
 /// The last lines of a hypervisor's output and of its guest's console, in errors and from
 /// [`Vm::log_tail`](crate::Vm::log_tail).
@@ -40,7 +42,8 @@ const MAX_TAIL_LINES: usize = 10;
 pub struct LogTail {
     /// The last lines of `hyperkit.log`, at most 10.
     pub hypervisor: String,
-    /// The last lines of `console-ring`, at most 10.
+    /// The last lines of `console-ring`, at most 10. If the guest's kernel has panicked, the first of them is the line that says
+    /// why, since the lines after it only show where.
     pub console: String,
 }
 
@@ -53,7 +56,18 @@ impl LogTail {
 
     /// The same with the last lines of this console output.
     pub(crate) fn with_console(self, output: &[u8]) -> Self {
-        Self { console: last_lines(output), ..self }
+        let panic =
+            String::from_utf8_lossy(output).lines().rfind(|line| line.contains(KERNEL_PANIC)).map(str::to_owned);
+        let console = last_lines(output);
+        let console = match panic.filter(|panic| !console.contains(panic.trim_end())) {
+            Some(panic) => format!("{}\n{console}", panic.trim_end()),
+            None => console,
+        };
+        Self { console, ..self }
+    }
+
+    fn with_hypervisor(self, output: &[u8]) -> Self {
+        Self { hypervisor: last_lines(output), ..self }
     }
 
     /// Reads the output of a hypervisor that this process started, or else the log in `state`, and the console log in
@@ -66,7 +80,7 @@ impl LogTail {
         };
         let console = state
             .and_then(|state| ConsoleLog::open(&state.file(ALL_LOGS[0]), driver.has_ring_log()).ok()?.read_new().ok());
-        Self { hypervisor: last_lines(&hypervisor), console: last_lines(&console.unwrap_or_default()) }
+        Self::default().with_hypervisor(&hypervisor).with_console(&console.unwrap_or_default())
     }
 }
 
@@ -96,6 +110,17 @@ fn last_lines(output: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kernel_panic_is_the_first_line() {
+        let trace = "Call Trace:\n".repeat(20);
+        let output = format!("booting\n[1.0] Kernel panic - not syncing: no init\r\n{trace}");
+        let tail = LogTail::default().with_console(output.as_bytes());
+        assert!(tail.console.starts_with("[1.0] Kernel panic - not syncing: no init\nCall Trace:\n"), "{tail}");
+        assert_eq!(tail.console.lines().count(), 11);
+        let shown = LogTail::default().with_console(b"Kernel panic - not syncing: no init\n");
+        assert_eq!(shown.console, "Kernel panic - not syncing: no init");
+    }
 
     #[test]
     fn display_is_one_line_and_escapes_control_characters() {

@@ -77,6 +77,6 @@ fn readme_program_boots_asks_and_shuts_down_a_vm() {
     let output = Command::new(program("readme")).current_dir(&here).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     assert_eq!(String::from_utf8_lossy(&output.stdout), "graceful: the VM powered off\n");
-    assert_eq!(file_names(&here), ["root.img"]);
-    assert_eq!(here.join("root.img").metadata().unwrap().len(), 64 << 20);
+    assert_eq!(file_names(&here), ["data.img"]);
+    assert_eq!(here.join("data.img").metadata().unwrap().len(), 64 << 20);
 }
