@@ -86,11 +86,14 @@ fn run(description: &HyperKit, cmdline: &str) -> Result<Exit> {
 
 /// Runs the VM with its console on a pty, to which this terminal is attached, until it exits; `None` if it was detached.
 fn run_attached(description: &HyperKit, cmdline: &str) -> Result<Option<Exit>> {
-    eprintln!("boot: starting a VM. Ctrl-] leaves it, `poweroff` in the guest ends it.");
+    eprintln!("boot: starting a VM. Ctrl-] asks how to leave it, `poweroff` in the guest ends it.");
     let vm = match description.start_scoped(cmdline) {
         Err(Error::HypervisorFailed { exit, .. }) if exit.is_guest() => return exited_early(description, exit),
         vm => vm?,
     };
+    if vm.description().recorded_arguments().windows(2).any(|pair| pair == ["-accel", "tcg"]) {
+        eprintln!("boot: without KVM, QEMU emulates the CPU; the guest boots in some seconds");
+    }
     let mut terminal = match Attachment::new(&vm, Output::FromStart) {
         Ok(terminal) => terminal,
         // A hypervisor that exits closes the console first.
@@ -117,8 +120,13 @@ fn run_attached(description: &HyperKit, cmdline: &str) -> Result<Option<Exit>> {
     }
     drop(terminal);
     let exit = vm.wait();
+    let log_tail = vm.log_tail();
+    if let Some((_, reason)) = log_tail.console.lines().find_map(|line| line.split_once("Kernel panic - not syncing: "))
+    {
+        eprintln!("boot: the guest's kernel has panicked: {}", reason.trim_end());
+    }
     if let Exit::Failed(_) = exit {
-        eprintln!("boot: the hypervisor's output: {}", vm.log_tail().hypervisor);
+        eprintln!("boot: the hypervisor's output: {}", log_tail.hypervisor);
     }
     Ok(Some(exit))
 }

@@ -33,7 +33,7 @@ pub fn unknown<'a>(kind: &str, word: &str, known: impl IntoIterator<Item = &'a s
     };
     let nearest = known.into_iter().min_by_key(distance).filter(|other| distance(other) <= MAX_TYPOS);
     match nearest {
-        Some(nearest) => format!("unknown {kind} {word}; did you mean {nearest}?"),
+        Some(nearest) => format!("unknown {kind} {word} (did you mean {nearest}?)"),
         None => format!("unknown {kind} {word}"),
     }
 }

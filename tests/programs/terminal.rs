@@ -94,7 +94,7 @@ fn signal_to_an_attached_ctl_restores_the_terminal_and_keeps_the_vm() {
 
 #[test]
 fn boot_says_how_to_leave_before_the_guest_boots() {
-    for (flags, how) in [(&[][..], "Ctrl-] leaves it"), (&["--no-state"], "from elsewhere: kill ")] {
+    for (flags, how) in [(&[][..], "Ctrl-] asks how to leave it"), (&["--no-state"], "from elsewhere: kill ")] {
         let test_dir = TestDir::new();
         let _stop = test_dir.stop_on_drop();
         let mut terminal = Terminal::new();

@@ -34,7 +34,7 @@ fn kernel_cmdline(words: &[&str], test_dir: &TestDir) -> String {
 fn usage_errors_have_status_2_and_name_the_nearest_word() {
     let test_dir = TestDir::new();
     for (example, words, message) in [
-        ("boot", &["--stat-dir", "x"][..], "unknown option --stat-dir; did you mean --state-dir?"),
+        ("boot", &["--stat-dir", "x"][..], "unknown option --stat-dir (did you mean --state-dir?)"),
         ("boot", &["--mem", "1"], "did you mean --memory?"),
         ("boot", &["--frobnicate"], "unknown option --frobnicate; --help"),
         ("boot", &["vmlinuz"], "unexpected argument \"vmlinuz\""),
@@ -46,12 +46,12 @@ fn usage_errors_have_status_2_and_name_the_nearest_word() {
         ("boot", &["--console", "pty", "--no-state"], "--console pty requires a record; leave out --no-state"),
         ("boot", &["--background", "--console", "stdio"], "leave out --console stdio"),
         ("boot", &["--background", "--arguments"], "--background and --arguments exclude each other"),
-        ("ctl", &["lst"], "unknown command lst; did you mean list?"),
+        ("ctl", &["lst"], "unknown command lst (did you mean list?)"),
         ("ctl", &["log", "--folow", "vm"], "did you mean --follow?"),
         ("ctl", &["frobnicate", "vm"], "unknown command frobnicate; --help"),
         ("ctl", &["stop", "--yes", "vm"], "--yes requires the command rm"),
         ("exec", &[], "missing PROGRAM"),
-        ("exec", &["--chid", "program"], "unknown option --chid; did you mean --child?"),
+        ("exec", &["--chid", "program"], "unknown option --chid (did you mean --child?)"),
     ] {
         let (error, status) = fail(example, words, &test_dir.dir());
         assert!(error.contains(message), "{example} {words:?}: {error}");
