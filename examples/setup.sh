@@ -1,7 +1,7 @@
 #!/bin/sh
 # Sets up what booting needs; see the help text below.
 set -eu
-cd "$(dirname "$0")/.."
+CDPATH= cd "$(dirname "$0")/.."
 guest=$PWD/target/guest
 guest_source=$PWD/examples/guest
 
@@ -25,6 +25,10 @@ It takes about a minute on a usual line. To undo it, delete target/guest and tar
 END
 }
 
+if [ $# -gt 1 ]; then
+    echo "setup: takes one flag; examples/setup.sh --help shows how" >&2
+    exit 2
+fi
 case ${1:-} in
 --tests) tests=yes ;;
 --help | -h) help; exit 0 ;;
