@@ -6,7 +6,7 @@ use hyperkit::{Console, Disk, HyperKit, PortForward};
 use lexopt::prelude::*;
 
 use crate::ctl_command::ctl_command;
-use crate::usage::{number, unexpected};
+use crate::usage::{number, print_help, text, unexpected};
 
 const HELP: &str = "\
 Boots a Linux kernel in a VM, with hyperkit or QEMU.
@@ -17,7 +17,7 @@ Without --background, this terminal is the VM's console, and the VM ends with th
 Ctrl-] leaves the console: it asks whether to detach (the VM runs on), press the power button, or kill the VM.
 Every other key goes to the guest, also ^C. If standard input is not a terminal, the guest reads it; what it gets before
 its shell reads may be lost. The end of the input does not end the VM: `poweroff` in the guest does, or a signal to this
-program.
+program. It also ends if the terminal is gone, or if standard output is a pipe that nobody reads any more.
 
 What to do:
   --background          starts the VM, prints how to reach it, and leaves it running
@@ -97,10 +97,14 @@ pub fn parse() -> Result<Option<Command>, Box<dyn Error>> {
     let (mut is_recorded, mut is_verbose) = (true, false);
     let mut flags = lexopt::Parser::from_env();
     while let Some(flag) = flags.next()? {
-        let Long(name) = flag else { return Err(flag.unexpected().into()) };
+        let name = match flag {
+            Long(name) => name,
+            Short('h') => "help",
+            _ => return Err(flag.unexpected().into()),
+        };
         match name {
             "help" => {
-                print!("{HELP}");
+                print_help("boot", HELP);
                 return Ok(None);
             }
             "verbose" => is_verbose = true,
@@ -111,7 +115,7 @@ pub fn parse() -> Result<Option<Command>, Box<dyn Error>> {
             "arguments" => action = Action::PrintArguments,
             "kernel" => description = description.kernel(flags.value()?),
             "initrd" => description = description.initrd(flags.value()?),
-            "cmdline" => cmdline = Some(flags.value()?.string()?),
+            "cmdline" => cmdline = Some(text(&mut flags, "--cmdline")?),
             "bootrom" => description = description.bootrom(flags.value()?),
             "cpus" => description = description.cpus(number(&mut flags, "--cpus")?),
             "memory" => description = description.memory_mib(number(&mut flags, "--memory")?),
@@ -122,9 +126,9 @@ pub fn parse() -> Result<Option<Command>, Box<dyn Error>> {
             },
             "iso" => description = description.iso(flags.value()?),
             "vpnkit" => description = description.vpnkit(flags.value()?),
-            "vpnkit-key" => description = description.vpnkit_key(flags.value()?.string()?),
+            "vpnkit-key" => description = description.vpnkit_key(text(&mut flags, "--vpnkit-key")?),
             "forward" => {
-                let value = flags.value()?.string()?;
+                let value = text(&mut flags, "--forward")?;
                 let ports = value.split_once(':').and_then(|(host, guest)| host.parse().ok().zip(guest.parse().ok()));
                 let (host, guest) = ports.ok_or_else(|| format!("--forward takes PORT:PORT: {value:?}"))?;
                 description = description.port_forward(PortForward::tcp(host, guest));
@@ -133,13 +137,13 @@ pub fn parse() -> Result<Option<Command>, Box<dyn Error>> {
             "vsock-cid" => description = description.vsock_guest_cid(number(&mut flags, "--vsock-cid")?),
             "vsock-port" => description = description.vsock_port(number(&mut flags, "--vsock-port")?),
             "9p" => {
-                let value = flags.value()?.string()?;
+                let value = text(&mut flags, "--9p")?;
                 let (tag, path) = value.split_once('=').ok_or_else(|| format!("--9p takes TAG=PATH: {value:?}"))?;
                 description = description.socket_9p(path, tag);
             }
-            "uuid" => description = description.uuid(flags.value()?.string()?),
+            "uuid" => description = description.uuid(text(&mut flags, "--uuid")?),
             "console" => {
-                description.console = Some(match flags.value()?.string()?.as_str() {
+                description.console = Some(match text(&mut flags, "--console")?.as_str() {
                     "pty" => Console::Pty,
                     "stdio" => Console::Stdio,
                     "log" => Console::AppleLog,
@@ -147,7 +151,7 @@ pub fn parse() -> Result<Option<Command>, Box<dyn Error>> {
                 })
             }
             "gdb" => description = description.gdb_port(number(&mut flags, "--gdb")?),
-            "extra" => description = description.extra_argument(flags.value()?.string()?),
+            "extra" => description = description.extra_argument(text(&mut flags, "--extra")?),
             "hyperkit" => description = description.hyperkit(flags.value()?),
             "state-dir" => description = description.state_dir(flags.value()?),
             "no-state" => is_recorded = false,

@@ -9,14 +9,20 @@ mod flags;
 mod guest;
 #[path = "../shared/messages.rs"]
 mod messages;
+#[path = "../shared/output.rs"]
+mod output;
 #[path = "../shared/shell.rs"]
 mod shell;
+#[path = "../shared/terminal.rs"]
+mod terminal;
+#[path = "../shared/unread.rs"]
+mod unread;
 #[path = "../shared/usage.rs"]
 mod usage;
 
 use std::io::{IsTerminal, Write, stderr, stdin, stdout};
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{ExitCode, exit};
 use std::thread;
 use std::time::Duration;
 
@@ -24,6 +30,8 @@ use attach::{Attachment, Left, Output};
 use ctl_command::ctl_command;
 use flags::{Action, Command};
 use hyperkit::{Console, Error, Exit, HyperKit, Vm};
+use output::{print, warn};
+use unread::when_unread;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -42,7 +50,7 @@ fn main() -> ExitCode {
     let level = if command.is_verbose { log::LevelFilter::Info } else { log::LevelFilter::Warn };
     let _ = log::set_logger(&Logger).map(|()| log::set_max_level(level));
     execute(command).unwrap_or_else(|error| {
-        eprintln!("boot: {}", messages::explain(&*error, true));
+        warn(format_args!("boot: {}\n", messages::explain(&*error, true)));
         ExitCode::FAILURE
     })
 }
@@ -62,15 +70,16 @@ fn execute(command: Command) -> Result<ExitCode> {
         }
         Action::Foreground => {
             description.check()?; // before anything is said
-            attach::restore_on_signal()?;
             let is_attachable =
                 description.state_dir.is_some() && description.console.is_none_or(|it| it == Console::Pty);
-            let exit = match is_attachable && stdin().is_terminal() {
+            let is_attached = is_attachable && stdin().is_terminal();
+            terminal::restore_on_signal(!is_attached)?;
+            let exit = match is_attached {
                 true => run_attached(&description, &cmdline)?,
                 false => Some(run(&description, &cmdline)?),
             };
             if let Some(exit) = exit {
-                eprintln!("boot: the VM {exit}");
+                warn(format_args!("boot: the VM {exit}\n"));
                 return Ok(if exit == Exit::PowerOff { ExitCode::SUCCESS } else { ExitCode::FAILURE });
             }
         }
@@ -80,19 +89,25 @@ fn execute(command: Command) -> Result<ExitCode> {
 
 /// Runs the VM with its console on standard input and output, until it exits.
 fn run(description: &HyperKit, cmdline: &str) -> Result<Exit> {
-    eprintln!("boot: `poweroff` in the guest ends the VM, and so does, from elsewhere: kill {}", std::process::id());
+    let pid = std::process::id();
+    warn(format_args!("boot: `poweroff` in the guest ends the VM, and so does, from elsewhere: kill {pid}\n"));
+    when_unread(|| {
+        terminal::restore();
+        warn("boot: nobody reads the output any more, so the VM is killed\n");
+        exit(1); // which kills the VM
+    });
     Ok(description.run(cmdline)?)
 }
 
 /// Runs the VM with its console on a pty, to which this terminal is attached, until it exits; `None` if it was detached.
 fn run_attached(description: &HyperKit, cmdline: &str) -> Result<Option<Exit>> {
-    eprintln!("boot: starting a VM. Ctrl-] asks how to leave it, `poweroff` in the guest ends it.");
+    warn("boot: starting a VM. Ctrl-] asks how to leave it, `poweroff` in the guest ends it.\n");
     let vm = match description.start_scoped(cmdline) {
         Err(Error::HypervisorFailed { exit, .. }) if exit.is_guest() => return exited_early(description, exit),
         vm => vm?,
     };
     if vm.description().recorded_arguments().windows(2).any(|pair| pair == ["-accel", "tcg"]) {
-        eprintln!("boot: without KVM, QEMU emulates the CPU; the guest boots in some seconds");
+        warn("boot: without KVM, QEMU emulates the CPU; the guest boots in some seconds\n");
     }
     let mut terminal = match Attachment::new(&vm, Output::FromStart) {
         Ok(terminal) => terminal,
@@ -110,7 +125,8 @@ fn run_attached(description: &HyperKit, cmdline: &str) -> Result<Option<Exit>> {
                 return Ok(None);
             }
             Some(b'p') => {
-                eprint!("boot: pressed the power button; the guest has {} s, then it is killed\r\n", GRACE.as_secs());
+                let grace = GRACE.as_secs();
+                warn(format_args!("boot: pressed the power button; the guest has {grace} s, then it is killed\r\n"));
                 let vm = Vm::clone(&vm);
                 thread::spawn(move || vm.shutdown(GRACE));
             }
@@ -123,10 +139,10 @@ fn run_attached(description: &HyperKit, cmdline: &str) -> Result<Option<Exit>> {
     let log_tail = vm.log_tail();
     if let Some((_, reason)) = log_tail.console.lines().find_map(|line| line.split_once("Kernel panic - not syncing: "))
     {
-        eprintln!("boot: the guest's kernel has panicked: {}", reason.trim_end());
+        warn(format_args!("boot: the guest's kernel has panicked: {}\n", reason.trim_end()));
     }
     if let Exit::Failed(_) = exit {
-        eprintln!("boot: the hypervisor's output: {}", log_tail.hypervisor);
+        warn(format_args!("boot: the hypervisor's output: {}\n", log_tail.hypervisor));
     }
     Ok(Some(exit))
 }
@@ -140,21 +156,21 @@ fn exited_early(description: &HyperKit, exit: Exit) -> Result<Option<Exit>> {
 /// Prints how to reach and end a VM that runs in the background.
 fn print_access(vm: &Vm) -> Result<()> {
     let dir = vm.state_dir().unwrap_or(Path::new(""));
-    println!("The VM runs as process {}, recorded in {}.", vm.pid(), dir.display());
+    let mut text = format!("The VM runs as process {}, recorded in {}.\n", vm.pid(), dir.display());
     for forward in vm.port_forwards()? {
-        println!("  port:         {forward}");
+        text += &format!("  port:         {forward}\n");
     }
     for pty in vm.description().pty_paths()? {
-        println!("  console:      {}", ctl_command("console", dir));
-        println!("  or:           screen {}", pty.display());
+        text += &format!("  console:      {}\n", ctl_command("console", dir));
+        text += &format!("  or:           screen {}\n", pty.display());
     }
     if vm.description().console == Some(Console::Pty) {
-        println!("  console log:  {}", ctl_command("log", dir));
+        text += &format!("  console log:  {}\n", ctl_command("log", dir));
     }
     for (what, command) in [("power button:", "shutdown"), ("kill:", "stop"), ("then delete:", "rm")] {
-        println!("  {what:<13} {}", ctl_command(command, dir));
+        text += &format!("  {what:<13} {}\n", ctl_command(command, dir));
     }
-    Ok(())
+    print(text).map_err(|error| format!("the VM runs as process {}, but {error}", vm.pid()).into())
 }
 
 /// Prints warnings of the library, and with `--verbose` the output of the hypervisor, on standard error.

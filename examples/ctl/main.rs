@@ -6,15 +6,20 @@ mod attach;
 mod ctl_command;
 #[path = "../shared/messages.rs"]
 mod messages;
+#[path = "../shared/output.rs"]
+mod output;
 mod query;
 #[path = "../shared/shell.rs"]
 mod shell;
+#[path = "../shared/terminal.rs"]
+mod terminal;
 #[path = "../shared/usage.rs"]
 mod usage;
 
-use std::io::{BufRead, IsTerminal, Write, stderr, stdin, stdout};
+use std::io::{self, BufRead, IsTerminal, Write, stderr, stdin, stdout};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
@@ -22,8 +27,9 @@ use std::time::Duration;
 use attach::{Attachment, Left, Output};
 use ctl_command::ctl_command;
 use hyperkit::{Console, Disks, Error, ErrorKind, HyperKit, ShutdownOutcome, Vm};
+use output::warn;
 use serde_json::json;
-use usage::{number, unexpected, unknown};
+use usage::{number, print_help, text, unexpected, unknown};
 
 const HELP: &str = "\
 Controls the VMs that state directories record.
@@ -67,8 +73,8 @@ struct Options {
 
 fn main() -> ExitCode {
     match parse().map(|command| command.is_none_or(|(options, words)| execute(&options, &words))) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+        Ok(true) if !HAS_LOST_OUTPUT.load(Ordering::Relaxed) => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
         Err(error) => usage::refuse("ctl", &*error),
     }
 }
@@ -81,14 +87,14 @@ fn parse() -> Result<Option<(Options, Vec<PathBuf>)>> {
     while let Some(arg) = args.next()? {
         match arg {
             Long("help") | Short('h') => {
-                print!("{HELP}");
+                print_help("ctl", HELP);
                 return Ok(None);
             }
             Long("json") => options.json = true,
             Short('f') | Long("follow") => options.follow = true,
             Long("keep-disk") => options.keep_disk = true,
             Short('y') | Long("yes") => options.yes = true,
-            Long("cmdline") => options.cmdline = Some(args.value()?.string()?),
+            Long("cmdline") => options.cmdline = Some(text(&mut args, "--cmdline")?),
             Long("grace") => options.grace = Some(number(&mut args, "--grace")?),
             Value(word) => words.push(word.into()),
             _ => return Err(unexpected(arg, HELP).into()),
@@ -113,6 +119,7 @@ fn parse() -> Result<Option<(Options, Vec<PathBuf>)>> {
         1 if command == "list" => Ok(Some((options, vec!["list".into(), ".".into()]))),
         1 => Err(format!("{command} requires a DIR").into()),
         3.. if is_for(&["list", "console"]) => Err(format!("{command} takes one DIR").into()),
+        _ if words.iter().any(|word| word.as_os_str().is_empty()) => Err("DIR is empty".into()),
         _ if command == "console" && options.json => Err("console has no --json".into()),
         _ => Ok(Some((options, words))),
     }
@@ -135,7 +142,10 @@ fn execute(options: &Options, words: &[PathBuf]) -> bool {
                     let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.clone());
                     print(&json!({ "dir": dir, "error": error_line(&*error) }).to_string());
                 }
-                false => eprintln!("ctl: {}: {}", dir.display(), messages::explain(&*error, false)),
+                false => {
+                    let text = format!("ctl: {}: {}\n", dir.display(), messages::explain(&*error, false));
+                    warn(if stderr().is_terminal() { escaped(&text) } else { text });
+                }
             }
             success = false;
         }
@@ -148,13 +158,36 @@ fn error_line(error: &(dyn std::error::Error + 'static)) -> String {
     error.downcast_ref::<Error>().map_or_else(|| error.to_string(), |error| format!("{error:#}"))
 }
 
-/// Prints a line. Returns whether the reader still reads.
+/// Whether output could not be written, other than to a reader that has read enough.
+static HAS_LOST_OUTPUT: AtomicBool = AtomicBool::new(false);
+
+/// Prints a line. Returns whether more can be printed.
 fn try_print(line: &str) -> bool {
-    writeln!(stdout(), "{line}").is_ok()
+    let line = if stdout().is_terminal() { escaped(line) } else { line.to_owned() };
+    match writeln!(stdout(), "{line}") {
+        Ok(()) => true,
+        Err(error) => {
+            if error.kind() != io::ErrorKind::BrokenPipe && !HAS_LOST_OUTPUT.swap(true, Ordering::Relaxed) {
+                warn(format_args!("ctl: cannot write the output: {error}\n"));
+            }
+            false
+        }
+    }
 }
 
 fn print(line: &str) {
     try_print(line);
+}
+
+/// A text without control sequences, which a guest can print and which file names can contain. A terminal answers some of them,
+/// and the next program would read the answer.
+fn escaped(text: &str) -> String {
+    let escape = |character: char| match character {
+        '\t' | '\n' => character.to_string(),
+        _ if character.is_control() => character.escape_default().to_string(),
+        _ => character.to_string(),
+    };
+    text.chars().map(escape).collect()
 }
 
 /// Returns the description in a state directory, and the VM if it runs. A running VM is also found if the state file is
@@ -233,7 +266,7 @@ fn act(command: &str, dir: &Path, options: &Options) -> Result<()> {
 
 /// Asks a question, to which `y` is yes.
 fn is_confirmed(question: &str) -> Result<bool> {
-    eprint!("{question}");
+    warn(escaped(question));
     let mut answer = String::new();
     stdin().lock().read_line(&mut answer)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
@@ -241,13 +274,14 @@ fn is_confirmed(question: &str) -> Result<bool> {
 
 /// Makes this terminal the console until the escape key is typed or the VM exits. Returns which, as a predicate.
 fn console(vm: &Vm) -> Result<&'static str> {
-    attach::restore_on_signal()?;
-    eprintln!("Attached to the console of process {}; Ctrl-] leaves it. Return may show a prompt.", vm.pid());
+    terminal::restore_on_signal(false)?;
+    let pid = vm.pid();
+    warn(format_args!("Attached to the console of process {pid}; Ctrl-] leaves it. Return may show a prompt.\n"));
     let left = Attachment::new(vm, Output::FromNow)?.pass_keys()?;
     Ok(match left {
         Left::Exited => "exited",
         Left::Escaped => {
-            eprintln!(); // after the output of the guest
+            warn("\n"); // after the output of the guest
             "still runs"
         }
     })
@@ -263,7 +297,7 @@ fn shutdown(vm: &Vm, options: &Options) -> Result<&'static str> {
             let is_late = is_done.recv_timeout(NOTICE_DELAY) == Err(std::sync::mpsc::RecvTimeoutError::Timeout);
             let left = grace.saturating_sub(NOTICE_DELAY).as_secs();
             if is_late && left > 0 && stderr().is_terminal() {
-                eprintln!("waiting for the guest to power off; killing it in {left} s");
+                warn(format_args!("waiting for the guest to power off; killing it in {left} s\n"));
             }
         });
         let outcome = vm.shutdown(grace);

@@ -1,13 +1,13 @@
 //! The commands that only look: `list`, `show` and `log`.
 
 use std::ffi::OsStr;
-use std::io::{IsTerminal, stdout};
 use std::path::{Path, PathBuf};
 
 use hyperkit::{Engine, Error, HyperKit, Vm, VmStatus};
 use serde_json::{Value, json};
 
 use crate::ctl_command::ctl_command;
+use crate::output::warn;
 use crate::shell::quoted;
 use crate::{Options, Result, print, try_print};
 
@@ -39,7 +39,7 @@ pub fn list(root: &Path, options: &Options) -> Result<()> {
         return Ok(());
     }
     if entries.is_empty() {
-        eprintln!("no VMs in {}; list looks one level deep", root.display());
+        warn(format_args!("no VMs in {}; list looks one level deep\n", root.display()));
         return Ok(());
     }
     print(&format!("{:<24} {:>10} {:>8} {:>5} {:>7}  ENGINE", "DIR", "PID", "STATE", "CPUS", "MIB"));
@@ -167,17 +167,7 @@ pub fn show(dir: &Path, options: &Options) -> Result<()> {
 
 pub fn log(dir: &Path, options: &Options) -> Result<()> {
     let description = HyperKit::from_state(dir)?;
-    // A guest can print control sequences. The terminal answers some of them, and the next program would read the answer.
-    let escape = |character: char| match character {
-        '\t' => character.to_string(),
-        _ if character.is_control() => character.escape_default().to_string(),
-        _ => character.to_string(),
-    };
-    let line = |line: &str| match stdout().is_terminal() {
-        _ if options.json => try_print(&json!(line).to_string()),
-        true => try_print(&line.chars().map(escape).collect::<String>()),
-        false => try_print(line),
-    };
+    let line = |line: &str| try_print(&if options.json { json!(line).to_string() } else { line.to_owned() });
     match description.vm()? {
         Some(vm) if options.follow => {
             for output in vm.console_lines()? {
@@ -199,5 +189,7 @@ pub fn created_disks(description: &HyperKit) -> Vec<(String, String)> {
         let metadata = description.state_dir.as_ref()?.join(name).metadata().ok()?;
         Some(format!("{} MiB", metadata.len().div_ceil(MIB)))
     };
-    names.filter_map(|name| Some((name.to_owned(), size(name)?))).collect()
+    // The library ignores other names, which a damaged record may contain.
+    let is_plain = |name: &&str| Path::new(name).file_name() == Some(OsStr::new(name));
+    names.filter(is_plain).filter_map(|name| Some((name.to_owned(), size(name)?))).collect()
 }

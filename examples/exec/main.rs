@@ -8,8 +8,12 @@ mod ctl_command;
 mod guest;
 #[path = "../shared/messages.rs"]
 mod messages;
+#[path = "../shared/output.rs"]
+mod output;
 #[path = "../shared/shell.rs"]
 mod shell;
+#[path = "../shared/unread.rs"]
+mod unread;
 #[path = "../shared/usage.rs"]
 mod usage;
 
@@ -19,14 +23,17 @@ use std::fs::File;
 use std::io::{self, IsTerminal, Write, stderr, stdin, stdout};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use std::{fs, thread};
 
-use hyperkit::{HyperKit, Serial};
+use hyperkit::{HyperKit, Serial, Vm};
 use shell::quoted;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGPIPE, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
-use usage::{number, unexpected};
+use unread::when_unread;
+use usage::{number, print_help, unexpected};
 
 const HELP: &str = "\
 Runs a program for x86-64 Linux in a new VM, with hyperkit or QEMU: a statically linked one, or a script for /bin/sh.
@@ -42,11 +49,12 @@ Runs a program for x86-64 Linux in a new VM, with hyperkit or QEMU: a statically
 Without --child, the program is process 1 of the guest. The kernel ignores signals that process 1 does not handle, also its
 own. With --child, abort and alarm, for instance, work as elsewhere.
 
-Standard output, standard error and exit status are those of the program. The status is 128 and the number of the signal if a
-signal killed the program, 125 if it could not be run, and 2 if the command line is wrong. If standard input and output are
-both a terminal, the program reads from the terminal once it runs; otherwise its standard input is empty. The guest has a
-/bin/sh, /proc, /sys, /dev and /tmp, and no files of the host. The VM ends with exec, also if exec is killed. Only SIGKILL
-leaves a temporary directory.
+Standard output, standard error and exit status are those of the program. The status is 128 and the number of the signal if
+a signal killed the program or exec, 141 if nobody reads the output any more, 125 if the program could not be run, and 2 if
+the command line is wrong. The output passes through serial ports: on an emulated CPU, these are slow (400 KB/s). On
+standard error, bytes that are not UTF-8 are replaced. If standard input and output are both a terminal, the program reads
+from the terminal once it runs; otherwise its standard input is empty. The guest has a /bin/sh, /proc, /sys, /dev and /tmp,
+and no files of the host. The VM ends with exec, also if exec is killed. Only SIGKILL leaves a temporary directory.
 ";
 
 const BEGIN: &str = "exec: begin";
@@ -77,8 +85,8 @@ fn parse() -> Result<Command, Box<dyn Error>> {
     let mut args = lexopt::Parser::from_env();
     while let Some(arg) = args.next()? {
         match arg {
-            Long("help") => {
-                print!("{HELP}");
+            Long("help") | Short('h') => {
+                print_help("exec", HELP);
                 return Ok(None);
             }
             Long("cpus") => description = description.cpus(number(&mut args, "--cpus")?),
@@ -98,11 +106,13 @@ fn parse() -> Result<Command, Box<dyn Error>> {
 /// Runs the command in a VM that lasts as long as this call. Returns its status.
 fn exec(description: HyperKit, is_child: bool, command: &[OsString]) -> Result<u8, Box<dyn Error>> {
     let (kernel, guest_initrd) = guest::kernel_and_initrd()?;
-    let dir = tempfile::tempdir()?;
+    let temporary = std::env::temp_dir();
+    let in_temporary = |error| format!("cannot create the VM's files in {}: {error}", temporary.display());
+    let dir = tempfile::tempdir_in(&temporary).map_err(in_temporary)?;
     let initrd = dir.path().join("initrd.img");
     // No program prints this by itself.
     let end = format!("exec {}: status ", dir.path().display());
-    fs::write(&initrd, initrd_for(command, &end, &guest_initrd)?)?;
+    fs::write(&initrd, initrd_for(command, &end, &guest_initrd)?).map_err(in_temporary)?;
     let description = description.state_dir(dir.path().join("vm")).kernel(kernel).initrd(initrd);
     let description = description.serial(Serial::none().log()).serial(Serial::stdio());
     let terminal = if stdin().is_terminal() && stdout().is_terminal() {
@@ -117,9 +127,16 @@ fn exec(description: HyperKit, is_child: bool, command: &[OsString]) -> Result<u
         pass_on("exec: booting a VM, which takes a few seconds\n")?;
     }
     // Handled, so that the temporary directory is deleted.
-    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM])?;
     let child = if is_child { " exec.child" } else { "" };
     let vm = description.start_scoped(&format!("console=ttyS0 quiet panic=-1{terminal}{child}"))?;
+    // The hypervisor would run on, and the program in the guest cannot notice.
+    let is_unread = Arc::new(AtomicBool::new(false));
+    let (unread_vm, was_unread) = (Vm::clone(&vm), is_unread.clone());
+    when_unread(move || {
+        was_unread.store(true, Ordering::Relaxed);
+        let _ = unread_vm.kill();
+    });
     let signals_handle = signals.handle();
     let (status, signalled) = thread::scope(|scope| {
         let guard = scope.spawn(|| signals.forever().next().map(|signal| (signal, vm.kill())));
@@ -134,6 +151,9 @@ fn exec(description: HyperKit, is_child: bool, command: &[OsString]) -> Result<u
     if let Ok(Some((signal, killed))) = signalled {
         killed?;
         return Ok(128 + u8::try_from(signal)?);
+    }
+    if is_unread.load(Ordering::Relaxed) && !matches!(status, Ok(Some(_))) {
+        return Ok(128 + u8::try_from(SIGPIPE)?);
     }
     status?.ok_or_else(|| format!("the VM {exit} before the program ended; {}", vm.log_tail()).into())
 }
@@ -176,7 +196,8 @@ fn pass_on(text: &str) -> io::Result<()> {
 fn initrd_for(command: &[OsString], end: &str, guest_initrd: &Path) -> Result<Vec<u8>, Box<dyn Error>> {
     let (program, arguments) = command.split_first().ok_or("no program")?;
     let path = Path::new(program);
-    let name = path.file_name().and_then(OsStr::to_str).ok_or("the name of the program is not valid UTF-8")?;
+    let name = path.file_name().ok_or_else(|| format!("not the path of a program: {path:?}"))?;
+    let name = name.to_str().ok_or_else(|| format!("the name of the program is not valid UTF-8: {name:?}"))?;
     let content = fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
     runs_alone(&content).map_err(|why| format!("{}: {why}", path.display()))?;
     let mut initrd = fs::read(guest_initrd)?;

@@ -10,12 +10,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use hyperkit::{Console, ConsoleStream, Engine, Vm};
-use rustix::fs::{FlockOperation, fcntl_getfl, fcntl_setfl, flock};
+use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
-use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
-use signal_hook::low_level::emulate_default_handler;
+
+use crate::output::warn;
+use crate::terminal::RawTerminal;
 
 type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
 
@@ -31,26 +30,6 @@ const LOG_DELAY: Duration = Duration::from_millis(2);
 const LOG_INTERVAL: Duration = Duration::from_millis(100);
 /// How often another terminal is looked for.
 const OTHERS_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Restores the terminal if a signal ends this program. The hypervisor or [`Attachment`] may have changed it.
-pub fn restore_on_signal() -> io::Result<()> {
-    let streams = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
-    if !streams.iter().any(isatty) {
-        return Ok(()); // so that a SIGHUP that nohup ignores stays ignored
-    }
-    let before = streams.map(|stream| (stream, tcgetattr(stream).ok(), fcntl_getfl(stream).ok()));
-    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
-    thread::spawn(move || {
-        for signal in signals.forever() {
-            for (stream, settings, flags) in &before {
-                let _ = settings.as_ref().map(|settings| tcsetattr(stream, OptionalActions::Now, settings));
-                let _ = flags.map(|flags| fcntl_setfl(stream, flags));
-            }
-            let _ = emulate_default_handler(signal);
-        }
-    });
-    Ok(())
-}
 
 /// Which output of the guest is shown.
 #[derive(Clone, Copy, PartialEq)]
@@ -82,7 +61,7 @@ pub struct Attachment {
 
 enum Event {
     Typed(Vec<u8>),
-    /// The console has ended, or its output can no longer be shown.
+    /// The console has ended, its output can no longer be shown, or the terminal is gone.
     Ended(io::Result<()>),
 }
 
@@ -96,7 +75,8 @@ impl Attachment {
         let typed = send.clone();
         let terminal = RawTerminal::new()?;
         thread::spawn(move || send.send(Event::Ended(screen.show())));
-        thread::spawn(move || read_keys(&typed));
+        let is_terminal = terminal.is_terminal();
+        thread::spawn(move || read_keys(&typed, is_terminal));
         Ok(Self { keys, events, typed: Vec::new(), ended: None, is_closed, _terminal: terminal })
     }
 
@@ -130,7 +110,7 @@ impl Attachment {
     #[allow(dead_code, reason = "not every example asks")]
     pub fn ask(&mut self, question: &str) -> Option<u8> {
         let _output = stdout().lock();
-        eprint!("\r\n{question} ");
+        warn(format_args!("\r\n{question} "));
         if self.typed.is_empty() {
             match self.events.recv() {
                 Ok(Event::Typed(keys)) => self.typed = keys,
@@ -138,7 +118,7 @@ impl Attachment {
                 Err(_) => {}
             }
         }
-        eprint!("\r\n");
+        warn("\r\n");
         (!self.typed.is_empty()).then(|| self.typed.remove(0))
     }
 }
@@ -147,28 +127,6 @@ impl Drop for Attachment {
     fn drop(&mut self) {
         let _output = stdout().lock();
         self.is_closed.store(true, Ordering::Relaxed);
-    }
-}
-
-/// The terminal in raw mode, so that each key goes to the guest. Dropping restores the terminal.
-struct RawTerminal(Option<Termios>);
-
-impl RawTerminal {
-    fn new() -> io::Result<Self> {
-        let before = tcgetattr(stdin()).ok();
-        if let Some(mut settings) = before.clone() {
-            settings.make_raw();
-            tcsetattr(stdin(), OptionalActions::Now, &settings)?;
-        }
-        Ok(Self(before))
-    }
-}
-
-impl Drop for RawTerminal {
-    fn drop(&mut self) {
-        if let Some(before) = &self.0 {
-            let _ = tcsetattr(stdin(), OptionalActions::Now, before);
-        }
     }
 }
 
@@ -257,18 +215,28 @@ impl Screen {
 
     fn tell_of_others(&self) {
         let output = if self.log.is_some() { "both show its output" } else { "each shows a part of its output" };
-        eprint!(
+        warn(format_args!(
             "\r\nAnother terminal is attached to this console, too: {output}, and the guest gets the keys of both.\r\n"
-        );
+        ));
     }
 }
 
-/// Sends the input. The end of the input ends only this: the guest may print more.
-fn read_keys(events: &Sender<Event>) {
+/// Sends the input. The end of a file or a pipe ends only this: the guest may print more. A terminal that is gone ends all, since
+/// nobody is left who could type the escape key.
+fn read_keys(events: &Sender<Event>, is_terminal: bool) {
     let mut typed = [0; 1024];
-    while let Ok(length @ 1..) = stdin().lock().read(&mut typed) {
-        if events.send(Event::Typed(typed[..length].to_vec())).is_err() {
-            return;
+    loop {
+        match stdin().lock().read(&mut typed) {
+            Ok(length @ 1..) => {
+                if events.send(Event::Typed(typed[..length].to_vec())).is_err() {
+                    return;
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            _ => break,
         }
+    }
+    if is_terminal {
+        let _ = events.send(Event::Ended(Err(io::Error::other("the terminal is gone"))));
     }
 }

@@ -7,7 +7,7 @@ use hyperkit::{ConfigError, Error as VmError};
 use crate::ctl_command::ctl_command;
 
 /// What the library calls its fields and values, and the flags of the examples that set them.
-const FLAGS: [(&str, &str); 25] = [
+const FLAGS: [(&str, &str); 26] = [
     ("console`, `serials", "--console"),
     ("kernel", "--kernel"),
     ("initrd", "--initrd"),
@@ -18,6 +18,7 @@ const FLAGS: [(&str, &str); 25] = [
     ("disks", "--disk"),
     ("isos", "--iso"),
     ("network", "--vpnkit"),
+    ("Network::Nat", "--vpnkit auto"),
     ("vpnkit_key", "--vpnkit-key"),
     ("port_forwards", "--forward"),
     ("gdb_port", "--gdb"),

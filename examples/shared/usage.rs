@@ -1,8 +1,11 @@
 //! Errors in how a program is called. They name what comes closest, and the exit status is the same in each program.
 
 use std::error::Error;
-use std::process::ExitCode;
+use std::num::{IntErrorKind, ParseIntError};
+use std::process::{ExitCode, exit};
 use std::str::FromStr;
+
+use crate::output::{print, warn};
 
 /// The exit status of a usage error, as in most programs.
 const STATUS: u8 = 2;
@@ -13,8 +16,16 @@ const MIN_PREFIX: usize = 3;
 
 /// Prints a usage error, and returns the exit status.
 pub fn refuse(program: &str, error: &dyn Error) -> ExitCode {
-    eprintln!("{program}: {error}; --help shows how");
+    warn(format_args!("{program}: {error}; --help shows how\n"));
     ExitCode::from(STATUS)
+}
+
+/// Prints the help text.
+pub fn print_help(program: &str, help: &str) {
+    if let Err(error) = print(help) {
+        warn(format_args!("{program}: {error}\n"));
+        exit(1);
+    }
 }
 
 /// The message for an argument that the program does not know. Its flags are those in its help text.
@@ -39,9 +50,19 @@ pub fn unknown<'a>(kind: &str, word: &str, known: impl IntoIterator<Item = &'a s
 }
 
 /// The value of a flag that takes a number.
-pub fn number<T: FromStr>(flags: &mut lexopt::Parser, flag: &str) -> Result<T, Box<dyn Error>> {
+pub fn number<T: FromStr<Err = ParseIntError>>(flags: &mut lexopt::Parser, flag: &str) -> Result<T, Box<dyn Error>> {
     let value = flags.value()?.to_string_lossy().into_owned();
-    value.parse().map_err(|_| format!("{flag} takes a number: {value:?}").into())
+    value.parse().map_err(|error: ParseIntError| match error.kind() {
+        IntErrorKind::PosOverflow => format!("the number for {flag} is too large: {value:?}").into(),
+        _ => format!("{flag} takes a number: {value:?}").into(),
+    })
+}
+
+/// The value of a flag that takes a text.
+#[allow(dead_code, reason = "not every example has such a flag")]
+pub fn text(flags: &mut lexopt::Parser, flag: &str) -> Result<String, Box<dyn Error>> {
+    let value = flags.value()?;
+    value.into_string().map_err(|value| format!("{flag} takes valid UTF-8: {value:?}").into())
 }
 
 /// The Levenshtein distance: how many characters have to be inserted, deleted or replaced.

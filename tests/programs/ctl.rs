@@ -230,3 +230,15 @@ fn list_and_show_tell_whether_a_qemu_vm_is_paused() {
     let entry = &list[0];
     assert_eq!([&entry["state"], &entry["running"], &entry["memory"]], [&json!("stopped"), &json!(false), &json!(256)]);
 }
+
+/// The library deletes only what it can have created.
+#[test]
+fn rm_names_no_files_outside_of_the_directory() {
+    let test_dir = TestDir::new();
+    std::fs::create_dir(test_dir.path("vm")).unwrap();
+    let (outside, beside) = (test_dir.path("vmlinuz"), "../initrd.img");
+    test_dir.write("vm/hyperkit.json", format!("{{\"made_disks\": [{outside:?}, {beside:?}]}}").as_bytes());
+    let rm = Command::new(example_path("ctl")).args(["rm", "vm"]).current_dir(test_dir.dir()).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&rm.stdout), "vm: was removed\n", "{rm:?}");
+    assert!(outside.exists() && test_dir.path("initrd.img").exists() && !test_dir.path("vm").exists());
+}

@@ -96,14 +96,32 @@ fn crash_and_exec_failure_are_reported() {
     let missing = exec.run(Path::new("/nowhere/program"), &[]);
     assert_eq!(missing.status.code(), Some(125));
     assert!(String::from_utf8_lossy(&missing.stderr).contains("/nowhere/program"), "{missing:?}");
+    let directory = exec.run(Path::new("/nowhere/.."), &[]);
+    assert_eq!(String::from_utf8_lossy(&directory.stderr), "exec: not the path of a program: \"/nowhere/..\"\n");
 }
 
 #[test]
-fn sigterm_stops_the_vm() {
+fn signal_stops_the_vm() {
     let exec = Exec::new();
-    let mut running = exec.run_script_without_end();
-    kill_process(to_pid(running.0.id()), Signal::TERM).unwrap();
-    assert_eq!(running.0.wait().unwrap().code(), Some(128 + 15));
+    for signal in [Signal::TERM, Signal::QUIT] {
+        let mut running = exec.run_script_without_end();
+        kill_process(to_pid(running.0.id()), signal).unwrap();
+        assert_eq!(running.0.wait().unwrap().code(), Some(128 + signal.as_raw()));
+        assert_eq!(file_names(&exec.dir.path().join("tmp")), [] as [&str; 0]);
+    }
+}
+
+/// Neither the hypervisor nor the program in the guest notices that nobody reads the output.
+#[test]
+fn closing_stdout_stops_the_vm() {
+    let exec = Exec::new();
+    let script = exec.dir.path().join("script");
+    fs::write(&script, "#!/bin/sh\nexec yes\n").unwrap();
+    let mut running = Running(exec.command(&script, &[]).spawn().unwrap());
+    let mut line = String::new();
+    BufReader::new(running.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "y\n");
+    assert_eq!(running.0.wait().unwrap().code(), Some(128 + 13));
     assert_eq!(file_names(&exec.dir.path().join("tmp")), [] as [&str; 0]);
 }
 

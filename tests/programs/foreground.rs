@@ -136,3 +136,17 @@ fn signal_to_starting_boot_leaves_no_hypervisor() {
         }
     });
 }
+
+/// A hypervisor does not notice that nobody reads its output.
+#[test]
+fn closing_stdout_of_boot_kills_the_vm() {
+    let runner = Runner::new(standin_path(), None);
+    let mut boot = runner.boot();
+    let mut lines = boot.stdout.take().unwrap().lines().map(Result::unwrap);
+    assert!(lines.any(|line| line == "ready"));
+    drop(lines);
+    assert_eq!(boot.child.wait().unwrap().code(), Some(1));
+    wait_until("all processes of the VM have exited", || hypervisors_in(&runner.state_dir()).is_empty());
+    let error = std::fs::read_to_string(runner.test_dir.path("stderr")).unwrap();
+    assert!(error.contains("boot: nobody reads the output any more"), "{error}");
+}

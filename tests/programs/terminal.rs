@@ -5,13 +5,13 @@ use std::process::Command;
 
 use hyperkit::{HyperKit, Vm};
 use rustix::fs::OFlags;
-use rustix::process::{Signal, kill_process};
+use rustix::process::{Signal, WaitOptions, kill_process, waitpid};
 
 use crate::common::guest::BOOT_TIMEOUT;
 use crate::common::{TEST_TIMEOUT, TestDir, example_path, hypervisors_in, standin_path, start_vm, to_pid, wait_until};
 use crate::pty::{Running, Terminal};
 
-const SIGNALS: [Signal; 3] = [Signal::TERM, Signal::HUP, Signal::INT];
+const SIGNALS: [Signal; 4] = [Signal::TERM, Signal::HUP, Signal::INT, Signal::QUIT];
 const ESCAPE: &str = "\x1d";
 const MENU: &str = "(d)etach, (p)ower button, (k)ill";
 
@@ -89,6 +89,69 @@ fn signal_to_an_attached_ctl_restores_the_terminal_and_keeps_the_vm() {
         assert_eq!(console.0.wait().unwrap().signal(), Some(signal.as_raw()));
         assert!(!terminal.is_raw());
         assert_eq!(vm.try_wait(), None);
+    }
+}
+
+/// A shell uses the terminal while a program is stopped.
+#[test]
+fn stopped_boot_restores_the_terminal_until_it_continues() {
+    let test_dir = TestDir::new();
+    let _stop = test_dir.stop_on_drop();
+    let mut terminal = Terminal::new();
+    let boot = terminal.boot(&test_dir, &[]);
+    let pid = to_pid(boot.0.id());
+    for _ in 0..2 {
+        kill_process(pid, Signal::TSTP).unwrap();
+        let (_, status) = waitpid(Some(pid), WaitOptions::UNTRACED).unwrap().unwrap();
+        assert!(status.stopped() && !terminal.is_raw(), "{status:?}");
+        kill_process(pid, Signal::CONT).unwrap();
+        wait_until("the terminal is raw again", || terminal.is_raw());
+    }
+    terminal.type_keys("continued");
+    terminal.expect("continued");
+}
+
+/// Without a signal: the terminal may belong to another session.
+#[test]
+fn vanished_terminal_ends_boot_with_its_vm_and_an_attached_ctl_without() {
+    for flags in [&[][..], &["--console", "stdio"]] {
+        let test_dir = TestDir::new();
+        let _stop = test_dir.stop_on_drop();
+        let mut terminal = Terminal::new();
+        let mut boot = terminal.boot(&test_dir, flags);
+        drop(terminal);
+        assert_eq!(exit_code(&mut boot), Some(1), "{flags:?}");
+        wait_until("the hypervisor has exited", || hypervisors_in(&test_dir.path("vm")).is_empty());
+    }
+    let test_dir = TestDir::new();
+    let (_, vm, _stop) = start_vm(&test_dir, "guest");
+    let terminal = Terminal::new();
+    let mut console = terminal.ctl(&test_dir, &["console"]);
+    wait_until("it is attached to the console", || terminal.is_raw());
+    drop(terminal);
+    assert_eq!(exit_code(&mut console), Some(1));
+    assert_eq!(vm.try_wait(), None);
+}
+
+/// Changing the terminal in the background of a shell stops a program. That must not keep a signal from ending it.
+#[cfg(target_os = "linux")]
+#[test]
+fn signal_ends_a_boot_that_is_stopped_in_the_background_of_a_shell() {
+    for console in ["pty", "stdio"] {
+        let test_dir = TestDir::new();
+        let _stop = test_dir.stop_on_drop();
+        let terminal = Terminal::new();
+        let mut shell = Command::new("setsid");
+        shell.args(["--ctty", "sh", "-mc", "\"$@\" & echo $! > \"$PID_FILE\"; sleep 1000", "sh"]);
+        shell.arg(example_path("boot")).arg("--hyperkit").arg(standin_path()).args(["--console", console]);
+        shell.arg("--kernel").arg(test_dir.path("vmlinuz")).arg("--state-dir").arg(test_dir.path("vm"));
+        let _shell = terminal.lend(shell.env("PID_FILE", test_dir.path("pid")));
+        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let pid = || read(test_dir.path("pid").to_str().unwrap()).trim().parse::<u32>().unwrap_or(0);
+        wait_until("it is stopped", || read(&format!("/proc/{}/stat", pid())).contains(") T "));
+        kill_process(to_pid(pid()), Signal::TERM).unwrap();
+        kill_process(to_pid(pid()), Signal::CONT).unwrap();
+        wait_until("the VM has ended", || hypervisors_in(&test_dir.path("vm")).is_empty());
     }
 }
 

@@ -40,6 +40,7 @@ fn usage_errors_have_status_2_and_name_the_nearest_word() {
         ("boot", &["vmlinuz"], "unexpected argument \"vmlinuz\""),
         ("boot", &["--kernel"], "missing argument for option '--kernel'"),
         ("boot", &["--cpus", "two"], "--cpus takes a number: \"two\""),
+        ("boot", &["--cpus", "4294967296"], "the number for --cpus is too large: \"4294967296\""),
         ("boot", &["--forward", "80"], "--forward takes PORT:PORT: \"80\""),
         ("boot", &["--console", "file"], "--console takes pty, stdio or log: \"file\""),
         ("boot", &["--background", "--no-state"], "--background requires a record; leave out --no-state"),
@@ -49,6 +50,7 @@ fn usage_errors_have_status_2_and_name_the_nearest_word() {
         ("ctl", &["lst"], "unknown command lst (did you mean list?)"),
         ("ctl", &["log", "--folow", "vm"], "did you mean --follow?"),
         ("ctl", &["frobnicate", "vm"], "unknown command frobnicate; --help"),
+        ("ctl", &["stop", ""], "DIR is empty"),
         ("ctl", &["stop", "--yes", "vm"], "--yes requires the command rm"),
         ("exec", &[], "missing PROGRAM"),
         ("exec", &["--chid", "program"], "unknown option --chid (did you mean --child?)"),
@@ -78,6 +80,36 @@ fn help_has_a_line_for_each_option() {
     }
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn output_that_cannot_be_written_is_reported() {
+    let test_dir = TestDir::new();
+    let (_, _vm, _stop) = start_vm(&test_dir, "guest");
+    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    for (example, words) in
+        [("boot", &["--help"][..]), ("ctl", &["-h"]), ("exec", &["-h"]), ("ctl", &["list"]), ("ctl", &["show", "vm"])]
+    {
+        let mut program = Command::new(example_path(example));
+        program.args(words).current_dir(test_dir.dir());
+        let output = program.stdout(full()).stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(error.starts_with(&format!("{example}: cannot write the output: ")), "{words:?}: {error}");
+        assert_eq!((output.status.code(), error.lines().count()), (Some(1), 1), "{example} {words:?}");
+
+        // A reader that has read enough is no error.
+        let mut reader = Command::new("true").stdin(Stdio::piped()).spawn().unwrap();
+        let writer = reader.stdin.take().unwrap();
+        reader.wait().unwrap();
+        let output = program.stdout(writer).spawn().unwrap().wait_with_output().unwrap();
+        assert_eq!((output.status.code(), &output.stderr[..]), (Some(0), &b""[..]), "{example} {words:?}");
+    }
+    for (example, words, status) in [("boot", &["--x"][..], 2), ("ctl", &["stop", "nowhere"], 1), ("exec", &["x"], 125)]
+    {
+        let code = Command::new(example_path(example)).args(words).stderr(full()).status().unwrap().code();
+        assert_eq!(code, Some(status), "{example} {words:?}");
+    }
+}
+
 /// Flags that `boot` once had.
 #[test]
 fn boot_names_the_command_of_ctl_that_replaces_a_flag() {
@@ -97,6 +129,7 @@ fn errors_of_the_library_name_flags() {
     for (words, message) in [
         (&["--forward", "0:7"][..], "boot: `--forward` requires `--vpnkit auto`\n"),
         (&["--vpnkit-key", "x"], "`--vpnkit-key` must be a UUID"),
+        (&["--vpnkit", "socket"], "; use `--vpnkit auto`"),
         (&["--memory", "0"], "`--memory` must be at least 2 MiB"),
         (&["--iso", "/no/such.iso"], "`--iso` not found: /no/such.iso"),
         (&["--console", "log"], "(`--console`); use `pty` for a log in the state directory"),
@@ -207,6 +240,8 @@ fn setup_explains_itself_and_refuses_unknown_flags() {
     assert_eq!(unknown.status.code(), Some(2));
     assert!(String::from_utf8(unknown.stderr).unwrap().contains("--help"));
     assert!(unknown.stdout.is_empty());
+    let mut two = Command::new(format!("{ROOT}/examples/setup.sh"));
+    assert_eq!(two.args(["--help", "--test"]).output().unwrap().status.code(), Some(2));
 }
 
 /// An `apt-get` that only says that it was called, and none of the programs that the setup looks for.
