@@ -47,6 +47,9 @@ pub(crate) struct Home {
     /// Relative paths of disks that were read from a file. Nothing tells to which directory they are relative, so no disk is
     /// created there.
     pub relative_disks: Vec<PathBuf>,
+    /// Whether the description was read from a command line, whose relative paths are relative to another program's working
+    /// directory.
+    pub is_from_arguments: bool,
 }
 
 impl PartialEq for Home {

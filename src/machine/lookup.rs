@@ -124,7 +124,7 @@ impl HyperKit {
     /// [`ConfigError::StateDirRequired`] if the description has neither a state directory nor a record; [`Error::Io`].
     pub fn vm(&self) -> Result<Option<Vm>> {
         let children = Child::all(); // before one of them can exit
-        match StateDir::of(self)? {
+        match state_dir(self)? {
             Some(state) => {
                 let recorded = state.load_if_recorded()?;
                 vm_in(&state, recorded, Some(self), &children, &Hypervisors::default())
@@ -138,7 +138,7 @@ impl HyperKit {
     /// # Errors
     /// Those of [`vm`](Self::vm).
     pub fn is_running(&self) -> Result<bool> {
-        match StateDir::of(self)? {
+        match state_dir(self)? {
             Some(state) => state.is_running(state.load_record()?.as_ref()),
             None => Ok(self.vm()?.is_some()),
         }
@@ -159,6 +159,14 @@ impl HyperKit {
         let process = Process::find(pid, is_ours).map_err(Error::cannot_tell(None))?;
         process.map(|process| Vm::new(handle(process, children), self.clone(), None, None)).transpose()
     }
+}
+
+/// The state directory of a description. One from [`parse_arguments`](crate::parse_arguments) may have a relative path, and the VM's
+/// hypervisor another working directory.
+pub(super) fn state_dir(description: &HyperKit) -> Result<Option<StateDir>> {
+    let is_elsewhere = |dir: &&Path| description.record.home.is_from_arguments && dir.is_relative();
+    let found = description.state_dir.as_deref().filter(is_elsewhere).map(StateDir::of_relative).transpose()?.flatten();
+    found.map_or_else(|| StateDir::of(description), |found| Ok(Some(found)))
 }
 
 /// The VM that runs for a state directory. If nothing is recorded there, its description is `wanted`, or else one that has only

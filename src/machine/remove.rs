@@ -3,6 +3,7 @@
 use crate::config::HyperKit;
 use crate::config::disk::{DiskFormat, QcowOptions};
 use crate::error::{Error, Result};
+use crate::machine::lookup::state_dir;
 use crate::preflight::image_lock::lock_image;
 use crate::runtime::cleanup::is_file_name;
 use crate::state::{JSON_FILE, StateDir};
@@ -50,7 +51,7 @@ impl HyperKit {
     #[doc(alias = "rm")]
     #[doc(alias = "clean")]
     pub fn remove(&self, disks: Disks) -> Result<()> {
-        StateDir::of(self)?.map_or(Ok(()), |state| remove(&state, disks))
+        state_dir(self)?.map_or(Ok(()), |state| remove(&state, disks))
     }
 }
 

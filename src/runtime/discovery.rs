@@ -53,6 +53,29 @@ fn is_pid_file(word: &OsStr) -> bool {
 }
 
 impl StateDir {
+    /// The directory of the hypervisor whose command line has this relative path of a state directory, which is relative to the
+    /// hypervisor's working directory. `None` if none runs.
+    ///
+    /// # Errors
+    /// [`Error::CannotTell`] if there are several, or if the processes cannot be read.
+    pub fn of_relative(dir: &Path) -> Result<Option<Self>> {
+        let cannot_tell = |error| Error::cannot_tell(Some(dir))(error);
+        let mut found = Vec::new();
+        for process in list_all().map_err(cannot_tell)? {
+            let Some(file) = pid_file(&process.command).map(Path::new) else { continue };
+            if file.file_name() == Some(OsStr::new(PID_FILE)) && file.parent() == Some(dir) {
+                let reached = process.reach(dir).map_err(cannot_tell)?;
+                found.extend(reached.and_then(|dir| dir.canonicalize().ok()));
+            }
+        }
+        found.dedup();
+        match &found[..] {
+            [] => Ok(None),
+            [dir] => Self::new(dir).map(Some),
+            _ => Err(cannot_tell(io::Error::other(format!("{} hypervisors have this relative path", found.len())))),
+        }
+    }
+
     /// The hypervisor that runs for this directory, by the pid file, by the record, or else by its command line. `None` if
     /// none runs.
     ///

@@ -110,7 +110,7 @@ impl StateDir {
         }
         let disks = description.disks.iter().filter_map(|disk| disk.path.clone());
         let relative_disks = disks.filter(|path| path.is_relative()).collect();
-        description.record.home = Home { dir: Some(self.0.clone()), relative_disks };
+        description.record.home = Home { dir: Some(self.0.clone()), relative_disks, ..Home::default() };
         Ok(description)
     }
 

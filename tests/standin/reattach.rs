@@ -270,3 +270,26 @@ fn relative_paths_in_a_state_file_are_relative_to_its_writer() {
         assert!(!Path::new("lk").exists());
     }
 }
+
+/// Every command line of Docker Desktop has `-F vms/0/hyperkit.pid`.
+#[test]
+fn vm_of_a_command_line_with_relative_paths_is_found_and_stopped() {
+    let test_dir = TestDir::new();
+    fs::create_dir_all(test_dir.path("vms/0")).unwrap();
+    let description = test_dir.description().state_dir("vms/0").console(Console::Pty);
+    let arguments = description.arguments("guest").unwrap();
+    let mut hyperkit = Command::new(standin_path());
+    hyperkit.args(&arguments).current_dir(test_dir.dir()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut program = KillProcessOnDrop::spawn(&mut hyperkit);
+    wait_until("the pid file is written", || {
+        fs::read(test_dir.path("vms/0/hyperkit.pid")).is_ok_and(|pid| !pid.is_empty())
+    });
+    let (parsed, _) = parse_arguments(&arguments).unwrap();
+    assert_eq!(parsed.state_dir.as_deref(), Some(Path::new("vms/0")));
+    let vm = parsed.vm().unwrap().expect("it runs");
+    assert_eq!((vm.pid(), vm.state_dir()), (program.0.id(), Some(&*test_dir.path("vms/0"))));
+    assert!(parsed.is_running().unwrap());
+    parsed.stop().unwrap();
+    program.0.wait().unwrap();
+    assert!(parsed.vm().unwrap().is_none() && !Path::new("vms").exists());
+}

@@ -98,6 +98,7 @@ pub fn parse_arguments<S: AsRef<str>>(arguments: &[S]) -> Result<(HyperKit, Stri
             extra(&mut description, "-F", &file);
         }
     }
+    description.record.home.is_from_arguments = true;
     devices::read(&slots, &mut description);
     match with_serials(&serials, &description) {
         Some(with_serials) => description = with_serials,
