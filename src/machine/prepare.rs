@@ -4,16 +4,24 @@ use std::ffi::OsStr;
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use crate::config::disk::DiskFormat;
 use crate::config::record::Record;
 use crate::config::{HyperKit, Protocol};
+use crate::engine::driver_of;
 use crate::error::{Error, Result};
+use crate::plan::serial_ports::{Line, ports};
 use crate::preflight::image;
 use crate::preflight::image_format::DiskAction;
 use crate::preflight::image_lock::{ImageLock, lock_image};
+use crate::process::Process;
 use crate::state::{Lock, StateDir};
 use crate::sys::path::canonical;
+
+/// How long a hypervisor may take to finish or to exit after its starter was killed.
+const UNFINISHED_TIMEOUT: Duration = Duration::from_secs(5);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Locks the state directory and removes what the previous VM left. It is an error if a VM runs there, or if an image or a
 /// port of the new VM is in use.
@@ -33,11 +41,31 @@ pub(super) fn acquire(state: &StateDir, description: &mut HyperKit) -> Result<(L
 
 /// Returns the record of a state directory that the caller has locked. It is an error if a VM runs there.
 pub(super) fn check_idle(state: &StateDir, lock: &Lock) -> Result<Option<Record>> {
-    let record = state.load_whole_record()?;
-    match state.running_locked(record.as_ref(), lock)? {
-        Some(process) => Err(Error::AlreadyRunning { pid: process.pid(), state_dir: state.path().to_owned() }),
-        None => Ok(record),
+    let recorded = state.load_if_recorded()?;
+    let record = recorded.as_ref().map(|description| &description.record);
+    let Some(process) = state.running_locked(record, lock)? else {
+        return Ok(recorded.map(|description| description.record));
+    };
+    if recorded.is_some_and(|description| exits_unfinished(state, &description, &process)) {
+        return check_idle(state, lock);
     }
+    Err(Error::AlreadyRunning { pid: process.pid(), state_dir: state.path().to_owned() })
+}
+
+/// Whether a hypervisor exits before all its devices exist. The caller has the lock of the state directory, so the starter of an
+/// unfinished one was killed. QEMU may then have lost its vsock daemon, and exits.
+fn exits_unfinished(state: &StateDir, description: &HyperKit, process: &Process) -> bool {
+    let deadline = Instant::now() + UNFINISHED_TIMEOUT;
+    let ports = ports(description).unwrap_or_default();
+    let is_finished = || ports.iter().all(|port| !matches!(port.line, Line::Pty(name) if !state.file(name).exists()));
+    while description.record.pid == Some(process.pid()) && !is_finished() && Instant::now() < deadline {
+        // For QEMU, this creates the missing files.
+        let _ = driver_of(description).finish_start(description, state, process.pid(), UNFINISHED_TIMEOUT);
+        if process.wait(Some(Instant::now() + POLL_INTERVAL)) {
+            return true;
+        }
+    }
+    false
 }
 
 /// Refuses images and ports that others use. The caller has checked that no VM of this state directory runs. While the
