@@ -1,8 +1,9 @@
 //! Starts lightweight virtual machines, and finds them again.
 //!
 //! A program describes a VM as plain data ([`HyperKit`]) and starts it. The crate records the VM in a directory, in which any later
-//! program finds it again. QEMU runs the VM, or on Intel Macs the command `hyperkit`, after which this crate is named.
-//! Guests are for x86-64: a Linux kernel, a disk that boots by UEFI, or a kernel that follows the Multiboot specification.
+//! program finds it again. QEMU runs the VMs, on Linux and macOS. On Intel Macs the crate can use moby's hypervisor `hyperkit` instead:
+//! a separate program, after which this crate is named. Guests are for x86-64: a Linux kernel, a disk that boots by UEFI, or a
+//! kernel that follows the Multiboot specification.
 //!
 //! ```
 //! # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
@@ -17,21 +18,22 @@
 //!     .initrd("initrd.img")
 //!     .memory_mib(512)
 //!     .disk(Disk::raw("data.img").size_mib(64))     // created if missing
-//!     .start("console=ttyS0 panic=1 quiet")?;       // runs on when this program ends
+//!     .start("console=ttyS0 panic=1 quiet no_timer_check")?; // runs on when this program ends
 //!
 //! vm.wait_for_console("# ", timeout)?;              // the guest's prompt
-//! let console = vm.console()?;                      // begins now
+//! let console = vm.console()?;                      // contains what the guest prints from now on
 //! console.send_line("uname -m")?;
 //! console.expect("x86_64", timeout)?;
-//! drop(console);                                    // an open console that nobody reads stops the guest
+//! drop(console);                                    // the guest blocks while an open console is not read
 //!
 //! println!("{}", vm.shutdown(timeout)?);
-//! vm.remove(Disks::Keep)?;                          // deletes the record, and keeps data.img
+//! vm.remove(Disks::Keep)?;                          // deletes what the crate created in `vm`, and keeps disk images
 //! # Ok::<(), hyperkit::Error>(())
 //! ```
 //!
 //! Calls block. For async programs there are a future ([`Vm::exited`]) and a non-blocking console; the guide shows
-//! [tokio](guide::howto#use-it-from-tokio). Neither root nor KVM is needed. Without KVM, QEMU emulates the CPU, which is slower.
+//! [tokio](guide::howto#use-it-from-tokio). Neither root nor KVM is needed. Without KVM, or HVF on
+//! Intel Macs, QEMU emulates the CPU, which is slower.
 //!
 //! # Describe
 //! Each setting is a public field of [`HyperKit`] and a method of the same name that sets it. [`check`](HyperKit::check) finds
@@ -47,16 +49,18 @@
 //!
 //! # Start
 //! - [`start`](HyperKit::start) leaves the VM running in the background, also after this program has ended.
-//! - [`start_scoped`](HyperKit::start_scoped) kills the VM when this program ends. Tests use it.
-//! - [`run`](HyperKit::run) makes your terminal the VM's console, and waits until the VM has exited.
+//! - [`start_scoped`](HyperKit::start_scoped) kills the VM when its handle is dropped, and when this process ends, even by
+//!   SIGKILL. Tests use it.
+//! - [`run`](HyperKit::run) makes your terminal the VM's console, and waits until the VM has exited. Only `run` works without a
+//!   state directory.
 //!
 //! All of them check everything before they create anything. If the hypervisor fails at its start, the error contains what it
 //! printed.
 //!
 //! # Find again
 //! [`from_state`](HyperKit::from_state) reads a state directory. [`list`](HyperKit::list) reads every state directory in a
-//! directory. [`vm`](HyperKit::vm) returns the VM if it runs. A process that got the same process ID later is never taken
-//! for the VM.
+//! directory, but not that directory itself. [`vm`](HyperKit::vm) returns the VM if it runs. If the VM has exited and another process
+//! has reused its process ID, `vm` returns `None`.
 //!
 //! ```
 //! # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
@@ -73,17 +77,18 @@
 //! # Reach the guest
 //! - Type on its console, and read what it prints: [`Vm::console`].
 //! - Read only what it has printed: [`Vm::console_log`], [`Vm::console_lines`], [`Vm::wait_for_console`].
-//! - Give it a network, with ports of the host that lead to the guest: [`Network::Nat`], [`PortForward`], [`Vm::host_port`].
-//! - Share a directory of the host with it: [`HyperKit::share_dir`].
+//! - Give it a network: [`Network::Nat`]. On QEMU, ports of the host can lead to the guest: [`PortForward`], [`Vm::host_port`].
+//! - Share a directory of the host with it, on QEMU: [`HyperKit::share_dir`].
 //! - Connect to it without a network: [`Vm::vsock_connect`], [`Vm::vsock_listen`].
 //!
 //! # End
-//! [`shutdown`](Vm::shutdown) lets the guest power off, and kills the hypervisor if that takes too long.
+//! [`shutdown`](Vm::shutdown) presses the VM's power button, and kills the hypervisor if the guest has not powered off in time.
 //! [`kill`](Vm::kill) kills the hypervisor at once; data that the guest has not written to its disks is lost.
-//! [`remove`](Vm::remove) deletes what the VM left in its state directory.
+//! [`remove`](Vm::remove) deletes what the VM and the crate created in the state directory, and the directory if it is then empty;
+//! [`Disks`] says whether that includes disk images.
 //!
 //! # When something fails
-//! Every call that can fail returns an [`Error`]. Its [`kind`](Error::kind) says what a program can do. Its message names the field
+//! Every call that can fail returns an [`Error`]. Match on its [`kind`](Error::kind) to decide how your program reacts. Its message names the field
 //! or path, and says what is wrong and what to do. Most errors about a VM contain the last lines from hypervisor and guest
 //! ([`LogTail`]).
 //!
@@ -105,7 +110,8 @@
 //! | VPNKit | Docker Desktop's network stack, through which a guest on hyperkit reaches the network without root |
 //!
 //! # What the library does not do
-//! It prints nothing, installs no signal handler, never ends your process, and never panics on input. The hypervisor's output goes to
+//! Except in [`run`](HyperKit::run), which uses your terminal, it reads and prints nothing. It installs no signal handler, and never
+//! ends your process. Invalid settings and files never make it panic. The hypervisor's output goes to
 //! `hyperkit.log` in the state directory, and to the `log` crate with the target `hyperkit`. It downloads no images, and has no
 //! graphics and no snapshots.
 //!

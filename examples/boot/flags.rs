@@ -13,43 +13,46 @@ Boots a Linux kernel in a VM, with hyperkit or QEMU.
 
     cargo run --example boot -- [OPTIONS]
 
-Without --background, this terminal is the VM's console, and the VM ends with this program, however that ends.
-Ctrl-] leaves the console: it asks whether to detach (the VM runs on), press the power button, or kill the VM.
-Every other key goes to the guest, also ^C. If standard input is not a terminal, the guest reads it; what it gets before
-its shell reads may be lost. The end of the input does not end the VM: `poweroff` in the guest does, or a signal to this
-program. It also ends if the terminal is gone, or if standard output is a pipe that nobody reads any more.
+Without --background, this terminal is the VM's console. Ctrl-] asks whether to detach (boot ends, the VM runs on), press
+the power button, or kill the VM. Every other key goes to the guest, also ^C. `poweroff` in the guest ends the VM. If boot
+ends in any way except by detaching, it kills the VM: also by a signal, if the terminal is gone, or if standard output is
+a pipe that nobody reads any more.
+
+If standard input is a file or a pipe, boot sends it to the guest's console. The guest may lose input that arrives before
+its shell is ready. The end of the input does not end the VM.
 
 What to do:
   --background          starts the VM, prints how to reach it, and leaves it running
-  --arguments           only prints the hypervisor's arguments (hyperkit's, unless --hyperkit says QEMU)
+  --arguments           only prints the arguments of the program that --hyperkit names; without it, those of hyperkit
   --help                prints this text
   --verbose             also prints what the hypervisor prints
 
 What to boot:
   --kernel FILE         an x86 bzImage (default: the guest that examples/setup.sh creates)
   --initrd FILE         its initial RAM disk
-  --cmdline TEXT        its command line (default: console=ttyS0 panic=1 no_timer_check quiet). If TEXT sets no
-                        console= or panic=, it gets console=ttyS0 or panic=1, with which a panic ends the VM
+  --cmdline TEXT        its command line (default: console=ttyS0 panic=1 no_timer_check quiet). boot adds
+                        console=ttyS0 if TEXT has no console=, and panic=1 if it has no panic=. With panic=1,
+                        the VM ends after a kernel panic
   --bootrom FILE        UEFI or other firmware instead of a kernel; it takes no command line
 
 The VM:
   --cpus N              vCPUs (default: 1)
   --memory MIB          memory (default: 1024)
   --disk FILE           a raw or qcow2 disk image; can be repeated
-  --disk-size MIB       creates the image of the last --disk with this size if it is missing;
-                        without a --disk, a disk in the state directory
+  --disk-size MIB       the size of a new image, for the --disk before it if that file is missing. Without --disk,
+                        creates a disk in the state directory
   --iso FILE            an ISO image in a CD drive; can be repeated
-  --vpnkit auto         a network: QEMU's own, or with hyperkit Docker Desktop's VPNKit
+  --vpnkit auto         gives the guest a network: QEMU's own, or on hyperkit Docker Desktop's VPNKit
   --vpnkit SOCKET       a network by this socket of a VPNKit; hyperkit only
-  --vpnkit-key UUID     for the same address each time
-  --forward PORT:PORT   forwards a TCP port of 127.0.0.1 (0: any free one) to one of the guest; QEMU, with --vpnkit auto
+  --vpnkit-key UUID     the guest gets the same address each time it has this UUID
+  --forward HOST:GUEST  forwards a TCP port of 127.0.0.1 (0: any free one) to a port of the guest; QEMU, with --vpnkit auto
   --vsock               a vsock device, with which programs of host and guest connect without a network
   --vsock-cid CID       the guest's number on vsock (default: 3)
-  --vsock-port PORT     a vsock port with a socket on the host; hyperkit, at most 4
+  --vsock-port PORT     creates a socket on the host that leads to this vsock port; hyperkit only; at most 4 times
   --9p TAG=PATH         shares a directory (QEMU), or connects the socket of a 9p server (hyperkit)
   --uuid UUID           the VM's UUID
-  --console pty         the console is a pty with a log in the state directory, the default with --background
-  --console stdio       the hypervisor itself uses standard input and output; all keys go to the guest
+  --console pty         the console is a pty with a log in the state directory (the default)
+  --console stdio       the hypervisor itself uses standard input and output; all keys go to the guest, also Ctrl-]
   --console log         the Apple System Log; hyperkit only
   --gdb PORT            lets a debugger connect
   --extra ARGUMENT      an argument for the hypervisor, after all others
@@ -130,7 +133,7 @@ pub fn parse() -> Result<Option<Command>, Box<dyn Error>> {
             "forward" => {
                 let value = text(&mut flags, "--forward")?;
                 let ports = value.split_once(':').and_then(|(host, guest)| host.parse().ok().zip(guest.parse().ok()));
-                let (host, guest) = ports.ok_or_else(|| format!("--forward takes PORT:PORT: {value:?}"))?;
+                let (host, guest) = ports.ok_or_else(|| format!("--forward takes HOST:GUEST: {value:?}"))?;
                 description = description.port_forward(PortForward::tcp(host, guest));
             }
             "vsock" => description = description.vsock(true),

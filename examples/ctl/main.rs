@@ -39,17 +39,18 @@ Controls the VMs that state directories record.
   list [DIR]                   lists the VM in DIR and those in the directories in DIR (default: .), one level deep
   show DIR                     shows one VM: its state, how to reach it, its description and its hypervisor's arguments
   start [--cmdline TEXT] DIR   starts it again in the background, as the last time
-  console DIR                  makes this terminal its console. Ctrl-] (byte 29) leaves it, the end of input does not.
-                               If two terminals are attached, both are told; on hyperkit, each shows a part of the output
+  console DIR                  makes this terminal its console. Ctrl-] (byte 29) detaches, the end of input does not.
+                               If a second terminal attaches, both print a notice. On QEMU both show all output, on
+                               hyperkit each shows a part of it
   log [--follow] DIR           prints its console's output; with --follow or -f, also what follows, until the VM exits
   pause DIR                    stops its vCPUs; on QEMU, list and show then show it as paused
   resume DIR                   lets its vCPUs continue
   shutdown [--grace S] DIR     presses its power button, and kills the hypervisor after S seconds (30)
-  stop DIR                     kills the hypervisor
-  rm [--keep-disk] DIR         deletes what was created in the directory, also disks. On a terminal it asks before it
-                               deletes a disk, unless there is --yes
+  stop DIR                     kills the hypervisor at once, without a shutdown
+  rm [--keep-disk|--yes] DIR   deletes what was created in the directory, also disks. On a terminal it asks before it
+                               deletes a disk, unless there is --yes; elsewhere it does not ask
 
-Of several DIRs each is handled, also after an error with another one. With --json each answer is a line of JSON.
+With several DIRs, an error with one does not stop the others. With --json each answer is a line of JSON.
 --help prints this text. The exit status is 1 after an error, and 2 if the command line is wrong.
 ";
 

@@ -46,10 +46,10 @@ Runs a program for x86-64 Linux in a new VM, with hyperkit or QEMU: a statically
   --hyperkit PROGRAM    hyperkit or qemu-system-x86_64, by name or path (default: the first that is installed)
   --help                prints this text
 
-Without --child, the program is process 1 of the guest. The kernel ignores signals that process 1 does not handle, also its
-own. With --child, abort and alarm, for instance, work as elsewhere.
+Without --child, the program is process 1 of the guest. Linux does not deliver to process 1 signals that it does
+not handle, not even those that it sends to itself. With --child, abort and alarm, for instance, work as elsewhere.
 
-Standard output, standard error and exit status are those of the program. The status is 128 and the number of the signal if
+Standard output, standard error and exit status are those of the program. The status is 128 plus the number of the signal if
 a signal killed the program or exec, 141 if nobody reads the output any more, 125 if the program could not be run, and 2 if
 the command line is wrong. The output passes through serial ports: on an emulated CPU, these are slow (400 KB/s). On
 standard error, bytes that are not UTF-8 are replaced. If standard input and output are both a terminal, the program reads

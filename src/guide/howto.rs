@@ -11,43 +11,44 @@
 //! - [see why a VM did not start](#see-why-it-did-not-start)
 //!
 //! The programs are the files of `examples/howto` in the repository, and run in its tests. Each one compiles in a crate of yours
-//! that depends on `hyperkit`. All but the tests read `vmlinuz` and `initrd.img` in the current directory, and create their state
-//! directory there. `examples/setup.sh` puts a small guest into `target/guest`, so `howto-talk` runs with
-//! `cd target/guest && cargo run --example howto-talk`.
+//! that depends on `hyperkit`. They read `vmlinuz` and `initrd.img` in the current directory, and create their state directory
+//! there. Three differ: the tests read environment variables, `ssh` boots a disk, and `kernel` makes an initrd.
+//! `examples/setup.sh` puts a small guest into `target/guest`, so `howto-talk` runs with `cd target/guest && cargo run --example
+//! howto-talk`.
 //!
-//! On the kernel command lines, `console=ttyS0` makes the kernel print to the port that the crate reads, `quiet` leaves out most of
-//! its messages, `panic=1` ends the VM a second after a kernel panic, and `no_timer_check` avoids a panic under emulation on a busy
-//! host. The timeouts are long, since an emulated guest on a busy host may need a minute to boot.
+//! On the kernel command lines, `console=ttyS0` makes the kernel print to the port that the crate reads, `quiet` leaves out most
+//! of its messages, `panic=1` ends the VM a second after a kernel panic, and `no_timer_check` avoids a panic under emulation on a
+//! busy host. The timeouts are long, since an emulated guest on a busy host may need a minute to boot.
 //!
 //! # Test in a VM
-//! Start each test's VM with [`start_scoped`](crate::HyperKit::start_scoped): it is killed when the test returns or panics, and when
-//! the test process ends, also by `^C` or SIGKILL. Give each test a state directory and disks of its own; then tests run in
-//! parallel. Copy both files below: the tests to `tests/vm/main.rs` in your crate, the harness to `tests/vm/harness.rs`. They
-//! take kernel and initrd from the environment, for instance from `target/guest` of the repository:
-//! `VM_KERNEL=…/vmlinuz VM_INITRD=…/initrd.img cargo test -- --test-threads=4`. After `^C` the VMs are gone, but the state directories
-//! stay in `target/tmp/vms` until the next run deletes them.
+//! Start each test's VM with [`start_scoped`](crate::HyperKit::start_scoped): it is killed when the test returns or panics, and
+//! when the test process ends, also by `^C` or SIGKILL. Give each test a state directory and disks of its own; then tests run in
+//! parallel. Copy both files below: the tests to `tests/vm/main.rs` in your crate, the harness to `tests/vm/harness.rs`. The
+//! harness reads the paths of kernel and initrd from two variables. The files of `target/guest` in the repository will do:
+//! `VM_KERNEL=…/vmlinuz VM_INITRD=…/initrd.img cargo test -- --test-threads=4`. After `^C` the VMs are gone, but the state
+//! directories stay in `target/tmp/vms` until the next run deletes them.
 #![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/vm_tests.rs"), "```"))]
 //! The harness:
 #![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/harness.rs"), "```"))]
 //! # Talk to the guest
-//! [`Vm::console`](crate::Vm::console) is the guest's first serial port as a stream, which begins when you open it. Before you open it,
-//! wait for the prompt with [`wait_for_console`](crate::Vm::wait_for_console): a shell that is not ready loses what is typed, and the
-//! stream does not contain a prompt that came before. The guest ends lines with `\r\n`. Its echo of your command looks like output. So
-//! print markers before and after the output, and break them with quotes in the command (`:be''gin:`): the echo has the quotes, the
-//! output does not. Some shells also print `\x1b[6n` before a prompt, which asks a terminal for the position of its cursor.
-//! If nobody reads an open console, the guest stops.
-//! For binary data or several connections, use a [TCP port](#reach-a-port-of-the-guest) or vsock
-//! ([`Vm::vsock_connect`](crate::Vm::vsock_connect)): sockets between host and guest that need no network.
+//! [`Vm::console`](crate::Vm::console) is the guest's first serial port as a stream, which begins when you open it. Before you
+//! open it, wait for the prompt with [`wait_for_console`](crate::Vm::wait_for_console): a shell that is not ready loses what is
+//! typed, and the stream does not contain a prompt that came before. The guest ends lines with `\r\n`. It echoes what you type,
+//! so your command is in the stream, too. To find the output, send `echo :be''gin:; COMMAND; echo :e''nd:`. The shell removes the
+//! quotes, so only the real output contains `:begin:` and `:end:`. Some shells also print `\x1b[6n` before a prompt, which asks a
+//! terminal for the position of its cursor. Ignore it. The guest blocks while an open console is not read. For binary data or
+//! several connections, use a [TCP port](#reach-a-port-of-the-guest) or vsock ([`Vm::vsock_connect`](crate::Vm::vsock_connect)):
+//! sockets between host and guest that need no network.
 //!
-//! The guest's part is a shell or another program on `ttyS0`.
+//! In the guest, a shell or another program must run on `ttyS0`.
 #![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/talk.rs"), "```"))]
 //! # Share a directory
-//! [`share_dir`](crate::HyperKit::share_dir) shares a directory of the host under a tag. It uses 9p, a network file system whose
-//! messages pass through a virtio device here, so the guest needs no network. QEMU serves the directory with the rights of your
-//! user, and the guest can write whatever you can. On macOS with hyperkit, [`socket_9p`](crate::HyperKit::socket_9p) leads to a 9p server that you
-//! run yourself.
+//! [`share_dir`](crate::HyperKit::share_dir) shares a directory of the host under a tag. It uses 9p, a network file system, over
+//! a virtio device, so the guest needs no network. QEMU serves the directory with the rights of your user, and the guest can
+//! write whatever you can. `share_dir` works only on QEMU. On hyperkit, run a 9p server yourself, and pass its socket to
+//! [`socket_9p`](crate::HyperKit::socket_9p).
 //!
-//! The guest's part is one line, in which `files` is the tag:
+//! In the guest, run this line, in which `files` is the tag:
 //!
 //! ```text
 //! mount -t 9p -o trans=virtio,version=9p2000.L files /mnt
@@ -58,21 +59,22 @@
 #![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/share.rs"), "```"))]
 //! # Reach a port of the guest
 //! [`Network::Nat`](crate::Network::Nat) gives the guest a network card behind address translation, without root. On QEMU,
-//! [`port_forward`](crate::HyperKit::port_forward) forwards a port of 127.0.0.1 to the guest. Port 0 is any free port, so several VMs do not
-//! collide; [`host_port`](crate::Vm::host_port) returns its number. A connection succeeds at once, but is closed until a program in
-//! the guest listens. So retry until an answer comes. On hyperkit the network is VPNKit, a user-mode
-//! network stack that is part of Docker Desktop for Mac. There the crate cannot forward ports; use vsock.
+//! [`port_forward`](crate::HyperKit::port_forward) forwards a port of 127.0.0.1 to the guest. Port 0 is any free port, so several
+//! VMs do not collide; [`host_port`](crate::Vm::host_port) returns its number. QEMU accepts a connection at once. If no program
+//! in the guest listens yet, QEMU closes it again. So reconnect until an answer comes. On hyperkit the network is VPNKit, a
+//! user-mode network stack that is part of Docker Desktop for Mac. There the crate cannot forward ports; use vsock.
 //!
-//! The guest's part is to get an address by DHCP, and to listen on it or on all addresses, not on 127.0.0.1. The guest in
+//! The guest must get an address by DHCP, and listen on it or on all addresses, not on 127.0.0.1. The guest in
 //! `target/guest` does so, with an echo server if `hyperkit.echo=PORT` is on its kernel command line.
 #![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/port.rs"), "```"))]
 //! # ssh into a cloud image
 //! A cloud image is a disk on which a distribution is installed, with a program, usually cloud-init, that configures it at the
 //! first boot. Its kernel is on the disk, so the VM boots a UEFI firmware ([`bootrom`](crate::HyperKit::bootrom)), not a
-//! [`kernel`](crate::HyperKit::kernel). The configuration comes from a second disk with the label `CIDATA`, a NoCloud *seed*. In the program below
-//! it creates the user `me` with a key, and installs a host key. Because the program knows the host key, ssh checks it as usual.
+//! [`kernel`](crate::HyperKit::kernel). The configuration comes from a second disk with the label `CIDATA`, a NoCloud *seed*. In
+//! the program below it creates the user `me` with a key, and installs a host key. Because the program knows the host key, ssh
+//! checks it as usual.
 //!
-//! - Take Debian's `genericcloud` or `generic` image for amd64, or another distribution's for NoCloud or OpenStack.
+//! - Take Debian's `genericcloud` or `generic` image for amd64, or another distribution's image that is made for NoCloud or OpenStack.
 //! - Attach the seed as a [disk](crate::Disk), as here. [`iso`](crate::HyperKit::iso) makes a SATA drive, for which Debian's
 //!   cloud kernel has no driver.
 //! - The disk grows to 4 GiB, and cloud-init grows the file system. If your image is larger than that, raise the number: the
@@ -90,28 +92,33 @@
 //! directory `cloud`. While the VM runs, `ssh -F cloud/ssh_config guest` opens a shell.
 #![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/ssh.rs"), "```"))]
 //! # Use it from tokio
-//! The crate needs no async runtime and works with any. A call that only waits for the hypervisor, such as
-//! [`wait_ready`](crate::Starting::wait_ready), runs in `spawn_blocking`. Do not call [`wait`](crate::Vm::wait) or
-//! [`wait_for_console`](crate::Vm::wait_for_console) there: tokio cannot cancel such a call, and waits for it when the runtime ends. Await [`exited`](crate::Vm::exited) instead, and read the console as a tokio pipe.
-//! A start in progress is ended by [`Starting::kill`](crate::Starting::kill). [`shutdown`](crate::Vm::shutdown) lasts as long as its
-//! grace period at most. The page [`embedding`](super::embedding#tokio-and-other-runtimes) lists for each call whether it blocks.
+//! The crate needs no async runtime and works with any. Call what blocks for a limited time in `spawn_blocking`:
+//! [`shutdown`](crate::Vm::shutdown), and [`wait_ready`](crate::Starting::wait_ready) of the [`Starting`](crate::Starting) that
+//! [`spawn`](crate::HyperKit::spawn) returns. Do not call [`wait`](crate::Vm::wait) or
+//! [`wait_for_console`](crate::Vm::wait_for_console) there: tokio cannot cancel such a call, and waits for it when the runtime
+//! ends. Await [`exited`](crate::Vm::exited) instead, and read the console as a tokio pipe.
+//! [`Starting::kill`](crate::Starting::kill) cancels a start. [`shutdown`](crate::Vm::shutdown) lasts as long as its grace period
+//! at most. The page [`embedding`](super::embedding#tokio-and-other-runtimes) lists for each call whether it blocks.
 //!
 //! The program needs tokio's features `io-util`, `macros`, `net`, `rt`, `signal` and `time`.
 #![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/tokio.rs"), "```"))]
 //! # Keep a VM across restarts
-//! A VM from [`start`](crate::HyperKit::start) outlives the program, however the program ends. Its state directory records it, so give each
-//! VM a fixed one. [`start_or_attach`](crate::HyperKit::start_or_attach) starts the VM, or returns the one that runs there;
-//! [`Vm::description`](crate::Vm::description) returns how the running VM was started, which may differ from what you pass.
-//! [`list`](crate::HyperKit::list) finds all VMs in a directory, also those that an earlier version of your program started. If several
-//! programs start a VM at the same moment, one of them starts it, and the others attach to it.
+//! A VM from [`start`](crate::HyperKit::start) outlives the program, however the program ends. Its state directory records it, so
+//! give each VM a fixed one. [`start_or_attach`](crate::HyperKit::start_or_attach) starts the VM, or returns the one that runs
+//! there; [`Vm::description`](crate::Vm::description) returns how the running VM was started, which may differ from what you
+//! pass. [`list`](crate::HyperKit::list) finds all VMs in a directory, also those that an earlier version of your program
+//! started. If several programs call `start_or_attach` for the same directory at once, one of them starts the VM, and the others
+//! attach to it.
 //!
-//! Only the program that started a VM learns its exit status; others see [`Exit::Unknown`](crate::Exit::Unknown).
+//! Only the process that started a VM learns its exit status. After a restart, your program gets
+//! [`Exit::Unknown`](crate::Exit::Unknown).
 //! The VMs do not survive a reboot of the host. Start them again then: disks in the state directory are reused.
 #![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/keep.rs"), "```"))]
 //! # Boot a kernel of your own
-//! [`kernel`](crate::HyperKit::kernel) is a bzImage for x86-64 (`arch/x86/boot/bzImage`; not `vmlinux`), and
-//! [`initrd`](crate::HyperKit::initrd) one or more cpio archives, compressed or not. Linux unpacks them and runs `/init`. The program
-//! below packs one statically linked program as `/init`. This one will do, after `cc -static -o hello init.c`:
+//! For Linux, [`kernel`](crate::HyperKit::kernel) is a bzImage for x86-64 (`arch/x86/boot/bzImage`; not `vmlinux`), and
+//! [`initrd`](crate::HyperKit::initrd) one or more cpio archives, compressed or not. Linux unpacks them and runs `/init`. The
+//! program below packs a statically linked program as `/init`. For that, save this C program as `init.c`, and run `cc -static -o
+//! hello init.c`:
 #![cfg_attr(not(doctest), doc = concat!("```c\n", include_str!("../../examples/howto/init.c"), "```"))]
 //! `make x86_64_defconfig kvm_guest.config` enables almost all that the kernel needs:
 //!
@@ -126,8 +133,8 @@
 //! | vsock | `VSOCKETS`, `VIRTIO_VSOCKETS` |
 //! | power button | `ACPI`, `ACPI_BUTTON`, `INPUT_EVDEV`, and in the guest a program that reacts: systemd-logind or acpid |
 //!
-//! Without a console the VM runs and prints nothing. Without a reaction to the power button, [`shutdown`](crate::Vm::shutdown) kills the VM
-//! after its grace period.
+//! Without a console the VM runs and prints nothing. Without a reaction to the power button, [`shutdown`](crate::Vm::shutdown)
+//! kills the VM after its grace period.
 #![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/kernel.rs"), "```"))]
 //! # See why it did not start
 //! Three things can fail. Look at [`Error::kind`](crate::Error::kind), and for `Timeout` at the variant.
@@ -136,11 +143,12 @@
 //!   [`Error::violations`](crate::Error::violations) lists everything that is wrong at once. [`check`](crate::HyperKit::check) returns
 //!   the same without a start.
 //! - The hypervisor fails (`Hypervisor`, `Timeout`). The error has how it exited, and the end of its output
-//!   ([`LogTail`](crate::LogTail)). All of that is in `hyperkit.log` in the state directory. Each line also goes to the
+//!   ([`LogTail`](crate::LogTail)). The whole output is in `hyperkit.log` in the state directory. Each line also goes to the
 //!   [`log`] facade: with env_logger, set `RUST_LOG=hyperkit=info`.
 //! - The guest fails after the start has succeeded (`Guest`, `Timeout`). [`console_log`](crate::HyperKit::console_log) returns what the
 //!   guest has printed, also after the VM has exited; it is `console-ring` in the state directory. If the log is empty, the kernel has
 //!   no serial console, or its command line has no `console=ttyS0`.
 //!
-//! `{error:#}` has all of this in one line, for a log. Below is what a person needs. The program needs the crate `log`.
+//! `{error:#}` prints the message, its causes and the last lines of hypervisor and console in one line, for a log. The program
+//! below prints what a person needs. The program needs the crate `log`.
 #![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/why.rs"), "```"))]

@@ -41,7 +41,7 @@ fn usage_errors_have_status_2_and_name_the_nearest_word() {
         ("boot", &["--kernel"], "missing argument for option '--kernel'"),
         ("boot", &["--cpus", "two"], "--cpus takes a number: \"two\""),
         ("boot", &["--cpus", "4294967296"], "the number for --cpus is too large: \"4294967296\""),
-        ("boot", &["--forward", "80"], "--forward takes PORT:PORT: \"80\""),
+        ("boot", &["--forward", "80"], "--forward takes HOST:GUEST: \"80\""),
         ("boot", &["--console", "file"], "--console takes pty, stdio or log: \"file\""),
         ("boot", &["--background", "--no-state"], "--background requires a record; leave out --no-state"),
         ("boot", &["--console", "pty", "--no-state"], "--console pty requires a record; leave out --no-state"),
