@@ -19,21 +19,28 @@ use crate::sys::path::canonical;
 
 /// The processes that may be hypervisors. They are listed once, and only if pid file and record do not lead to one.
 #[derive(Default)]
-pub(crate) struct Hypervisors(OnceCell<Vec<ProcessInfo>>);
+pub(crate) struct Hypervisors(OnceCell<Vec<Listed>>);
+
+struct Listed {
+    process: ProcessInfo,
+    /// Device and inode of the directory of its pid file, if it has the command line of an engine.
+    dir: Option<(u64, u64)>,
+}
 
 impl Hypervisors {
     /// Those that may be the hypervisor of a state directory.
     fn candidates(&self, state: &StateDir, record: Option<&Record>) -> io::Result<Vec<u32>> {
-        let listed = match self.0.get() {
-            Some(listed) => listed,
-            None => {
-                let names_pid_file = |process: &ProcessInfo| process.command.iter().any(|word| is_pid_file(word));
-                let listed = list_all()?.into_iter().filter(names_pid_file).collect();
-                self.0.get_or_init(|| listed)
-            }
-        };
+        let ours = inode(state.path());
         let mut found = Vec::new();
-        for process in listed {
+        for Listed { process, dir } in self.listed()? {
+            // Most are of other directories. Only what is left takes system calls.
+            let may_be_ours = match dir {
+                Some(_) => *dir == ours || ours.is_none(),
+                None => ours.is_none() || has_recorded_command(process, record),
+            };
+            if !may_be_ours {
+                continue;
+            }
             let is_ours = match state.is_hypervisor(process, record) {
                 // Another user's process, which cannot write to a directory of ours.
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => false,
@@ -45,6 +52,26 @@ impl Hypervisors {
         }
         Ok(found)
     }
+
+    fn listed(&self) -> io::Result<&[Listed]> {
+        if let Some(listed) = self.0.get() {
+            return Ok(listed);
+        }
+        let mut listed = Vec::new();
+        for process in list_all()? {
+            if process.command.iter().any(|word| is_pid_file(word)) {
+                let reached = pid_file(&process.command).map(|file| process.reach(Path::new(file)));
+                let dir = reached.and_then(|reached| inode(reached.ok()??.parent()?));
+                listed.push(Listed { process, dir });
+            }
+        }
+        Ok(self.0.get_or_init(|| listed))
+    }
+}
+
+/// Whether the process has the recorded command line.
+fn has_recorded_command(process: &ProcessInfo, record: Option<&Record>) -> bool {
+    record.is_some_and(|record| !record.arguments.is_empty() && process.runs(&program(record), &record.arguments))
 }
 
 /// Whether a word of a command line ends with the name of a pid file. The path, and hyperkit's option, may precede the name.
@@ -160,9 +187,7 @@ impl StateDir {
     /// Whether the process is a hypervisor with the pid file of this directory. Its command line is the recorded one, or else one
     /// that an engine has.
     fn is_hypervisor(&self, process: &ProcessInfo, record: Option<&Record>) -> io::Result<bool> {
-        let is_recorded = record
-            .is_some_and(|record| !record.arguments.is_empty() && process.runs(&program(record), &record.arguments));
-        let file = match (is_recorded, record) {
+        let file = match (has_recorded_command(process, record), record) {
             (true, Some(record)) => record.arguments.iter().rfind(|word| is_pid_file(word.as_ref())).map(AsRef::as_ref),
             _ => pid_file(&process.command),
         };
