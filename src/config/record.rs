@@ -25,6 +25,10 @@ pub(crate) struct Record {
     /// When the process started, in seconds since 1970. With the pid, it identifies the process: a later one may have the same pid.
     #[serde(with = "json::count", skip_serializing_if = "Option::is_none")]
     pub pid_started: Option<u64>,
+    /// Identifies that process and the inode of the state directory. So the process is known whatever its command line is, and
+    /// if the directory was moved, but not in a copy of the directory.
+    #[serde(with = "json::text", skip_serializing_if = "Option::is_none")]
+    pub pid_identity: Option<String>,
     /// Whether this crate has killed that process. Tells other programs, which wait for its exit, how it ended.
     #[serde(skip_serializing_if = "std::ops::Not::not", deserialize_with = "json::or_default")]
     pub killed: bool,

@@ -298,6 +298,7 @@ fn launch(
     drop(image_locks); // other starts see the hypervisor now
     description.record.pid = Some(child.pid());
     description.record.pid_started = start_time(child.pid()).ok().flatten();
+    description.record.pid_identity = state.as_ref().and_then(|state| state.identity_of(child.pid()).ok().flatten());
     let vm = Vm::new(Handle::Child(child), description, state, Some(output))?;
     // From now on, dropping `starting` kills the hypervisor.
     let starting = Starting::new(vm.clone(), lock, mode == Mode::Foreground);

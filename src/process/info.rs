@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 #[cfg(target_os = "linux")]
 pub(super) use system::is_exiting;
-pub(crate) use system::{ProcessInfo, list_all, query, start_time};
+pub(crate) use system::{ProcessInfo, identity, list_all, query, start_time};
 
 impl ProcessInfo {
     /// Whether the process started at the recorded time, within the precision of the clock.
@@ -42,13 +42,13 @@ impl ProcessInfo {
 /// How much Linux reads of a script's first line.
 const MAX_SHEBANG_BYTES: u64 = 256;
 
-/// Whether the first line of a script names this interpreter.
+/// Whether the first line of a script names this interpreter, as its first word or behind `env`.
 fn is_interpreter(interpreter: &OsStr, script: &Path) -> bool {
     let mut start = Vec::new();
     let read = File::open(script).and_then(|file| file.take(MAX_SHEBANG_BYTES).read_to_end(&mut start));
     let line = start.split(|&byte| byte == b'\n').next().and_then(|line| line.strip_prefix(b"#!"));
-    let named = line.and_then(|line| line.trim_ascii().split(|&byte| byte == b' ' || byte == b'\t').next());
-    read.is_ok() && named == Some(interpreter.as_bytes())
+    let mut words = line.unwrap_or_default().split(u8::is_ascii_whitespace);
+    read.is_ok() && words.any(|word| !word.is_empty() && word == interpreter.as_bytes())
 }
 
 #[cfg(target_os = "linux")]
@@ -80,6 +80,18 @@ mod system {
         let stat = fs::read_to_string("/proc/stat")?;
         let time = stat.lines().find_map(|line| line.strip_prefix("btime ")?.trim().parse().ok());
         time.ok_or_else(|| io::Error::other("/proc/stat has no boot time"))
+    }
+
+    /// A text that no other process has, later or in another container. The kernel counts the start time in ticks since the boot,
+    /// so setting the clock does not change it. `None` if the process is gone, or if the system hides what identifies it.
+    pub(crate) fn identity(pid: u32) -> io::Result<Option<String>> {
+        let Some(ticks) = stat(pid, 19)? else { return Ok(None) };
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id");
+        match boot.and_then(|boot| Ok((boot, fs::read_link("/proc/self/ns/pid")?))) {
+            Ok((boot, namespace)) => Ok(Some(format!("{} {} {pid} {ticks}", boot.trim_ascii(), namespace.display()))),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// A field of `/proc/PID/stat`, counted from the one after the process's name, which may contain anything.
@@ -238,6 +250,11 @@ mod system {
     /// When the process `pid` was started, in seconds since 1970, as precisely as the system clock allows.
     pub(crate) fn start_time(pid: u32) -> io::Result<Option<u64>> {
         query(pid)?.map_or(Ok(None), |process| process.start_time())
+    }
+
+    /// A text that no other process has. A process ID is not used again within a second.
+    pub(crate) fn identity(pid: u32) -> io::Result<Option<String>> {
+        Ok(start_time(pid)?.map(|started| format!("{pid} {started}")))
     }
 
     impl ProcessInfo {

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use crate::config::record::Record;
 use crate::engine::pid_file;
 use crate::error::{Error, Result};
-use crate::process::{Process, ProcessInfo, list_all, query};
+use crate::process::{Process, ProcessInfo, identity, list_all, query};
 use crate::state::{Lock, PID_FILE, StateDir};
 use crate::sys::file::inode;
 use crate::sys::path::canonical;
@@ -166,8 +166,9 @@ impl StateDir {
             pid => pid?,
         };
         let is_ours = |process: &ProcessInfo| {
-            let is_recorded = |record| is_same_start(record, pid_in_file, process);
-            Ok(self.is_hypervisor(process, record)? && record.map_or(Ok(true), is_recorded)?)
+            let has_start = |record| is_same_start(record, pid_in_file, process);
+            Ok((self.is_hypervisor(process, record)? && record.map_or(Ok(true), has_start)?)
+                || self.is_recorded_process(process.pid, record)?)
         };
         let recorded_pid = record.and_then(|record| record.pid).filter(|pid| pid_in_file != Some(*pid));
         for pid in [pid_in_file, recorded_pid].into_iter().flatten() {
@@ -182,6 +183,20 @@ impl StateDir {
             }
         }
         Ok(None)
+    }
+
+    /// Whether this is the process that was started in this directory, which may have been moved since. A wrapper can give it any
+    /// command line.
+    fn is_recorded_process(&self, pid: u32, record: Option<&Record>) -> io::Result<bool> {
+        let identity = record.filter(|record| record.pid == Some(pid)).and_then(|record| record.pid_identity.as_ref());
+        identity.map_or(Ok(false), |identity| Ok(self.identity_of(pid)?.as_ref() == Some(identity)))
+    }
+
+    /// What identifies a process of this directory; see [`Record::pid_identity`].
+    pub fn identity_of(&self, pid: u32) -> io::Result<Option<String>> {
+        Ok(identity(pid)?
+            .zip(inode(self.path()))
+            .map(|(process, (device, inode))| format!("{process} {device}:{inode}")))
     }
 
     /// Whether the process is a hypervisor with the pid file of this directory. Its command line is the recorded one, or else one

@@ -100,6 +100,11 @@ pub fn write_executable(path: &Path, content: &[u8]) {
     assert!(writer.wait().unwrap().success(), "cannot write {}", path.display());
 }
 
+/// Creates a FIFO. macOS has no system call that rustix knows for it.
+pub fn make_fifo(path: &Path) {
+    assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+}
+
 /// Returns the names of the files in a directory, sorted; none if there is no such directory.
 pub fn file_names(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).into_iter().flatten();

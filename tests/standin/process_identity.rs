@@ -83,6 +83,8 @@ fn without_a_pid_file_the_start_time_has_to_match() {
     let json = fs::read_to_string(test_dir.path("vm/hyperkit.json")).unwrap();
     edit_state(&test_dir, |state| {
         state["pid_started"] = json!(state["pid_started"].as_u64().expect("no start time is recorded") - 1000);
+        // What an older version of the crate has recorded.
+        assert!(state.as_object_mut().unwrap().remove("pid_identity").is_some());
     });
     let is_running = || HyperKit::from_state(test_dir.path("vm")).unwrap().is_running().unwrap();
     assert!(is_running());

@@ -5,11 +5,10 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use hyperkit::{Disks, Error, HyperKit};
-use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::json;
 
 use crate::common::{
-    KillOnDrop, KillProcessOnDrop, TEST_TIMEOUT, TestDir, hypervisors_in, standin_path, start_vm, wait_until,
+    KillOnDrop, KillProcessOnDrop, TEST_TIMEOUT, TestDir, hypervisors_in, make_fifo, standin_path, start_vm, wait_until,
 };
 use crate::state_directory::edit_state;
 
@@ -32,7 +31,9 @@ fn strangers(test_dir: &TestDir, arguments: &[String]) -> Vec<(&'static str, Com
     found.push(("sh -c, with QEMU's option behind it", sh));
     // `cat` waits for a FIFO, and takes what follows for other files.
     let fifo = test_dir.path("fifo");
-    let _ = mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0);
+    if !fifo.exists() {
+        make_fifo(&fifo);
+    }
     for name in ["sudo", "strace", "sh"] {
         let mut cat = command("cat");
         cat.arg0(name).arg(&fifo).args(arguments).env("POSIXLY_CORRECT", "1");

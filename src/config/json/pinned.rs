@@ -82,6 +82,7 @@ fn every_field() -> HyperKit {
             arguments: vec!["-A".to_owned()],
             cmdline: "/bin/hyperkit -A".to_owned(),
             pid_started: Some(13),
+            pid_identity: Some("13 1:2".to_owned()),
             killed: true,
             vmnet_mac: Some("2:0:0:0:0:1".to_owned()),
             created_disks: vec!["disk.img".to_owned()],
@@ -113,7 +114,7 @@ const FORM: &str = r#"{
 ],
 "utc": false, "exit_on_hlt": true, "exit_on_pause": true, "x2apic": true, "msix": false, "mptable": false,
 "core_dumps": true, "gdb_port": 11, "extra_arguments": ["-w"], "labels": { "owner": "me" }, "pid": 12, "arguments": ["-A"],
-"cmdline": "/bin/hyperkit -A", "pid_started": 13, "killed": true, "vmnet_mac": "2:0:0:0:0:1", "made_disks": ["disk.img"], "other": [1]
+"cmdline": "/bin/hyperkit -A", "pid_started": 13, "pid_identity": "13 1:2", "killed": true, "vmnet_mac": "2:0:0:0:0:1", "made_disks": ["disk.img"], "other": [1]
 }"#;
 
 fn form() -> Value {
