@@ -10,7 +10,7 @@ use std::path::{Component, Path, PathBuf};
 use crate::config::record::{Home, Record};
 use crate::config::{Console, HyperKit};
 use crate::error::{Error, Result};
-use crate::sys::file::read_at_most;
+use crate::sys::file::{read_at_most, remove_file};
 use crate::sys::lock::{open_locked, unlock};
 use crate::sys::path::canonical;
 
@@ -175,10 +175,11 @@ impl StateDir {
     /// Writes a file whole or not at all. The caller holds the lock, so there is at most one unfinished file.
     pub fn write(&self, name: &str, content: &[u8]) -> Result<()> {
         let (unfinished, path) = (self.file(UNFINISHED), self.file(name));
+        // A link that was put there may lead to somebody else's file.
+        remove_file(&unfinished)?;
         let written = OpenOptions::new()
             .write(true)
-            .create(true)
-            .truncate(true)
+            .create_new(true)
             .mode(0o600)
             .open(&unfinished)
             .and_then(|mut file| file.write_all(content))

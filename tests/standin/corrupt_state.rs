@@ -1,6 +1,7 @@
 //! State directories with corrupt files.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 
 use hyperkit::{Disk, Disks, Error, HyperKit};
 use serde_json::json;
@@ -136,5 +137,31 @@ fn remove_with_a_corrupt_state_file_deletes_no_disk() {
         test_dir.write("vm/hyperkit.json", b"{");
         description.remove(Disks::Delete).unwrap();
         assert_eq!(test_dir.state_files(), ["disk.img"]);
+    }
+}
+
+/// `hyperkit.new` is the name of the state file while it is written.
+#[test]
+fn link_at_the_name_of_the_unfinished_state_file_is_not_written_through() {
+    let test_dir = TestDir::new();
+    let precious = test_dir.write("precious", b"precious");
+    fs::create_dir(test_dir.path("vm")).unwrap();
+    let unfinished = test_dir.path("vm/hyperkit.new");
+    let link_to = |link: &dyn Fn()| {
+        let _ = fs::remove_file(&unfinished);
+        link();
+    };
+    for is_hard in [true, false] {
+        let link = || match is_hard {
+            true => fs::hard_link(&precious, &unfinished).unwrap(),
+            false => symlink(&precious, &unfinished).unwrap(),
+        };
+        link_to(&link);
+        test_dir.description().define().unwrap();
+        link_to(&link);
+        test_dir.description().start("guest").unwrap().kill().unwrap();
+        assert_eq!(fs::read(&precious).unwrap(), b"precious");
+        assert!(test_dir.path("vm/hyperkit.json").metadata().unwrap().is_file());
+        assert!(!test_dir.path("vm/hyperkit.json").is_symlink());
     }
 }
