@@ -208,14 +208,15 @@ fn look_into(dir: PathBuf, children: &[Arc<Child>], all: &Hypervisors) -> Result
     let state = StateDir::new(&dir)?;
     let exists = |name| state.file(name).symlink_metadata().is_ok();
     let loaded = match state.load() {
-        Err(Error::StateNotFound { .. }) if !exists(PID_FILE) => return Ok(None),
+        Err(Error::StateNotFound { .. }) if !exists(PID_FILE) && !dir.is_dir() => return Ok(None),
         Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotADirectory => return Ok(None),
         loaded => loaded,
     };
     let recorded = loaded.as_ref().ok().cloned();
     let vm = vm_in(&state, recorded, None, children, all);
-    if !exists(JSON_FILE) && matches!(vm, Ok(None)) {
-        return Ok(None); // there is only a stale pid file
+    // There may be a stale pid file. Without one, nothing hints at a VM but a process.
+    if !exists(JSON_FILE) && (matches!(vm, Ok(None)) || (vm.is_err() && !exists(PID_FILE))) {
+        return Ok(None);
     }
     Ok(Some(Found { dir, description: loaded, vm }))
 }

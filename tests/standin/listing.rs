@@ -164,3 +164,17 @@ fn unreadable_state_directory_is_listed_with_its_error() {
     assert!(matches!(list[1].description, Err(Error::Io { .. })), "{:?}", list[1]);
     assert!(matches!(list[1].vm, Err(Error::CannotTell { .. })), "{:?}", list[1]);
 }
+
+/// Only the hypervisor's command line tells that a VM runs there.
+#[test]
+fn list_finds_the_vm_of_a_directory_that_was_emptied() {
+    let root = Root::new();
+    let vm = root.description("emptied").start("guest").unwrap();
+    fs::create_dir(root.dir("other")).unwrap();
+    fs::remove_dir_all(root.dir("emptied")).unwrap();
+    fs::create_dir(root.dir("emptied")).unwrap();
+    let found = root.list();
+    assert_eq!(found.iter().map(summary).collect::<Vec<_>>(), [("emptied", "missing", Some(vm.pid()))]);
+    vm.kill().unwrap();
+    assert!(root.list().is_empty());
+}
