@@ -184,6 +184,9 @@ pub(crate) trait EngineDriver: Sync {
         false
     }
 
+    /// What a hypervisor prints, with the path, if it cannot lock an image.
+    fn locked_image_message(&self) -> &'static str;
+
     /// Whether a hypervisor of this engine uses an image without locking it, unless both can only read.
     fn uses_image(&self, _path: &Path, _read_only: bool) -> io::Result<bool> {
         Ok(false)

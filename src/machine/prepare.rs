@@ -115,17 +115,29 @@ pub(super) fn plan_disks(description: &mut HyperKit, state: Option<&StateDir>) -
     Ok(plans)
 }
 
-/// Creates and grows the images.
-pub(super) fn apply(plans: Vec<DiskPlan>, description: &mut HyperKit, state: Option<&StateDir>) -> Result<()> {
+/// Creates and grows the images. Locks those that it creates: until they are in use, another start must not take them.
+pub(super) fn apply(
+    plans: Vec<DiskPlan>,
+    description: &mut HyperKit,
+    state: Option<&StateDir>,
+    locks: &mut Vec<ImageLock>,
+) -> Result<()> {
     for (path, format, action) in plans {
         match action {
             DiskAction::Nothing => {}
             DiskAction::Grow { size_mib } => image::grow(&path, &format, size_mib)?,
-            DiskAction::Create { size_mib } => image::create(&path, &format, size_mib).inspect_err(|_| {
-                // If somebody else has created the image meanwhile, `remove` must not delete it.
-                description.record.created_disks.retain(|name| Some(OsStr::new(name)) != path.file_name());
-                let _ = state.map(|state| state.save(description));
-            })?,
+            DiskAction::Create { size_mib } => {
+                let created = image::create(&path, &format, size_mib).inspect_err(|_| {
+                    // If somebody else has created the image meanwhile, `remove` must not delete it.
+                    description.record.created_disks.retain(|name| Some(OsStr::new(name)) != path.file_name());
+                    let _ = state.map(|state| state.save(description));
+                });
+                created.map_err(|error| match error {
+                    Error::DiskExists { path } => Error::DiskInUse { path }, // another start was faster
+                    error => error,
+                })?;
+                locks.extend(lock_image(&path, &format, false)?);
+            }
         }
     }
     Ok(())

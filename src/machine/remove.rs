@@ -80,9 +80,8 @@ fn remove(state: &StateDir, disks: Disks) -> Result<()> {
     let mut created = record.map(|record| record.created_disks).unwrap_or_default();
     created.retain(|name| is_file_name(name) && !state.file(name).is_dir());
     let deleted: &[String] = if disks == Disks::Delete { &created } else { &[] };
-    for name in deleted {
-        // As qcow2, so that all uses are found.
-        lock_image(&state.file(name), &DiskFormat::Qcow2(QcowOptions::default()), false)?;
-    }
+    // As qcow2, so that all uses are found. No other VM can start with an image while it is deleted.
+    let lock_disk = |name| lock_image(&state.file(name), &DiskFormat::Qcow2(QcowOptions::default()), false);
+    let _image_locks = deleted.iter().map(lock_disk).collect::<Result<Vec<_>>>()?;
     state.remove(deleted, lock)
 }

@@ -16,6 +16,7 @@ use crate::plan::serial_ports::uses_stdio;
 use crate::plan::validate::check_cmdline;
 use crate::preflight::checked;
 use crate::preflight::files::check_cmdline_length;
+use crate::preflight::image_lock::ImageLock;
 use crate::process::start_time;
 use crate::runtime::child::{Child, Resources};
 use crate::runtime::output::Output;
@@ -275,7 +276,7 @@ fn launch(
         home: Home { dir: state.as_ref().map(|state| state.path().to_owned()), ..Home::default() },
         ..Record::default()
     };
-    let (lock, image_locks) = match &state {
+    let (lock, mut image_locks) = match &state {
         Some(state) => acquire(state, &mut description).map(|(lock, images)| (Some(lock), images))?,
         None => (None, refuse_resources_in_use(&description)?),
     };
@@ -289,7 +290,8 @@ fn launch(
     let disk_plans = plan_disks(&mut description, state.as_ref())?;
     // Saved before the hypervisor runs, so that a crash in between leaves nothing unknown.
     state.iter().try_for_each(|state| state.save(&description))?;
-    apply(disk_plans, &mut description, state.as_ref())?;
+    apply(disk_plans, &mut description, state.as_ref(), &mut image_locks)?;
+    image_locks.retain(ImageLock::outlasts_spawn);
 
     let spawned = spawn(&description, state.as_ref(), mode, customize);
     let (child, output) = spawned.inspect_err(|_| {

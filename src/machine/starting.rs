@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crate::config::HyperKit;
 use crate::error::{Error, Result};
 use crate::exit::Exit;
+use crate::machine::prepare::refuse_resources_in_use;
 use crate::process::Process;
 use crate::state::{Lock, StateDir};
 use crate::vm::{Handle, Vm};
@@ -90,9 +91,26 @@ impl Starting {
             }
             Err(error) => {
                 self.give_up(&mut phase);
-                Err(error)
+                Err(self.cause_of(error))
             }
         }
+    }
+
+    /// Another start may have taken an image or a port after this one had found it free. Then that is the error, and not that the
+    /// hypervisor has failed.
+    fn cause_of(&self, error: Error) -> Error {
+        let Error::HypervisorFailed { log_tail, .. } = &error else { return error };
+        match refuse_resources_in_use(self.vm.description()) {
+            Err(in_use @ (Error::DiskInUse { .. } | Error::PortInUse { .. })) => return in_use,
+            _ => {}
+        }
+        // The other start may have failed as well.
+        let mut lines = log_tail.hypervisor.lines();
+        let line = lines.rfind(|line| line.contains(self.vm.driver().locked_image_message())).unwrap_or_default();
+        let description = self.vm.description();
+        let images = description.disks.iter().filter_map(|disk| disk.path.as_ref()).chain(&description.isos);
+        let locked = images.filter(|image| line.contains(&*image.to_string_lossy()));
+        locked.max_by_key(|image| image.as_os_str().len()).map_or(error, |path| Error::DiskInUse { path: path.clone() })
     }
 
     /// Kills the hypervisor, and returns when it has exited. A call of [`wait_ready`](Self::wait_ready) in another thread

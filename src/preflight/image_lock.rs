@@ -26,28 +26,33 @@ pub(crate) fn lock_image(path: &Path, format: &DiskFormat, read_only: bool) -> R
         return Ok(None);
     }
     let cannot_tell = |error| Error::cannot_tell(Some(path))(error);
-    let lock = ImageLock(file);
-    if !try_lock(&lock.0, read_only).map_err(cannot_tell)? {
+    let lock = ImageLock { file, is_raw: *format == DiskFormat::Raw };
+    if !try_lock(&lock.file, read_only).map_err(cannot_tell)?
+        || (!lock.is_raw && engine::uses_image(path, read_only).map_err(cannot_tell)?)
+    {
         return Err(Error::DiskInUse { path: path.to_owned() });
     }
-    if *format == DiskFormat::Raw {
-        // hyperkit locks raw images by itself.
-        return Ok(None);
-    }
-    match engine::uses_image(path, read_only).map_err(cannot_tell)? {
-        true => Err(Error::DiskInUse { path: path.to_owned() }),
-        false => Ok(Some(lock)),
-    }
+    Ok(Some(lock))
 }
 
 /// The lock of an image, which keeps other starts away.
 #[must_use]
 #[derive(Debug)]
-pub(crate) struct ImageLock(File);
+pub(crate) struct ImageLock {
+    file: File,
+    is_raw: bool,
+}
+
+impl ImageLock {
+    /// Whether to keep this lock until the hypervisor runs. hyperkit locks raw images by itself, and must be able to.
+    pub fn outlasts_spawn(&self) -> bool {
+        !self.is_raw
+    }
+}
 
 impl Drop for ImageLock {
     fn drop(&mut self) {
-        unlock(&self.0);
+        unlock(&self.file);
     }
 }
 

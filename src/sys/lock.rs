@@ -24,21 +24,30 @@ fn open_locked_within(timeout: Duration, path: &Path, open: impl Fn() -> io::Res
     let deadline = Instant::now() + timeout;
     loop {
         let file = open()?;
-        while let Err(error) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            match error {
-                Errno::INTR => {}
-                Errno::WOULDBLOCK if Instant::now() < deadline => std::thread::sleep(POLL_INTERVAL),
-                Errno::WOULDBLOCK => return Err(timed_out(&file, timeout)),
-                error => return Err(error.into()),
+        let is_locked = loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break true,
+                Err(Errno::INTR) => {}
+                Err(Errno::WOULDBLOCK) if !is_at(&file, path)? => break false,
+                Err(Errno::WOULDBLOCK) if Instant::now() < deadline => std::thread::sleep(POLL_INTERVAL),
+                Err(Errno::WOULDBLOCK) => return Err(timed_out(&file, timeout)),
+                Err(error) => return Err(error.into()),
             }
+        };
+        if is_locked && is_at(&file, path)? {
+            return Ok(file);
         }
-        // Whoever held the lock may have removed the file or put another one in its place.
-        let locked = file.metadata()?;
-        match fs::metadata(path) {
-            Ok(current) if (locked.dev(), locked.ino()) == (current.dev(), current.ino()) => return Ok(file),
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+    }
+}
+
+/// Whether the open file is still the one at `path`. Whoever held the lock may have removed it, put another one in its place, or
+/// renamed it: an image that was locked while it was created gets the lock of a VM.
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let open = file.metadata()?;
+    match fs::metadata(path) {
+        Ok(current) => Ok((open.dev(), open.ino()) == (current.dev(), current.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -78,6 +87,24 @@ mod tests {
         }
         unlock(&held);
         open_locked(dir.path(), open).unwrap();
+    }
+
+    /// The image that another start has created is in use by then.
+    #[test]
+    fn a_locked_file_that_was_renamed_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        let opened = std::cell::Cell::new(0);
+        let _held = open_locked(&from, || File::create(&from)).unwrap();
+        let open = || {
+            let file = File::create(&from);
+            if opened.replace(opened.get() + 1) == 0 {
+                fs::rename(&from, &to)?;
+            }
+            file
+        };
+        open_locked_within(Duration::from_secs(60), &from, open).unwrap();
+        assert_eq!(opened.get(), 2);
     }
 
     /// As a child has it that another thread has forked.

@@ -10,7 +10,7 @@ use std::sync::Barrier;
 use hyperkit::{ConfigError, Console, Disk, Disks, Error, HyperKit, QcowOptions};
 
 use crate::common::rejection::only_violation;
-use crate::common::{StopOnDrop, TestDir, console_output};
+use crate::common::{StopOnDrop, TEST_TIMEOUT, TestDir, console_output, make_fifo, standin_path};
 
 #[test]
 fn one_image_under_two_names_is_a_duplicate() {
@@ -209,4 +209,69 @@ fn concurrent_starts_with_separate_disks_succeed() {
             scope.spawn(move || (0..25).for_each(|_| description.start("guest").unwrap().kill().unwrap()));
         }
     });
+}
+
+/// Both starts find the image unused. The second one takes it while the first one's hypervisor is not ready.
+#[test]
+fn start_that_loses_the_race_for_an_image_says_that_it_is_in_use() {
+    let test_dir = TestDir::new();
+    let fifo = test_dir.path("fifo");
+    make_fifo(&fifo);
+    let script = format!("#!/bin/sh\nread line <{}\nexec {} \"$@\"\n", fifo.display(), standin_path().display());
+    let slow = test_dir.write_executable("slow", script.as_bytes());
+    let image = test_dir.write("shared.img", &vec![0; 1 << 20]);
+    let first = test_dir.description().disk(Disk::raw(&image)).hyperkit(slow).spawn("guest").unwrap();
+    let second = test_dir.description().disk(Disk::raw(&image)).state_dir(test_dir.path("vm2"));
+    let _stop = StopOnDrop(test_dir.path("vm2"));
+    second.start("guest").unwrap();
+    fs::write(&fifo, "\n").unwrap();
+    match first.wait_ready(TEST_TIMEOUT) {
+        Err(Error::DiskInUse { path }) => assert_eq!(path, image),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Whoever comes first creates the image.
+#[test]
+fn losers_of_a_race_for_a_new_image_are_told_that_it_is_in_use() {
+    for round in 0..20 {
+        let test_dir = TestDir::new();
+        let image = test_dir.path("new.img");
+        let all = Barrier::new(4);
+        let started: Vec<_> = std::thread::scope(|scope| {
+            let (test_dir, image, all) = (&test_dir, &image, &all);
+            let start = move |index: usize| {
+                let disk = Disk::raw(&image).size_mib(1);
+                let description = test_dir.description().disk(disk).state_dir(test_dir.path(&format!("vm{index}")));
+                all.wait();
+                description.start("guest")
+            };
+            let threads: Vec<_> = (0..4).map(|index| scope.spawn(move || start(index))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        started.iter().flatten().for_each(|vm| vm.kill().unwrap());
+        assert!(started.iter().filter(|started| started.is_ok()).count() <= 1);
+        for error in started.iter().filter_map(|started| started.as_ref().err()) {
+            assert!(matches!(error, Error::DiskInUse { path } if *path == image), "{round}: {error:?}");
+        }
+    }
+}
+
+/// The image is complete, and the hypervisor that will use it does not run yet. hyperkit does not lock qcow2 images.
+#[test]
+fn new_qcow2_image_is_in_use_before_its_hypervisor_runs() {
+    let test_dir = TestDir::new();
+    let image = test_dir.path("new.qcow2");
+    let description = test_dir.description().disk(Disk::qcow2(&image, QcowOptions::default()).size_mib(1));
+    let _stops = [test_dir.path("vm"), test_dir.path("vm2")].map(StopOnDrop);
+    let mut second = None;
+    let first = description.spawn_with("guest", |_| {
+        assert!(image.exists());
+        second = Some(description.clone().state_dir(test_dir.path("vm2")).start("guest"));
+    });
+    match second {
+        Some(Err(Error::DiskInUse { path })) => assert_eq!(path, image),
+        other => panic!("{other:?}"),
+    }
+    first.unwrap().wait_ready(TEST_TIMEOUT).unwrap();
 }

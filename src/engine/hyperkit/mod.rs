@@ -207,6 +207,11 @@ impl EngineDriver for Driver {
         true
     }
 
+    /// From block_if.c.
+    fn locked_image_message(&self) -> &'static str {
+        "Could not lock backing file"
+    }
+
     /// hyperkit does not lock qcow2 images, so they are found on its command line. The Go package passes paths as they are;
     /// this crate escapes characters with a meaning in URLs.
     fn uses_image(&self, path: &Path, read_only: bool) -> io::Result<bool> {

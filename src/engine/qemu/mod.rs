@@ -182,6 +182,11 @@ impl EngineDriver for Driver {
         vsock_device::daemon(description, state)
     }
 
+    /// From block/file-posix.c.
+    fn locked_image_message(&self) -> &'static str {
+        "Is another process using the image"
+    }
+
     fn is_own_socket(&self, name: &str, kind: FileType) -> bool {
         let is_listener = |name: &str| {
             let port = name.strip_prefix(VSOCK_SOCKET).and_then(|rest| rest.strip_prefix('_'));
