@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, fcntl_lock};
+use rustix::fs::{FlockOperation, fcntl_lock, flock};
 use rustix::io::Errno;
 
 use crate::config::record::Record;
@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::process::{Process, ProcessInfo, identity, list_all, query};
 use crate::state::{Lock, PID_FILE, StateDir};
 use crate::sys::file::inode;
+use crate::sys::lock::unlock;
 use crate::sys::path::canonical;
 
 /// The processes that may be hypervisors. They are listed once, and only if pid file and record do not lead to one.
@@ -42,8 +43,8 @@ impl Hypervisors {
                 continue;
             }
             let is_ours = match state.is_hypervisor(process, record) {
-                // Another user's process, which cannot write to a directory of ours.
-                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => false,
+                // Another user's process. Unless it names this directory, it has nothing to do with it.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied && !state.is_named_by(process) => false,
                 is_ours => is_ours?,
             };
             if is_ours {
@@ -113,17 +114,44 @@ impl StateDir {
     }
 
     /// [`running`](Self::running), for a caller that is going to change the directory.
-    ///
-    /// # Errors
-    /// [`Error::CannotTell`] also if a process that this program cannot see holds the lock that QEMU has on its pid file. The VM may
-    /// be in another container.
     pub fn running_locked(&self, record: Option<&Record>, _: &Lock) -> Result<Option<Process>> {
-        let found = self.running(record)?;
-        if found.is_none() && self.pid_file_is_locked().map_err(Error::cannot_tell(Some(self.path())))? {
-            let held = io::Error::other(format!("a process that this program cannot see holds the lock on {PID_FILE}"));
-            return Err(Error::cannot_tell(Some(self.path()))(held));
+        let all = Hypervisors::default();
+        let found = self.find_running(record, &all, |pid, is_ours| Process::find(pid, is_ours))?;
+        if found.is_none() {
+            self.check_pid_file_is_unlocked()?;
         }
         Ok(found)
+    }
+
+    /// [`check_pid_file_is_unlocked`](Self::check_pid_file_is_unlocked), for a caller that has not locked the directory. It checks
+    /// nothing while another call changes the directory.
+    fn check_pid_file(&self) -> Result<()> {
+        let is_missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+        if self.file(PID_FILE).symlink_metadata().is_err_and(|error| is_missing(&error)) {
+            return Ok(());
+        }
+        let dir = match File::open(self.path()) {
+            Err(error) if is_missing(&error) => return Ok(()),
+            dir => dir.map_err(Error::cannot_tell(Some(self.path())))?,
+        };
+        if flock(&dir, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK) {
+            return Ok(());
+        }
+        let checked = self.check_pid_file_is_unlocked();
+        unlock(&dir);
+        checked
+    }
+
+    /// An error if a process holds the lock that QEMU has on its pid file. This program cannot see that process, which may be in
+    /// another container.
+    fn check_pid_file_is_unlocked(&self) -> Result<()> {
+        let cannot_tell = |error| Error::cannot_tell(Some(self.path()))(error);
+        match self.pid_file_is_locked().map_err(cannot_tell)? {
+            true => Err(cannot_tell(io::Error::other(format!(
+                "a process that this program cannot see holds the lock on {PID_FILE}"
+            )))),
+            false => Ok(()),
+        }
     }
 
     /// Tries the lock itself, so a QEMU that is starting must be kept away.
@@ -141,7 +169,11 @@ impl StateDir {
 
     /// [`running`](Self::running), for a caller that asks for many state directories.
     pub fn running_among(&self, record: Option<&Record>, all: &Hypervisors) -> Result<Option<Process>> {
-        self.find_running(record, all, |pid, is_ours| Process::find(pid, is_ours))
+        let found = self.find_running(record, all, |pid, is_ours| Process::find(pid, is_ours))?;
+        if found.is_none() {
+            self.check_pid_file()?;
+        }
+        Ok(found)
     }
 
     /// Whether [`running`](Self::running) would find one. Without a handle of the process this is faster.
@@ -151,7 +183,11 @@ impl StateDir {
             // This waits for a process that is exiting.
             None => Ok(Process::find(pid, is_ours)?.map(drop)),
         };
-        Ok(self.find_running(record, &Hypervisors::default(), find)?.is_some())
+        let is_running = self.find_running(record, &Hypervisors::default(), find)?.is_some();
+        if !is_running {
+            self.check_pid_file()?;
+        }
+        Ok(is_running)
     }
 
     fn find_running<T>(
@@ -183,6 +219,13 @@ impl StateDir {
             }
         }
         Ok(None)
+    }
+
+    /// Whether the process has a pid file with the path of this directory, or with the end of its path. There may be another
+    /// directory of this path where the process is.
+    fn is_named_by(&self, process: &ProcessInfo) -> bool {
+        let dir = pid_file(&process.command).and_then(|file| Path::new(file).parent());
+        dir.is_some_and(|dir| self.path().ends_with(canonical(dir)) || self.path().ends_with(dir))
     }
 
     /// Whether this is the process that was started in this directory, which may have been moved since. A wrapper can give it any

@@ -19,7 +19,7 @@ fn vm_of_another_container_is_neither_doubled_nor_removed() {
     let mut guest = Guest::new();
     guest.description = guest.description.clone().disk(Disk::in_state_dir(8));
     let vm = guest.description.start(QUIET_CMDLINE).unwrap();
-    for words in [&["start"][..], &["rm", "--yes"]] {
+    for words in [&["start"][..], &["rm", "--yes"], &["stop"], &["shutdown"], &["pause"]] {
         let output = ctl_in_a_container(&guest, words);
         let error = String::from_utf8(output.stderr).unwrap();
         assert!(
