@@ -16,7 +16,7 @@ Sets up what the examples need. It says what it will do before it does it, and d
   - It downloads a Linux kernel and busybox (71 MB), and makes of them a small guest in target/guest/ (10 MB), without root.
   - On macOS it installs QEMU with Homebrew. The guest has to be made on Debian or Ubuntu, and target/guest/ to be copied.
 
-  --tests   also what the tests need: genisoimage, qemu-utils and ovmf (15 MB); vhost-device-vsock, which Cargo builds in
+  --tests   also what the tests need: genisoimage, qemu-utils, ovmf and strace (17 MB); vhost-device-vsock, which Cargo builds in
             target/tools/ in a minute (to use vsock outside of the tests, put target/tools/bin on your PATH); and a disk
             image of Debian that answers ssh, made in target/cloud-image/ from 150 MB of packages in two minutes.
   --help    prints this text
@@ -95,6 +95,7 @@ find_missing() {
         have genisoimage || lacks 1 genisoimage
         have qemu-img || lacks 4 qemu-utils
         [ -e /usr/share/ovmf/OVMF.fd ] || lacks 10 ovmf
+        have strace || lacks 2 strace
         # For programs that run in the guest.
         if [ "$(uname -m)" != x86_64 ] && ! have x86_64-linux-gnu-gcc; then
             lacks 60 gcc-x86-64-linux-gnu libc6-dev-amd64-cross

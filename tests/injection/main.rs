@@ -1,0 +1,151 @@
+//! Kills a caller at each system call of `start`, `stop`, `shutdown` and `remove`, and makes each system call fail once.
+//! Afterwards no VM is lost, doubled or mistaken for another, and no data of the user is lost.
+//!
+//! The callers are the examples `boot` and `ctl`, run under strace, which injects the faults. By default every [`STEP`]th
+//! point is tested, and all with `FULL=1`. `STEP=n` overrides both.
+#![cfg(target_os = "linux")]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod action;
+mod calls;
+mod check;
+mod tracer;
+
+use std::path::Path;
+use std::time::Instant;
+
+use action::{Action, Site};
+use calls::{Call, Recording};
+use tracer::{Fault, Run};
+
+/// By default, one point in so many is tested.
+const STEP: usize = 24;
+/// A caller that lists all processes makes the same calls for each of them. So many calls of these count as one point.
+const CALLS_OF_LIST: usize = 31;
+const ERRORS: [&str; 5] = ["EMFILE", "EIO", "ENOMEM", "EACCES", "ENOSPC"];
+/// How often a point is tried again that moved because there were more or fewer processes on the host than before.
+const ATTEMPTS: usize = 4;
+
+fn step(default: usize) -> usize {
+    let is_full = std::env::var_os("FULL").is_some_and(|full| !full.is_empty());
+    let step = std::env::var("STEP").map_or(if is_full { 1 } else { default }, |step| step.parse().unwrap());
+    step.max(1)
+}
+
+/// Which calls get a fault: those of the main thread, or those of the other threads and of children before their `exec`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Tracee {
+    Main,
+    Others,
+}
+
+/// Injects each fault at each point of an action, and checks the result. Panics with all findings at the end.
+fn inject(action: Action, hypervisor: &Path, step: usize) {
+    let (site, began) = (Site::new(action, hypervisor), Instant::now());
+    let (mut findings, mut hits, mut moved) = (Vec::new(), 0, 0);
+    let faults = [Fault::Kill].into_iter().chain(ERRORS.map(Fault::Error));
+    for (round, fault) in faults.enumerate() {
+        for tracee in [Tracee::Main, Tracee::Others] {
+            let mut recording = record(&site);
+            let points = points(&recording, tracee, fault);
+            // Each fault begins at another point, so that together they test more of them.
+            for (place, call) in points.iter().enumerate().skip(round * step / 6).step_by(step) {
+                let mut next = Some(call.clone());
+                for attempt in 1..=ATTEMPTS {
+                    let Some(call) = next.take() else { break };
+                    site.prepare();
+                    let run = tracer::inject(&site, &call, fault, tracee);
+                    findings.extend(check::check(&site, &run).map(|finding| describe(action, fault, &run, &finding)));
+                    if run.hit.is_some_and(|hit| hit.is_like(&call)) {
+                        hits += 1;
+                    } else if attempt == ATTEMPTS {
+                        moved += 1;
+                    } else {
+                        recording = record(&site);
+                        next = self::points(&recording, tracee, fault).get(place).cloned();
+                    }
+                }
+            }
+        }
+    }
+    println!("{action:?}: {hits} faults in {:?}, and {moved} at another call than intended", began.elapsed());
+    assert!(findings.is_empty(), "{} findings:\n{}", findings.len(), findings.join("\n"));
+    assert!(hits > moved, "most faults were not injected: {hits} were, {moved} not");
+}
+
+fn describe(action: Action, fault: Fault, run: &Run, finding: &str) -> String {
+    let hit = run.hit.as_ref().map_or("no call".to_owned(), |call| call.text.clone());
+    let finding =
+        format!("{action:?}, {fault:?} at {hit}\n    {finding}\n    {:?} {}", run.status, run.stderr.trim_end());
+    println!("{finding}"); // at once, if the test runs with --nocapture
+    finding
+}
+
+fn record(site: &Site) -> Recording {
+    site.prepare();
+    let recording = tracer::record(site);
+    if let Some(finding) = check::check(site, &recording.run) {
+        panic!("without a fault: {finding}");
+    }
+    recording
+}
+
+/// The calls at which this fault is injected.
+fn points(recording: &Recording, tracee: Tracee, fault: Fault) -> Vec<Call> {
+    let can_fail = |call: &&Call| fault == Fault::Kill || call.can_fail();
+    let of_main = |call: &Call| recording.calls.iter().any(|main| main.is_main && main.is_same(call));
+    let of_tracee = recording.calls[recording.start..].iter().filter(|call| match tracee {
+        Tracee::Main => call.is_main,
+        // strace counts for each thread. Otherwise the main thread would get the fault first.
+        Tracee::Others => !call.is_main && !of_main(call),
+    });
+    let (listing, others): (Vec<_>, Vec<_>) = of_tracee.filter(can_fail).partition(|call| call.is_of_list);
+    others.into_iter().chain(listing.into_iter().step_by(CALLS_OF_LIST)).cloned().collect()
+}
+
+#[test]
+fn start() {
+    inject(Action::Start, &common::standin_path(), step(STEP));
+}
+
+#[test]
+fn start_again() {
+    inject(Action::StartAgain, &common::standin_path(), step(STEP));
+}
+
+#[test]
+fn stop() {
+    inject(Action::Stop, &common::standin_path(), step(STEP));
+}
+
+#[test]
+fn shutdown() {
+    inject(Action::Shutdown, &common::standin_path(), step(STEP));
+}
+
+#[test]
+fn remove() {
+    inject(Action::Remove, &common::standin_path(), step(STEP));
+}
+
+#[test]
+fn remove_of_a_running_vm() {
+    inject(Action::RemoveRunning, &common::standin_path(), step(STEP));
+}
+
+/// The child of a killed starter still becomes a hypervisor. Until then it holds the lock of the state directory.
+#[test]
+fn starter_that_is_killed_before_the_exec_of_its_child() {
+    for action in [Action::Start, Action::StartAgain] {
+        let site = Site::new(action, &common::standin_path());
+        // Only the child makes these calls.
+        for name in ["setpgid", "dup2", "execve"] {
+            site.prepare();
+            let run = tracer::kill_while_child_waits(&site, name);
+            let finding = check::check(&site, &run);
+            assert_eq!(finding, None, "{action:?}, killed while its child was before {name}");
+        }
+    }
+}
