@@ -346,7 +346,8 @@ fn spawn_with_output(
     let terminal = if uses_stdio(description) {
         Some(TerminalSettings::save())
     } else {
-        command.stdin(Stdio::null()).stdout(output.writer()?);
+        let stdin = vsock_daemon.as_ref().map_or(Ok(Stdio::null()), VhostVsockDaemon::lifetime)?;
+        command.stdin(stdin).stdout(output.writer()?);
         None
     };
     // ^C does not reach a separate process group, but such a group must not read from the terminal.

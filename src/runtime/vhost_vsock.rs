@@ -2,14 +2,14 @@
 //!
 //! It shares the guest's memory with the hypervisor, serves programs of the host on a unix socket, and does not exit with
 //! the hypervisor. So it runs under shells that hold the reading end of a FIFO. The starter holds the writing end until
-//! the hypervisor is ready, the hypervisor as long as it runs. When no process holds it any more, the
-//! shells kill the daemon. When the daemon exits, the shells exit, too. There are two, so that either can be killed.
+//! the hypervisor is ready, the hypervisor as long as it runs: as its standard input, from its first moment on. When no process
+//! holds the writing end any more, the shells kill the daemon. When the daemon exits, the shells exit, too. There are two, so that either can be killed.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
@@ -65,6 +65,13 @@ impl VhostVsockDaemon {
             std::thread::sleep(POLL_INTERVAL);
         }
         Ok(started)
+    }
+
+    /// The writing end as standard input of the hypervisor, which does not read it. The hypervisor opens the FIFO, too, but only
+    /// later: if the starter were killed before that, the daemon would be killed, and then the hypervisor would exit.
+    pub fn lifetime(&self) -> Result<Stdio> {
+        let lifetime = self.lifetime.as_ref().map_or(Ok(Stdio::null()), |file| file.try_clone().map(Stdio::from));
+        lifetime.map_err(Error::io("duplicate the descriptor of", &self.lifetime_fifo))
     }
 
     /// Leaves the daemon's lifetime to the hypervisor.

@@ -211,7 +211,9 @@ pub fn boot_command(test_dir: &TestDir, guest: &str) -> Command {
 /// directory records.
 pub fn hypervisors_in(dir: &Path) -> Vec<u32> {
     let pid_file = dir.join("hyperkit.pid");
-    processes_matching(|command| command.windows(2).any(|pair| pair[0] == "-F" && *pair[1] == pid_file))
+    // hyperkit's option and QEMU's.
+    let has_pid_file = |pair: &[OsString]| (pair[0] == "-F" || pair[0] == "-pidfile") && *pair[1] == pid_file;
+    processes_matching(|command| command.windows(2).any(has_pid_file))
 }
 
 /// Returns the processes of vhost-device-vsock for the VM in a state directory, and of the shells that watch the daemon.

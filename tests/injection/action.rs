@@ -3,11 +3,12 @@
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use hyperkit::{Disk, Disks, Engine, HyperKit};
+use hyperkit::{Disk, Disks, HyperKit};
 
-use crate::common::{TestDir, bz_image, example_path};
+use crate::common::guest::setup_file;
+use crate::common::{TestDir, bz_image, example_path, standin_path};
 use crate::tracer::Status;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -34,6 +35,20 @@ impl Action {
     }
 }
 
+/// The engine of the VM.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Kind {
+    Standin,
+    /// With a qcow2 image, which `qemu-img` creates.
+    Qemu,
+    QemuWithVsock,
+}
+
+/// QEMU's option with which the guest does not run, so that it needs no CPU.
+const PAUSED: &str = "-S";
+/// Where `vhost-device-vsock` is.
+pub const TOOLS: &str = "target/tools/bin";
+
 /// What the guest has written to the disk in the state directory, and what the user's files contain.
 pub const DATA: &[u8] = b"precious data";
 pub const DISK_MIB: u64 = 1;
@@ -43,14 +58,14 @@ const USER_FILES: [&str; 2] = ["user.img", "mine.txt"];
 /// A directory with the user's files and the state directory `vm`.
 pub struct Site {
     pub action: Action,
-    hypervisor: PathBuf,
+    kind: Kind,
     test_dir: TestDir,
     scratch: TestDir,
     names: Vec<String>,
 }
 
 impl Site {
-    pub fn new(action: Action, hypervisor: &Path) -> Self {
+    pub fn new(action: Action, kind: Kind) -> Self {
         let test_dir = TestDir::new();
         for name in USER_FILES {
             test_dir.write(name, DATA);
@@ -58,7 +73,7 @@ impl Site {
         }
         test_dir.write("vmlinuz", &bz_image(2047));
         let names = crate::common::file_names(&test_dir.dir());
-        Self { action, hypervisor: hypervisor.to_owned(), test_dir, scratch: TestDir::new(), names }
+        Self { action, kind, test_dir, scratch: TestDir::new(), names }
     }
 
     pub fn dir(&self) -> PathBuf {
@@ -75,7 +90,15 @@ impl Site {
     }
 
     fn is_qemu(&self) -> bool {
-        Engine::of(&self.hypervisor) == Engine::Qemu
+        self.kind != Kind::Standin
+    }
+
+    pub fn has_vsock(&self) -> bool {
+        self.kind == Kind::QemuWithVsock
+    }
+
+    fn hypervisor(&self) -> PathBuf {
+        if self.is_qemu() { "qemu-system-x86_64".into() } else { standin_path() }
     }
 
     /// The disk that the crate creates in the state directory.
@@ -86,8 +109,15 @@ impl Site {
     pub fn description(&self) -> HyperKit {
         let disk =
             if self.is_qemu() { Disk::new(self.disk()).size_mib(DISK_MIB) } else { Disk::in_state_dir(DISK_MIB) };
-        let description = self.test_dir.description().hyperkit(&self.hypervisor).memory_mib(64);
-        description.disk(disk).disk(Disk::raw(self.test_dir.path(USER_FILES[0])))
+        let description = self.test_dir.description().hyperkit(self.hypervisor()).memory_mib(64);
+        let mut description = description.disk(disk).disk(Disk::raw(self.test_dir.path(USER_FILES[0])));
+        if self.is_qemu() {
+            description = description.extra_argument(PAUSED);
+        }
+        if self.has_vsock() {
+            description = description.vsock(true).vhost_device_vsock(setup_file(TOOLS, "vhost-device-vsock"));
+        }
+        description
     }
 
     /// The command that does the action.
@@ -100,7 +130,7 @@ impl Site {
             Action::Start => {
                 let mut words = vec![example_path("boot").into_os_string(), "--background".into()];
                 let mut add = |flag: &str, value: OsString| words.extend([flag.into(), value]);
-                add("--hyperkit", self.hypervisor.clone().into());
+                add("--hyperkit", self.hypervisor().into());
                 add("--state-dir", self.state_dir().into());
                 add("--kernel", self.test_dir.path("vmlinuz").into());
                 add("--initrd", self.test_dir.path("initrd.img").into());
@@ -111,6 +141,12 @@ impl Site {
                 add("--disk-size", DISK_MIB.to_string().into());
                 add("--disk", self.test_dir.path(USER_FILES[0]).into());
                 add("--cmdline", "guest".into());
+                if self.is_qemu() {
+                    add("--extra", PAUSED.into());
+                }
+                if self.has_vsock() {
+                    words.push("--vsock".into());
+                }
                 words
             }
             Action::StartAgain => ctl(&["start"]),

@@ -4,11 +4,11 @@ use std::fs;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use hyperkit::{Disks, Error, HyperKit};
+use hyperkit::{Disks, Error, HyperKit, VmStatus};
 use rustix::process::{Signal, kill_process};
 
 use crate::action::{Action, DISK_MIB, Site};
-use crate::common::{file_names, hypervisors_in, to_pid};
+use crate::common::{file_names, hypervisors_in, to_pid, vsock_daemons_in};
 use crate::tracer::{HANG, Run, Status};
 
 /// Returns what is wrong, and repairs it.
@@ -110,6 +110,7 @@ fn check_next_start(site: &Site, running: Option<u32>) -> Result<(), String> {
         [pid] if pid == started => {}
         ref others => return Err(format!("the next start reports {started}, and {others:?} run")),
     }
+    check_answers(site, started)?;
     match site.action {
         Action::Start | Action::Remove => {}
         _ if !site.has_data() => return Err("the disk has lost its data at the next start".into()),
@@ -118,6 +119,24 @@ fn check_next_start(site: &Site, running: Option<u32>) -> Result<(), String> {
     match site.disk().metadata() {
         Ok(disk) if site.disk().ends_with("disk.qcow2") || disk.len() == DISK_MIB << 20 => Ok(()),
         disk => Err(format!("the disk is {disk:?}")),
+    }
+}
+
+/// The hypervisor of a killed starter may still be setting up its devices. It must not exit then.
+fn check_answers(site: &Site, pid: u32) -> Result<(), String> {
+    let (deadline, description) = (Instant::now() + HANG, HyperKit::new().state_dir(site.state_dir()));
+    loop {
+        let vm = description.vm().map_err(|error| format!("vm: {error:#}"))?;
+        let vm = vm.filter(|vm| vm.pid() == pid).ok_or_else(|| format!("the VM of process {pid} has exited"))?;
+        match vm.status() {
+            Ok(VmStatus::Exited(exit)) => return Err(format!("the VM of process {pid} {exit}")),
+            Ok(_) if site.has_vsock() && vsock_daemons_in(&site.state_dir()).is_empty() => {
+                return Err("there is no vsock daemon".into());
+            }
+            Ok(_) => return Ok(()),
+            Err(error) if Instant::now() > deadline => return Err(format!("the VM does not answer: {error:#}")),
+            Err(_) => sleep(Duration::from_millis(5)),
+        }
     }
 }
 
@@ -132,6 +151,10 @@ fn check_end(site: &Site) -> Result<(), String> {
     description.remove(Disks::Delete).map_err(|error| format!("remove: {error:#}"))?;
     if site.state_dir().exists() {
         return Err(format!("remove leaves {:?}", file_names(&site.state_dir())));
+    }
+    let daemons = vsock_daemons_in(&site.state_dir());
+    if !daemons.is_empty() {
+        return Err(format!("the vsock daemon runs on: {daemons:?}"));
     }
     site.check_user_files()
 }

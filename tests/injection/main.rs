@@ -13,15 +13,15 @@ mod calls;
 mod check;
 mod tracer;
 
-use std::path::Path;
 use std::time::Instant;
 
-use action::{Action, Site};
+use action::{Action, Kind, Site};
 use calls::{Call, Recording};
 use tracer::{Fault, Run};
 
 /// By default, one point in so many is tested.
 const STEP: usize = 24;
+const STEP_QEMU: usize = 120;
 /// A caller that lists all processes makes the same calls for each of them. So many calls of these count as one point.
 const CALLS_OF_LIST: usize = 31;
 const ERRORS: [&str; 5] = ["EMFILE", "EIO", "ENOMEM", "EACCES", "ENOSPC"];
@@ -42,8 +42,8 @@ enum Tracee {
 }
 
 /// Injects each fault at each point of an action, and checks the result. Panics with all findings at the end.
-fn inject(action: Action, hypervisor: &Path, step: usize) {
-    let (site, began) = (Site::new(action, hypervisor), Instant::now());
+fn inject(action: Action, kind: Kind, step: usize) {
+    let (site, began) = (Site::new(action, kind), Instant::now());
     let (mut findings, mut hits, mut moved) = (Vec::new(), 0, 0);
     let faults = [Fault::Kill].into_iter().chain(ERRORS.map(Fault::Error));
     for (round, fault) in faults.enumerate() {
@@ -70,7 +70,7 @@ fn inject(action: Action, hypervisor: &Path, step: usize) {
             }
         }
     }
-    println!("{action:?}: {hits} faults in {:?}, and {moved} at another call than intended", began.elapsed());
+    println!("{action:?}, {kind:?}: {hits} faults in {:?}, and {moved} at another call than intended", began.elapsed());
     assert!(findings.is_empty(), "{} findings:\n{}", findings.len(), findings.join("\n"));
     assert!(hits > moved, "most faults were not injected: {hits} were, {moved} not");
 }
@@ -107,45 +107,57 @@ fn points(recording: &Recording, tracee: Tracee, fault: Fault) -> Vec<Call> {
 
 #[test]
 fn start() {
-    inject(Action::Start, &common::standin_path(), step(STEP));
+    inject(Action::Start, Kind::Standin, step(STEP));
 }
 
 #[test]
 fn start_again() {
-    inject(Action::StartAgain, &common::standin_path(), step(STEP));
+    inject(Action::StartAgain, Kind::Standin, step(STEP));
 }
 
 #[test]
 fn stop() {
-    inject(Action::Stop, &common::standin_path(), step(STEP));
+    inject(Action::Stop, Kind::Standin, step(STEP));
 }
 
 #[test]
 fn shutdown() {
-    inject(Action::Shutdown, &common::standin_path(), step(STEP));
+    inject(Action::Shutdown, Kind::Standin, step(STEP));
 }
 
 #[test]
 fn remove() {
-    inject(Action::Remove, &common::standin_path(), step(STEP));
+    inject(Action::Remove, Kind::Standin, step(STEP));
 }
 
 #[test]
 fn remove_of_a_running_vm() {
-    inject(Action::RemoveRunning, &common::standin_path(), step(STEP));
+    inject(Action::RemoveRunning, Kind::Standin, step(STEP));
+}
+
+#[test]
+fn start_of_qemu() {
+    inject(Action::Start, Kind::Qemu, step(STEP_QEMU));
+}
+
+#[test]
+fn start_of_qemu_with_vsock() {
+    inject(Action::Start, Kind::QemuWithVsock, step(STEP_QEMU));
 }
 
 /// The child of a killed starter still becomes a hypervisor. Until then it holds the lock of the state directory.
 #[test]
 fn starter_that_is_killed_before_the_exec_of_its_child() {
-    for action in [Action::Start, Action::StartAgain] {
-        let site = Site::new(action, &common::standin_path());
+    let starts = [Action::Start, Action::StartAgain].map(|action| (action, Kind::Standin));
+    for (action, kind) in starts.into_iter().chain([(Action::Start, Kind::Qemu), (Action::Start, Kind::QemuWithVsock)])
+    {
+        let site = Site::new(action, kind);
         // Only the child makes these calls.
         for name in ["setpgid", "dup2", "execve"] {
             site.prepare();
             let run = tracer::kill_while_child_waits(&site, name);
             let finding = check::check(&site, &run);
-            assert_eq!(finding, None, "{action:?}, killed while its child was before {name}");
+            assert_eq!(finding, None, "{action:?}, {kind:?}, killed while its child was before {name}");
         }
     }
 }

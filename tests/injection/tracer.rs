@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 use rustix::process::{Signal, kill_process};
 
 use crate::Tracee;
-use crate::action::Site;
+use crate::action::{Site, TOOLS};
 use crate::calls::{Call, Recording, parse};
+use crate::common::guest::setup_file;
 use crate::common::{to_pid, wait_until};
 
 /// A caller that takes longer hangs.
@@ -81,7 +82,9 @@ pub fn record(site: &Site) -> Recording {
 pub fn kill_while_child_waits(site: &Site, name: &str) -> Run {
     let rule = format!("inject={name}:delay_enter={}", CHILD_DELAY.as_micros());
     let (run, log) = trace(site, &["-e", &rule], true, |caller| {
-        wait_until("the caller has a child", || !children(caller).is_empty());
+        // The vsock daemon is a child, too.
+        let count = 1 + usize::from(site.has_vsock());
+        wait_until("the caller has its children", || children(caller).len() == count);
         kill_process(to_pid(caller), Signal::KILL).unwrap();
     });
     assert_eq!(run.status, Status::Died, "{}", run.stderr);
@@ -98,6 +101,12 @@ fn trace(site: &Site, options: &[&str], follow: bool, meanwhile: impl FnOnce(u32
     if follow {
         // Threads and children, but no other programs.
         strace.args(["-f", "-b", "execve"]);
+    }
+    if site.has_vsock() {
+        let tools = setup_file(TOOLS, "vhost-device-vsock").parent().unwrap().to_owned();
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let dirs = [tools].into_iter().chain(std::env::split_paths(&path));
+        strace.env("PATH", std::env::join_paths(dirs).unwrap());
     }
     strace.args(site.command()).stdin(Stdio::null()).stdout(create("stdout")).stderr(create("stderr"));
     let mut strace = strace.spawn().expect("strace is missing: run examples/setup.sh --tests");
