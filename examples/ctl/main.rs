@@ -294,7 +294,8 @@ fn shutdown(vm: &Vm, options: &Options) -> Result<&'static str> {
     let grace = Duration::from_secs(options.grace.unwrap_or(DEFAULT_GRACE));
     let (done, is_done) = channel::<()>();
     let outcome = thread::scope(|scope| {
-        scope.spawn(move || {
+        // Without a thread, only the notice is missing.
+        let _ = thread::Builder::new().spawn_scoped(scope, move || {
             let is_late = is_done.recv_timeout(NOTICE_DELAY) == Err(std::sync::mpsc::RecvTimeoutError::Timeout);
             let left = grace.saturating_sub(NOTICE_DELAY).as_secs();
             if is_late && left > 0 && stderr().is_terminal() {
