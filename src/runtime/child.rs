@@ -236,10 +236,14 @@ impl Child {
     }
 }
 
-/// Whether the child has not exited. Does not reap it.
+/// Whether the child has not exited. Does not reap it. Only ECHILD proves that the system has reaped it: after any other error,
+/// reaping a child that runs would block everybody who asks for its exit.
 fn is_alive(pid: Pid) -> bool {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
-    matches!(waitid(WaitId::Pid(pid), options), Ok(None) | Err(rustix::io::Errno::INTR))
+    match waitid(WaitId::Pid(pid), options) {
+        Ok(status) => status.is_none(),
+        Err(error) => error != rustix::io::Errno::CHILD,
+    }
 }
 
 /// Becomes readable when the child has exited.
@@ -250,6 +254,6 @@ fn exit_fd(pid: Pid) -> io::Result<ExitFd> {
     }
     ExitFd::from_waiting(move || {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
-        while matches!(waitid(WaitId::Pid(pid), options), Err(rustix::io::Errno::INTR)) {}
+        while waitid(WaitId::Pid(pid), options).is_err_and(|error| error != rustix::io::Errno::CHILD) {}
     })
 }

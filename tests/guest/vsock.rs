@@ -259,10 +259,10 @@ fn daemon_failure_is_an_error_with_its_output() {
     vsock.description().start("console=ttyS0").unwrap().kill().unwrap();
 }
 
-/// The daemon exits when nobody has the FIFO `vhost.line` open any more. QEMU opens it, and until then the starter does.
-/// Here QEMU hangs before it opens the FIFO.
+/// The daemon exits when nobody has the FIFO `vhost.line` open any more. QEMU has it from the start as its standard input. Here
+/// QEMU hangs before it opens the FIFO by its name.
 #[test]
-fn daemon_exits_when_the_starter_is_killed_before_qemu_is_ready() {
+fn daemon_lives_as_long_as_qemu_when_the_starter_is_killed_before_qemu_is_ready() {
     let vsock = Vsock::new();
     let qemu = vsock.write_program("qemu-system-x86_64", "#!/bin/sh\necho $$ >\"$0.pid\"\nexec sleep 1000\n");
     let tools = vsock.state_dir.with_file_name("tools");
@@ -279,6 +279,9 @@ fn daemon_exits_when_the_starter_is_killed_before_qemu_is_ready() {
     assert!(!vsock.daemons().is_empty());
     boot.kill().unwrap();
     boot.wait().unwrap();
-    wait_until("the daemon has exited", || vsock.daemons().is_empty());
+    let stdin = fs::read_link(format!("/proc/{}/fd/0", pid().unwrap())).unwrap();
+    assert_eq!(stdin, vsock.state_dir.join("vhost.line"));
+    assert!(!vsock.daemons().is_empty());
     kill_process(to_pid(pid().unwrap()), Signal::KILL).unwrap();
+    wait_until("the daemon has exited", || vsock.daemons().is_empty());
 }

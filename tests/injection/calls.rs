@@ -32,6 +32,7 @@ pub struct Call {
     pub name: String,
     /// Counts the calls with this name in its thread, from 1.
     pub ordinal: usize,
+    thread: String,
     /// Whether it belongs to the caller's main thread.
     pub is_main: bool,
     /// Whether the caller was listing all processes.
@@ -74,8 +75,17 @@ pub fn parse(log: &str) -> Vec<Call> {
         let Some((thread, call)) = line.split_once(' ').map(|(thread, call)| (thread, call.trim_start())) else {
             continue;
         };
-        // Not the end of a call, a signal or an exit.
-        let Some((name, _)) = call.split_once('(').filter(|_| !call.starts_with(['<', '+', '-'])) else { continue };
+        // The rest of a call during which another thread has made one.
+        if let Some(rest) = call.strip_prefix("<... ") {
+            let name = rest.split(' ').next().unwrap_or_default();
+            let begun = calls.iter_mut().rev().find(|begun: &&mut Call| begun.thread == thread && begun.name == name);
+            if let Some(begun) = begun {
+                begun.text += rest;
+            }
+            continue;
+        }
+        // Not a signal or an exit.
+        let Some((name, _)) = call.split_once('(').filter(|_| !call.starts_with(['+', '-'])) else { continue };
         let count = counts.entry((thread, name)).or_default();
         *count += 1;
         let is_main = thread == main;
@@ -84,6 +94,7 @@ pub fn parse(log: &str) -> Vec<Call> {
         }
         calls.push(Call {
             name: name.to_owned(),
+            thread: thread.to_owned(),
             ordinal: *count,
             is_main,
             is_of_list: is_main && list.is_some(),
