@@ -2,7 +2,7 @@
 //! Afterwards no VM is lost, doubled or mistaken for another, and no data of the user is lost.
 //!
 //! The callers are the examples `boot` and `ctl`, run under strace, which injects the faults. By default every [`STEP`]th
-//! point is tested, and all with `FULL=1`. `STEP=n` overrides both.
+//! point is tested, and with `FULL=1` each with the stand-in and more with QEMU. `STEP=n` overrides both.
 #![cfg(target_os = "linux")]
 
 #[path = "../common/mod.rs"]
@@ -20,18 +20,21 @@ use calls::{Call, Recording};
 use tracer::{Fault, Run};
 
 /// By default, one point in so many is tested.
-const STEP: usize = 24;
+const STEP: usize = 16;
+/// A start of QEMU takes long.
 const STEP_QEMU: usize = 120;
+const STEP_QEMU_FULL: usize = 10;
 /// A caller that lists all processes makes the same calls for each of them. So many calls of these count as one point.
 const CALLS_OF_LIST: usize = 31;
 const ERRORS: [&str; 5] = ["EMFILE", "EIO", "ENOMEM", "EACCES", "ENOSPC"];
 /// How often a point is tried again that moved because there were more or fewer processes on the host than before.
 const ATTEMPTS: usize = 4;
 
-fn step(default: usize) -> usize {
+/// `default`, or `full` in a full run.
+fn step(default: usize, full: usize) -> usize {
     let is_full = std::env::var_os("FULL").is_some_and(|full| !full.is_empty());
-    let step = std::env::var("STEP").map_or(if is_full { 1 } else { default }, |step| step.parse().unwrap());
-    step.max(1)
+    let step = if is_full { full } else { default };
+    std::env::var("STEP").map_or(step, |step| step.parse().unwrap()).max(1)
 }
 
 /// Which calls get a fault: those of the main thread, or those of the other threads and of children before their `exec`.
@@ -107,42 +110,42 @@ fn points(recording: &Recording, tracee: Tracee, fault: Fault) -> Vec<Call> {
 
 #[test]
 fn start() {
-    inject(Action::Start, Kind::Standin, step(STEP));
+    inject(Action::Start, Kind::Standin, step(STEP, 1));
 }
 
 #[test]
 fn start_again() {
-    inject(Action::StartAgain, Kind::Standin, step(STEP));
+    inject(Action::StartAgain, Kind::Standin, step(STEP, 1));
 }
 
 #[test]
 fn stop() {
-    inject(Action::Stop, Kind::Standin, step(STEP));
+    inject(Action::Stop, Kind::Standin, step(STEP, 1));
 }
 
 #[test]
 fn shutdown() {
-    inject(Action::Shutdown, Kind::Standin, step(STEP));
+    inject(Action::Shutdown, Kind::Standin, step(STEP, 1));
 }
 
 #[test]
 fn remove() {
-    inject(Action::Remove, Kind::Standin, step(STEP));
+    inject(Action::Remove, Kind::Standin, step(STEP, 1));
 }
 
 #[test]
 fn remove_of_a_running_vm() {
-    inject(Action::RemoveRunning, Kind::Standin, step(STEP));
+    inject(Action::RemoveRunning, Kind::Standin, step(STEP, 1));
 }
 
 #[test]
 fn start_of_qemu() {
-    inject(Action::Start, Kind::Qemu, step(STEP_QEMU));
+    inject(Action::Start, Kind::Qemu, step(STEP_QEMU, STEP_QEMU_FULL));
 }
 
 #[test]
 fn start_of_qemu_with_vsock() {
-    inject(Action::Start, Kind::QemuWithVsock, step(STEP_QEMU));
+    inject(Action::Start, Kind::QemuWithVsock, step(STEP_QEMU, STEP_QEMU_FULL));
 }
 
 /// The child of a killed starter still becomes a hypervisor. Until then it holds the lock of the state directory.
