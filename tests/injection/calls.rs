@@ -46,6 +46,12 @@ impl Call {
         !INFALLIBLE.contains(&self.name.as_str())
     }
 
+    /// Whether it opens a file descriptor.
+    pub fn opens(&self) -> bool {
+        ["openat", "pidfd_open", "eventfd2", "inotify_init1", "socket", "pipe2"].contains(&self.name.as_str())
+            || self.text.contains("F_DUPFD")
+    }
+
     /// Whether a fault for one of them is a fault for the other.
     pub fn is_same(&self, other: &Self) -> bool {
         (&self.name, self.ordinal) == (&other.name, other.ordinal)

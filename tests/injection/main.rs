@@ -1,4 +1,5 @@
-//! Kills a caller at each system call of `start`, `stop`, `shutdown` and `remove`, and makes each system call fail once.
+//! Kills a caller at each system call of `start`, `stop`, `shutdown` and `remove`, makes each system call fail once, and lets
+//! the caller run out of file descriptors at each.
 //! Afterwards no VM is lost, doubled or mistaken for another, and no data of the user is lost.
 //!
 //! The callers are the examples `boot` and `ctl`, run under strace, which injects the faults. By default every [`STEP`]th
@@ -17,7 +18,7 @@ use std::time::Instant;
 
 use action::{Action, Kind, Site};
 use calls::{Call, Recording};
-use tracer::{Fault, Run};
+use tracer::{Fault, Run, Status};
 
 /// By default, one point in so many is tested.
 const STEP: usize = 16;
@@ -27,6 +28,8 @@ const STEP_QEMU_FULL: usize = 10;
 /// A caller that lists all processes makes the same calls for each of them. So many calls of these count as one point.
 const CALLS_OF_LIST: usize = 31;
 const ERRORS: [&str; 5] = ["EMFILE", "EIO", "ENOMEM", "EACCES", "ENOSPC"];
+/// Limits of open file descriptors, beginning with one that is free after the standard streams and the libraries.
+const LIMITS: std::ops::Range<u32> = 4..20;
 /// How often a point is tried again that moved because there were more or fewer processes on the host than before.
 const ATTEMPTS: usize = 4;
 
@@ -48,13 +51,14 @@ enum Tracee {
 fn inject(action: Action, kind: Kind, step: usize) {
     let (site, began) = (Site::new(action, kind), Instant::now());
     let (mut findings, mut hits, mut moved) = (Vec::new(), 0, 0);
-    let faults = [Fault::Kill].into_iter().chain(ERRORS.map(Fault::Error));
+    let faults = [Fault::Kill, Fault::NoDescriptors].into_iter().chain(ERRORS.map(Fault::Error));
+    let count = faults.clone().count();
     for (round, fault) in faults.enumerate() {
         for tracee in [Tracee::Main, Tracee::Others] {
             let mut recording = record(&site);
             let points = points(&recording, tracee, fault);
             // Each fault begins at another point, so that together they test more of them.
-            for (place, call) in points.iter().enumerate().skip(round * step / 6).step_by(step) {
+            for (place, call) in points.iter().enumerate().skip(round * step / count).step_by(step) {
                 let mut next = Some(call.clone());
                 for attempt in 1..=ATTEMPTS {
                     let Some(call) = next.take() else { break };
@@ -97,7 +101,11 @@ fn record(site: &Site) -> Recording {
 
 /// The calls at which this fault is injected.
 fn points(recording: &Recording, tracee: Tracee, fault: Fault) -> Vec<Call> {
-    let can_fail = |call: &&Call| fault == Fault::Kill || call.can_fail();
+    let can_fail = |call: &&Call| match fault {
+        Fault::Kill => true,
+        Fault::Error(_) => call.can_fail(),
+        Fault::NoDescriptors => call.opens(),
+    };
     let of_main = |call: &Call| recording.calls.iter().any(|main| main.is_main && main.is_same(call));
     let of_tracee = recording.calls[recording.start..].iter().filter(|call| match tracee {
         Tracee::Main => call.is_main,
@@ -146,6 +154,25 @@ fn start_of_qemu() {
 #[test]
 fn start_of_qemu_with_vsock() {
     inject(Action::Start, Kind::QemuWithVsock, step(STEP_QEMU, STEP_QEMU_FULL));
+}
+
+/// With too few, a program cannot find out what runs. From some number on, it can. A start is not tested, since the hypervisor
+/// would have the same limit.
+#[test]
+fn callers_with_few_file_descriptors() {
+    for action in [Action::Stop, Action::Shutdown, Action::Remove, Action::RemoveRunning] {
+        let site = Site::new(action, Kind::Standin);
+        let mut statuses = Vec::new();
+        for limit in LIMITS {
+            site.prepare();
+            let run = tracer::limit_descriptors(&site, limit);
+            let finding = check::check(&site, &run);
+            assert_eq!(finding, None, "{action:?} with {limit} descriptors: {run:?}");
+            statuses.push(run.status);
+        }
+        assert_eq!(statuses.first(), Some(&Status::Failure), "{action:?}");
+        assert_eq!(statuses.last(), Some(&action.status_without_fault()), "{action:?}");
+    }
 }
 
 /// The child of a killed starter still becomes a hypervisor. Until then it holds the lock of the state directory.

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -27,6 +27,8 @@ pub enum Fault {
     Kill,
     /// The call does nothing and fails with this error.
     Error(&'static str),
+    /// All calls with this name fail with EMFILE from this one on, as if the caller had no free file descriptors.
+    NoDescriptors,
 }
 
 /// How a caller ended.
@@ -51,11 +53,12 @@ pub enum Status {
 }
 
 pub fn inject(site: &Site, call: &Call, fault: Fault, tracee: Tracee) -> Run {
-    let what = match fault {
-        Fault::Kill => "signal=SIGKILL".to_owned(),
-        Fault::Error(error) => format!("error={error}"),
+    let (what, onwards) = match fault {
+        Fault::Kill => ("signal=SIGKILL".to_owned(), ""),
+        Fault::Error(error) => (format!("error={error}"), ""),
+        Fault::NoDescriptors => ("error=EMFILE".to_owned(), "+"),
     };
-    let rule = format!("inject={}:{what}:when={}", call.name, call.ordinal);
+    let rule = format!("inject={}:{what}:when={}{onwards}", call.name, call.ordinal);
     let (mut run, log) = trace(site, &["-e", &rule], tracee == Tracee::Others, |_| ());
     // Without -f there are no thread IDs in the log.
     let log = if tracee == Tracee::Main { log.lines().map(|line| format!("0 {line}\n")).collect() } else { log };
@@ -63,7 +66,7 @@ pub fn inject(site: &Site, call: &Call, fault: Fault, tracee: Tracee) -> Run {
     run.hit = match fault {
         Fault::Kill if has_died(&run) => parse(&log).into_iter().rfind(|hit| hit.name == call.name),
         Fault::Kill => parse(&log).into_iter().find(|hit| hit.name == call.name && hit.ordinal == call.ordinal),
-        Fault::Error(_) => parse(&log).into_iter().find(|call| call.text.contains("(INJECTED)")),
+        Fault::Error(_) | Fault::NoDescriptors => parse(&log).into_iter().find(|call| call.text.contains("(INJECTED)")),
     };
     run
 }
@@ -92,32 +95,52 @@ pub fn kill_while_child_waits(site: &Site, name: &str) -> Run {
     run
 }
 
-/// Runs the action's caller. `meanwhile` gets its process ID.
+/// Runs the caller with a limit of open file descriptors.
+pub fn limit_descriptors(site: &Site, limit: u32) -> Run {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "ulimit -n $0 && exec \"$@\"", &limit.to_string()]).args(site.command());
+    let (mut shell, read) = spawn(site, &mut shell);
+    let caller = shell.id();
+    let (status, has_hung) = wait(&mut shell, Some(caller));
+    run(status, has_hung, &read)
+}
+
+/// Runs the action's caller under strace. `meanwhile` gets its process ID.
 fn trace(site: &Site, options: &[&str], follow: bool, meanwhile: impl FnOnce(u32)) -> (Run, String) {
-    let file = |name: &str| -> PathBuf { site.scratch().join(name) };
-    let create = |name: &str| Stdio::from(File::create(file(name)).unwrap());
+    let log = site.scratch().join("log");
     let mut strace = Command::new("strace");
-    strace.arg("-qq").arg("-s100").arg("-o").arg(file("log")).args(options);
+    strace.arg("-qq").arg("-s100").arg("-o").arg(&log).args(options);
     if follow {
         // Threads and children, but no other programs.
         strace.args(["-f", "-b", "execve"]);
     }
-    if site.has_vsock() {
-        let tools = setup_file(TOOLS, "vhost-device-vsock").parent().unwrap().to_owned();
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let dirs = [tools].into_iter().chain(std::env::split_paths(&path));
-        strace.env("PATH", std::env::join_paths(dirs).unwrap());
-    }
-    strace.args(site.command()).stdin(Stdio::null()).stdout(create("stdout")).stderr(create("stderr"));
-    let mut strace = strace.spawn().expect("strace is missing: run examples/setup.sh --tests");
+    let (mut strace, read) = spawn(site, strace.args(site.command()));
     let caller = caller(&mut strace, &site.command()[0]);
     if let Some(caller) = caller {
         meanwhile(caller);
     }
     let (status, has_hung) = wait(&mut strace, caller);
-    let read = |name: &str| String::from_utf8_lossy(&fs::read(file(name)).unwrap()).into_owned();
+    assert!(!read("stderr").starts_with("strace: "), "{}", read("stderr"));
+    (run(status, has_hung, &read), String::from_utf8_lossy(&fs::read(log).unwrap()).into_owned())
+}
+
+/// Starts a command, and returns a function that reads its output.
+fn spawn(site: &Site, command: &mut Command) -> (Child, impl Fn(&str) -> String) {
+    let scratch = site.scratch();
+    let create = |name: &str| Stdio::from(File::create(scratch.join(name)).unwrap());
+    if site.has_vsock() {
+        let tools = setup_file(TOOLS, "vhost-device-vsock").parent().unwrap().to_owned();
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let dirs = [tools].into_iter().chain(std::env::split_paths(&path));
+        command.env("PATH", std::env::join_paths(dirs).unwrap());
+    }
+    command.stdin(Stdio::null()).stdout(create("stdout")).stderr(create("stderr"));
+    let child = command.spawn().expect("strace is missing: run examples/setup.sh --tests");
+    (child, move |name: &str| String::from_utf8_lossy(&fs::read(scratch.join(name)).unwrap()).into_owned())
+}
+
+fn run(status: ExitStatus, has_hung: bool, read: &impl Fn(&str) -> String) -> Run {
     let (stdout, stderr) = (read("stdout"), read("stderr"));
-    assert!(!stderr.starts_with("strace: "), "{stderr}");
     let status = match status.code() {
         _ if has_hung => Status::Hung,
         _ if has_panicked(&stderr) => Status::Panicked,
@@ -127,7 +150,7 @@ fn trace(site: &Site, options: &[&str], follow: bool, meanwhile: impl FnOnce(u32
         _ if stderr.contains("memory allocation of") => Status::Died,
         _ => panic!("{status}: {stderr}"),
     };
-    (Run { status, stdout, stderr, hit: None }, read("log"))
+    Run { status, stdout, stderr, hit: None }
 }
 
 /// Whether the caller has panicked, unless the standard library did because it could not start a thread.
