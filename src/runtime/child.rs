@@ -97,9 +97,13 @@ impl Child {
         };
         let program = command.get_program().to_owned();
         let thread = thread::spawn("hyperkit", Box::new(supervise));
-        thread.map_err(Error::io("create a thread for", &program))?;
-
-        let mut child = command.spawn().map_err(Error::io("start", &program))?;
+        let spawned = match thread {
+            Ok(_) => command.spawn().map_err(Error::io("start", &program)),
+            Err(error) => Err(Error::io("create a thread for", &program)(error)),
+        };
+        // The command holds the vsock daemon's FIFO open. If the spawn failed, dropping the resources waits for the daemon.
+        drop(command);
+        let mut child = spawned?;
         let exit_fd = exit_fd(Pid::from_child(&child)).inspect_err(|_| {
             let _ = child.kill();
             resources.owner.take().into_iter().for_each(OwnerLink::release); // before the pid is free

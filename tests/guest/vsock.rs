@@ -285,3 +285,15 @@ fn daemon_lives_as_long_as_qemu_when_the_starter_is_killed_before_qemu_is_ready(
     kill_process(to_pid(pid().unwrap()), Signal::KILL).unwrap();
     wait_until("the daemon has exited", || vsock.daemons().is_empty());
 }
+
+/// The command that could not be spawned has the FIFO open, too.
+#[test]
+fn daemon_exits_when_qemu_cannot_be_executed() {
+    let vsock = Vsock::new();
+    let qemu = vsock.write_program("qemu-system-x86_64", "#!/no/such/interpreter\n");
+    match vsock.description().hyperkit(qemu).start("console=ttyS0") {
+        Err(Error::Io { action: "start", .. }) => {}
+        other => panic!("{other:?}"),
+    }
+    assert!(vsock.daemons().is_empty());
+}

@@ -12,6 +12,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -91,6 +92,8 @@ impl EngineDriver for Driver {
             Qmp::connect(&state.file(QMP_SOCKET), pid, timeout).and_then(|mut qmp| qmp.execute("query-chardev"));
         let chardevs = match answer {
             Ok(chardevs) => chardevs,
+            // QEMU may be ready. A start that tried until its timeout would report that it is not.
+            Err(error) if has_no_descriptors(&error) => return Err(error),
             Err(error) => {
                 log::trace!(target: "hyperkit", "{}: not ready: {error}", state.path().display());
                 return Ok(false);
@@ -195,6 +198,12 @@ impl EngineDriver for Driver {
         kind.is_socket()
             && ([QMP_SOCKET, EVENTS_SOCKET, VHOST_SOCKET, VSOCK_SOCKET].contains(&name) || is_listener(name))
     }
+}
+
+/// Whether this program, or the system, has no file descriptors left.
+fn has_no_descriptors(error: &Error) -> bool {
+    let Error::Io { source, .. } = error else { return false };
+    matches!(Errno::from_io_error(source), Some(Errno::MFILE | Errno::NFILE))
 }
 
 /// Connects to a hypervisor's control socket. `call` is the call that needs it.
