@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::config::HyperKit;
+use crate::config::json::misspelled;
 use crate::config::record::Record;
 use crate::error::{ConfigError, Error, Result};
 use crate::process::{Process, ProcessInfo, query};
@@ -60,7 +61,13 @@ impl HyperKit {
     #[doc(alias = "open")]
     #[doc(alias = "load")]
     pub fn from_state(dir: impl AsRef<Path>) -> Result<Self> {
-        StateDir::new(dir.as_ref())?.load()
+        let state = StateDir::new(dir.as_ref())?;
+        let description = state.load()?;
+        for (key, known) in misspelled(&description.unknown) {
+            let path = state.file(JSON_FILE);
+            log::warn!(target: "hyperkit", "{}: unknown key {key:?}; is {known:?} meant?", path.display());
+        }
+        Ok(description)
     }
 
     /// Returns the state directories in `root`, sorted by name. It searches only the directories directly in `root`. If

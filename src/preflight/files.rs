@@ -131,7 +131,17 @@ fn check_images(description: &HyperKit, found: &mut Violations) {
                 let reason = io::Error::from(error).to_string();
                 found.add(ConfigError::DiskNotWritable { path: path.clone(), reason });
             }
-            let action = found.collect(DiskAction::plan(disk, &path));
+            let action = found.collect(DiskAction::plan(disk, &path).and_then(|action| {
+                let is_in_state_dir = path.parent() == description.state_dir.as_deref();
+                match action {
+                    // The description did not choose the file that a link in the state directory leads to.
+                    DiskAction::Grow { .. } if is_in_state_dir && path.is_symlink() => {
+                        let reason = "a symlink in the state directory, whose image is not grown; set the image's path";
+                        Err(ConfigError::inaccessible("disks", &path, &io::Error::other(reason)))
+                    }
+                    action => Ok(action),
+                }
+            }));
             if action.is_some_and(|action| action != DiskAction::Nothing) {
                 let format = disk.format_by_name();
                 let tool = match &format {

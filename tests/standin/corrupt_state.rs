@@ -3,9 +3,10 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use hyperkit::{Disk, Disks, Error, HyperKit};
+use hyperkit::{ConfigError, Disk, Disks, Error, HyperKit};
 use serde_json::json;
 
+use crate::common::rejection::only_violation;
 use crate::common::{TestDir, hypervisors_in, start_vm};
 use crate::state_directory::edit_state;
 
@@ -164,4 +165,18 @@ fn link_at_the_name_of_the_unfinished_state_file_is_not_written_through() {
         assert!(test_dir.path("vm/hyperkit.json").metadata().unwrap().is_file());
         assert!(!test_dir.path("vm/hyperkit.json").is_symlink());
     }
+}
+
+/// An image that a symlink leads to is used, but not changed in its size.
+#[test]
+fn symlink_in_the_state_directory_leads_to_no_image_that_is_grown() {
+    let test_dir = TestDir::new();
+    let precious = test_dir.write("precious", b"precious");
+    fs::create_dir(test_dir.path("vm")).unwrap();
+    symlink(&precious, test_dir.path("vm/disk.img")).unwrap();
+    let violation = only_violation(test_dir.description().disk(Disk::in_state_dir(1)).start("guest"));
+    assert!(matches!(violation, ConfigError::Inaccessible { field: "disks", .. }), "{violation}");
+    assert_eq!(fs::read(&precious).unwrap(), b"precious");
+    fs::File::options().write(true).open(&precious).unwrap().set_len(1 << 20).unwrap();
+    test_dir.description().disk(Disk::in_state_dir(1)).start("guest").unwrap().kill().unwrap();
 }

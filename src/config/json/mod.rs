@@ -5,6 +5,7 @@
 //! later generations only for what it cannot express. `null`, `""` and a missing key all mean unset.
 
 mod disk;
+mod typos;
 
 use std::path::{Path, PathBuf};
 
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub(crate) use disk::disks;
+pub(crate) use typos::misspelled;
 
 use crate::config::{Console, HyperKit, Network, SerialBackend, Share9p, Share9pSource};
 
