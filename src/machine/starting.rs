@@ -1,8 +1,11 @@
 //! A hypervisor that was spawned and is not ready yet.
 
+use std::io;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use rustix::fs::{StatVfs, statvfs};
 
 use crate::config::HyperKit;
 use crate::error::{Error, Result};
@@ -16,6 +19,10 @@ use crate::vm::{Handle, Vm};
 const INTERVAL_FRACTION: u32 = 20;
 const MIN_INTERVAL: Duration = Duration::from_micros(50);
 const MAX_INTERVAL: Duration = Duration::from_millis(10);
+
+/// A hypervisor needs a few files of some KiB, but also its console log.
+const MIN_FREE_BYTES: u64 = 1024 * 1024;
+const NO_SPACE: &str = "start a VM, as less than 1 MiB or no file is free in the file system of";
 
 /// A hypervisor that was started and may not be ready yet, from [`HyperKit::spawn`](crate::HyperKit::spawn).
 ///
@@ -96,8 +103,8 @@ impl Starting {
         }
     }
 
-    /// Another start may have taken an image or a port after this one had found it free. Then that is the error, and not that the
-    /// hypervisor has failed.
+    /// Another start may have taken an image or a port after this one had found it free, or the file system may be full. Then that
+    /// is the error, and not that the hypervisor has failed.
     fn cause_of(&self, error: Error) -> Error {
         let Error::HypervisorFailed { log_tail, .. } = &error else { return error };
         match refuse_resources_in_use(self.vm.description()) {
@@ -110,7 +117,16 @@ impl Starting {
         let description = self.vm.description();
         let images = description.disks.iter().filter_map(|disk| disk.path.as_ref()).chain(&description.isos);
         let locked = images.filter(|image| line.contains(&*image.to_string_lossy()));
-        locked.max_by_key(|image| image.as_os_str().len()).map_or(error, |path| Error::DiskInUse { path: path.clone() })
+        if let Some(path) = locked.max_by_key(|image| image.as_os_str().len()) {
+            return Error::DiskInUse { path: path.clone() };
+        }
+        match self.vm.state_dir() {
+            // The hypervisor could not even write why it failed.
+            Some(dir) if has_no_space(dir) => {
+                Error::io(NO_SPACE, dir)(io::Error::new(io::ErrorKind::StorageFull, error))
+            }
+            _ => error,
+        }
     }
 
     /// Kills the hypervisor, and returns when it has exited. A call of [`wait_ready`](Self::wait_ready) in another thread
@@ -199,6 +215,14 @@ impl Starting {
             log::warn!(target: "hyperkit", "{dir}: cleaning up after a failed start: {error:#}");
         }
     }
+}
+
+fn has_no_space(dir: &Path) -> bool {
+    // Some file systems do not count files.
+    let is_full = |space: StatVfs| {
+        space.f_bavail.saturating_mul(space.f_frsize) < MIN_FREE_BYTES || (space.f_files > 0 && space.f_favail == 0)
+    };
+    statvfs(dir).is_ok_and(is_full)
 }
 
 fn kill(process: Process) -> Result<()> {

@@ -96,26 +96,47 @@ fn failed_state_file_write_starts_no_vm() {
     test_dir.description().start("guest").unwrap().kill().unwrap();
 }
 
-/// The file system is a small tmpfs that is full. Mounting it without root requires a mount namespace, which only Linux has.
+/// Starts a VM on a small tmpfs by a shell script. Mounting it without root requires a mount namespace, which only Linux has.
 #[cfg(target_os = "linux")]
-#[test]
-fn full_file_system_starts_no_vm_until_there_is_space() {
-    let test_dir = TestDir::new();
+fn on_small_file_system(test_dir: &TestDir, script: &str) -> std::process::Output {
     fs::create_dir(test_dir.path("small")).unwrap();
-    let script = "set -e; mount -t tmpfs -o size=64k none \"$1\"; cd \"$1\"; shift
-        cat /dev/zero > filler 2>/dev/null || true
-        ! \"$@\" || exit 3
-        [ ! -s vm/hyperkit.json ] || exit 4
-        rm filler; \"$@\"";
-    let start = boot_command(&test_dir, "guest");
+    let script = format!("set -e; mount -t tmpfs -o size=64k none \"$1\"; cd \"$1\"; shift; {script}");
+    let start = boot_command(test_dir, "guest");
     let mut unshare = Command::new("unshare");
     unshare.arg("--mount");
     if !rustix::process::geteuid().is_root() {
         unshare.arg("--map-root-user");
     }
-    unshare.args(["sh", "-c", script, "sh"]).arg(test_dir.path("small"));
+    unshare.args(["sh", "-c", &script, "sh"]).arg(test_dir.path("small"));
     unshare.arg(start.get_program()).args(start.get_args()).arg("--state-dir").arg(test_dir.path("small/vm"));
-    let output = unshare.output().unwrap();
+    unshare.output().unwrap()
+}
+
+/// The space is enough for some of the files of a start, and then for all.
+#[cfg(target_os = "linux")]
+#[test]
+fn start_on_a_nearly_full_file_system_says_so() {
+    let test_dir = TestDir::new();
+    let script = "why=$(mktemp); for pages in 1 2 3 4 5 6 7 8; do
+            rm -rf vm; rm -f filler; head -c $((65536 - 4096 * pages)) /dev/zero > filler
+            if \"$@\" 2> $why; then kill $(cat vm/hyperkit.pid); echo started; rm $why; exit; fi
+            grep -q -e 'No space left' -e 'less than 1 MiB' $why || { cat $why; exit 3; }
+            echo failed
+        done";
+    let output = on_small_file_system(&test_dir, script);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("failed") && text.contains("started"), "{output:?}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn full_file_system_starts_no_vm_until_there_is_space() {
+    let test_dir = TestDir::new();
+    let script = "cat /dev/zero > filler 2>/dev/null || true
+        ! \"$@\" || exit 3
+        [ ! -s vm/hyperkit.json ] || exit 4
+        rm filler; \"$@\"";
+    let output = on_small_file_system(&test_dir, script);
     // The state directory exists only in the namespace, so the hypervisor is found by its command line.
     let hypervisors = hypervisors_in(&test_dir.path("small/vm"));
     for pid in &hypervisors {
