@@ -13,6 +13,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 use crate::engine::{EngineDriver, VsockDaemon};
 use crate::error::{Error, Result};
@@ -48,16 +49,21 @@ impl VhostVsockDaemon {
         let lifetime = OpenOptions::new().read(true).write(true).open(lifetime_fifo).map_err(failed)?;
         let reader = File::open(lifetime_fifo).map_err(failed)?;
 
-        let mut shell = Command::new("/bin/sh");
-        shell.args(["-c", SCRIPT]).arg(program).args(arguments);
-        shell.stdin(reader).stdout(output.writer()?).stderr(output.writer()?).process_group(0);
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", SCRIPT]).arg(program).args(arguments);
+        command.stdin(reader).stdout(output.writer()?).stderr(output.writer()?).process_group(0);
         sockets.iter().try_for_each(|socket| remove_stale_socket(socket))?;
-        let shell = shell.spawn().map_err(Error::io("start", program))?;
+        let shell = command.spawn().map_err(Error::io("start", program))?;
+        drop(command); // it has the reading end, and dropping `started` waits until nobody has it
         let mut started = Self { shell, lifetime: Some(lifetime), lifetime_fifo: lifetime_fifo.clone() };
 
         let deadline = Instant::now() + LISTEN_TIMEOUT;
         while !sockets.iter().all(|socket| socket.exists()) {
-            let has_exited = !matches!(started.shell.try_wait(), Ok(None));
+            // ECHILD: the system has reaped it.
+            let has_exited = started
+                .shell
+                .try_wait()
+                .map_or_else(|error| Errno::from_io_error(&error) == Some(Errno::CHILD), |status| status.is_some());
             if has_exited || Instant::now() > deadline {
                 let log_tail = LogTail::read(Some(output), None, driver);
                 return Err(Error::VsockDaemonFailed { program: program.clone(), log_tail });

@@ -6,6 +6,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use hyperkit::{Console, Disks, Error, Exit, HyperKit};
 use rustix::process::{Signal, kill_process};
@@ -249,12 +250,15 @@ fn daemon_exits_when_qemu_fails_to_start() {
 fn daemon_failure_is_an_error_with_its_output() {
     let vsock = Vsock::new();
     let program = vsock.write_program("vhost-device-vsock", "#!/bin/sh\necho cannot do it >&2\nexit 3\n");
+    let began = Instant::now();
     match vsock.description().vhost_device_vsock(&program).start("console=ttyS0") {
         Err(Error::VsockDaemonFailed { program: named, log_tail }) => {
             assert_eq!((named, log_tail.hypervisor.as_str()), (program, "cannot do it"));
         }
         other => panic!("{other:?}"),
     }
+    // The timeout after which it gives up waiting for the end of processes that have the FIFO open, itself among them.
+    assert!(began.elapsed() < Duration::from_secs(10));
     assert!(!HyperKit::from_state(&vsock.state_dir).unwrap().is_running().unwrap());
     vsock.description().start("console=ttyS0").unwrap().kill().unwrap();
 }
