@@ -157,10 +157,12 @@ fn exited_early(description: &HyperKit, exit: Exit) -> Result<Option<Exit>> {
 fn print_access(vm: &Vm) -> Result<()> {
     let dir = vm.state_dir().unwrap_or(Path::new(""));
     let mut text = format!("The VM runs as process {}, recorded in {}.\n", vm.pid(), dir.display());
-    for forward in vm.port_forwards()? {
+    // The VM runs, also if not all about it can be found out.
+    let failed = |error: Error| warn(format_args!("boot: {error:#}\n"));
+    for forward in vm.port_forwards().map_err(failed).unwrap_or_default() {
         text += &format!("  port:         {forward}\n");
     }
-    for pty in vm.description().pty_paths()? {
+    for pty in vm.description().pty_paths().map_err(failed).unwrap_or_default() {
         text += &format!("  console:      {}\n", ctl_command("console", dir));
         text += &format!("  or:           screen {}\n", pty.display());
     }
