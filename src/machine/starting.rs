@@ -11,6 +11,7 @@ use crate::config::HyperKit;
 use crate::error::{Error, Result};
 use crate::exit::Exit;
 use crate::machine::prepare::refuse_resources_in_use;
+use crate::plan::serial_ports::ports;
 use crate::process::Process;
 use crate::state::{Lock, StateDir};
 use crate::vm::{Handle, Vm};
@@ -181,7 +182,11 @@ impl Starting {
             let interval = (start.elapsed() / INTERVAL_FRACTION).clamp(MIN_INTERVAL, MAX_INTERVAL);
             match self.vm.wait_timeout(interval.min(left)) {
                 // For `run`, a guest that exits before the hypervisor is ready is a completed run, not a failed start.
-                Some(exit) if self.is_foreground && exit.is_guest() => return Ok(()),
+                Some(exit)
+                    if self.is_foreground && exit.is_guest() && (exit != Exit::PowerOff || self.has_logs(state)?) =>
+                {
+                    return Ok(());
+                }
                 Some(exit) => return Err(self.failed(exit)),
                 None => {}
             }
@@ -191,6 +196,13 @@ impl Starting {
             child.detach_vsock_daemon();
         }
         Ok(())
+    }
+
+    /// Whether the console logs exist, which a hypervisor creates before its guest runs. Another program, such as `true`, also exits
+    /// with 0.
+    fn has_logs(&self, state: &StateDir) -> Result<bool> {
+        let mut logs = ports(self.vm.description())?.into_iter().filter_map(|port| port.log);
+        Ok(logs.all(|log| state.file(log).exists()))
     }
 
     fn failed(&self, exit: Exit) -> Error {

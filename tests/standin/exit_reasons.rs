@@ -127,3 +127,13 @@ fn failure_contains_log_tails_of_hypervisor_and_console() {
     vm.kill().unwrap();
     assert!(vm.log_tail().console.ends_with("still-there"), "the log tail is lost after the exit");
 }
+
+/// A hypervisor creates its console log before its guest can exit.
+#[test]
+fn program_that_exits_and_is_no_hypervisor_did_not_power_off() {
+    let test_dir = TestDir::new();
+    let program = test_dir.write_executable("true", b"#!/bin/sh\nexit 0\n");
+    let description = test_dir.description().hyperkit(program).console(Console::Pty);
+    let ran = description.run("guest");
+    assert!(matches!(ran, Err(Error::HypervisorFailed { exit: Exit::PowerOff, .. })), "{ran:?}");
+}
