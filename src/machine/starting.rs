@@ -108,9 +108,9 @@ impl Starting {
     /// is the error, and not that the hypervisor has failed.
     fn cause_of(&self, error: Error) -> Error {
         let Error::HypervisorFailed { log_tail, .. } = &error else { return error };
-        match refuse_resources_in_use(self.vm.description()) {
-            Err(in_use @ (Error::DiskInUse { .. } | Error::PortInUse { .. })) => return in_use,
-            _ => {}
+        let in_use = refuse_resources_in_use(self.vm.description());
+        if let Err(in_use @ (Error::DiskInUse { .. } | Error::PortInUse { .. })) = in_use {
+            return in_use;
         }
         // The other start may have failed as well.
         let mut lines = log_tail.hypervisor.lines();

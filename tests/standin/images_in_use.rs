@@ -241,7 +241,7 @@ fn losers_of_a_race_for_a_new_image_are_told_that_it_is_in_use() {
         let started: Vec<_> = std::thread::scope(|scope| {
             let (test_dir, image, all) = (&test_dir, &image, &all);
             let start = move |index: usize| {
-                let disk = Disk::raw(&image).size_mib(1);
+                let disk = Disk::raw(image).size_mib(1);
                 let description = test_dir.description().disk(disk).state_dir(test_dir.path(&format!("vm{index}")));
                 all.wait();
                 description.start("guest")
