@@ -236,7 +236,7 @@ fn write_style(pieces: &[Piece], frames: &[Frame], last: (usize, usize), duratio
     let steps = |step: fn(&Frame) -> String| -> String {
         let steps: Vec<_> = frames.iter().map(|frame| (frame.at, step(frame))).collect();
         let changes = steps.chunk_by(|(_, one), (_, other)| one == other).map(|same| &same[0]);
-        changes.map(|(at, step)| format!("{}{{{step}}}", percent(*at))).collect()
+        changes.map(|(at, step)| format!("{}{{{step}}}", percent(*at))).collect::<Vec<_>>().concat()
     };
     keyframes("sheet", &steps(|frame| scroll(frame.cursor.0)));
     keyframes("cursor", &steps(|frame| place(frame.cursor)));

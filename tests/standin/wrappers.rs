@@ -1,15 +1,11 @@
 //! Scripts and programs that run the hypervisor: what a start has spawned is found again, whatever its command line is.
 
-use std::fs;
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 use hyperkit::{Disks, Error, HyperKit};
 use serde_json::json;
 
-use crate::common::{
-    KillOnDrop, KillProcessOnDrop, TEST_TIMEOUT, TestDir, example_path, make_fifo, standin_path, wait_until,
-};
+use crate::common::{KillProcessOnDrop, TestDir, example_path, make_fifo, standin_path, wait_until};
 use crate::state_directory::edit_state;
 
 /// The script would start the hypervisor later. The interpreter of its first line is not the one that runs it.
@@ -57,6 +53,10 @@ fn wrapper_that_is_preparing_is_found_after_its_starter_was_killed() {
 #[cfg(all(target_os = "linux", target_arch = "x86_64", target_env = "gnu"))]
 #[test]
 fn hypervisor_whose_command_line_begins_with_another_program_is_found() {
+    use std::fs;
+
+    use crate::common::{KillOnDrop, TEST_TIMEOUT};
+
     let test_dir = TestDir::new();
     let loader = "/lib64/ld-linux-x86-64.so.2";
     let script = format!("#!/bin/sh\nexec {loader} {} \"$@\"\n", standin_path().display());
@@ -71,7 +71,7 @@ fn hypervisor_whose_command_line_begins_with_another_program_is_found() {
     assert!(description.is_running().unwrap());
     assert!(matches!(description.start("guest"), Err(Error::AlreadyRunning { .. })));
     assert!(matches!(description.remove(Disks::Keep), Err(Error::StillRunning { .. })));
-    assert!(Path::new(&test_dir.path("vm")).exists());
+    assert!(test_dir.path("vm").exists());
     fs::remove_file(test_dir.path("vm/hyperkit.pid")).unwrap();
     description.stop().unwrap();
     assert!(vm.wait_timeout(TEST_TIMEOUT).is_some());
