@@ -95,8 +95,10 @@ fn console_on_stdio_passes_input_and_output() {
         starter.wait_for_line("Command line");
         starter.wait_for_line("hello from the terminal");
         // Without a state directory there is no pid file, so the test finds the hypervisor by the kernel on its command
-        // line.
-        let pid = starter::processes_with(test_dir.path("vmlinuz").to_str().unwrap())[0];
+        // line. The shells that will watch the owner have the same command line until their `exec`.
+        let processes = || starter::processes_with(test_dir.path("vmlinuz").to_str().unwrap());
+        wait_until("only the hypervisor has its command line", || processes().len() == 1);
+        let pid = processes()[0];
         rustix::process::kill_process(crate::common::to_pid(pid), Signal::TERM).unwrap();
         assert_eq!(starter.report(), "powered off", "{mode}");
         assert!(starter.wait().success());
