@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::path::Path;
 use std::sync::{Mutex, OnceLock, mpsc};
 
 use hyperkit::{Console, Error, Exit};
@@ -82,6 +83,7 @@ fn console_on_stdio_passes_input_and_output() {
             "run without state directory" => description.state_dir = None,
             _ => {
                 let vm = description.console(Console::Stdio).start_scoped("guest").unwrap();
+                fs::write(Path::new(&arguments[0]).join("ready"), "").unwrap();
                 return report(vm.wait());
             }
         }
@@ -94,6 +96,8 @@ fn console_on_stdio_passes_input_and_output() {
         starter.stdin().write_all(b"hello from the terminal\n").unwrap();
         starter.wait_for_line("Command line");
         starter.wait_for_line("hello from the terminal");
+        // A guest that powers off earlier would be a failed start.
+        wait_until("the VM is ready", || mode != "start_scoped" || test_dir.path("ready").exists());
         // Without a state directory there is no pid file, so the test finds the hypervisor by the kernel on its command
         // line. The shells that will watch the owner have the same command line until their `exec`.
         let processes = || starter::processes_with(test_dir.path("vmlinuz").to_str().unwrap());
