@@ -63,6 +63,8 @@ enum Event {
     Typed(Vec<u8>),
     /// The console has ended, its output can no longer be shown, or the terminal is gone.
     Ended(io::Result<()>),
+    /// The VM has exited. Its last output may not be shown yet.
+    Exited,
 }
 
 impl Attachment {
@@ -72,7 +74,11 @@ impl Attachment {
         keys.set_timeout(Some(INPUT_TIMEOUT));
         let is_closed = screen.is_closed.clone();
         let (send, events) = channel();
-        let typed = send.clone();
+        let (typed, exited, vm) = (send.clone(), send.clone(), vm.clone());
+        thread::spawn(move || {
+            let _ = vm.wait();
+            exited.send(Event::Exited)
+        });
         let terminal = RawTerminal::new()?;
         thread::spawn(move || send.send(Event::Ended(screen.show())));
         let is_terminal = terminal.is_terminal();
@@ -101,6 +107,7 @@ impl Attachment {
             match self.ended.take().map_or_else(|| self.events.recv(), |shown| Ok(Event::Ended(shown))) {
                 Ok(Event::Typed(keys)) => self.typed = keys,
                 Ok(Event::Ended(shown)) => return Ok(shown.map(|()| Left::Exited)?),
+                Ok(Event::Exited) => {} // the rest of the output comes first
                 Err(_) => return Ok(Left::Exited),
             }
         }
@@ -115,7 +122,7 @@ impl Attachment {
             match self.events.recv() {
                 Ok(Event::Typed(keys)) => self.typed = keys,
                 Ok(Event::Ended(shown)) => self.ended = Some(shown),
-                Err(_) => {}
+                Ok(Event::Exited) | Err(_) => {}
             }
         }
         warn("\r\n");
