@@ -149,8 +149,9 @@ fn signal_ends_a_boot_that_is_stopped_in_the_background_of_a_shell() {
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let pid = || read(test_dir.path("pid").to_str().unwrap()).trim().parse::<u32>().unwrap_or(0);
         wait_until("it is stopped", || read(&format!("/proc/{}/stat", pid())).contains(") T "));
-        kill_process(to_pid(pid()), Signal::TERM).unwrap();
-        kill_process(to_pid(pid()), Signal::CONT).unwrap();
+        // As the shell's `kill %1`: to the job's process group, in which the watchers of the hypervisor may be stopped, too.
+        rustix::process::kill_process_group(to_pid(pid()), Signal::TERM).unwrap();
+        rustix::process::kill_process_group(to_pid(pid()), Signal::CONT).unwrap();
         wait_until("the VM has ended", || hypervisors_in(&test_dir.path("vm")).is_empty());
     }
 }
@@ -177,7 +178,8 @@ fn escape_key_of_boot_detaches_and_the_vm_outlives_boot() {
     terminal.type_keys(&format!("before{ESCAPE}"));
     terminal.expect(MENU);
     terminal.type_keys("xafter");
-    terminal.expect("beforeafter");
+    terminal.expect("after");
+    wait_until("the guest has read both", || crate::common::console_output(&test_dir).contains("beforeafter"));
     terminal.type_keys(&format!("{ESCAPE}d"));
     terminal.expect(&format!("The VM runs as process {}", found(&test_dir).pid()));
     assert_eq!(exit_code(&mut boot), Some(0));
