@@ -75,7 +75,8 @@ impl Drop for KillProcessOnDrop {
 /// arguments.
 fn first_line() {
     const ROUNDS: usize = 10;
-    const CMDLINE: &str = "console=ttyS0 panic=1";
+    // With the early console, since the kernel takes seconds until the other one prints.
+    const CMDLINE: &str = "console=ttyS0 earlyprintk=serial panic=1";
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
     let state = test_dir.path("vm");
