@@ -9,7 +9,7 @@ use std::path::Path;
 use super::svg::{picture, rect, text};
 use super::{Result, cargo};
 
-/// What is compared: a call, and in how many times which other.
+/// A call, and the call that it is compared with, repeated some number of times.
 struct Comparison {
     name: &'static str,
     call: &'static str,

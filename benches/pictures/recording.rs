@@ -171,7 +171,7 @@ impl Drop for Session {
     }
 }
 
-/// What is shown at a time.
+/// The position of the cursor at a point in time.
 struct Frame {
     at: u32,
     cursor: (usize, usize),

@@ -153,7 +153,7 @@ pub fn show(dir: &Path, options: &Options) -> Result<()> {
     line("memory", &format!("{} MiB", description.memory_mib).into());
     created_disks(&description).iter().for_each(|(name, size)| line("disk", &format!("{name} ({size})").into()));
     line("kernel command line", &json!(kernel_cmdline));
-    // What is printed above and below.
+    // This function prints these separately.
     for key in ["arguments", "cmdline", "pid"] {
         record.as_object_mut().map(|record| record.remove(key));
     }

@@ -51,7 +51,7 @@ pub enum Left {
 pub struct Attachment {
     keys: ConsoleStream,
     events: Receiver<Event>,
-    /// What was typed after the escape key.
+    /// The keys that the user typed after the escape key.
     typed: Vec<u8>,
     /// How the output has ended, if a question was open then.
     ended: Option<io::Result<()>>,

@@ -96,6 +96,7 @@ impl StateDir {
                 found.extend(reached.and_then(|dir| dir.canonicalize().ok()));
             }
         }
+        found.sort();
         found.dedup();
         match &found[..] {
             [] => Ok(None),

@@ -3,7 +3,8 @@
 //! It shares the guest's memory with the hypervisor, serves programs of the host on a unix socket, and does not exit with
 //! the hypervisor. So it runs under shells that hold the reading end of a FIFO. The starter holds the writing end until
 //! the hypervisor is ready, the hypervisor as long as it runs: as its standard input, from its first moment on. When no process
-//! holds the writing end any more, the shells kill the daemon. When the daemon exits, the shells exit, too. There are two, so that either can be killed.
+//! holds the writing end any more, the shells kill the daemon. When the daemon exits, the shells exit, too. There are two, so
+//! that either can be killed.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};

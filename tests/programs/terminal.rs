@@ -23,6 +23,21 @@ fn exit_code(program: &mut Running) -> Option<i32> {
     program.0.wait().unwrap().code()
 }
 
+/// Waits for the exit of `boot`, which leaves the terminal as it was.
+fn assert_restored_at_exit(terminal: &Terminal, boot: &mut Running, status: i32) {
+    assert_eq!(exit_code(boot), Some(status));
+    assert!(!terminal.is_raw());
+}
+
+/// Runs `boot` until it asks how to leave it.
+fn boot_that_asks(test_dir: &TestDir) -> (Terminal, Running) {
+    let mut terminal = Terminal::new();
+    let boot = terminal.boot(test_dir, &[]);
+    terminal.type_keys(ESCAPE);
+    terminal.expect(MENU);
+    (terminal, boot)
+}
+
 #[test]
 fn input_reaches_the_guest_and_shutdown_restores_the_terminal() {
     for console in ["pty", "stdio"] {
@@ -35,8 +50,7 @@ fn input_reaches_the_guest_and_shutdown_restores_the_terminal() {
         terminal.expect("typed\x03here");
         kill_process(to_pid(found(&test_dir).pid()), Signal::TERM).unwrap();
         terminal.expect("boot: the VM powered off");
-        assert_eq!(exit_code(&mut boot), Some(0));
-        assert!(!terminal.is_raw());
+        assert_restored_at_exit(&terminal, &mut boot, 0);
         assert_eq!(terminal.flags(), flags);
     }
 }
@@ -182,8 +196,7 @@ fn escape_key_of_boot_detaches_and_the_vm_outlives_boot() {
     wait_until("the guest has read both", || crate::common::console_output(&test_dir).contains("beforeafter"));
     terminal.type_keys(&format!("{ESCAPE}d"));
     terminal.expect(&format!("The VM runs as process {}", found(&test_dir).pid()));
-    assert_eq!(exit_code(&mut boot), Some(0));
-    assert!(!terminal.is_raw());
+    assert_restored_at_exit(&terminal, &mut boot, 0);
 
     let mut console = terminal.ctl(&test_dir, &["console"]);
     wait_until("it is attached to the console", || terminal.is_raw());
@@ -200,14 +213,10 @@ fn escape_key_of_boot_presses_the_power_button_or_kills_the_vm() {
     for (key, result, status) in [("p", "powered off", 0), ("k", "was killed by signal 9", 1)] {
         let test_dir = TestDir::new();
         let _stop = test_dir.stop_on_drop();
-        let mut terminal = Terminal::new();
-        let mut boot = terminal.boot(&test_dir, &[]);
-        terminal.type_keys(ESCAPE);
-        terminal.expect(MENU);
+        let (mut terminal, mut boot) = boot_that_asks(&test_dir);
         terminal.type_keys(key);
         terminal.expect(&format!("boot: the VM {result}"));
-        assert_eq!(exit_code(&mut boot), Some(status));
-        assert!(!terminal.is_raw());
+        assert_restored_at_exit(&terminal, &mut boot, status);
         assert!(hypervisors_in(&test_dir.path("vm")).is_empty());
     }
 }
@@ -216,14 +225,10 @@ fn escape_key_of_boot_presses_the_power_button_or_kills_the_vm() {
 fn exit_of_the_vm_ends_boot_also_while_it_asks() {
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
-    let mut terminal = Terminal::new();
-    let mut boot = terminal.boot(&test_dir, &[]);
-    terminal.type_keys(ESCAPE);
-    terminal.expect(MENU);
+    let (mut terminal, mut boot) = boot_that_asks(&test_dir);
     found(&test_dir).kill().unwrap();
     terminal.expect("boot: the VM was killed by signal 9");
-    assert_eq!(exit_code(&mut boot), Some(1));
-    assert!(!terminal.is_raw());
+    assert_restored_at_exit(&terminal, &mut boot, 1);
 }
 
 /// The guest may power off before `boot` is attached to its console.
@@ -238,8 +243,7 @@ fn guest_that_exits_at_once_is_a_success() {
         boot.args(["--cmdline", "guest.exit=0", "--state-dir"]).arg(test_dir.path("vm"));
         let mut boot = terminal.lend(&mut boot);
         terminal.expect("boot: the VM powered off");
-        assert_eq!(exit_code(&mut boot), Some(0));
-        assert!(!terminal.is_raw());
+        assert_restored_at_exit(&terminal, &mut boot, 0);
     }
 }
 

@@ -16,7 +16,7 @@ const MAX_LINE_BYTES: usize = 1024 * 1024;
 /// A client. QEMU serves one at a time on each socket.
 pub(super) struct Qmp {
     stream: UnixStream,
-    /// What was received and is not a whole line yet.
+    /// Received bytes that do not form a complete line yet.
     received: Vec<u8>,
     socket: PathBuf,
     timeout: Duration,
