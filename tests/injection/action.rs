@@ -46,6 +46,8 @@ pub enum Kind {
 
 /// QEMU's option with which the guest does not run, so that it needs no CPU.
 const PAUSED: &str = "-S";
+/// How long `shutdown` waits before it kills QEMU, in seconds. The kernel is none, so the guest never powers off.
+const GRACE_QEMU: &str = "1";
 /// Where `vhost-device-vsock` is.
 pub const TOOLS: &str = "target/tools/bin";
 
@@ -151,7 +153,7 @@ impl Site {
             }
             Action::StartAgain => ctl(&["start"]),
             Action::Stop => ctl(&["stop"]),
-            Action::Shutdown => ctl(&["shutdown", "--grace", "3"]),
+            Action::Shutdown => ctl(&["shutdown", "--grace", if self.is_qemu() { GRACE_QEMU } else { "3" }]),
             Action::Remove | Action::RemoveRunning => ctl(&["rm", "--yes"]),
         }
     }

@@ -152,6 +152,21 @@ fn start_of_qemu() {
 }
 
 #[test]
+fn stop_of_qemu() {
+    inject(Action::Stop, Kind::Qemu, step(STEP_QEMU, STEP_QEMU_FULL));
+}
+
+#[test]
+fn shutdown_of_qemu() {
+    inject(Action::Shutdown, Kind::Qemu, step(STEP_QEMU, STEP_QEMU_FULL));
+}
+
+#[test]
+fn remove_of_a_running_qemu() {
+    inject(Action::RemoveRunning, Kind::Qemu, step(STEP_QEMU, STEP_QEMU_FULL));
+}
+
+#[test]
 fn start_of_qemu_with_vsock() {
     inject(Action::Start, Kind::QemuWithVsock, step(STEP_QEMU, STEP_QEMU_FULL));
 }
