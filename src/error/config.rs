@@ -104,7 +104,8 @@ pub enum ConfigError {
         /// The value, in MiB.
         value: u64,
     },
-    /// The text is not a UUID of 8-4-4-4-12 hexadecimal digits. Correct it.
+    /// The text is not a UUID of 8-4-4-4-12 hexadecimal digits. Correct it. In `uuid`, the fourth group must not begin with e or f:
+    /// hyperkit aborts at these.
     InvalidUuid {
         /// The field: `uuid` or `vpnkit_key`.
         field: &'static str,

@@ -130,7 +130,8 @@ impl fmt::Display for ConfigError {
                 write!(f, "`mac` must be a unicast MAC address such as 02:00:00:00:00:01: {value:?}")
             }
             Self::InvalidUuid { field, value } => {
-                write!(f, "`{field}` must be a UUID such as 01234567-89ab-cdef-0123-456789abcdef: {value:?}")
+                let variant = if *field == "uuid" { ", with a fourth group from 0000 to dfff" } else { "" };
+                write!(f, "`{field}` must be a UUID such as 01234567-89ab-cdef-0123-456789abcdef{variant}: {value:?}")
             }
             Self::InvalidCid { value, min, max } => write!(f, "`vsock_guest_cid` must be {min} to {max}: {value}"),
             Self::InvalidVsockPort { value, max } => write!(f, "`vsock_ports` must be at most {max}: {value}"),

@@ -11,7 +11,9 @@ use crate::plan::limits::{
 };
 use crate::plan::serial_ports::ports;
 use crate::plan::slots::layout;
-use crate::plan::text::{check_length, check_path, check_text, is_unicast_mac, is_uuid, reject_chars, utf8};
+use crate::plan::text::{
+    check_length, check_path, check_text, has_known_variant, is_unicast_mac, is_uuid, reject_chars, utf8,
+};
 
 /// Collects violations.
 #[derive(Default)]
@@ -185,8 +187,13 @@ fn check_strings(description: &HyperKit, found: &mut Violations) {
     if let Network::VpnKit(socket) = &description.network {
         found.collect(check_path("network", socket).and_then(|path| check_length(MAX_SOCKET, "network", path)));
     }
-    for (field, uuid) in [("uuid", &description.uuid), ("vpnkit_key", &description.vpnkit_key)] {
-        if let Some(value) = uuid.as_ref().filter(|uuid| !is_uuid(uuid)) {
+    // VPNKit accepts any variant.
+    let is_uuid_of_vm = |uuid: &str| is_uuid(uuid) && has_known_variant(uuid);
+    for (field, uuid, is_valid) in [
+        ("uuid", &description.uuid, &is_uuid_of_vm as &dyn Fn(&str) -> bool),
+        ("vpnkit_key", &description.vpnkit_key, &is_uuid),
+    ] {
+        if let Some(value) = uuid.as_ref().filter(|uuid| !is_valid(uuid)) {
             found.add(ConfigError::InvalidUuid { field, value: value.clone() });
         }
     }

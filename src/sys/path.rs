@@ -1,6 +1,6 @@
 //! Absolute and canonical paths.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use crate::error::{Error, Result};
 
@@ -25,4 +25,38 @@ pub(crate) fn canonical(path: &Path) -> PathBuf {
         }
     }
     path.to_owned()
+}
+
+/// `path` without `.` and `..`, as Go's `filepath.Clean`: without looking at any file. An empty path becomes `.`.
+pub(crate) fn clean(path: &Path) -> PathBuf {
+    let mut cleaned = PathBuf::new();
+    for component in path.components() {
+        match (component, cleaned.components().next_back()) {
+            (Component::CurDir, _) | (Component::ParentDir, Some(Component::RootDir)) => {}
+            (Component::ParentDir, Some(Component::Normal(_))) => drop(cleaned.pop()),
+            (other, _) => cleaned.push(other),
+        }
+    }
+    if cleaned.as_os_str().is_empty() { PathBuf::from(".") } else { cleaned }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clean_does_as_go() {
+        for (path, cleaned) in [
+            ("", "."),
+            ("./a/b", "a/b"),
+            ("a/..", "."),
+            ("../../a", "../../a"),
+            ("a/../../b", "../b"),
+            ("/../a", "/a"),
+            ("/a/b/../../..", "/"),
+            ("/a//b/./c/", "/a/b/c"),
+        ] {
+            assert_eq!(clean(Path::new(path)).to_str(), Some(cleaned), "{path:?}");
+        }
+    }
 }

@@ -155,8 +155,8 @@ fn defaults_and_alternative_spellings_are_parsed() {
     assert_eq!(parsed(&format!("{BARE} -f kexec,/k")), auto);
     assert_eq!(parsed(&format!("{BARE} -f kexec,/k,,")), auto);
     assert_eq!(parsed(&format!("{BARE} -c 7 -m 1G -c1 -m 256 -f kexec,/k")), auto, "the last option wins");
-    let operand = [&words(&format!("{BARE} -f kexec,/k"))[..], &["--", "-c", "9"].map(str::to_owned)].concat();
-    assert_eq!(parse_arguments(&operand).unwrap(), auto, "words after the options are ignored");
+    let ended = [&words(&format!("{BARE} -f kexec,/k"))[..], &["--".to_owned()]].concat();
+    assert_eq!(parse_arguments(&ended).unwrap(), auto);
     assert_eq!(parsed(&format!("{BARE} -f kexec,/k,,earlyprintk=serialx")).1, "earlyprintk=serialx");
     for memory in ["256M", "256m", "0400M", "262144k", "268435456", "268435456b"] {
         assert_eq!(parsed(&format!("{BARE} -m {memory} -f kexec,/k")), auto, "{memory}");
@@ -288,15 +288,38 @@ fn arguments_that_hyperkit_rejects_are_an_error() {
         let usual: Vec<_> = BARE.split(' ').chain(["-f", "kexec,/k,,quiet"]).collect();
         assert_rejected(&[&usual[..], &options.split(' ').collect::<Vec<_>>()].concat(), culprit);
     }
-    // Without a required option, the arguments are an error. Options after an operand do not count.
+    // Without a required option, the arguments are an error.
     for missing in ["-A", "0:0,hostbridge", "31,lpc"] {
         let words = words(&format!("{BARE} -f kexec,/k"));
         let without: Vec<_> = words.iter().map(|word| if word == missing { "-u" } else { word }).collect();
         assert!(matches!(parse_arguments(&without), Err(Error::InvalidArguments { .. })), "{missing}");
     }
-    assert_rejected(&["hyperkit", "operand", "-A", "-s", "0,hostbridge", "-s", "31,lpc", "-f", "kexec,/k"], "-A");
     let qemu = parse_arguments(&["/usr/bin/qemu-system-x86_64", "-A"]).unwrap_err();
     assert!(matches!(qemu.violations(), [ConfigError::Unsupported { engine: Engine::Qemu, .. }]), "{qemu:?}");
+}
+
+/// hyperkit stops at the first operand and says nothing.
+#[test]
+fn first_word_that_hyperkit_would_not_read_is_named() {
+    let started =
+        HyperKit::new().state_dir("/vm").kernel("/k").initrd("/i").arguments("console=ttyS0 panic=1").unwrap();
+    let ps = format!("hyperkit {} -F /vm/hyperkit.pid", started.join(" "));
+    let usual = format!("{BARE} -f kexec,/k");
+    for (line, operand) in [
+        (ps, "console=ttyS0"),
+        (format!("hyperkit operand {usual}"), "operand"),
+        (format!("{BARE} -l com1, stdio -f kexec,/k"), "stdio"),
+        (format!("{BARE} -s 1:0,virtio-blk,/my disk.img -f kexec,/k"), "disk.img"),
+        (format!("{usual} - -F /vm/hyperkit.pid"), "-"),
+        (format!("{usual} -- -F /vm/hyperkit.pid"), "-F"),
+        (format!("{usual} -- --"), "--"),
+        (format!("{usual} "), ""),
+    ] {
+        match parse_arguments(&line.split(' ').collect::<Vec<_>>()) {
+            Err(Error::InvalidArguments { argument, .. }) => assert_eq!(argument, operand, "{line}"),
+            other => panic!("{line}: {other:?}"),
+        }
+    }
 }
 
 #[test]

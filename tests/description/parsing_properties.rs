@@ -12,7 +12,7 @@ use proptest::sample::{select, subsequence};
 
 /// Characters that hyperkit does not interpret. In the URL of a qcow2 image, some of them are escaped.
 const TEXT: &str = "[a-zA-Z0-9 #?%&=;:+~'\"<>é日._-]{1,16}";
-const UUID: &str = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9A-F]{4}-[0-9a-f]{4}-[0-9a-f]{12}";
+const UUID: &str = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9A-F]{4}-[0-9a-d][0-9a-f]{3}-[0-9a-f]{12}";
 
 /// A path in a directory. Each kind of file has its own directory, so that files of two kinds never have the same path.
 fn path(dir: &'static str) -> impl Strategy<Value = String> {

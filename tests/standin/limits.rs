@@ -70,6 +70,13 @@ fn uuid_and_ipv4_syntax_is_checked() {
         let error = rejection_by_arguments(|d| d.vpnkit_key(bad));
         assert_error!(error, ConfigError::InvalidUuid { field: "vpnkit_key", value } if value == bad);
     }
+    // hyperkit aborts at a variant that it does not know, and VPNKit accepts any.
+    for variant in ["e", "F"] {
+        let uuid = &format!("1f0e6d3c-5f2b-4b6e-{variant}f11-2a7d9f1c0b55");
+        assert_error!(rejection_by_arguments(|d| d.uuid(uuid)), ConfigError::InvalidUuid { field: "uuid", value } if value == *uuid);
+        assert_boots(network(test_dir.description()).vpnkit_key(uuid));
+    }
+    assert_boots(test_dir.description().uuid("1f0e6d3c-5f2b-4b6e-df11-2a7d9f1c0b55"));
     for bad in ["", "1.2.3", "1.2.3.4.5", "1.2.3.256", "::1", " 1.2.3.4", "vm.local"] {
         let error = rejection_by_arguments(|d| network(d).vpnkit_preferred_ipv4(bad));
         assert_error!(error, ConfigError::InvalidIpv4 { value } if value == bad);

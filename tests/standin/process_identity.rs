@@ -39,6 +39,22 @@ fn zombie_is_not_running() {
     vm.kill().unwrap();
 }
 
+/// `parse_arguments` rejects such a command line, but hyperkit runs with it.
+#[test]
+fn hypervisor_with_words_behind_its_options_is_found() {
+    for words in [&["--"][..], &["--", "operand"], &["-", "-z"], &["operand", "-F", "/elsewhere/hyperkit.pid"]] {
+        let test_dir = TestDir::new();
+        fs::create_dir(test_dir.path("vm")).unwrap();
+        let description = test_dir.description().console(Console::Pty);
+        let mut hypervisor = Command::new(standin_path());
+        let mut started =
+            KillProcessOnDrop::spawn(hypervisor.args(description.arguments("guest").unwrap()).args(words));
+        wait_until("the hypervisor runs", || description.vm().unwrap().is_some_and(|vm| vm.pid() == started.0.id()));
+        description.stop().unwrap();
+        started.0.wait().unwrap();
+    }
+}
+
 /// An unrelated process has the recorded process ID.
 #[test]
 fn unrelated_process_with_the_recorded_pid_gets_no_signal() {

@@ -12,6 +12,7 @@ use crate::plan::serial_ports::{Line, Port, ports};
 use crate::plan::slots::{Device, NicBackend, layout};
 use crate::plan::text::utf8;
 use crate::state::PID_FILE;
+use crate::sys::path::clean;
 
 type Result<T> = std::result::Result<T, ConfigError>;
 
@@ -37,7 +38,8 @@ pub(super) fn arguments(description: &HyperKit, cmdline: &str) -> Result<Vec<Str
         add("-g", port.to_string());
     }
     if !state_dir.is_empty() {
-        add("-F", utf8("state_dir", &Path::new(state_dir).join(PID_FILE))?.to_owned());
+        // The Go package cleans this path and those of disks in the state directory, and no others.
+        add("-F", utf8("state_dir", &clean(&Path::new(state_dir).join(PID_FILE)))?.to_owned());
     }
     add("-c", description.cpus.to_string());
     add("-m", format!("{}M", description.memory_mib));
@@ -82,6 +84,7 @@ fn device_config(description: &HyperKit, device: Device<'_>) -> Result<String> {
         }
         Device::Disk { image, index } => {
             let path = image.image_path(index, description.state_dir.as_deref())?;
+            let path = if image.path.is_none() { clean(&path) } else { path };
             disk(image, utf8("disks", &path)?)?
         }
         Device::Vsock => {
@@ -148,7 +151,8 @@ fn serial(port: &Port, state_dir: &str) -> String {
         Line::Pty(file) => format!("autopty={state_dir}/{file}"),
     };
     let log = port.log.map(|file| format!(",log={state_dir}/{file}")).unwrap_or_default();
-    format!("{},{line}{log}{}", port.name, if port.apple_log { ",asl" } else { "" })
+    // In the order of the newest Go package. The one of 2018 writes the log first.
+    format!("{},{line}{}{log}", port.name, if port.apple_log { ",asl" } else { "" })
 }
 
 fn firmware(description: &HyperKit, cmdline: &str) -> Result<String> {

@@ -109,8 +109,12 @@ impl EngineDriver for Driver {
         let (mut file, mut firmware) = (None, None);
         let mut words = command.get(1..)?.iter();
         while let Some(word) = words.next() {
-            // hyperkit ignores what follows the options.
-            let Some(letters) = word.to_str().and_then(|word| word.strip_prefix('-')) else { break };
+            // hyperkit ignores what follows the options, which end at an operand or at `--`.
+            let Some(letters) =
+                word.to_str().and_then(|word| word.strip_prefix('-')).filter(|letters| !["", "-"].contains(letters))
+            else {
+                break;
+            };
             let letters = letters.trim_start_matches(SWITCHES);
             let Some(option) = letters.chars().next() else { continue };
             if !parse::OPTIONS_WITH_VALUE.contains(option) {

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::{Slots, check_so_far, clean, device, extra};
+use super::{Slots, check_so_far, device, extra};
 use crate::config::disk::{Disk, DiskFormat, DiskInterface, FlushMode, QcowOptions};
 use crate::config::{HyperKit, Network, Share9p, Share9pSource};
 use crate::error::Result;
+use crate::sys::path::clean;
 
 /// `key=value` between separators, each key once.
 fn keys(text: &str, separator: char) -> Option<BTreeMap<&str, &str>> {

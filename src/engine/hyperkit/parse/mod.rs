@@ -6,7 +6,7 @@ pub(super) use devices::unescape_url;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use crate::config::{HyperKit, Multiboot};
 use crate::engine::{self, Engine};
@@ -16,6 +16,7 @@ use crate::plan::serial_ports::fields;
 use crate::plan::serial_ports::{ALL_LOGS, ALL_TTYS, Line, NAMES, Port};
 use crate::plan::validate::validate;
 use crate::state::PID_FILE;
+use crate::sys::path::clean;
 
 /// hyperkit's default memory, in MiB.
 const HYPERKIT_DEFAULT_MEMORY_MIB: u64 = 256;
@@ -63,7 +64,9 @@ const DEVICES: [&str; 12] = [
 /// The kernel command line is returned without the `earlyprintk=serial` that [`HyperKit::arguments`] adds.
 ///
 /// # Errors
-/// [`Error::InvalidArguments`] if hyperkit would refuse the arguments, or if this crate cannot start such a VM.
+/// [`Error::InvalidArguments`] if hyperkit would refuse the arguments, if it would ignore some of them (it stops at the first word
+/// that belongs to no option), or if this crate cannot start such a VM. A line of `ps` that is split at its blanks is such a case: the
+/// kernel command line is one argument.
 /// [`ConfigError::Unsupported`] if the program is not hyperkit.
 pub fn parse_arguments<S: AsRef<str>>(arguments: &[S]) -> Result<(HyperKit, String)> {
     let mut arguments = arguments.iter().map(AsRef::as_ref).peekable();
@@ -162,8 +165,8 @@ struct Options {
 }
 
 impl Options {
-    /// Reads options as getopt does: letters may share a dash, a value may follow its letter directly, an operand ends the
-    /// options.
+    /// Reads options as getopt does: letters may share a dash, a value may follow its letter directly. An operand ends the options.
+    /// hyperkit ignores it and what follows, so it is an error here.
     fn read<'a>(
         mut arguments: std::iter::Peekable<impl Iterator<Item = &'a str>>,
         description: &mut HyperKit,
@@ -183,7 +186,12 @@ impl Options {
                 options.switch(letter, argument, description)?;
             }
         }
-        Ok(options)
+        arguments.next_if_eq(&"--");
+        match arguments.next() {
+            // Often the rest of a value that was split at a blank.
+            Some(operand) => invalid(operand, "hyperkit reads no option from here on; pass each value as one argument"),
+            None => Ok(options),
+        }
     }
 
     fn switch(&mut self, letter: char, argument: &str, description: &mut HyperKit) -> Result<()> {
@@ -313,21 +321,6 @@ fn with_serials(serials: &BTreeMap<String, String>, description: &HyperKit) -> O
     let (console, serials) = fields(&ports)?;
     let description = HyperKit { console, serials, ..description.clone() };
     check_so_far(&description, "-l").is_ok().then_some(description)
-}
-
-/// `path` without `.` and `..`, as Go cleans it, without looking at any file.
-fn clean(path: &Path) -> PathBuf {
-    let mut cleaned = PathBuf::new();
-    for component in path.components() {
-        match component {
-            Component::CurDir => {}
-            Component::ParentDir if matches!(cleaned.components().next_back(), Some(Component::Normal(_))) => {
-                cleaned.pop();
-            }
-            other => cleaned.push(other),
-        }
-    }
-    cleaned
 }
 
 fn path(text: &str) -> Option<PathBuf> {
