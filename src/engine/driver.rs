@@ -94,6 +94,11 @@ pub(crate) trait EngineDriver: Sync {
     /// What the engine cannot do on this host.
     fn check_host(&self, description: &HyperKit) -> Vec<ConfigError>;
 
+    /// Whether the engine copies the segments of a multiboot ELF kernel from the file to memory as one piece.
+    fn copies_multiboot_elf_whole(&self) -> bool {
+        false
+    }
+
     /// Finds the VPNKit socket or vsock daemon that the description leaves open, and writes its path into the description.
     fn resolve(&self, description: &mut HyperKit) -> Result<(), ConfigError>;
 

@@ -16,11 +16,11 @@ use crate::{Engine, SectorSize};
 ///
 /// | about | variants |
 /// |---|---|
-/// | The description by itself | [`Missing`](Self::Missing), [`MissingPrerequisite`](Self::MissingPrerequisite), [`ConflictingBootSources`](Self::ConflictingBootSources), [`CommandLineForRom`](Self::CommandLineForRom), [`StateDirRequired`](Self::StateDirRequired), [`ForbiddenCharacter`](Self::ForbiddenCharacter), [`NotUtf8`](Self::NotUtf8), [`TooLong`](Self::TooLong), [`InvalidCpus`](Self::InvalidCpus), [`InvalidMemory`](Self::InvalidMemory), [`InvalidUuid`](Self::InvalidUuid), [`TooManyDevices`](Self::TooManyDevices), [`UnknownSetting`](Self::UnknownSetting), [`Unsupported`](Self::Unsupported) |
+/// | The description by itself | [`Missing`](Self::Missing), [`MissingPrerequisite`](Self::MissingPrerequisite), [`ConflictingBootSources`](Self::ConflictingBootSources), [`CommandLineForRom`](Self::CommandLineForRom), [`StateDirRequired`](Self::StateDirRequired), [`ForbiddenCharacter`](Self::ForbiddenCharacter), [`NotUtf8`](Self::NotUtf8), [`TooLong`](Self::TooLong), [`InvalidCpus`](Self::InvalidCpus), [`InvalidMemory`](Self::InvalidMemory), [`MemoryExceedsHost`](Self::MemoryExceedsHost), [`InvalidUuid`](Self::InvalidUuid), [`TooManyDevices`](Self::TooManyDevices), [`UnknownSetting`](Self::UnknownSetting), [`Unsupported`](Self::Unsupported) |
 /// | Network | [`InvalidIpv4`](Self::InvalidIpv4), [`InvalidMac`](Self::InvalidMac), [`DuplicateHostPort`](Self::DuplicateHostPort), [`ZeroPort`](Self::ZeroPort) |
 /// | Serial ports, vsock and 9p | [`TooManySerials`](Self::TooManySerials), [`DuplicateStdio`](Self::DuplicateStdio), [`InvalidCid`](Self::InvalidCid), [`InvalidVsockPort`](Self::InvalidVsockPort), [`TooManyVsockPorts`](Self::TooManyVsockPorts), [`DuplicateMountTag`](Self::DuplicateMountTag) |
 /// | Files and directories | [`NotFound`](Self::NotFound), [`NotAFile`](Self::NotAFile), [`NotADirectory`](Self::NotADirectory), [`Inaccessible`](Self::Inaccessible), [`EmptyFile`](Self::EmptyFile), [`NotABzImage`](Self::NotABzImage), [`NotMultiboot`](Self::NotMultiboot), [`InvalidBootrom`](Self::InvalidBootrom), [`DoesNotFit`](Self::DoesNotFit), [`CommandLineTooLong`](Self::CommandLineTooLong) |
-/// | Disks | [`MissingDiskPath`](Self::MissingDiskPath), [`DiskSizeMissing`](Self::DiskSizeMissing), [`InvalidDiskSize`](Self::InvalidDiskSize), [`InvalidSectorSize`](Self::InvalidSectorSize), [`RelativePath`](Self::RelativePath), [`DuplicateDisk`](Self::DuplicateDisk), [`DiskNotWritable`](Self::DiskNotWritable), [`DiskShrinks`](Self::DiskShrinks), [`NotQcow2`](Self::NotQcow2), [`DiskHasBackingFile`](Self::DiskHasBackingFile) |
+/// | Disks | [`MissingDiskPath`](Self::MissingDiskPath), [`DiskSizeMissing`](Self::DiskSizeMissing), [`InvalidDiskSize`](Self::InvalidDiskSize), [`InvalidSectorSize`](Self::InvalidSectorSize), [`InvalidQcowOption`](Self::InvalidQcowOption), [`RelativePath`](Self::RelativePath), [`DuplicateDisk`](Self::DuplicateDisk), [`DiskNotWritable`](Self::DiskNotWritable), [`DiskShrinks`](Self::DiskShrinks), [`NotQcow2`](Self::NotQcow2), [`DiskHasBackingFile`](Self::DiskHasBackingFile) |
 /// | Programs that are not installed | [`VpnKitNotFound`](Self::VpnKitNotFound), [`ToolNotFound`](Self::ToolNotFound) |
 ///
 /// ```
@@ -103,6 +103,14 @@ pub enum ConfigError {
     InvalidMemory {
         /// The value, in MiB.
         value: u64,
+    },
+    /// More memory than the host has. hyperkit requires all of it at the start. Use less, or QEMU, which takes memory when the
+    /// guest uses it.
+    MemoryExceedsHost {
+        /// The value, in MiB.
+        value: u64,
+        /// The host's memory, in MiB.
+        host: u64,
     },
     /// The text is not a UUID of 8-4-4-4-12 hexadecimal digits. Correct it. In `uuid`, the fourth group must not begin with e or f:
     /// hyperkit aborts at these.
@@ -299,6 +307,16 @@ pub enum ConfigError {
         path: PathBuf,
         /// The sizes.
         value: SectorSize,
+    },
+    /// hyperkit does not accept this value in [`QcowOptions`](crate::QcowOptions). Statistics are served at `unix:PATH` or `tcp:PORT`,
+    /// and numbers are at most 9223372036854775807.
+    InvalidQcowOption {
+        /// The image.
+        path: PathBuf,
+        /// The field of `QcowOptions`.
+        option: &'static str,
+        /// Its value.
+        value: String,
     },
     /// hyperkit requires an absolute path for a qcow2 image. `start` and `check` make paths absolute; only `arguments`
     /// returns this.

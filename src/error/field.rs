@@ -34,7 +34,7 @@ impl ConfigError {
             Self::CommandLineForRom { .. } | Self::CommandLineTooLong { .. } => "kernel_cmdline",
             Self::TooManySerials { .. } | Self::DuplicateStdio => "serials",
             Self::InvalidCpus { .. } => "cpus",
-            Self::InvalidMemory { .. } => "memory_mib",
+            Self::InvalidMemory { .. } | Self::MemoryExceedsHost { .. } => "memory_mib",
             // The key of a list's element: `disks.driver: "x"`.
             Self::UnknownSetting { key } => key.split(['.', ':']).next().unwrap_or(key),
             Self::Unsupported { feature, .. } => feature.split('`').nth(1).unwrap_or(feature),
@@ -43,6 +43,7 @@ impl ConfigError {
             Self::InvalidBootrom { .. } => "bootrom",
             Self::VpnKitNotFound { .. } => "network",
             Self::InvalidSectorSize { .. }
+            | Self::InvalidQcowOption { .. }
             | Self::TooManyDevices { .. }
             | Self::InvalidDiskSize { .. }
             | Self::DuplicateDisk { .. }

@@ -166,6 +166,13 @@ impl fmt::Display for ConfigError {
             Self::InvalidMemory { value } => {
                 write!(f, "`memory_mib` must be at least {MIN_MEMORY_MIB} MiB and fit into 63 bits of bytes: {value}")
             }
+            Self::MemoryExceedsHost { value, host } => {
+                write!(f, "`memory_mib` must be at most the host's {host} MiB on hyperkit: {value}")
+            }
+            Self::InvalidQcowOption { path, option, value } => {
+                let form = if *option == "stats" { "`unix:PATH` or `tcp:PORT`" } else { "at most 9223372036854775807" };
+                write!(f, "`{option}` of a qcow2 disk must be {form}: {value:?} for {}", path.display())
+            }
             Self::InvalidDiskSize { path, value } => write!(
                 f,
                 "disk size must be at least 1 MiB and fit into 63 bits of bytes: {value} MiB for {}",

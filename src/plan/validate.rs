@@ -268,6 +268,9 @@ fn check_disks(description: &HyperKit, found: &mut Violations) {
         if let Some(value) = image.size_mib.filter(|&size| bytes(size).is_none()) {
             found.add(ConfigError::InvalidDiskSize { path: path.clone(), value });
         }
+        if let Some(DiskFormat::Qcow2(options)) = &image.format {
+            check_qcow_options(&path, options, found);
+        }
         if let Some(value) = image.sector_size.filter(|size| !size.is_valid()) {
             found.add(ConfigError::InvalidSectorSize { path, value });
         }
@@ -277,6 +280,28 @@ fn check_disks(description: &HyperKit, found: &mut Violations) {
         }
     }
     found.collect(reject_duplicates(&images, |path, other| path == other));
+}
+
+/// What hyperkit's qcow2 driver refuses. It reads signed numbers of 64 bits.
+fn check_qcow_options(path: &Path, options: &QcowOptions, found: &mut Violations) {
+    let numbers = [("compact_after", options.compact_after), ("keep_erased", options.keep_erased)];
+    let too_large = numbers.into_iter().filter(|(_, number)| i64::try_from(*number).is_err());
+    let mut refused: Vec<_> = too_large.map(|(option, number)| (option, number.to_string())).collect();
+    let is_address = |stats: &str| match stats.split_once(':') {
+        Some(("unix", path)) => !path.is_empty(),
+        Some(("tcp", port)) => port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok(),
+        _ => false,
+    };
+    refused.extend(
+        options
+            .stats
+            .clone()
+            .filter(|stats| check_text("disks", stats).is_ok() && !is_address(stats))
+            .map(|stats| ("stats", stats)),
+    );
+    for (option, value) in refused {
+        found.add(ConfigError::InvalidQcowOption { path: path.to_owned(), option, value });
+    }
 }
 
 fn check_boot_source(description: &HyperKit) -> Result<(), ConfigError> {

@@ -10,6 +10,7 @@ use rustix::fs::{Access, access};
 
 use crate::config::disk::{DiskFormat, QcowOptions};
 use crate::config::{HyperKit, Multiboot, Network};
+use crate::engine::driver_of;
 use crate::error::ConfigError;
 use crate::plan::kernel_cmdline::with_early_console;
 use crate::plan::limits::{MAX_SOCKET, MIN_MEMORY_MIB};
@@ -40,7 +41,7 @@ pub(super) fn check_files(description: &HyperKit, found: &mut Violations) {
         found.collect(valid_path("bootrom", path).and_then(check_bootrom));
     }
     if let Some(multiboot) = &description.multiboot {
-        check_multiboot(description.memory_mib, multiboot, found);
+        found.extend(check_multiboot(description, multiboot, ""));
     }
     check_images(description, found);
     if let Network::VpnKit(socket) = &description.network {
@@ -49,8 +50,12 @@ pub(super) fn check_files(description: &HyperKit, found: &mut Violations) {
     }
 }
 
-/// The kernel command line must fit, with its final NUL, into what the kernel reserves for it.
+/// The kernel command line must fit, with its final NUL, into what the kernel reserves for it. That of a multiboot kernel must
+/// fit into memory.
 pub(crate) fn check_cmdline_length(description: &HyperKit, cmdline: &str) -> Result<()> {
+    if let Some(multiboot) = &description.multiboot {
+        return check_multiboot(description, multiboot, cmdline).into_iter().next().map_or(Ok(()), Err);
+    }
     let Some(kernel) = &description.kernel else { return Ok(()) };
     let (line, limit) = (with_early_console(cmdline), bz_image(kernel)?.cmdline_size.saturating_sub(1));
     if line.len() > limit {
@@ -91,18 +96,23 @@ fn check_bootrom(path: &Path) -> Result<()> {
     }
 }
 
-fn check_multiboot(memory_mib: u64, multiboot: &Multiboot, found: &mut Violations) {
-    let end = found.collect(valid_path("multiboot", &multiboot.kernel).and_then(multiboot_end));
+fn check_multiboot(description: &HyperKit, multiboot: &Multiboot, cmdline: &str) -> Violations {
+    let mut found = Violations::default();
+    let is_copied_whole = driver_of(description).copies_multiboot_elf_whole();
+    let end = valid_path("multiboot", &multiboot.kernel).and_then(|kernel| multiboot_end(kernel, is_copied_whole));
+    let end = found.collect(end);
     let lengths = multiboot.modules.iter().map(|module| {
         let path = module.path.as_path();
         let length = check_module_path(path).and_then(|_| nonzero_length("multiboot", path));
-        found.collect(length).map(|length| (path, length))
+        found.collect(length).map(|length| (module, length))
     });
     let modules: Vec<_> = lengths.collect();
+    let memory_mib = description.memory_mib;
     let modules = modules.into_iter().collect::<Option<Vec<_>>>().filter(|_| memory_mib >= MIN_MEMORY_MIB);
     if let (Some(end), Some(modules)) = (end, modules) {
-        found.collect(check_multiboot_fits(memory_mib, &multiboot.kernel, end, &modules));
+        found.collect(check_multiboot_fits(memory_mib, &multiboot.kernel, end, &modules, cmdline));
     }
+    found
 }
 
 fn check_images(description: &HyperKit, found: &mut Violations) {

@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use crate::config::MultibootModule;
 use crate::error::ConfigError;
 use crate::plan::limits::LOW_MEMORY_MIB;
 use crate::sys::file::open;
@@ -52,6 +53,9 @@ pub(crate) fn bz_image(path: &Path) -> Result<BzImage> {
     if metadata.len() < setup + number(0x1f4, 4) * 16 {
         return no("truncated");
     }
+    if metadata.len() == setup {
+        return no("nothing behind its setup sectors");
+    }
     let is_relocatable = header[0x234] != 0;
     let aligned = BASE.checked_next_multiple_of(number(0x230, 4)).unwrap_or(0);
     let start = if is_relocatable { aligned } else { number(0x258, 8) };
@@ -84,8 +88,8 @@ impl BzImage {
 }
 
 /// Reads the header of the Multiboot specification, which is in the first 8 KiB. Refuses what hyperkit refuses. Returns
-/// where the kernel ends in memory.
-pub(crate) fn multiboot_end(path: &Path) -> Result<u64> {
+/// where the kernel ends in memory. `is_copied_whole` is whether the engine copies the segments of an ELF file as one piece.
+pub(crate) fn multiboot_end(path: &Path, is_copied_whole: bool) -> Result<u64> {
     const MAGIC: u64 = 0x1bad_b002;
     const SEARCHED: u64 = 0x2000;
     const HEADER: usize = 48;
@@ -111,8 +115,13 @@ pub(crate) fn multiboot_end(path: &Path) -> Result<u64> {
     if flags & HAS_ADDRESSES != 0 {
         let [header, load, load_end] = [12, 16, 20].map(|field| word(at + field));
         // The part of the kernel before the header is as long in the file as in memory.
-        let offset = (at as u64).saturating_sub(header.saturating_sub(load));
-        return Ok(if load_end == 0 { load + metadata.len() - offset } else { load_end });
+        let offset = (at as u64 + load).checked_sub(header).filter(|&offset| offset <= metadata.len());
+        let length = match (offset, load_end) {
+            (Some(offset), 0) => Some(metadata.len() - offset),
+            (Some(offset), end) => end.checked_sub(load).filter(|length| offset + length <= metadata.len()),
+            (None, _) => None,
+        };
+        return length.map_or_else(|| no("its load addresses are outside of the file"), |length| Ok(load + length));
     }
     if !head.starts_with(b"\x7fELF") {
         return no("neither an ELF file nor a header with load addresses");
@@ -123,7 +132,7 @@ pub(crate) fn multiboot_end(path: &Path) -> Result<u64> {
     }
     // The program headers, of which those of type 1 are loaded: file offset at 4, address at 12, length at 16.
     let (first, size, count) = (word(28), number(&head, 42, 2), number(&head, 44, 2));
-    let mut end = None;
+    let (mut end, mut first_address, mut first_offset) = (None, u64::MAX, u64::MAX);
     for index in 0..count {
         let mut segment = [0; 32];
         if file.read_exact_at(&mut segment, first + index * size).is_err() {
@@ -133,26 +142,50 @@ pub(crate) fn multiboot_end(path: &Path) -> Result<u64> {
         if kind == 1 && offset + length > metadata.len() {
             return no("truncated");
         }
-        end = end.max((kind == 1).then_some(address + length));
+        if kind == 1 {
+            end = end.max(Some(address + length));
+            (first_address, first_offset) = (first_address.min(address), first_offset.min(offset));
+        }
+    }
+    // multiboot_parse_elf in hyperkit's multiboot.c: it would read beyond the end of the file.
+    if is_copied_whole && end.is_some_and(|end| first_offset + (end - first_address) > metadata.len()) {
+        return no("its segments are further apart in memory than in the file");
     }
     end.map_or_else(|| no("no loadable segment"), Ok)
 }
 
-/// Refuses a multiboot kernel that ends at `end`, or its modules, if they do not fit into memory. Modules come with their lengths
-/// in bytes.
-pub(crate) fn check_multiboot_fits(memory_mib: u64, kernel: &Path, end: u64, modules: &[(&Path, u64)]) -> Result<()> {
+/// A module of a multiboot kernel, with its length in bytes.
+pub(crate) type Module<'a> = (&'a MultibootModule, u64);
+
+/// Refuses a multiboot kernel that ends at `end`, or its modules, or what hyperkit puts behind them, if it does not fit into
+/// memory.
+pub(crate) fn check_multiboot_fits(
+    memory_mib: u64,
+    kernel: &Path,
+    end: u64,
+    modules: &[Module<'_>],
+    cmdline: &str,
+) -> Result<()> {
     let mut end = end;
-    for (path, length) in [(kernel, 0)].iter().chain(modules) {
-        end = end.next_multiple_of(PAGE).saturating_add(*length);
+    let refuse = |path: &Path, end: u64| {
+        Err(ConfigError::DoesNotFit { field: "multiboot", path: path.to_owned(), needed: end.div_ceil(MIB) })
+    };
+    let mut last = kernel;
+    let lengths = modules.iter().map(|(module, length)| (module.path.as_path(), *length));
+    for (path, length) in [(kernel, 0)].into_iter().chain(lengths) {
+        end = end.next_multiple_of(PAGE).saturating_add(length);
         if end > low_memory(memory_mib) {
-            return Err(ConfigError::DoesNotFit {
-                field: "multiboot",
-                path: path.to_path_buf(),
-                needed: end.div_ceil(MIB),
-            });
+            return refuse(path, end);
         }
+        last = path;
     }
-    Ok(())
+    // multiboot() in hyperkit's multiboot.c: the command lines, each after the path of its file and with its NUL; 28 bytes of
+    // information; 16 bytes for each module.
+    let line = |path: &Path, cmdline: &str| (path.as_os_str().len() + 1 + cmdline.len() + 1) as u64;
+    let kernel_line = if cmdline.is_empty() { 0 } else { line(kernel, cmdline) };
+    let lines: u64 = modules.iter().map(|(module, _)| line(&module.path, &module.cmdline)).sum();
+    end = end.next_multiple_of(PAGE) + (lines + kernel_line).next_multiple_of(4) + 28 + 16 * modules.len() as u64;
+    if end > low_memory(memory_mib) { refuse(last, end) } else { Ok(()) }
 }
 
 /// The memory below 4 GiB, in bytes.

@@ -4,6 +4,7 @@ pub(crate) mod file;
 pub(crate) mod find_program;
 pub(crate) mod handover;
 pub(crate) mod lock;
+pub(crate) mod memory;
 pub(crate) mod path;
 pub(crate) mod terminal;
 pub(crate) mod thread;

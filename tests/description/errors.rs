@@ -145,6 +145,8 @@ fn violations() -> Vec<(&'static str, ConfigError)> {
         ("disks", E::TooManyDevices { count: 2, max: 1 }),
         ("cpus", E::InvalidCpus { value: 0 }),
         ("memory_mib", E::InvalidMemory { value: 0 }),
+        ("memory_mib", E::MemoryExceedsHost { value: 2, host: 1 }),
+        ("disks", E::InvalidQcowOption { path: path(), option: "stats", value: value() }),
         ("disks", E::InvalidDiskSize { path: path(), value: 0 }),
         ("disks", E::DuplicateDisk { path: path() }),
         ("isos", E::RelativePath { field, path: path() }),

@@ -47,7 +47,12 @@ fn disk(config: &str, is_cd: bool, held: &mut Held) {
             ("sync" | "direct", "") => {}
             ("sectorsize", sizes) => sectors = Some(sizes),
             ("format", "qcow") => is_qcow = true,
-            ("qcow-config" | "qcow-stats-config", value) if !value.is_empty() => {}
+            ("qcow-config", options) => qcow_options(options),
+            ("qcow-stats-config", address) => match address.split_once(':') {
+                Some(("unix", path)) if !path.is_empty() => {}
+                Some(("tcp", port)) if port.parse::<u16>().is_ok() => {}
+                _ => fail(format!("Failed to parse qcow-stats-config: {address}")),
+            },
             _ => refuse_option(option),
         }
     }
@@ -62,6 +67,19 @@ fn disk(config: &str, is_cd: bool, held: &mut Held) {
             (Ok(logical @ 512..), Ok(physical))
                 if logical.count_ones() == 1 && physical.count_ones() == 1 && logical <= physical => {}
             _ => fail(format!("Invalid sector size {sizes}")),
+        }
+    }
+}
+
+fn qcow_options(options: &str) {
+    for option in options.split(';') {
+        let is_valid = match option.split_once('=') {
+            Some(("discard" | "runtime_asserts", value)) => value.parse::<bool>().is_ok(),
+            Some(("compact_after_unmaps" | "keep_erased", value)) => value.parse::<i64>().is_ok(),
+            _ => false,
+        };
+        if !is_valid {
+            fail(format!("Failed to parse qcow-config: {option}"));
         }
     }
 }

@@ -18,7 +18,10 @@ pub fn load(options: &Options) {
     let Firmware { kind, file, second, .. } = &options.firmware;
     match kind.as_str() {
         "bootrom" => bootrom(file),
-        "multiboot" => multiboot(file, second.as_deref().unwrap_or_default()),
+        "multiboot" => {
+            let modules = second.as_deref().unwrap_or_default();
+            multiboot(file, modules, options.firmware.cmdline.as_deref(), low_memory);
+        }
         _ => kexec(file, second.as_deref(), options.guest(), low_memory).unwrap_or_else(|| {
             eprintln!("kexec: failed to load kernel {file}");
             abort()
@@ -38,7 +41,8 @@ fn kexec(kernel: &str, initrd: Option<&str>, cmdline: &str, low_memory: u64) -> 
         && image.get(0x202..0x206)? == b"HdrS"
         && number(0x206, 2)? >= 0x020a
         && number(0x211, 1)? & 1 == 1
-        && length >= setup + number(0x1f4, 4)? * 16;
+        && length >= setup + number(0x1f4, 4)? * 16
+        && length > setup;
     let start = match number(0x234, 1)? {
         0 => number(0x258, 8)?,
         _ => KERNEL.checked_next_multiple_of(number(0x230, 4)?)?,
@@ -61,7 +65,8 @@ fn bootrom(file: &str) {
     }
 }
 
-fn multiboot(kernel: &str, modules: &str) {
+/// Like hyperkit, crashes if the header makes it read or write beyond the file.
+fn multiboot(kernel: &str, modules: &str, cmdline: Option<&str>, low_memory: u64) {
     const MAGIC: u32 = 0x1bad_b002;
     const HEADER: usize = 48;
     const HAS_ADDRESSES: u32 = 1 << 16;
@@ -76,16 +81,58 @@ fn multiboot(kernel: &str, modules: &str) {
     if flags & 0xfffc != 0 {
         refuse("header has unsupported mandatory flags");
     }
-    if flags & HAS_ADDRESSES == 0 && !image.starts_with(b"\x7fELF") {
-        refuse("invalid ELF magic");
-    }
-    if flags & HAS_ADDRESSES == 0 && image[18..20] == [62, 0] {
-        refuse("64-bit ELFs are not supported");
-    }
-    for module in modules.split(':').filter(|_| !modules.is_empty()) {
-        let path = Path::new(module.split(';').next().unwrap_or_default());
-        if !File::open(path).and_then(|file| file.metadata()).is_ok_and(|module| module.is_file() && module.len() > 0) {
-            refuse(&format!("failed to load '{}'", path.display()));
+    let image_length = u32::try_from(image.len()).unwrap_or_else(|_| abort());
+    let (offset, address, size) = if flags & HAS_ADDRESSES != 0 {
+        let [address_of_header, load, load_end] = [12, 16, 20].map(|field| word(header + field));
+        let offset = (header as u32).wrapping_sub(address_of_header.wrapping_sub(load));
+        (offset, load, if load_end == 0 { image_length.wrapping_sub(offset) } else { load_end.wrapping_sub(load) })
+    } else {
+        if !image.starts_with(b"\x7fELF") {
+            refuse("invalid ELF magic");
         }
+        if image[18..20] == [62, 0] {
+            refuse("64-bit ELFs are not supported");
+        }
+        let (first, entry_size) = (word(28) as usize, usize::from(image[42]));
+        let segments = (0..usize::from(image[44])).map(|index| first + index * entry_size);
+        let loaded: Vec<_> = segments.filter(|&at| word(at) == 1).collect();
+        let lowest = |field: usize| loaded.iter().map(|at| word(at + field)).min();
+        let end = loaded.iter().map(|at| word(at + 12) + word(at + 16)).max();
+        let (Some(offset), Some(low), Some(end)) = (lowest(4), lowest(12), end) else {
+            refuse("failed to parse ELF file")
+        };
+        (offset, low, end - low)
+    };
+    let length_mapped = u64::from(image_length).next_multiple_of(PAGE);
+    let mut at = u64::from(address);
+    // Copies `length` bytes to the guest's memory.
+    let mut load = |length: u64, align: u64| {
+        if length > 0 && (at >= low_memory || at + length > low_memory) {
+            refuse(&format!("{at:x}+{length:x} is beyond guest's memory"));
+        }
+        at = if length > 0 { (at + length).next_multiple_of(align) } else { at };
+    };
+    load(size.into(), PAGE);
+    if u64::from(offset) + u64::from(size) > length_mapped {
+        abort(); // a segmentation fault
     }
+    let (mut lines, mut count) = (0, 0);
+    let mut add_line = |file: &str, cmdline: Option<&str>| {
+        lines += (file.len() + 1 + cmdline.map_or(0, |cmdline| cmdline.len() + 1)) as u64;
+    };
+    for module in modules.split(':').filter(|_| !modules.is_empty()) {
+        let (file, cmdline) = module.split_once(';').map_or((module, None), |(file, rest)| (file, Some(rest)));
+        match File::open(Path::new(file)).and_then(|file| file.metadata()) {
+            Ok(module) if module.is_file() && module.len() > 0 => load(module.len(), PAGE),
+            _ => refuse(&format!("failed to load '{file}'")),
+        }
+        add_line(file, cmdline);
+        count += 1;
+    }
+    if cmdline.is_some() {
+        add_line(kernel, cmdline);
+    }
+    load(lines, 4);
+    load(28, 1); // information for the kernel
+    load(16 * count, 1);
 }

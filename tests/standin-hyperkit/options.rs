@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::process::abort;
 
 use crate::{fail, fail_with, leave};
 
@@ -134,6 +135,13 @@ impl Options {
         }
         if self.memory % PAGE != 0 || self.memory < MIB + PAGE {
             fail("Unable to setup memory (22)");
+        }
+        let ram = sysinfo::MemoryRefreshKind::nothing().with_ram();
+        let mut host = sysinfo::System::new();
+        host.refresh_memory_specifics(ram);
+        if self.memory > host.total_memory() {
+            eprintln!("vmm_mem_alloc failed in mmap");
+            abort();
         }
         if self.has_acpi && self.slots.get(&(31, 0)).map(String::as_str) != Some("lpc") {
             fail("lpc bridge must be at slot 31");

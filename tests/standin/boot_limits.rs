@@ -28,7 +28,7 @@ fn kernel_that_needs_memory_up_to(end: u64) -> Vec<u8> {
 fn kernel_and_initrd_have_to_fit_into_low_memory() {
     let test_dir = TestDir::new();
     let kernel = test_dir.path("vmlinuz");
-    for (memory, low_memory) in [(4, 4), (3072, 3072), (3073, 3072), (8192, 3072)] {
+    for (memory, low_memory) in [(4, 4), (3072, 3072), (3073, 3072)] {
         let no_initrd = |description| modify(description, |d| d.initrd = None).memory_mib(memory);
         test_dir.write("vmlinuz", &kernel_that_needs_memory_up_to(low_memory * MIB));
         assert_boots(no_initrd(test_dir.description()));
@@ -81,6 +81,18 @@ fn fixed_load_address_and_initrd_limit_are_respected() {
     assert_error!(error, ConfigError::DoesNotFit { field: "initrd", path, .. } if path == initrd);
 }
 
+#[test]
+fn kernel_with_nothing_behind_its_setup_sectors_is_rejected() {
+    let test_dir = TestDir::new();
+    let mut image = bz_image(2047);
+    image[0x1f4..0x1f8].fill(0); // size of what follows
+    test_dir.write("vmlinuz", &image[..2 * 512 + 1]);
+    assert_boots(test_dir.description());
+    let kernel = test_dir.write("vmlinuz", &image[..2 * 512]);
+    let error = rejection_with(&test_dir, "", |d| d);
+    assert_error!(error, ConfigError::NotABzImage { path, reason: "nothing behind its setup sectors" } if path == kernel);
+}
+
 /// Returns the header of a multiboot kernel.
 fn multiboot(flags: u32) -> Vec<u8> {
     let magic = 0x1bad_b002_u32;
@@ -103,10 +115,23 @@ fn multiboot_header_is_validated() {
     let elf = |elf_machine: u8| elf_with(elf_machine, [0x10_0000, 64]);
     let after = |length: usize, flags| [vec![0; length], multiboot(flags), vec![0]].concat();
     let in_elf = |elf_machine, flags| [elf(elf_machine), multiboot(flags), vec![0]].concat();
+    // A kernel of one page. The addresses are those of the header, and of the begin and end of the loaded part.
+    let with_addresses = |addresses: [u32; 3]| {
+        let mut kernel = multiboot(HAS_ADDRESSES);
+        kernel.resize(PAGE as usize, 0);
+        kernel[12..24].copy_from_slice(&addresses.map(u32::to_le_bytes).concat());
+        kernel
+    };
+    const OUTSIDE: &str = "its load addresses are outside of the file";
     let with_kernel = |d| without_boot_source(d).multiboot(Multiboot::new(test_dir.path("kernel")));
 
     let last = 8192 - 48 - 4; // the last position that hyperkit searches: in the first 8 KiB, but not at the end of the file
     for good in [after(0, HAS_ADDRESSES | 0b11), after(last, HAS_ADDRESSES), in_elf(3, 0b11), in_elf(62, HAS_ADDRESSES)]
+        .into_iter()
+        .chain(
+            [[0x1_0000, 0x1_0000, 0x1_1000], [0x1_0000, 0x1_0000, 0x1_0000], [0x1_0000, 0x1_0800, 0]]
+                .map(with_addresses),
+        )
     {
         test_dir.write("kernel", &good);
         assert_boots_with(with_kernel(test_dir.description()), "any,length");
@@ -125,6 +150,10 @@ fn multiboot_header_is_validated() {
         (after(0, HAS_ADDRESSES | 0x8000), "requires features that hyperkit lacks"),
         (after(0, 0), "neither an ELF file nor a header with load addresses"),
         (in_elf(62, 0), "64-bit ELF file"),
+        (with_addresses([0x1_0000, 0x1_0000, 0xfff0]), OUTSIDE),
+        (with_addresses([0x1_0000, 0x1_0000, 0x1_1001]), OUTSIDE),
+        (with_addresses([0x1_1001, 0x1_0000, 0]), OUTSIDE),
+        (with_addresses([0x1_0000, 0x1_1001, 0]), OUTSIDE),
         ([elf_with(3, [0x10_0000, 1000]), multiboot(0), vec![0]].concat(), "truncated"),
         ([&b"\x7fELF"[..], &[0; 48], &multiboot(0), &[0]].concat(), "no loadable segment"),
     ];
@@ -135,7 +164,8 @@ fn multiboot_header_is_validated() {
     }
 }
 
-/// hyperkit loads the kernel and then its modules, each at the next page boundary. This VM has 4 MiB of memory.
+/// hyperkit loads the kernel and then its modules, each at the next page boundary, and behind them the command lines, 28 bytes of
+/// information, and 16 bytes for each module. This VM has 4 MiB of memory.
 #[test]
 fn multiboot_kernel_and_modules_have_to_fit_into_memory() {
     let test_dir = TestDir::new();
@@ -147,21 +177,27 @@ fn multiboot_kernel_and_modules_have_to_fit_into_memory() {
         test_dir.write("kernel", &kernel)
     };
     let with = |d: HyperKit| {
-        without_boot_source(d)
-            .memory_mib(4)
-            .multiboot(Multiboot::new(test_dir.path("kernel")).module(test_dir.path("m"), ""))
+        let multiboot = Multiboot::new(test_dir.path("kernel")).module(test_dir.path("m"), "words");
+        without_boot_source(d).memory_mib(4).multiboot(multiboot)
     };
     load_at(0x20_0000);
-    for (length, fits) in [(2 * MIB - PAGE, true), (2 * MIB - PAGE + 1, false)] {
-        let module = sparse_file(length, &test_dir, "m");
-        match fits {
-            true => assert_boots_with(with(test_dir.description()), ""),
-            false => {
-                let error = rejection_with(&test_dir, "", with);
-                assert_error!(error, ConfigError::DoesNotFit { field: "multiboot", path, needed: 5 } if path == module);
-            }
-        }
+    let module = sparse_file(2 * MIB - 2 * PAGE, &test_dir, "m");
+    assert_boots_with(with(test_dir.description()), "");
+    for length in [2 * MIB - 2 * PAGE + 1, 2 * MIB - PAGE, 2 * MIB - PAGE + 1] {
+        sparse_file(length, &test_dir, "m");
+        let error = rejection_with(&test_dir, "", with);
+        assert_error!(error, ConfigError::DoesNotFit { field: "multiboot", path, needed: 5 } if path == module);
     }
+    // The last page has to hold the rest.
+    sparse_file(2 * MIB - 2 * PAGE, &test_dir, "m");
+    let with_cmdline = |length: usize| {
+        let paths = [test_dir.path("kernel"), module.clone()].map(|path| path.as_os_str().len()).iter().sum::<usize>();
+        "x".repeat(PAGE as usize - 16 - 28 - paths - " words\0".len() - " \0".len() - length)
+    };
+    assert_boots_with(with(test_dir.description()), &with_cmdline(3)); // rounded up to a multiple of 4
+    assert_boots_with(with(test_dir.description()), &with_cmdline(0));
+    let error = rejection_with(&test_dir, &format!("{}x", with_cmdline(0)), with);
+    assert_error!(error, ConfigError::DoesNotFit { field: "multiboot", path, needed: 5 } if path == module);
     let kernel = load_at(0x4000_0000);
     let error = rejection_with(&test_dir, "", with);
     assert_error!(error, ConfigError::DoesNotFit { field: "multiboot", path, needed: 1025 } if path == kernel);
@@ -191,11 +227,17 @@ fn end_of_multiboot_kernel_is_computed_from_header_or_segments() {
         header.into_iter().chain(count).chain(segments).chain(multiboot(0)).chain([0]).collect::<Vec<u8>>()
     };
     let (far, load) = ([4, 0x7000_0000, 0x7000_0000, 64], [1, 0, 0x20_0000, 64]);
+    let long = |mut kernel: Vec<u8>| {
+        kernel.resize(2 * MIB as usize, 0);
+        kernel
+    };
+    let apart = elf(&[load, [1, 0, 0x10_0000, 64]]);
+    // A page behind the module is for command lines and information.
     for (kernel, room) in [
-        (whole, 2 * MIB - 2 * PAGE),
-        (part, MIB),
-        (elf(&[far, load]), 2 * MIB - PAGE),
-        (elf(&[load, [1, 0, 0x10_0000, 64]]), 2 * MIB - PAGE),
+        (whole, 2 * MIB - 3 * PAGE),
+        (long(part), MIB - PAGE),
+        (elf(&[far, load]), 2 * MIB - 2 * PAGE),
+        (long(apart.clone()), 2 * MIB - 2 * PAGE),
     ] {
         test_dir.write("kernel", &kernel);
         let with = |d: HyperKit| {
@@ -204,10 +246,20 @@ fn end_of_multiboot_kernel_is_computed_from_header_or_segments() {
                 .multiboot(Multiboot::new(test_dir.path("kernel")).module(test_dir.path("m"), ""))
         };
         sparse_file(room, &test_dir, "m");
-        with(test_dir.description()).check().unwrap();
+        assert_boots(with(test_dir.description()));
         sparse_file(room + 1, &test_dir, "m");
         assert_error!(rejection_with(&test_dir, "", with), ConfigError::DoesNotFit { field: "multiboot", .. });
     }
+    // hyperkit copies all segments as one piece, which would be longer than this file.
+    let kernel = test_dir.write("kernel", &apart);
+    let with_kernel = |d| without_boot_source(d).multiboot(Multiboot::new(&kernel));
+    let error = rejection_with(&test_dir, "", with_kernel);
+    assert_error!(
+        error,
+        ConfigError::NotMultiboot { reason: "its segments are further apart in memory than in the file", .. }
+    );
+    let qemu = test_dir.write_executable("qemu-system-x86_64", b"");
+    with_kernel(test_dir.description().hyperkit(qemu)).check().unwrap();
     let mut cut = elf(&[load]);
     cut[28..32].copy_from_slice(&[0, 0, 1, 0]);
     let kernel = test_dir.write("kernel", &cut);

@@ -39,9 +39,18 @@ fn memory_limits_are_enforced() {
     let mut low = bz_image(2047);
     low[0x230..0x234].copy_from_slice(&0x10_0000_u32.to_le_bytes()); // alignment
     test_dir.write("vmlinuz", &low);
-    for memory_mib in [2, (1 << 43) - 1] {
-        assert_boots(test_dir.description().memory_mib(memory_mib));
-    }
+    let most = (1 << 43) - 1;
+    test_dir.description().memory_mib(most).arguments("").unwrap();
+    assert_boots(test_dir.description().memory_mib(2));
+    // hyperkit aborts if it cannot map all memory. The host's is not a round number of MiB.
+    let error = rejection_with(&test_dir, "", |d| d.memory_mib(most));
+    let ConfigError::MemoryExceedsHost { value, host } = error else { panic!("{error:?}") };
+    assert_eq!(value, most);
+    assert_boots(test_dir.description().memory_mib(host));
+    let error = rejection_with(&test_dir, "", |d| d.memory_mib(host + 1));
+    assert_error!(error, ConfigError::MemoryExceedsHost { value, .. } if value == host + 1);
+    let qemu = test_dir.write_executable("qemu-system-x86_64", b"");
+    test_dir.description().hyperkit(qemu).memory_mib(host + 1).check().unwrap(); // it takes memory when the guest uses it
     for memory_mib in [0, 1, 1 << 43, u64::MAX] {
         assert_error!(rejection_by_arguments(|d| d.memory_mib(memory_mib)), ConfigError::InvalidMemory { value } if value == memory_mib);
     }
@@ -245,6 +254,41 @@ fn qcow(change: impl FnOnce(&mut QcowOptions)) -> Disk {
     let mut qcow = QcowOptions::default();
     change(&mut qcow);
     Disk::qcow2("/q.qcow2", qcow).size_mib(1)
+}
+
+#[test]
+fn qcow2_options_are_checked() {
+    let test_dir = TestDir::new();
+    test_dir.write(
+        "q.qcow2",
+        &[&b"QFI\xfb"[..], &[0, 0, 0, 3], &[0; 12], &[0, 0, 0, 16, 0, 0, 0, 0, 0, 16, 0, 0], &[0; 72]].concat(),
+    );
+    type Change = fn(&mut QcowOptions, &str);
+    let with = |d: HyperKit, change: Change, value: &str| {
+        let mut options = QcowOptions::default();
+        change(&mut options, value);
+        d.disk(Disk::qcow2(test_dir.path("q.qcow2"), options))
+    };
+    let (largest, too_large) = ("9223372036854775807", "9223372036854775808");
+    let fields: [(&str, Change, &[&str], &[&str]); 3] = [
+        ("compact_after", |q, n| q.compact_after = n.parse().unwrap(), &["0", largest], &[too_large]),
+        ("keep_erased", |q, n| q.keep_erased = n.parse().unwrap(), &["0", largest], &[too_large]),
+        (
+            "stats",
+            |q, address| q.stats = Some(address.to_owned()),
+            &["tcp:9090", "tcp:65535", "unix:/a b:c"],
+            &["9090", "tcp:", "tcp:65536", "tcp:+1", "tcp:localhost:1", "unix:", "udp:1", "/socket"],
+        ),
+    ];
+    for (name, change, good, bad) in fields {
+        for value in good {
+            assert_boots(with(test_dir.description(), change, value));
+        }
+        for bad in bad {
+            let error = rejection_by_arguments(|d| with(d, change, bad));
+            assert_error!(error, ConfigError::InvalidQcowOption { option, value, .. } if option == name && value == *bad);
+        }
+    }
 }
 
 /// hyperkit cannot escape them: a comma separates options, and a NUL byte ends an argument.

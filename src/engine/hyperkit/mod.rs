@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
+use crate::config::disk::bytes;
 use crate::config::{HyperKit, Network, PortForward, Share9pSource};
 use crate::engine::Engine;
 use crate::engine::dhcp_leases::leased_address;
@@ -25,6 +26,7 @@ use crate::process::list_all;
 use crate::state::StateDir;
 use crate::state::tty_file::read_pty_path;
 use crate::sys::file::inode;
+use crate::sys::memory::memory_of_host;
 
 /// The options that take no value.
 const SWITCHES: &[char] = &['b', 'e', 'h', 'v', 'u', 'w', 'x', 'M', 'A', 'C', 'H', 'P', 'W'];
@@ -78,12 +80,21 @@ impl EngineDriver for Driver {
 
     fn check_host(&self, description: &HyperKit) -> Vec<ConfigError> {
         let is_directory = |source: &Share9pSource| matches!(source, Share9pSource::Path(path) if path.is_dir());
-        match description.shares_9p.iter().any(|share| is_directory(&share.source)) {
-            true => {
-                vec![unsupported("sharing a directory (`shares_9p`); use `socket_9p` or `port_9p` with a 9p server")]
-            }
-            false => Vec::new(),
+        let mut found = Vec::new();
+        if description.shares_9p.iter().any(|share| is_directory(&share.source)) {
+            found.push(unsupported("sharing a directory (`shares_9p`); use `socket_9p` or `port_9p` with a 9p server"));
         }
+        // hyperkit maps all memory at its start, and aborts if it cannot (vmm_mem_alloc in vmm_mem.c).
+        let value = description.memory_mib;
+        let host = memory_of_host().map(|bytes| bytes >> 20);
+        if let (Some(host), Some(_)) = (host.filter(|&host| host < value), bytes(value)) {
+            found.push(ConfigError::MemoryExceedsHost { value, host });
+        }
+        found
+    }
+
+    fn copies_multiboot_elf_whole(&self) -> bool {
+        true
     }
 
     fn resolve(&self, description: &mut HyperKit) -> Result<(), ConfigError> {
