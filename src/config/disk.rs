@@ -88,18 +88,23 @@ pub struct QcowOptions {
     pub tool: Option<PathBuf>,
 }
 
-/// What a flush by the guest does to a qcow2 image; see [`QcowOptions`], which has an example.
+/// What a flush by the guest does to a qcow2 image on hyperkit; see [`QcowOptions`], which has an example.
+///
+/// A guest flushes (`fsync`) what must not be lost. The default is therefore [`Os`](Self::Os), as Docker Desktop has it. The Go package
+/// has no default of its own: it writes [`Unset`](Self::Unset), with which a flush does nothing. This crate keeps that in the
+/// descriptions and arguments that the Go package has written, and warns in the log when such a VM is started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FlushMode {
-    /// hyperkit's default.
-    #[default]
-    Default,
-    /// Nothing.
+    /// Nothing: hyperkit is not told what to do, and then it does not flush. What the guest has flushed is lost if the host
+    /// crashes.
+    Unset,
+    /// Nothing. The same as `Unset`, in words.
     None,
-    /// The data is passed to the host's operating system, which may keep it in memory.
+    /// The data is passed to the host's disk (`fsync`). It survives a crash of the host; the disk may lose it with its power.
+    #[default]
     Os,
-    /// The data is written to the host's disk.
+    /// The disk also empties its own cache (`F_FULLFSYNC`). Slower, and safe if the host loses power.
     Drive,
 }
 
@@ -158,12 +163,12 @@ impl FromStr for SectorSize {
 }
 
 impl FlushMode {
-    const ALL: [Self; 4] = [Self::Default, Self::None, Self::Os, Self::Drive];
+    const ALL: [Self; 4] = [Self::Unset, Self::None, Self::Os, Self::Drive];
 
     /// The word of hyperkit and the Go package.
     pub(crate) fn word(self) -> &'static str {
         match self {
-            Self::Default => "",
+            Self::Unset => "",
             Self::None => "none",
             Self::Os => "os",
             Self::Drive => "drive",

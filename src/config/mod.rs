@@ -193,10 +193,11 @@ pub struct HyperKit {
     /// hyperkit can turn it off.
     #[serde(skip_serializing_if = "json::is_true", deserialize_with = "json::true_unless")]
     pub mptable: bool,
-    /// Whether core dumps of the hypervisor include the guest's memory.
+    /// Whether core dumps of the hypervisor include the guest's memory. hyperkit has the option, and ignores it.
     #[serde(skip_serializing_if = "json::is_default", deserialize_with = "json::or_default")]
     pub core_dumps: bool,
-    /// The TCP port on which a debugger reaches the guest.
+    /// The TCP port on which a debugger reaches the guest. Whoever connects can read and write the guest's memory. QEMU listens on
+    /// 127.0.0.1, hyperkit on all addresses of the host.
     #[serde(with = "json::count", skip_serializing_if = "Option::is_none")]
     pub gdb_port: Option<u16>,
     /// Arguments of the hypervisor for which this crate has no field. They follow all others, and are not validated.

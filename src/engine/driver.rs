@@ -94,6 +94,11 @@ pub(crate) trait EngineDriver: Sync {
     /// What the engine cannot do on this host.
     fn check_host(&self, description: &HyperKit) -> Vec<ConfigError>;
 
+    /// What the engine does with a valid description that its author may not expect, in words for the log.
+    fn warnings(&self, _description: &HyperKit) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Whether the engine copies the segments of a multiboot ELF kernel from the file to memory as one piece.
     fn copies_multiboot_elf_whole(&self) -> bool {
         false

@@ -293,6 +293,10 @@ fn launch(
     apply(disk_plans, &mut description, state.as_ref(), &mut image_locks)?;
     image_locks.retain(ImageLock::outlasts_spawn);
 
+    for warning in driver.warnings(&description) {
+        let dir = state.as_ref().map(|state| format!("{}: ", state.path().display())).unwrap_or_default();
+        log::warn!(target: "hyperkit", "{dir}{warning}");
+    }
     let spawned = spawn(&description, state.as_ref(), mode, customize);
     let (child, output) = spawned.inspect_err(|_| {
         let _ = state.as_ref().zip(lock.as_ref()).map(|(state, lock)| state.clear_runtime_files(lock));

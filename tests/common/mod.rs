@@ -34,6 +34,17 @@ pub fn bz_image(cmdline_size: u32) -> Vec<u8> {
     image
 }
 
+/// Returns the header of an empty qcow2 image of 1 MiB.
+pub fn qcow2_header() -> Vec<u8> {
+    let mut header = vec![0; 104];
+    header[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03"); // version 3
+    header[23] = 16; // clusters of 64 KiB
+    header[29] = 16; // the size: 1 MiB
+    header[99] = 4; // reference counts of 16 bits
+    header[103] = 104; // the length of the header
+    header
+}
+
 /// A temporary directory with a kernel and an initrd, deleted on drop.
 pub struct TestDir {
     dir: TempDir,

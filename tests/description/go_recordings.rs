@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use hyperkit::{Disk, HyperKit, Serial};
+use hyperkit::{Disk, HyperKit, QcowOptions, Serial};
 use serde_json::{Value, json};
 
 use crate::with_keys;
@@ -106,6 +106,28 @@ fn state_dir_is_cleaned_where_go_cleans_it_and_asl_comes_before_the_log() {
     assert!(has("-F", "a/c/hyperkit.pid"), "{arguments:?}");
     assert!(has("-s", "1:0,virtio-blk,a/c/disk.img"), "{arguments:?}");
     assert!(has("-l", "com1,autopty=./a//b/../c/tty1,asl,log=./a//b/../c/console-ring"), "{arguments:?}");
+}
+
+/// With the empty word of the Go package, hyperkit does nothing on a flush. Only what that package wrote keeps it.
+#[test]
+fn a_flush_reaches_the_disk_unless_go_wrote_that_it_does_not() {
+    let flush = |disk: Value| {
+        let description = HyperKit::new().kernel("/k").hyperkit("hyperkit");
+        let description = with_keys(&description, json!({ "disks": [disk] }));
+        let again: HyperKit = serde_json::from_str(&description.to_string()).unwrap();
+        assert_eq!(again, description);
+        let arguments = description.arguments("").unwrap().join(" ");
+        let (_, sync) = arguments.split_once("?sync=").unwrap();
+        sync.split_once('&').unwrap().0.to_owned()
+    };
+    let described = HyperKit::new().disk(Disk::qcow2("/a.qcow2", QcowOptions::default()));
+    let described: Value = serde_json::from_str(&described.to_string()).unwrap();
+    assert_eq!(flush(described["disks"][0].clone()), "os");
+    assert_eq!(flush(json!({ "path": "/a.qcow2" })), "os");
+    assert_eq!(flush(json!({ "path": "/a.qcow2", "format": "qcow" })), "os");
+    assert_eq!(flush(json!({ "path": "/a.qcow2", "format": "qcow", "OnFlush": null })), "os");
+    assert_eq!(flush(json!({ "path": "/a.qcow2", "OnFlush": "" })), "");
+    assert_eq!(flush(json!({ "path": "/a.qcow2", "OnFlush": "none" })), "none");
 }
 
 #[test]

@@ -20,8 +20,9 @@ fn path(dir: &'static str) -> impl Strategy<Value = String> {
 }
 
 fn qcow() -> impl Strategy<Value = QcowOptions> {
-    let flush = select(vec![FlushMode::Default, FlushMode::None, FlushMode::Os, FlushMode::Drive]);
-    (flush, any::<u64>(), any::<u64>(), any::<bool>(), of(TEXT)).prop_map(
+    let flush = select(vec![FlushMode::Unset, FlushMode::None, FlushMode::Os, FlushMode::Drive]);
+    let count = || 0..=i64::MAX.unsigned_abs();
+    (flush, count(), count(), any::<bool>(), of("(unix:/[a-z ]{1,9}|tcp:[0-9]{1,4})")).prop_map(
         |(flush, compact_after, keep_erased, runtime_asserts, stats)| {
             let mut qcow = QcowOptions::default();
             (qcow.flush, qcow.compact_after, qcow.keep_erased) = (flush, compact_after, keep_erased);

@@ -1,12 +1,13 @@
 //! The hypervisor's output is written to `hyperkit.log`, and passed line by line to the logger of the embedding program.
 
 use std::fs;
+use std::net::UdpSocket;
 use std::sync::{Mutex, OnceLock, mpsc};
 use std::time::Duration;
 
-use hyperkit::{Console, Error, Exit};
+use hyperkit::{Console, Disk, Error, Exit, FlushMode, QcowOptions};
 
-use crate::common::TestDir;
+use crate::common::{TestDir, qcow2_header};
 use crate::common::child_process::in_child_process;
 
 /// Forwards each line of target `hyperkit`, and panics if the line requests it.
@@ -63,6 +64,19 @@ fn output_reaches_the_logger_while_the_vm_runs_and_at_exit() {
             other => panic!("{other:?}"),
         }
         assert_eq!(next(), "dying early");
+
+        // What a description does on hyperkit that its author may not expect.
+        test_dir.write("q.qcow2", &qcow2_header());
+        let mut options = QcowOptions::default();
+        options.flush = FlushMode::Unset;
+        let port = UdpSocket::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
+        let description = test_dir.description().disk(Disk::qcow2(test_dir.path("q.qcow2"), options));
+        description.gdb_port(port).core_dumps(true).start("guest").unwrap().kill().unwrap();
+        for part in ["a flush by the guest does nothing", "of all addresses (`gdb_port`)", "ignores `core_dumps`"] {
+            let line = next();
+            assert!(line.starts_with(&format!("{dir}: ")) && line.contains(part), "{line}");
+        }
+        while lines.try_recv().is_ok() {}
 
         // If the logger panics, the hypervisor is still reaped, later lines still reach the logger, and the error still
         // contains the log tail.

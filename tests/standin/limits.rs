@@ -11,7 +11,7 @@ use crate::common::rejection::{
     assert_boots, assert_boots_with, assert_error, modify, rejection_by_arguments, rejection_with, sparse_file,
     without_boot_source,
 };
-use crate::common::{TestDir, bz_image, standin_path};
+use crate::common::{TestDir, bz_image, qcow2_header, standin_path};
 
 const UUID: &str = "01234567-89ab-cdef-0123-456789abcdef";
 const MIB: u64 = 1024 * 1024;
@@ -259,10 +259,7 @@ fn qcow(change: impl FnOnce(&mut QcowOptions)) -> Disk {
 #[test]
 fn qcow2_options_are_checked() {
     let test_dir = TestDir::new();
-    test_dir.write(
-        "q.qcow2",
-        &[&b"QFI\xfb"[..], &[0, 0, 0, 3], &[0; 12], &[0, 0, 0, 16, 0, 0, 0, 0, 0, 16, 0, 0], &[0; 72]].concat(),
-    );
+    test_dir.write("q.qcow2", &qcow2_header());
     type Change = fn(&mut QcowOptions, &str);
     let with = |d: HyperKit, change: Change, value: &str| {
         let mut options = QcowOptions::default();

@@ -143,7 +143,11 @@ impl<'de> Deserialize<'de> for Disk {
         });
         let mut format = format.flatten();
         if let Some(DiskFormat::Qcow2(qcow)) = &mut format {
-            qcow.flush = take_word(from, keys::ON_FLUSH, FlushMode::from_word).unwrap_or_default();
+            // An empty word is what the Go package writes. A missing key is a description by hand.
+            if from.get(keys::ON_FLUSH).is_some_and(|value| !value.is_null()) {
+                qcow.flush = take_word(from, keys::ON_FLUSH, FlushMode::from_word).unwrap_or_default();
+            }
+            from.retain(|key, value| key != keys::ON_FLUSH || !value.is_null());
             qcow.compact_after = take(from, keys::COMPACT_AFTER)?.unwrap_or_default();
             qcow.keep_erased = take(from, keys::KEEP_ERASED)?.unwrap_or_default();
             qcow.runtime_asserts = take(from, keys::RUNTIME_ASSERTS)?.unwrap_or_default();

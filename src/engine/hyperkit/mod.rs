@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::config::disk::bytes;
+use crate::config::disk::{DiskFormat, FlushMode, bytes};
 use crate::config::{HyperKit, Network, PortForward, Share9pSource};
 use crate::engine::Engine;
 use crate::engine::dhcp_leases::leased_address;
@@ -91,6 +91,26 @@ impl EngineDriver for Driver {
             found.push(ConfigError::MemoryExceedsHost { value, host });
         }
         found
+    }
+
+    fn warnings(&self, description: &HyperKit) -> Vec<String> {
+        let mut warnings = Vec::new();
+        for disk in &description.disks {
+            let DiskFormat::Qcow2(options) = disk.format_by_name() else { continue };
+            if matches!(options.flush, FlushMode::Unset | FlushMode::None) && !disk.read_only {
+                let path = disk.path.as_deref().unwrap_or(Path::new("a qcow2 image")).display();
+                warnings
+                    .push(format!("a flush by the guest does nothing, as its `flush` is {:?}: {path}", options.flush));
+            }
+        }
+        if let Some(port) = description.gdb_port {
+            // init_dbgport in dbgport.c binds to INADDR_ANY.
+            warnings.push(format!("hyperkit listens for debuggers on port {port} of all addresses (`gdb_port`)"));
+        }
+        if description.core_dumps {
+            warnings.push("hyperkit ignores `core_dumps`".to_owned());
+        }
+        warnings
     }
 
     fn copies_multiboot_elf_whole(&self) -> bool {
