@@ -129,6 +129,11 @@ pub(crate) trait EngineDriver: Sync {
         None
     }
 
+    /// The socket of a program for whose answer a hypervisor that is not ready may be waiting without a message.
+    fn awaited_socket<'a>(&self, _description: &'a HyperKit) -> Option<&'a Path> {
+        None
+    }
+
     /// Finds out whether a hypervisor that has written its pid file has also created all devices. If so, completes the state
     /// directory with files that the engine does not write by itself.
     fn finish_start(&self, description: &HyperKit, state: &StateDir, pid: u32, timeout: Duration) -> Result<bool>;
@@ -188,6 +193,16 @@ pub(crate) trait EngineDriver: Sync {
 
     /// Whether a file in a state directory is a socket that belongs to a VM of this engine.
     fn is_own_socket(&self, name: &str, kind: FileType) -> bool;
+
+    /// Whether a console on stdio writes to descriptor 0, and standard output has only the hypervisor's own messages.
+    fn console_is_standard_input(&self) -> bool {
+        false
+    }
+
+    /// Whether a line of the hypervisor's output only tells of its progress.
+    fn is_progress(&self, _line: &str) -> bool {
+        false
+    }
 
     /// Whether the console log is a ring that the hypervisor overwrites, instead of a growing file.
     fn has_ring_log(&self) -> bool {

@@ -49,8 +49,10 @@ impl Error {
                 Some(path) => format!("cannot tell whether a VM is running or using {}", path.display()),
                 None => "cannot tell whether the VM is running".to_owned(),
             },
-            Self::StartTimedOut { timeout, state_dir, log_tail } => {
-                format!("VM not ready after {} and killed{}{}", seconds(*timeout), of(state_dir), tail(log_tail))
+            Self::StartTimedOut { timeout, state_dir, suspect, log_tail } => {
+                let suspect = suspect.as_ref().map(|socket| format!("; VPNKit may not answer: {}", socket.display()));
+                let (timeout, suspect) = (seconds(*timeout), suspect.unwrap_or_default());
+                format!("VM not ready after {timeout} and killed{}{suspect}{}", of(state_dir), tail(log_tail))
             }
             Self::HypervisorFailed { exit, state_dir, log_tail } => {
                 format!("hypervisor {exit}{}{}", of(state_dir), tail(log_tail))

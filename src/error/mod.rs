@@ -227,6 +227,8 @@ pub enum Error {
         timeout: Duration,
         /// The state directory, if the VM has one.
         state_dir: Option<PathBuf>,
+        /// The socket of VPNKit, if hyperkit may be waiting for an answer there: it says nothing meanwhile.
+        suspect: Option<PathBuf>,
         /// The last lines of its output.
         log_tail: LogTail,
     },

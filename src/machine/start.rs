@@ -19,6 +19,7 @@ use crate::preflight::files::check_cmdline_length;
 use crate::preflight::image_lock::ImageLock;
 use crate::process::start_time;
 use crate::runtime::child::{Child, Resources};
+use crate::runtime::console_stdio::ConsoleRelay;
 use crate::runtime::output::Output;
 use crate::runtime::owner::OwnerLink;
 use crate::runtime::vhost_vsock::VhostVsockDaemon;
@@ -347,7 +348,13 @@ fn spawn_with_output(
     };
     command.args(&description.record.arguments);
     description.argv0.as_ref().map(|name| command.arg0(name));
+    let mut console = None;
     let terminal = if uses_stdio(description) {
+        if driver.console_is_standard_input() {
+            let relay = ConsoleRelay::connect(&mut command, mode == Mode::Background);
+            console = relay.map_err(Error::io("connect the console of", program))?;
+            command.stdout(output.writer()?); // it has messages of the hypervisor only
+        }
         Some(TerminalSettings::save())
     } else {
         let stdin = vsock_daemon.as_ref().map_or(Ok(Stdio::null()), VhostVsockDaemon::lifetime)?;
@@ -359,7 +366,7 @@ fn spawn_with_output(
         command.process_group(0);
     }
     customize(&mut command);
-    let resources = Resources { terminal, vsock_daemon, owner };
+    let resources = Resources { terminal, console, vsock_daemon, owner };
     Child::spawn(driver, command, output.try_clone()?, state.cloned(), resources)
 }
 

@@ -177,7 +177,8 @@ impl Starting {
             }
             if left.is_zero() {
                 let state_dir = Some(state.path().to_owned());
-                return Err(Error::StartTimedOut { timeout, state_dir, log_tail: self.vm.log_tail() });
+                let suspect = driver.awaited_socket(self.vm.description()).map(Path::to_owned);
+                return Err(Error::StartTimedOut { timeout, state_dir, suspect, log_tail: self.vm.log_tail() });
             }
             let interval = (start.elapsed() / INTERVAL_FRACTION).clamp(MIN_INTERVAL, MAX_INTERVAL);
             match self.vm.wait_timeout(interval.min(left)) {

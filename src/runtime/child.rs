@@ -15,6 +15,7 @@ use crate::engine::{EngineDriver, ExitListener};
 use crate::error::{Error, Result};
 use crate::exit::Exit;
 use crate::process::{ExitFd, ignore_esrch};
+use crate::runtime::console_stdio::ConsoleRelay;
 use crate::runtime::exit_wakers::wake;
 use crate::runtime::output::Output;
 use crate::runtime::owner::OwnerLink;
@@ -68,6 +69,8 @@ struct ListenerThread {
 pub(crate) struct Resources {
     /// The caller's terminal, if the console is on it.
     pub terminal: Option<TerminalSettings>,
+    /// Copies between the console and the caller's standard input and output.
+    pub console: Option<ConsoleRelay>,
     pub vsock_daemon: Option<VhostVsockDaemon>,
     /// Kills the child with this process, if it must not outlive it.
     pub owner: Option<OwnerLink>,
@@ -217,10 +220,11 @@ impl Child {
             watcher.wait();
         }
         // Release the child's resources before waiters see its exit, and before its pid is free.
-        let Resources { terminal, vsock_daemon, owner } = std::mem::take(&mut *lock(&self.resources));
+        let Resources { terminal, console, vsock_daemon, owner } = std::mem::take(&mut *lock(&self.resources));
         owner.into_iter().for_each(OwnerLink::release);
         drop(vsock_daemon);
         pass_on(true);
+        console.into_iter().for_each(ConsoleRelay::finish);
         drop(terminal);
         // Usually the owner's shell has removed it, but not if the shell was killed early.
         let _ = output.remove_temporary();

@@ -13,9 +13,11 @@ use crate::runtime::output::Output;
 use crate::runtime::ring::ConsoleLog;
 use crate::state::{LOG_FILE, StateDir};
 
-/// How much of the end of a log is read, in bytes, and how many lines of that are kept.
+/// How much of the end of a log is kept, in bytes and in lines.
 const MAX_TAIL_BYTES: u64 = 4 * 1024;
 const MAX_TAIL_LINES: usize = 10;
+/// hyperkit's stdout, of up to 4 KiB, may come behind what counts.
+const MAX_READ_BYTES: u64 = 2 * MAX_TAIL_BYTES;
 /// What Linux prints before the reason of a panic (kernel/panic.c).
 const KERNEL_PANIC: &str = "Kernel panic - not syncing";
 
@@ -66,8 +68,15 @@ impl LogTail {
         Self { console, ..self }
     }
 
-    fn with_hypervisor(self, output: &[u8]) -> Self {
-        Self { hypervisor: last_lines(output), ..self }
+    /// The same with the last lines of this hypervisor's output, without lines that only tell of its progress if there are others.
+    fn with_hypervisor(self, output: &[u8], driver: &dyn EngineDriver) -> Self {
+        let text = String::from_utf8_lossy(output);
+        let others: Vec<_> = text.lines().filter(|line| !driver.is_progress(line)).collect();
+        let hypervisor = match others.iter().all(|line| line.trim().is_empty()) {
+            true => last_lines(output),
+            false => last_lines(others.join("\n").as_bytes()),
+        };
+        Self { hypervisor, ..self }
     }
 
     /// Reads the output of a hypervisor that this process started, or else the log in `state`, and the console log in
@@ -80,7 +89,7 @@ impl LogTail {
         };
         let console = state
             .and_then(|state| ConsoleLog::open(&state.file(ALL_LOGS[0]), driver.has_ring_log()).ok()?.read_new().ok());
-        Self::default().with_hypervisor(&hypervisor).with_console(&console.unwrap_or_default())
+        Self::default().with_hypervisor(&hypervisor, driver).with_console(&console.unwrap_or_default())
     }
 }
 
@@ -95,8 +104,8 @@ impl fmt::Display for LogTail {
 
 fn last_bytes(file: &File) -> Vec<u8> {
     let length = file.metadata().map_or(0, |metadata| metadata.len());
-    let mut bytes = vec![0; length.min(MAX_TAIL_BYTES) as usize];
-    let read = file.read_at(&mut bytes, length.saturating_sub(MAX_TAIL_BYTES)).unwrap_or(0);
+    let mut bytes = vec![0; length.min(MAX_READ_BYTES) as usize];
+    let read = file.read_at(&mut bytes, length.saturating_sub(MAX_READ_BYTES)).unwrap_or(0);
     bytes.truncate(read);
     bytes
 }

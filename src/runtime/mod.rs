@@ -2,6 +2,7 @@
 
 pub(crate) mod child;
 pub(crate) mod cleanup;
+pub(crate) mod console_stdio;
 pub(crate) mod discovery;
 pub(crate) mod exit_wakers;
 pub(crate) mod log_tail;

@@ -39,7 +39,7 @@ fn errors() -> Vec<(ErrorKind, Error)> {
         (ErrorKind::NotRunning, Error::NotRunning { state_dir: None }),
         (ErrorKind::State, Error::Replaced { pid: 1, successor: 2, state_dir: path() }),
         (ErrorKind::CannotTell, Error::CannotTell { path: None, source: denied() }),
-        (ErrorKind::Timeout, Error::StartTimedOut { timeout, state_dir: state_dir(), log_tail: tail() }),
+        (ErrorKind::Timeout, Error::StartTimedOut { timeout, state_dir: state_dir(), suspect: None, log_tail: tail() }),
         (
             ErrorKind::Hypervisor,
             Error::HypervisorFailed { exit: Exit::Failed(1), state_dir: state_dir(), log_tail: tail() },

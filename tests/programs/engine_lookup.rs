@@ -8,6 +8,7 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
+use crate::common::vpnkit::{Handshake, listen_as_vpnkit};
 use crate::common::{TestDir, example_path, standin_path, write_executable};
 
 fn text(output: &[u8]) -> String {
@@ -94,9 +95,8 @@ fn vpnkit_auto_looks_up_the_socket_in_the_home_directory() {
     };
     let (ran, why) = run();
     assert!(!ran && why.contains("vpnkit.eth.sock, ") && why.contains("Data/s50"), "{why}");
-    let mut listeners = Vec::new();
     for name in ["s50", "vpnkit.eth.sock"] {
-        listeners.push(std::os::unix::net::UnixListener::bind(data.join(name)).unwrap());
+        listen_as_vpnkit(&data.join(name), Handshake::All);
         let (ran, why) = run();
         assert!(ran, "{why}");
         let json: Value = serde_json::from_slice(&fs::read(test_dir.path("vm/hyperkit.json")).unwrap()).unwrap();

@@ -1,17 +1,18 @@
 //! The PCI devices, except the serial ports.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Read;
+use std::io::{self, Read, Write};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::abort;
+use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 
-use crate::{Held, fail};
+use crate::{Held, fail, stdout};
 
 /// hyperkit truncates longer paths of sockets to this length.
 const MAX_SOCKET: usize = 103;
@@ -141,22 +142,43 @@ fn vsock(config: &str) {
     if !(3..=0x7fff_ffff).contains(&cid) || !dir.is_dir() || dir.as_os_str().len() > 85 || ports.len() > 4 {
         fail("virtio-sock: bad configuration");
     }
-    let listen = |name: &str, handshake: usize| {
+    let listen = |name: &str, requires_request: bool| {
         let _ = fs::remove_file(dir.join(name));
         let listener = UnixListener::bind(dir.join(name)).unwrap_or_else(|error| fail(error));
         std::thread::spawn(move || {
-            let answer = |mut stream: UnixStream| stream.read_exact(&mut vec![0; handshake]);
-            listener.incoming().flatten().for_each(|stream| answer(stream).unwrap_or_default());
+            for mut stream in listener.incoming().flatten() {
+                if !requires_request || has_request(&mut stream) {
+                    // The guest's driver takes the request from a queue, and nothing listens in the guest.
+                    let (is_on, turned_on) = &VSOCK;
+                    drop(turned_on.wait_while(is_on.lock().unwrap(), |is_on| !*is_on));
+                }
+            }
         });
     };
-    listen("connect", "00000003.00000946\n".len());
+    listen("connect", true);
     for port in ports {
         let name = format!("{cid:08x}.{port:08x}");
-        listen(&name, 0);
+        listen(&name, false);
         let link = dir.join(format!("guest.{port:08x}"));
         let _ = fs::remove_file(&link);
         symlink(&name, link).unwrap_or_else(|error| fail(error));
     }
+}
+
+/// Whether the guest's driver for vsock runs.
+static VSOCK: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
+
+pub fn turn_on_vsock() {
+    *VSOCK.0.lock().unwrap() = true;
+    VSOCK.1.notify_all();
+}
+
+/// Reads `CID.PORT` in hexadecimal with a newline. Like hyperkit, reads once: a request in two parts is refused.
+fn has_request(stream: &mut UnixStream) -> bool {
+    let mut request = [0; 18];
+    let length = stream.read(&mut request).unwrap_or(0);
+    let is_number = |text: &[u8]| text.len() == 8 && text.iter().all(u8::is_ascii_hexdigit);
+    length == 18 && is_number(&request[..8]) && request[8] == b'.' && is_number(&request[9..17]) && request[17] == b'\n'
 }
 
 /// Connects to VPNKit. Like hyperkit, aborts at an invalid option, and tries forever if nobody listens on the socket.
@@ -171,12 +193,32 @@ fn vpnkit(config: &str) -> UnixStream {
             _ => abort(),
         }
     }
+    stdout::print(&format!("virtio-net-vpnkit: initialising, opts=\"{config}\"\n"));
     loop {
-        match UnixStream::connect(socket) {
-            Ok(stream) => return stream,
-            Err(_) => std::thread::sleep(Duration::from_millis(100)),
+        if let Some(stream) = UnixStream::connect(socket).ok().and_then(|stream| greet(stream).ok()) {
+            stdout::print("virtio-net-vpnkit: Connection established with MAC=02:50:00:00:00:01 and MTU 1500\n");
+            return stream;
         }
+        std::thread::sleep(Duration::from_millis(100));
     }
+}
+
+/// The handshake with VPNKit: a greeting of 49 bytes from each side, a command of 41 bytes, and a reply of 258 bytes. Like hyperkit,
+/// waits for them without a timeout.
+fn greet(mut stream: UnixStream) -> io::Result<UnixStream> {
+    const MAGIC: &[u8] = b"VMN3T";
+    const ACCEPTED: u8 = 1;
+
+    stream.write_all(&[MAGIC, &22_u32.to_le_bytes(), &[b'0'; 40]].concat())?;
+    let mut greeting = [0; 49];
+    stream.read_exact(&mut greeting)?;
+    if !greeting.starts_with(MAGIC) {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    stream.write_all(&[1; 41])?;
+    let mut reply = [0; 258];
+    stream.read_exact(&mut reply)?;
+    if reply[0] == ACCEPTED { Ok(stream) } else { Err(io::ErrorKind::ConnectionRefused.into()) }
 }
 
 /// Checks the MAC address. Like in hyperkit, a missing interface is no error.

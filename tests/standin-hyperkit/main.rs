@@ -5,10 +5,13 @@
 //! - `guest.no-acpi`: never turns on ACPI, so the power button kills the stand-in.
 //! - `guest.deaf`: turns on ACPI, but ignores the power button.
 //! - `guest.say=TEXT`: prints a text on the console.
+//! - `guest.no-vsock`: has no driver for vsock, so connections to it wait.
+//! - `guest.slow-boot=MS`: turns its serial ports on only after this time.
 //!
 //! Other words control the stand-in itself:
 //!
-//! - `vmm.say=LINE|LINE`: prints lines on stdout.
+//! - `vmm.say=LINE|LINE`: prints lines on stderr.
+//! - `vmm.print=LINE|LINE`: prints lines on stdout. hyperkit does not flush stdout: they appear at a normal exit.
 //! - `vmm.die=CODE`: exits before the serial ports exist.
 //! - `vmm.die-early=CODE`: exits before it writes its pid file.
 //! - `vmm.half-pid-file`: aborts when it has created its pid file and not written it yet.
@@ -23,6 +26,7 @@ mod devices;
 mod firmware;
 mod options;
 mod serial;
+mod stdout;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -31,6 +35,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{abort, exit};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use rustix::process::{Signal, getpid, kill_process};
 use rustix::termios::{OptionalActions, Termios, tcsetattr};
@@ -52,6 +57,7 @@ fn leave(code: i32) -> ! {
     if let Some(settings) = TERMINAL.get() {
         let _ = tcsetattr(io::stdin(), OptionalActions::Drain, settings);
     }
+    stdout::flush();
     exit(code)
 }
 
@@ -95,23 +101,30 @@ fn main() {
     if !has("vmm.no-pid-file") {
         write_pid_file(&options);
     }
-    if options.uuid.as_ref().is_some_and(|uuid| !is_uuid(uuid)) {
-        abort();
-    }
     let (mut held, mut ports) = (Held::default(), [Port::nowhere(), Port::nowhere()]);
     for device in options.slots.values() {
         let (driver, config) = device.split_once(',').unwrap_or((device, ""));
+        if driver == "virtio-net" {
+            options.set_up_vmnet();
+        }
         if driver != "lpc" {
             devices::set_up(driver, config, &mut held);
             continue;
         }
         if let Some(text) = word("vmm.say") {
-            println!("{}", text.replace('|', "\n"));
+            eprintln!("{}", text.replace('|', "\n"));
+        }
+        if let Some(text) = word("vmm.print") {
+            stdout::print(&format!("{}\n", text.replace('|', "\n")));
         }
         if let Some(code) = word("vmm.die") {
             fail_with(code.parse().unwrap_or(1), "dying");
         }
         ports = serial::open(&options.serials);
+    }
+    if options.uuid.as_ref().is_some_and(|uuid| !is_uuid(uuid)) {
+        eprintln!("Assertion failed: (error == 0), function main");
+        abort();
     }
     load(&options);
 
@@ -121,6 +134,13 @@ fn main() {
         signals.add_signal(SIGTERM).unwrap_or_else(|error| fail(error));
         held.vpnkit.into_iter().for_each(press_power_button_on_disconnect);
     }
+    if let Some(milliseconds) = word("guest.slow-boot") {
+        std::thread::sleep(Duration::from_millis(milliseconds.parse().unwrap_or(0)));
+    }
+    ports.iter_mut().for_each(Port::discard_input);
+    if !has("guest.no-vsock") {
+        devices::turn_on_vsock();
+    }
     let ports = ports.map(Shared::from);
     let say = |text: &str| ports[0].write(text.as_bytes());
     say(&format!("Linux version 0 (stand-in)\r\nCommand line: {words}\r\n"));
@@ -128,9 +148,8 @@ fn main() {
         say(&format!("{text}\r\n"));
     }
     if let Some(mebibytes) = word("vmm.flood") {
-        let line = [vec![b'x'; 4095], vec![b'\n']].concat().repeat(256);
-        (0..mebibytes.parse().unwrap_or(0))
-            .for_each(|_| io::stdout().write_all(&line).unwrap_or_else(|error| fail(error)));
+        let line = format!("{}\n", "x".repeat(4095)).repeat(256);
+        (0..mebibytes.parse().unwrap_or(0)).for_each(|_| stdout::print(&line));
     }
     if let Some(code) = word("guest.exit") {
         leave(code.parse().unwrap_or(100));

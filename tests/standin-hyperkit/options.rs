@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::abort;
 
-use crate::{fail, fail_with, leave};
+use crate::{fail, fail_with, leave, stdout};
 
 const DRIVERS: [&str; 12] = [
     "ahci-cd",
@@ -40,7 +40,6 @@ pub struct Options {
     pub firmware: Firmware,
     pub memory: u64,
     cpus: i64,
-    has_acpi: bool,
     prints_mac: bool,
 }
 
@@ -83,11 +82,10 @@ impl Options {
 
     fn switch(&mut self, letter: char) {
         match letter {
-            'A' => self.has_acpi = true,
             'M' => self.prints_mac = true,
             'h' => fail_with(0, "Try 'hyperkit --help' for more information."),
             'v' => {
-                println!("hyperkit: v0.20200908");
+                stdout::print("hyperkit: v0.20200908\n");
                 leave(0);
             }
             _ => {} // no visible effect outside of the guest
@@ -143,11 +141,15 @@ impl Options {
             eprintln!("vmm_mem_alloc failed in mmap");
             abort();
         }
-        if self.has_acpi && self.slots.get(&(31, 0)).map(String::as_str) != Some("lpc") {
-            fail("lpc bridge must be at slot 31");
+    }
+
+    /// Sets up Apple's vmnet, whose MAC address follows from the UUID. With `-M`, prints the address and exits.
+    pub fn set_up_vmnet(&self) {
+        if self.uuid.as_ref().is_some_and(|uuid| !is_uuid(uuid)) {
+            fail("virtio-net: invalid UUID");
         }
         if self.prints_mac {
-            println!("MAC: 02:00:00:00:00:01");
+            stdout::print("MAC: 02:00:00:00:00:01\n");
             leave(0);
         }
     }
@@ -206,8 +208,9 @@ fn memory(text: &str) -> Option<u64> {
     number.checked_mul(1_u64.checked_shl(shift)?)
 }
 
+/// Whether hyperkit knows the UUID's form and its variant, which the first bits of the fourth group say.
 pub fn is_uuid(text: &str) -> bool {
     let is_right =
         |(at, c): (usize, char)| if [8, 13, 18, 23].contains(&at) { c == '-' } else { c.is_ascii_hexdigit() };
-    text.len() == 36 && text.char_indices().all(is_right)
+    text.len() == 36 && text.char_indices().all(is_right) && !"efEF".contains(char::from(text.as_bytes()[19]))
 }

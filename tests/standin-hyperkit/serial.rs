@@ -5,6 +5,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::process::abort;
 use std::sync::{Arc, Mutex};
 use std::thread::sleep;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{OptionalActions, isatty, tcgetattr, tcsetattr};
 
-use crate::{TERMINAL, fail, fail_with};
+use crate::{TERMINAL, fail, stdout};
 
 const RING: usize = 65536;
 
@@ -41,7 +42,7 @@ impl Port {
     }
 
     fn open(name: &str, config: &str, stdio_is_free: &mut bool) -> Self {
-        let (mut port, mut has_backend) = (Self::nowhere(), false);
+        let (mut port, mut has_backend, mut has_asl) = (Self::nowhere(), false, false);
         for part in config.split(',') {
             let is_backend = match part.split_once('=').unwrap_or((part, "")) {
                 ("null", "") => true,
@@ -52,17 +53,26 @@ impl Port {
                     port.ring = Some((file.unwrap_or_else(|error| fail(error)), 0));
                     false
                 }
-                ("asl", "") => false,
+                // hyperkit enables input from a descriptor that it does not have.
+                ("asl", "") => {
+                    has_asl = true;
+                    false
+                }
                 _ => port.open_tty(part).unwrap_or_else(|| refuse(name, config)),
             };
             has_backend |= is_backend;
         }
-        if has_backend { port } else { refuse(name, config) }
+        match (has_backend, has_asl) {
+            (true, _) => port,
+            (false, true) => abort(),
+            (false, false) => refuse(name, config),
+        }
     }
 
     fn open_stdio(&mut self) -> bool {
-        self.out = Box::new(io::stdout());
-        self.input = io::stdin().as_fd().try_clone_to_owned().ok();
+        // Both directions are descriptor 0 (uart_emul.c).
+        let duplicate = || io::stdin().as_fd().try_clone_to_owned().unwrap_or_else(|error| fail(error));
+        (self.out, self.input) = (Box::new(File::from(duplicate())), Some(duplicate()));
         // As in hyperkit, this also makes the starter's stdin nonblocking, since it is the same open file.
         if let Ok(flags) = fcntl_getfl(io::stdin()) {
             let _ = fcntl_setfl(io::stdin(), flags | OFlags::NONBLOCK);
@@ -92,7 +102,8 @@ impl Port {
         fcntl_setfl(&master, flags | OFlags::NONBLOCK).unwrap_or_else(|error| fail(error));
         self.input = master.try_clone().ok();
         self.out = Box::new(File::from(master));
-        println!("{port} connected to {name}");
+        stdout::print(&format!("linkname {}\n", file.unwrap_or(Path::new("(null)")).display()));
+        stdout::print(&format!("{port} connected to {name}\n"));
         if let Some(file) = file {
             let _ = fs::remove_file(file);
             fs::write(file, &name).unwrap_or_else(|error| fail(error)); // no newline
@@ -109,6 +120,13 @@ impl Port {
         Some(true)
     }
 
+    /// Discards the input that has come so far, as hyperkit does when the guest turns on the port's FIFO.
+    pub fn discard_input(&mut self) {
+        let Some(input) = self.input.as_ref().and_then(|input| input.try_clone().ok()) else { return };
+        let (mut input, mut buffer) = (File::from(input), [0; 32]);
+        while input.read(&mut buffer).is_ok_and(|length| length == buffer.len()) {}
+    }
+
     fn write(&mut self, bytes: &[u8]) {
         let _ = self.out.write_all(bytes).and_then(|()| self.out.flush());
         if let Some((ring, at)) = &mut self.ring {
@@ -121,7 +139,7 @@ impl Port {
 }
 
 fn refuse(name: &str, config: &str) -> ! {
-    fail_with(64, format!("Unable to initialize backend '{config}' for LPC device {name}"))
+    fail(format!("Unable to initialize backend '{config}' for LPC device {name}"))
 }
 
 /// A port to which several threads write.

@@ -99,6 +99,7 @@ fn expect_ends_and_reports_the_exit_when_the_vm_exits() {
     let test_dir = TestDir::new();
     let (_, vm, _stop) = start_vm(&test_dir, "guest");
     let console = vm.console().unwrap();
+    console.expect("Command line", TEST_TIMEOUT).unwrap(); // hyperkit discards earlier input
     console.send_line("last words").unwrap();
     console.expect("last ", TEST_TIMEOUT).unwrap();
     std::thread::scope(|scope| {

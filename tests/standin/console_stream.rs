@@ -23,7 +23,9 @@ fn read_until(console: &mut ConsoleStream, text: &str) -> String {
     output
 }
 
+/// Opens the console of a guest that has printed something: hyperkit discards earlier input.
 fn console(vm: &Vm) -> ConsoleStream {
+    vm.wait_for_console("Command line", TEST_TIMEOUT).unwrap();
     let console = vm.console().unwrap();
     console.set_timeout(Some(TEST_TIMEOUT));
     console

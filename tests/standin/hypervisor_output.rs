@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use hyperkit::{Console, Disk, Error, Exit, FlushMode, QcowOptions};
 
-use crate::common::{TestDir, qcow2_header};
 use crate::common::child_process::in_child_process;
+use crate::common::{TestDir, qcow2_header};
 
 /// Forwards each line of target `hyperkit`, and panics if the line requests it.
 struct Logger(Mutex<mpsc::Sender<String>>);
@@ -47,11 +47,9 @@ fn output_reaches_the_logger_while_the_vm_runs_and_at_exit() {
         let dir = test_dir.path("vm").display().to_string();
         let vm = description.start("vmm.say=first guest.say=on-the-console").unwrap();
         assert_eq!(next(), format!("{dir}: first"));
-        assert!(next().starts_with(&format!("{dir}: COM1 connected to")));
-        vm.kill().unwrap();
+        vm.kill().unwrap(); // so its buffered stdout is lost
         assert!(lines.try_recv().is_err(), "the output of the console was logged");
-        let log = fs::read_to_string(test_dir.path("vm/hyperkit.log")).unwrap();
-        assert!(log.starts_with("first\nCOM1 connected to"), "{log}");
+        assert_eq!(fs::read_to_string(test_dir.path("vm/hyperkit.log")).unwrap(), "first\n");
 
         // With the console on stdio and without a state directory, the hypervisor's stderr is still logged, and the last
         // line is logged before the exit is reported.

@@ -1,7 +1,6 @@
 //! hyperkit's limits. The crate and the stand-in, which has the same limits, accept the last valid value. The crate rejects
 //! the first invalid value with an error that names the field.
 
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -11,6 +10,7 @@ use crate::common::rejection::{
     assert_boots, assert_boots_with, assert_error, modify, rejection_by_arguments, rejection_with, sparse_file,
     without_boot_source,
 };
+use crate::common::vpnkit::{Handshake, listen_as_vpnkit};
 use crate::common::{TestDir, bz_image, qcow2_header, standin_path};
 
 const UUID: &str = "01234567-89ab-cdef-0123-456789abcdef";
@@ -70,7 +70,7 @@ fn kernel_command_line_limit_is_enforced() {
 fn uuid_and_ipv4_syntax_is_checked() {
     let test_dir = TestDir::new();
     let socket = test_dir.path("vpnkit");
-    let _listener = UnixListener::bind(&socket).unwrap();
+    listen_as_vpnkit(&socket, Handshake::All);
     let network = |d: HyperKit| d.network(Network::VpnKit(socket.clone())).vpnkit_key(UUID);
     assert_boots(network(test_dir.description()).uuid(UUID.to_uppercase()).vpnkit_preferred_ipv4("255.255.255.255"));
     let bad = ["", &UUID[1..], &format!("{UUID}0"), &UUID.replace('-', ""), &UUID.replace('a', "g")];
@@ -185,7 +185,7 @@ fn vsock_directory_path_limit_is_enforced() {
 fn socket_path_tag_and_port_limits_of_9p_and_vpnkit_are_enforced() {
     let test_dir = TestDir::new();
     let [longest, too_long] = [103, 104].map(|length| path_of(length, &test_dir.dir()));
-    let _listener = UnixListener::bind(&longest).unwrap();
+    listen_as_vpnkit(&longest, Handshake::All);
     assert_boots(test_dir.description().network(Network::VpnKit(longest.clone())).socket_9p(&longest, "t".repeat(256)));
     assert_boots(test_dir.description().port_9p(1, "t").port_9p(65535, "u"));
     let error = rejection_by_arguments(|d| d.network(Network::VpnKit(too_long.clone())));

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::{Mutex, OnceLock, mpsc};
 
-use hyperkit::{Console, Error, Exit};
+use hyperkit::{Console, Error, Exit, ShutdownOutcome};
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 
 use crate::common::child_process::in_child_process;
@@ -44,10 +44,13 @@ fn output_reaches_the_log_file_and_the_logger() {
 
         let vm = test_dir.description().start_scoped("vmm.say=one|two").unwrap();
         assert_eq!([next(), next()], [format!("{dir}: one"), format!("{dir}: two")]);
-        assert!(next().starts_with(&format!("{dir}: COM1 connected to")));
+        vm.wait_for_console("Command line", TEST_TIMEOUT).unwrap();
+        assert_eq!(vm.shutdown(TEST_TIMEOUT).unwrap(), ShutdownOutcome::Graceful(Exit::PowerOff));
+        // hyperkit's stdout is buffered until the exit.
         let log = fs::read_to_string(test_dir.path("vm/hyperkit.log")).unwrap();
-        assert!(log.starts_with("one\ntwo\nCOM1 connected to"), "{log}");
-        drop(vm);
+        assert!(log.starts_with("one\ntwo\nlinkname ") && log.contains("\nCOM1 connected to "), "{log}");
+        assert!(next().starts_with(&format!("{dir}: linkname ")));
+        assert!(next().starts_with(&format!("{dir}: COM1 connected to ")));
 
         // The hypervisor's stderr is logged before the hypervisor is ready, and with the console on stdio, too.
         for description in [test_dir.description(), test_dir.description().console(Console::Stdio)] {

@@ -41,7 +41,7 @@ fn start_that_times_out_kills_the_hypervisor_and_names_the_state_directory() {
         assert!(text.contains(words), "{text}");
         assert!(text.contains(test_dir.path("vm").to_str().unwrap()), "{text}");
         match error {
-            Error::StartTimedOut { timeout: named, state_dir, log_tail } => {
+            Error::StartTimedOut { timeout: named, state_dir, suspect: None, log_tail } => {
                 assert_eq!((named, state_dir), (timeout, Some(test_dir.path("vm"))));
                 assert!(log_tail.hypervisor.starts_with("slow"), "{log_tail}");
             }

@@ -35,6 +35,19 @@ const SWITCHES: &[char] = &['b', 'e', 'h', 'v', 'u', 'w', 'x', 'M', 'A', 'C', 'H
 const VPNKIT_SOCKETS: [&str; 2] =
     ["Library/Containers/com.docker.docker/Data/vpnkit.eth.sock", "Library/Containers/com.docker.docker/Data/s50"];
 
+/// How lines begin that hyperkit prints on stdout while all goes well (uart_emul.c, pci_virtio_net_vpnkit.c, hyperkit.c).
+const PROGRESS: [&str; 9] = [
+    "linkname ",
+    "COM1 connected to ",
+    "COM2 connected to ",
+    "Reopening slave pty",
+    "virtio-net-vpnkit: initialising, ",
+    "virtio-net-vpnkit: interface will have uuid ",
+    "virtio-net-vpnkit: requesting ip ",
+    "virtio-net-vpnkit: Connection established with ",
+    "received sigusr",
+];
+
 /// The host's context identifier on vsock.
 const HOST_CID: u32 = 2;
 
@@ -169,6 +182,11 @@ impl EngineDriver for Driver {
         vmnet::mac(description)
     }
 
+    /// The handshake with VPNKit has no timeout.
+    fn awaited_socket<'a>(&self, description: &'a HyperKit) -> Option<&'a Path> {
+        if let Network::VpnKit(socket) = &description.network { Some(socket) } else { None }
+    }
+
     /// hyperkit creates serial ports last, so it is ready when their tty and log files exist.
     fn finish_start(&self, description: &HyperKit, state: &StateDir, _: u32, _: Duration) -> Result<bool> {
         Ok(ports(description)?.iter().all(|port| {
@@ -240,6 +258,16 @@ impl EngineDriver for Driver {
 
     fn has_ring_log(&self) -> bool {
         true
+    }
+
+    /// From uart_set_backend in uart_emul.c: `stdio` is STDIN_FILENO for both directions.
+    fn console_is_standard_input(&self) -> bool {
+        true
+    }
+
+    /// hyperkit's stdout is fully buffered, so these lines come at its exit, behind the errors on stderr.
+    fn is_progress(&self, line: &str) -> bool {
+        PROGRESS.iter().any(|start| line.starts_with(start))
     }
 
     /// From block_if.c.
