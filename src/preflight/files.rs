@@ -1,36 +1,30 @@
 //! Checks of the files that a description names.
 
 use std::fs::Metadata;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io;
 use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
 
 use rustix::fs::{Access, access};
 
 use crate::config::disk::{DiskFormat, QcowOptions};
-use crate::config::{HyperKit, Multiboot, Network};
+use crate::config::{HyperKit, Multiboot};
 use crate::engine::driver_of;
 use crate::error::ConfigError;
 use crate::plan::kernel_cmdline::with_early_console;
-use crate::plan::limits::{MAX_SOCKET, MIN_MEMORY_MIB};
-use crate::plan::text::{check_length, check_path, valid_path};
+use crate::plan::limits::MIN_MEMORY_MIB;
+use crate::plan::text::valid_path;
 use crate::plan::validate::{Violations, check_module_path, reject_duplicates};
 use crate::preflight::image::tool_for;
 use crate::preflight::image_format::DiskAction;
 use crate::preflight::kernel::{PAGE, bz_image, check_multiboot_fits, multiboot_end};
 use crate::sys::file::{inode, nonzero_length, open};
 use crate::sys::path::canonical;
-use crate::sys::unix_socket::connect;
 
 type Result<T> = std::result::Result<T, ConfigError>;
 
 /// The length of a boot ROM, in bytes; it must be a multiple of pages.
 const BOOTROM_BYTES: std::ops::RangeInclusive<u64> = PAGE..=16 * 1024 * 1024;
-
-/// How long VPNKit may take to answer a greeting.
-const VPNKIT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Checks the files that the description names.
 pub(super) fn check_files(description: &HyperKit, found: &mut Violations) {
@@ -48,10 +42,6 @@ pub(super) fn check_files(description: &HyperKit, found: &mut Violations) {
         found.extend(check_multiboot(description, multiboot, ""));
     }
     check_images(description, found);
-    if let Network::VpnKit(socket) = &description.network {
-        let path = check_path("network", socket).and_then(|path| check_length(MAX_SOCKET, "network", path));
-        found.collect(path.and_then(|()| check_vpnkit(socket)));
-    }
 }
 
 /// The kernel command line must fit, with its final NUL, into what the kernel reserves for it. That of a multiboot kernel must
@@ -172,38 +162,6 @@ fn check_images(description: &HyperKit, found: &mut Violations) {
         (Some(one), Some(other)) => one == other,
         _ => canonical(path) == canonical(other),
     }));
-}
-
-/// Refuses a socket on which no VPNKit listens: hyperkit would try to connect, or wait for a greeting, forever and without a
-/// message.
-fn check_vpnkit(socket: &Path) -> Result<()> {
-    if !socket.exists() {
-        return Err(ConfigError::NotFound { field: "network", path: socket.to_owned() });
-    }
-    match connect(socket, Duration::ZERO) {
-        // A program listens, and its queue is full.
-        Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-        connected => connected.and_then(greet_vpnkit),
-    }
-    .map_err(|error| ConfigError::inaccessible("network", socket, &error))
-}
-
-/// Exchanges greetings, the first step of the handshake with VPNKit (vpnkit_connect in pci_virtio_net_vpnkit.c): its magic number,
-/// the version, and a commit of 40 characters. It has no effect on VPNKit, which creates a network card only in the next step.
-fn greet_vpnkit(mut stream: UnixStream) -> io::Result<()> {
-    const MAGIC: [u8; 5] = *b"VMN3T";
-    const VERSION: [u8; 4] = 22_u32.to_le_bytes();
-
-    stream.set_read_timeout(Some(VPNKIT_TIMEOUT))?;
-    stream.write_all(&[&MAGIC[..], &VERSION, &[b'0'; 40]].concat())?;
-    let mut greeting = [0; 49];
-    let reason = match stream.read_exact(&mut greeting).map_err(|error| error.kind()) {
-        Ok(()) if greeting.starts_with(&MAGIC) => return Ok(()),
-        Ok(()) => "the program that listens is not VPNKit",
-        Err(ErrorKind::WouldBlock | ErrorKind::TimedOut) => "the program that listens sends no greeting of VPNKit",
-        Err(_) => "the program that listens closes the connection without a greeting of VPNKit",
-    };
-    Err(io::Error::new(ErrorKind::InvalidData, reason))
 }
 
 /// Checks whether files can be created in the directory. If it does not exist, the nearest existing directory above it counts.

@@ -115,6 +115,6 @@ fn console_without_pty_is_an_error() {
         // The console is the first port with a pty.
         let description = test_dir.description().serial(Serial::none()).serial(Serial::pty());
         let vm = description.start("guest").unwrap();
-        console(&vm).write_all(b"x").unwrap();
+        vm.console().unwrap().write_all(b"x").unwrap();
     });
 }

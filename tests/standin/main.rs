@@ -38,6 +38,7 @@ mod shutdown;
 mod starter;
 mod starting;
 mod state_directory;
+mod stdio;
 mod strangers;
 mod templates;
 mod unsupported;

@@ -60,6 +60,7 @@ fn kept_vm_outlives_its_starter_and_has_no_watchers() {
     let vm = HyperKit::from_state(test_dir.path("vm")).unwrap().vm().unwrap().unwrap();
     assert_eq!(vm.pid(), pid);
     let console = vm.console().unwrap();
+    console.expect("Command line", TEST_TIMEOUT).unwrap(); // hyperkit discards earlier input
     console.send_line("still here").unwrap();
     console.expect("still here", TEST_TIMEOUT).unwrap();
     vm.kill().unwrap();

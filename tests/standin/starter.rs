@@ -35,9 +35,12 @@ impl Starter {
 
     /// As [`spawn`](Self::spawn), with a command that runs this binary.
     pub fn spawn_with(command: &mut Command, test: &str, arguments: &[&str]) -> Self {
-        let arguments: Vec<_> = [test].iter().chain(arguments).copied().collect();
-        command.args(["--exact", test, "--nocapture"]).env(STARTER, arguments.join("\n")).process_group(0);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = with_test(command, test, arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         let output = BufReader::new(child.stdout.take().unwrap()).lines();
         Self { child, output }
     }
@@ -87,6 +90,12 @@ impl Drop for Starter {
     fn drop(&mut self) {
         let _ = self.child.kill().and_then(|()| self.child.wait());
     }
+}
+
+/// Lets a command that runs this binary run a test in a starter, with the caller's choice of standard streams.
+pub fn with_test<'a>(command: &'a mut Command, test: &str, arguments: &[&str]) -> &'a mut Command {
+    let arguments: Vec<_> = [test].iter().chain(arguments).copied().collect();
+    command.args(["--exact", test, "--nocapture"]).env(STARTER, arguments.join("\n")).process_group(0)
 }
 
 /// Returns the arguments if this process is a starter of the test, and `None` if it is the test itself.

@@ -38,6 +38,7 @@ fn ten_vms_of_one_template_share_nothing() {
         let others = dirs.iter().filter(|other| *other != dir);
         others.for_each(|other| assert_eq!(arguments_in(vm, &other.join("")), [""; 0]));
         let console = vm.console().unwrap();
+        console.expect("Command line", TEST_TIMEOUT).unwrap(); // hyperkit discards earlier input
         console.send_line(dir.to_str().unwrap()).unwrap();
         console.expect(dir.to_str().unwrap(), TEST_TIMEOUT).unwrap();
     }

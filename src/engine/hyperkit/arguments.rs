@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::config::disk::{Disk, DiskFormat};
 use crate::config::{HyperKit, Multiboot, Network, Share9pSource};
-use crate::engine::hyperkit::vpnkit_sockets;
+use crate::engine::hyperkit::vpnkit;
 use crate::error::ConfigError;
 use crate::plan::kernel_cmdline::with_early_console;
 use crate::plan::serial_ports::{Line, Port, ports};
@@ -72,7 +72,7 @@ fn device_config(description: &HyperKit, device: Device<'_>) -> Result<String> {
         Device::Nic(NicBackend::Network(network)) => {
             let path = match network {
                 Network::VpnKit(path) => path.clone(),
-                _ => vpnkit_sockets().swap_remove(0),
+                _ => vpnkit::sockets().swap_remove(0),
             };
             let uuid = option("uuid", &description.vpnkit_key).unwrap_or_default();
             let address = option("preferred_ipv4", &description.vpnkit_preferred_ipv4).unwrap_or_default();

@@ -3,12 +3,13 @@
 mod arguments;
 pub(crate) mod parse;
 mod vmnet;
+mod vpnkit;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::FileType;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -20,8 +21,10 @@ use crate::engine::dhcp_leases::leased_address;
 use crate::engine::driver::{Control, EngineDriver, GuestAddresses, Hypervisor, VsockEndpoint};
 use crate::error::{ConfigError, Result};
 use crate::exit::Exit;
+use crate::plan::limits::MAX_SOCKET;
 use crate::plan::serial_ports::{Line, ports};
 use crate::plan::slots::{Device, NicBackend, layout};
+use crate::plan::text::{check_length, check_path};
 use crate::process::list_all;
 use crate::state::StateDir;
 use crate::state::tty_file::read_pty_path;
@@ -30,10 +33,6 @@ use crate::sys::memory::memory_of_host;
 
 /// The options that take no value.
 const SWITCHES: &[char] = &['b', 'e', 'h', 'v', 'u', 'w', 'x', 'M', 'A', 'C', 'H', 'P', 'W'];
-
-/// The places of Docker Desktop's VPNKit socket below the home directory, newest first.
-const VPNKIT_SOCKETS: [&str; 2] =
-    ["Library/Containers/com.docker.docker/Data/vpnkit.eth.sock", "Library/Containers/com.docker.docker/Data/s50"];
 
 /// How lines begin that hyperkit prints on stdout while all goes well (uart_emul.c, pci_virtio_net_vpnkit.c, hyperkit.c).
 const PROGRESS: [&str; 9] = [
@@ -97,6 +96,10 @@ impl EngineDriver for Driver {
         if description.shares_9p.iter().any(|share| is_directory(&share.source)) {
             found.push(unsupported("sharing a directory (`shares_9p`); use `socket_9p` or `port_9p` with a 9p server"));
         }
+        if let Network::VpnKit(socket) = &description.network {
+            let path = check_path("network", socket).and_then(|path| check_length(MAX_SOCKET, "network", path));
+            found.extend(path.is_ok().then(|| vpnkit::check(socket).err()).flatten());
+        }
         // hyperkit maps all memory at its start, and aborts if it cannot (vmm_mem_alloc in vmm_mem.c).
         let value = description.memory_mib;
         let host = memory_of_host().map(|bytes| bytes >> 20);
@@ -132,7 +135,7 @@ impl EngineDriver for Driver {
 
     fn resolve(&self, description: &mut HyperKit) -> Result<(), ConfigError> {
         if description.network == Network::Nat {
-            let searched = vpnkit_sockets();
+            let searched = vpnkit::sockets();
             let found = searched.iter().find(|socket| socket.exists()).cloned();
             description.network = Network::VpnKit(found.ok_or(ConfigError::VpnKitNotFound { searched })?);
         }
@@ -294,10 +297,4 @@ impl EngineDriver for Driver {
 
 fn unsupported(feature: &'static str) -> ConfigError {
     ConfigError::Unsupported { engine: Engine::HyperKit, feature }
-}
-
-/// The places where Docker Desktop's VPNKit may listen, at least one.
-fn vpnkit_sockets() -> Vec<PathBuf> {
-    let home = PathBuf::from(std::env::var_os("HOME").unwrap_or_default());
-    VPNKIT_SOCKETS.iter().map(|socket| home.join(socket)).collect()
 }

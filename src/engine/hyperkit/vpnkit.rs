@@ -1,0 +1,54 @@
+//! VPNKit, Docker Desktop's program that gives a VM a network.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::error::ConfigError;
+use crate::sys::unix_socket::connect;
+
+/// The places of Docker Desktop's VPNKit socket below the home directory, newest first.
+const SOCKETS: [&str; 2] =
+    ["Library/Containers/com.docker.docker/Data/vpnkit.eth.sock", "Library/Containers/com.docker.docker/Data/s50"];
+
+/// How long VPNKit may take to answer a greeting.
+const TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The places where Docker Desktop's VPNKit may listen, at least one.
+pub(super) fn sockets() -> Vec<PathBuf> {
+    let home = PathBuf::from(std::env::var_os("HOME").unwrap_or_default());
+    SOCKETS.iter().map(|socket| home.join(socket)).collect()
+}
+
+/// Refuses a socket on which no VPNKit listens: hyperkit would try to connect, or wait for a greeting, forever and without a
+/// message.
+pub(super) fn check(socket: &Path) -> Result<(), ConfigError> {
+    if !socket.exists() {
+        return Err(ConfigError::NotFound { field: "network", path: socket.to_owned() });
+    }
+    match connect(socket, Duration::ZERO) {
+        // A program listens, and its queue is full.
+        Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+        connected => connected.and_then(greet),
+    }
+    .map_err(|error| ConfigError::inaccessible("network", socket, &error))
+}
+
+/// Exchanges greetings, the first step of the handshake with VPNKit (vpnkit_connect in pci_virtio_net_vpnkit.c): its magic number,
+/// the version, and a commit of 40 characters. It has no effect on VPNKit, which creates a network card only in the next step.
+fn greet(mut stream: UnixStream) -> io::Result<()> {
+    const MAGIC: [u8; 5] = *b"VMN3T";
+    const VERSION: [u8; 4] = 22_u32.to_le_bytes();
+
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.write_all(&[&MAGIC[..], &VERSION, &[b'0'; 40]].concat())?;
+    let mut greeting = [0; 49];
+    let reason = match stream.read_exact(&mut greeting).map_err(|error| error.kind()) {
+        Ok(()) if greeting.starts_with(&MAGIC) => return Ok(()),
+        Ok(()) => "the program that listens is not VPNKit",
+        Err(ErrorKind::WouldBlock | ErrorKind::TimedOut) => "the program that listens sends no greeting of VPNKit",
+        Err(_) => "the program that listens closes the connection without a greeting of VPNKit",
+    };
+    Err(io::Error::new(ErrorKind::InvalidData, reason))
+}
