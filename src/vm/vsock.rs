@@ -23,7 +23,8 @@ const MAX_ANSWER_BYTES: usize = 32;
 impl Vm {
     /// Connects to a vsock port of the guest, on which a program in the guest listens.
     ///
-    /// hyperkit does not report a refused connection: the first read then returns the end of the stream. On QEMU, a stream
+    /// hyperkit does not report a refused connection: the first read then returns the end of the stream. While the guest has not
+    /// loaded its driver for vsock, the connection waits on hyperkit, and so does a read. On QEMU, it is refused, and a stream
     /// that is shut down in one direction ends in both. So read the guest's answer before you shut down the stream.
     ///
     #[cfg_attr(target_os = "linux", doc = "```")]

@@ -18,6 +18,7 @@ mod defining;
 mod disk_images;
 mod exit_reasons;
 mod exited;
+mod hyperkit_facts;
 mod hypervisor_output;
 mod images_in_use;
 #[cfg(target_os = "linux")]
