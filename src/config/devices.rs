@@ -25,7 +25,8 @@ pub enum Network {
     /// [`port_forwards`](crate::HyperKit#structfield.port_forwards).
     Nat,
     /// The network of the VPNKit that listens on this unix socket. VPNKit is the network stack of Docker Desktop: a program
-    /// that gives guests access to the network without root. hyperkit only.
+    /// that gives guests access to the network without root. hyperkit only. A check exchanges greetings with it, since hyperkit would
+    /// wait without end for one that does not answer.
     VpnKit(PathBuf),
 }
 
@@ -144,6 +145,10 @@ pub enum Share9pSource {
 #[non_exhaustive]
 pub enum Console {
     /// The caller's standard input and output.
+    ///
+    /// hyperkit uses one descriptor for both directions. So if they are not the same terminal, this crate copies. Input then reaches
+    /// the guest from its first output on, and a Linux guest discards what comes before a program in it opens the port. A VM that
+    /// [`start`](crate::HyperKit::start) has started gets no input.
     Stdio,
     /// A pty and a log. The pty (pseudo-terminal: a terminal whose other end is a program, here the hypervisor) is opened by
     /// [`Vm::console`](crate::Vm::console), or by a terminal program such as `screen`. The log is in the state directory, and

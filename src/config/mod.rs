@@ -105,7 +105,7 @@ pub struct HyperKit {
     /// [`vmnet`](Self#structfield.vmnet). QEMU only: on hyperkit, VPNKit forwards ports by other means.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "json::or_default")]
     pub port_forwards: Vec<PortForward>,
-    /// The VM's UUID, which Linux shows in `/sys/class/dmi/id/product_uuid`.
+    /// The VM's UUID, which Linux shows in `/sys/class/dmi/id/product_uuid`. Its fourth group must not begin with e or f.
     #[serde(with = "json::text")]
     pub uuid: Option<String>,
 
@@ -160,7 +160,8 @@ pub struct HyperKit {
     /// The number of vCPUs (processors that the guest sees), 1 to 64.
     #[serde(deserialize_with = "json::cpus")]
     pub cpus: u32,
-    /// The guest's memory in MiB, at least 2.
+    /// The guest's memory in MiB, at least 2. On hyperkit at most the host's: it requires all memory at its start. QEMU takes memory
+    /// when the guest uses it, so a VM there can have more.
     #[serde(rename = "memory", deserialize_with = "json::memory_mib")]
     pub memory_mib: u64,
     /// What the first serial port is connected to. [`serials`](Self#structfield.serials) replaces it. If unset,

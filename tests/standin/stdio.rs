@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -128,7 +127,7 @@ fn output_reaches_a_file_if_stdin_is_a_terminal() {
     grantpt(&terminal).and_then(|()| unlockpt(&terminal)).unwrap();
     let name = ptsname(&terminal, Vec::new()).unwrap().into_string().unwrap();
     let stdin = rustix::fs::open(name, OFlags::RDWR | OFlags::NOCTTY, rustix::fs::Mode::empty()).unwrap();
-    let mut child = spawn(TEST, &test_dir, &[], OwnedFd::from(stdin).into());
+    let mut child = spawn(TEST, &test_dir, &[], stdin.into());
     wait_until("the guest is up", || output(&test_dir).contains("Command line"));
     File::from(terminal.try_clone().unwrap()).write_all(b"typed\n").unwrap();
     wait_until("the guest has the input", || output(&test_dir).contains("typed"));
