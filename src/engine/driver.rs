@@ -209,11 +209,17 @@ pub(crate) trait EngineDriver: Sync {
         false
     }
 
+    /// Whether it boots a bzImage that is up to 15 bytes shorter than its header says, since the length there is in blocks of 16.
+    fn boots_kernel_without_padding(&self) -> bool {
+        false
+    }
+
     /// What a hypervisor prints, with the path, if it cannot lock an image.
     fn locked_image_message(&self) -> &'static str;
 
-    /// Whether a hypervisor of this engine uses an image without locking it, unless both can only read.
-    fn uses_image(&self, _path: &Path, _read_only: bool) -> io::Result<bool> {
+    /// Whether a hypervisor of this engine uses an image without locking it, and `conflicts` says that this is a conflict. It
+    /// gets the path of the image, and whether the hypervisor only reads it.
+    fn uses_image(&self, _conflicts: &dyn Fn(&Path, bool) -> bool) -> io::Result<bool> {
         Ok(false)
     }
 }

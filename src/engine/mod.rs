@@ -96,10 +96,11 @@ pub(crate) fn is_engine_socket(name: &str, kind: FileType) -> bool {
     DRIVERS.iter().any(|driver| driver.is_own_socket(name, kind))
 }
 
-/// Whether a hypervisor that does not lock the image uses it, unless both can only read.
-pub(crate) fn uses_image(path: &Path, read_only: bool) -> io::Result<bool> {
+/// Whether a hypervisor uses an image without locking it, and `conflicts` says that this is a conflict. It gets the path of the
+/// image, and whether the hypervisor only reads it.
+pub(crate) fn uses_image(conflicts: &dyn Fn(&Path, bool) -> bool) -> io::Result<bool> {
     for driver in DRIVERS {
-        if driver.uses_image(path, read_only)? {
+        if driver.uses_image(conflicts)? {
             return Ok(true);
         }
     }

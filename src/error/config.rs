@@ -19,8 +19,8 @@ use crate::{Engine, SectorSize};
 /// | The description by itself | [`Missing`](Self::Missing), [`MissingPrerequisite`](Self::MissingPrerequisite), [`ConflictingBootSources`](Self::ConflictingBootSources), [`CommandLineForRom`](Self::CommandLineForRom), [`StateDirRequired`](Self::StateDirRequired), [`ForbiddenCharacter`](Self::ForbiddenCharacter), [`NotUtf8`](Self::NotUtf8), [`TooLong`](Self::TooLong), [`InvalidCpus`](Self::InvalidCpus), [`InvalidMemory`](Self::InvalidMemory), [`MemoryExceedsHost`](Self::MemoryExceedsHost), [`InvalidUuid`](Self::InvalidUuid), [`TooManyDevices`](Self::TooManyDevices), [`UnknownSetting`](Self::UnknownSetting), [`Unsupported`](Self::Unsupported) |
 /// | Network | [`InvalidIpv4`](Self::InvalidIpv4), [`InvalidMac`](Self::InvalidMac), [`DuplicateHostPort`](Self::DuplicateHostPort), [`ZeroPort`](Self::ZeroPort) |
 /// | Serial ports, vsock and 9p | [`TooManySerials`](Self::TooManySerials), [`DuplicateStdio`](Self::DuplicateStdio), [`InvalidCid`](Self::InvalidCid), [`InvalidVsockPort`](Self::InvalidVsockPort), [`TooManyVsockPorts`](Self::TooManyVsockPorts), [`DuplicateMountTag`](Self::DuplicateMountTag) |
-/// | Files and directories | [`NotFound`](Self::NotFound), [`NotAFile`](Self::NotAFile), [`NotADirectory`](Self::NotADirectory), [`Inaccessible`](Self::Inaccessible), [`EmptyFile`](Self::EmptyFile), [`NotABzImage`](Self::NotABzImage), [`NotMultiboot`](Self::NotMultiboot), [`InvalidBootrom`](Self::InvalidBootrom), [`DoesNotFit`](Self::DoesNotFit), [`CommandLineTooLong`](Self::CommandLineTooLong) |
-/// | Disks | [`MissingDiskPath`](Self::MissingDiskPath), [`DiskSizeMissing`](Self::DiskSizeMissing), [`InvalidDiskSize`](Self::InvalidDiskSize), [`InvalidSectorSize`](Self::InvalidSectorSize), [`InvalidQcowOption`](Self::InvalidQcowOption), [`RelativePath`](Self::RelativePath), [`DuplicateDisk`](Self::DuplicateDisk), [`DiskNotWritable`](Self::DiskNotWritable), [`DiskShrinks`](Self::DiskShrinks), [`NotQcow2`](Self::NotQcow2), [`DiskHasBackingFile`](Self::DiskHasBackingFile) |
+/// | Files and directories | [`NotFound`](Self::NotFound), [`NotAFile`](Self::NotAFile), [`NotADirectory`](Self::NotADirectory), [`Inaccessible`](Self::Inaccessible), [`EmptyFile`](Self::EmptyFile), [`NotABzImage`](Self::NotABzImage), [`NotMultiboot`](Self::NotMultiboot), [`InvalidBootrom`](Self::InvalidBootrom), [`NotFirmware`](Self::NotFirmware), [`DoesNotFit`](Self::DoesNotFit), [`CommandLineTooLong`](Self::CommandLineTooLong) |
+/// | Disks | [`MissingDiskPath`](Self::MissingDiskPath), [`DiskSizeMissing`](Self::DiskSizeMissing), [`InvalidDiskSize`](Self::InvalidDiskSize), [`InvalidSectorSize`](Self::InvalidSectorSize), [`InvalidQcowOption`](Self::InvalidQcowOption), [`RelativePath`](Self::RelativePath), [`DuplicateDisk`](Self::DuplicateDisk), [`DiskNotWritable`](Self::DiskNotWritable), [`DiskShrinks`](Self::DiskShrinks), [`NotQcow2`](Self::NotQcow2), [`InvalidQcow2`](Self::InvalidQcow2), [`ForeignImage`](Self::ForeignImage), [`DiskHasBackingFile`](Self::DiskHasBackingFile) |
 /// | Programs that are not installed | [`VpnKitNotFound`](Self::VpnKitNotFound), [`ToolNotFound`](Self::ToolNotFound) |
 ///
 /// ```
@@ -237,7 +237,8 @@ pub enum ConfigError {
         /// The operating system's message.
         reason: String,
     },
-    /// An initrd or a multiboot module is empty. Use another file.
+    /// An initrd, a multiboot module, an ISO image or a disk without a size is empty, or a device that is not a disk. Use
+    /// another file.
     EmptyFile {
         /// The field.
         field: &'static str,
@@ -266,14 +267,20 @@ pub enum ConfigError {
         /// Its length, in bytes.
         length: u64,
     },
+    /// The boot ROM is not firmware for x86: there is no code where the processor begins. UEFI variables, option ROMs and
+    /// firmware for other processors are like that. Use a file such as `OVMF.fd`.
+    NotFirmware {
+        /// The file.
+        path: PathBuf,
+    },
     /// The kernel, its initrd or its modules do not fit into the guest's memory below 3 GiB. Set `memory_mib` to at
-    /// least `needed`, or use a smaller file if that is more than 3072.
+    /// least `needed`, or use a smaller file if that is more than 3072. More memory than 3072 MiB does not help.
     DoesNotFit {
         /// The field: `kernel`, `initrd` or `multiboot`.
         field: &'static str,
         /// The file.
         path: PathBuf,
-        /// The memory needed to load it, in MiB.
+        /// The memory needed to load it, in MiB; `u64::MAX` if the kernel accepts no initrd of this size.
         needed: u64,
     },
     /// The kernel command line is longer than this kernel accepts. Shorten it.
@@ -326,8 +333,8 @@ pub enum ConfigError {
         /// Its value.
         path: PathBuf,
     },
-    /// An image is attached twice, perhaps under two names, and at least one of the two disks can write. Remove one, or
-    /// make both read-only.
+    /// An image is attached twice, perhaps under two names or as the backing file of another one, and at least one of the
+    /// two disks can write to it. Remove one, or make both read-only.
     DuplicateDisk {
         /// The image.
         path: PathBuf,
@@ -353,6 +360,23 @@ pub enum ConfigError {
     NotQcow2 {
         /// The image.
         path: PathBuf,
+    },
+    /// The image is qcow2, but no engine can use it: it is encrypted, damaged, or of a later version. Convert it with
+    /// `qemu-img`, repair it with `qemu-img check -r all`, or use another one.
+    InvalidQcow2 {
+        /// The image, or a backing file.
+        path: PathBuf,
+        /// The reason.
+        reason: &'static str,
+    },
+    /// The file is an image or an archive of a format that no engine attaches. As a raw disk, the guest would write into the
+    /// container. Convert it with `qemu-img convert`, or unpack it; [`Disk::raw`](crate::Disk::raw) attaches the bytes as
+    /// they are.
+    ForeignImage {
+        /// The file.
+        path: PathBuf,
+        /// The format, such as `vmdk` or `gzip`.
+        format: &'static str,
     },
     /// The image was probed as qcow2 and refers to other files of the host. If you created it so, set its format to
     /// qcow2. If a guest could write to it as a raw image, the guest may have written that header: set the format to

@@ -40,7 +40,7 @@ impl ConfigError {
             Self::Unsupported { feature, .. } => feature.split('`').nth(1).unwrap_or(feature),
             Self::NotABzImage { .. } => "kernel",
             Self::NotMultiboot { .. } => "multiboot",
-            Self::InvalidBootrom { .. } => "bootrom",
+            Self::InvalidBootrom { .. } | Self::NotFirmware { .. } => "bootrom",
             Self::VpnKitNotFound { .. } => "network",
             Self::InvalidSectorSize { .. }
             | Self::InvalidQcowOption { .. }
@@ -52,6 +52,8 @@ impl ConfigError {
             | Self::DiskNotWritable { .. }
             | Self::DiskShrinks { .. }
             | Self::NotQcow2 { .. }
+            | Self::InvalidQcow2 { .. }
+            | Self::ForeignImage { .. }
             | Self::DiskHasBackingFile { .. } => "disks",
         }
     }

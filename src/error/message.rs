@@ -182,7 +182,7 @@ impl fmt::Display for ConfigError {
             ),
             Self::DuplicateDisk { path } => write!(
                 f,
-                "duplicate disk image in `disks` or `isos`: {}; attach it once, or make all of them read-only",
+                "duplicate disk image in `disks`, their backing files or `isos`: {}; attach it once, or make all of them read-only",
                 path.display()
             ),
             Self::RelativePath { field, path } => {
@@ -214,6 +214,9 @@ impl fmt::Display for ConfigError {
                 "`bootrom` must be 4 KiB to 16 MiB long, in multiples of 4096 bytes, not {length} bytes: {}",
                 path.display()
             ),
+            Self::NotFirmware { path } => {
+                write!(f, "`bootrom` must be firmware for x86, with code in its last 16 bytes: {}", path.display())
+            }
             Self::EmptyFile { field, path } => write!(f, "`{field}` is empty: {}", path.display()),
             Self::DoesNotFit { field, path, needed } => {
                 write!(f, "`{field}` does not fit into memory: {}; {}", path.display(), advice(*needed))
@@ -243,6 +246,12 @@ impl fmt::Display for ConfigError {
             Self::NotQcow2 { path } => {
                 write!(f, "disk image is not qcow2: {}; correct its format or leave it unset", path.display())
             }
+            Self::InvalidQcow2 { path, reason } => write!(f, "unusable qcow2 image: {reason}: {}", path.display()),
+            Self::ForeignImage { path, format } => write!(
+                f,
+                "disk image has the unsupported format {format}: {}; convert or unpack it, or set its format to raw",
+                path.display()
+            ),
             Self::DiskHasBackingFile { path } => write!(
                 f,
                 "disk image has a backing file or external data file: {}; set its format to qcow2 to allow it",

@@ -8,6 +8,7 @@ use crate::plan::limits::LOW_MEMORY_MIB;
 pub(super) fn advice(needed: u64) -> String {
     match needed <= LOW_MEMORY_MIB {
         true => format!("set `memory_mib` to at least {needed}"),
+        false if needed == u64::MAX => "the kernel accepts no initrd of this size; use a smaller file".to_owned(),
         false => format!("it needs {needed} MiB, but only {LOW_MEMORY_MIB} are below 4 GiB; use a smaller file"),
     }
 }

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::plan::serial_ports::{Line, ports};
 use crate::preflight::image;
 use crate::preflight::image_format::DiskAction;
-use crate::preflight::image_lock::{ImageLock, lock_image};
+use crate::preflight::image_lock::{ImageLock, lock_disk, lock_image};
 use crate::process::Process;
 use crate::state::{Lock, StateDir};
 use crate::sys::path::canonical;
@@ -74,7 +74,7 @@ pub(super) fn refuse_resources_in_use(description: &HyperKit) -> Result<Vec<Imag
     let mut image_locks = Vec::new();
     for (index, disk) in description.disks.iter().enumerate() {
         let path = disk.image_path(index, description.state_dir.as_deref())?;
-        image_locks.extend(lock_image(&path, &disk.format_by_name(), disk.read_only)?);
+        image_locks.extend(lock_disk(&path, &disk.format_by_name(), disk.read_only)?);
     }
     for iso in &description.isos {
         lock_image(iso, &DiskFormat::Raw, true)?;

@@ -2,24 +2,21 @@
 
 use std::fs::Metadata;
 use std::io;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use rustix::fs::{Access, access};
 
-use crate::config::disk::{DiskFormat, QcowOptions};
 use crate::config::{HyperKit, Multiboot};
 use crate::engine::driver_of;
 use crate::error::ConfigError;
 use crate::plan::kernel_cmdline::with_early_console;
 use crate::plan::limits::MIN_MEMORY_MIB;
 use crate::plan::text::valid_path;
-use crate::plan::validate::{Violations, check_module_path, reject_duplicates};
-use crate::preflight::image::tool_for;
-use crate::preflight::image_format::DiskAction;
-use crate::preflight::kernel::{PAGE, bz_image, check_multiboot_fits, multiboot_end};
-use crate::sys::file::{inode, nonzero_length, open};
-use crate::sys::path::canonical;
+use crate::plan::validate::{Violations, check_module_path};
+use crate::preflight::disks::check_images;
+use crate::preflight::kernel::{BzImage, PAGE, bz_image, check_multiboot_fits, multiboot_end};
+use crate::sys::file::{nonzero_length, open};
 
 type Result<T> = std::result::Result<T, ConfigError>;
 
@@ -51,7 +48,7 @@ pub(crate) fn check_cmdline_length(description: &HyperKit, cmdline: &str) -> Res
         return check_multiboot(description, multiboot, cmdline).into_iter().next().map_or(Ok(()), Err);
     }
     let Some(kernel) = &description.kernel else { return Ok(()) };
-    let (line, limit) = (with_early_console(cmdline), bz_image(kernel)?.cmdline_size.saturating_sub(1));
+    let (line, limit) = (with_early_console(cmdline), bz_image_of(description, kernel)?.cmdline_size.saturating_sub(1));
     if line.len() > limit {
         return Err(ConfigError::CommandLineTooLong { length: line.len(), limit });
     }
@@ -67,9 +64,13 @@ fn check_vsock_dir(dir: &Path) -> Result<()> {
     }
 }
 
+fn bz_image_of(description: &HyperKit, kernel: &Path) -> Result<BzImage> {
+    bz_image(kernel, driver_of(description).boots_kernel_without_padding())
+}
+
 fn check_kernel(description: &HyperKit, found: &mut Violations) {
     let kernel = description.kernel.as_ref().and_then(|path| {
-        let kernel = valid_path("kernel", path).and_then(bz_image);
+        let kernel = valid_path("kernel", path).and_then(|path| bz_image_of(description, path));
         Some((path, found.collect(kernel)?))
     });
     let initrd = description.initrd.as_ref().map(|path| {
@@ -82,11 +83,20 @@ fn check_kernel(description: &HyperKit, found: &mut Violations) {
     }
 }
 
+/// The processor begins with the last 16 bytes. They are all ff in files of UEFI variables, and all 00 in firmware for other
+/// processors; option ROMs end with padding and a checksum. No code begins with two bytes of ff or of 00.
 fn check_bootrom(path: &Path) -> Result<()> {
-    let length = open("bootrom", path, Metadata::is_file)?.1.len();
-    match BOOTROM_BYTES.contains(&length) && length % PAGE == 0 {
-        true => Ok(()),
-        false => Err(ConfigError::InvalidBootrom { path: path.to_owned(), length }),
+    let (file, metadata) = open("bootrom", path, Metadata::is_file)?;
+    let length = metadata.len();
+    if !BOOTROM_BYTES.contains(&length) || length % PAGE != 0 {
+        return Err(ConfigError::InvalidBootrom { path: path.to_owned(), length });
+    }
+    let mut start = [0; 2];
+    let read = file.read_exact_at(&mut start, length - 16);
+    read.map_err(|error| ConfigError::inaccessible("bootrom", path, &error))?;
+    match start {
+        [0, 0] | [0xff, 0xff] => Err(ConfigError::NotFirmware { path: path.to_owned() }),
+        _ => Ok(()),
     }
 }
 
@@ -109,63 +119,8 @@ fn check_multiboot(description: &HyperKit, multiboot: &Multiboot, cmdline: &str)
     found
 }
 
-fn check_images(description: &HyperKit, found: &mut Violations) {
-    let is_file_or_device = |metadata: &Metadata| {
-        let kind = metadata.file_type();
-        kind.is_file() || kind.is_block_device() || kind.is_char_device()
-    };
-    let mut images = Vec::new();
-    for iso in &description.isos {
-        found.collect(valid_path("isos", iso).and_then(|iso| open("isos", iso, is_file_or_device)));
-        images.push((iso.clone(), true));
-    }
-    for (index, disk) in description.disks.iter().enumerate() {
-        let Ok(path) = disk.image_path(index, description.state_dir.as_deref()) else { continue };
-        let opened = match valid_path("disks", &path).and_then(|path| open("disks", path, is_file_or_device)) {
-            Err(ConfigError::NotFound { path, .. }) if disk.size_mib.is_none() => {
-                Err(ConfigError::DiskSizeMissing { path })
-            }
-            Err(ConfigError::NotFound { path, .. }) => check_writable_dir("disks", path.parent().unwrap_or(&path)),
-            opened => opened.map(drop),
-        };
-        if found.collect(opened).is_some() {
-            // hyperkit would silently attach the image read-only.
-            let is_writable = |path: &Path| access(path, Access::EXISTS).is_err() || disk.read_only;
-            if let (false, Err(error)) = (is_writable(&path), access(&path, Access::WRITE_OK)) {
-                let reason = io::Error::from(error).to_string();
-                found.add(ConfigError::DiskNotWritable { path: path.clone(), reason });
-            }
-            let action = found.collect(DiskAction::plan(disk, &path).and_then(|action| {
-                let is_in_state_dir = path.parent() == description.state_dir.as_deref();
-                match action {
-                    // The description did not choose the file that a link in the state directory leads to.
-                    DiskAction::Grow { .. } if is_in_state_dir && path.is_symlink() => {
-                        let reason = "a symlink in the state directory, whose image is not grown; set the image's path";
-                        Err(ConfigError::inaccessible("disks", &path, &io::Error::other(reason)))
-                    }
-                    action => Ok(action),
-                }
-            }));
-            if action.is_some_and(|action| action != DiskAction::Nothing) {
-                let format = disk.format_by_name();
-                let tool = match &format {
-                    DiskFormat::Qcow2(QcowOptions { tool: Some(tool), .. }) => valid_path("disks", tool).map(drop),
-                    _ => Ok(()),
-                };
-                found.collect(tool.and_then(|()| tool_for(&format)));
-            }
-        }
-        images.push((path, disk.read_only));
-    }
-    // Links can give one image several names.
-    found.collect(reject_duplicates(&images, |path, other| match (inode(path), inode(other)) {
-        (Some(one), Some(other)) => one == other,
-        _ => canonical(path) == canonical(other),
-    }));
-}
-
 /// Checks whether files can be created in the directory. If it does not exist, the nearest existing directory above it counts.
-fn check_writable_dir(field: &'static str, dir: &Path) -> Result<()> {
+pub(super) fn check_writable_dir(field: &'static str, dir: &Path) -> Result<()> {
     for existing in dir.ancestors() {
         match existing.metadata() {
             Ok(metadata) if !metadata.is_dir() => {

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use crate::config::disk::{Disk, DiskFormat, bytes};
 use crate::error::{ConfigError, Error, Result};
 use crate::preflight::image_format::{found_format, needs_growth};
+use crate::preflight::image_header::{Content, Image, Qcow2};
 use crate::preflight::image_lock::lock_image;
 use crate::sys::find_program::first_program;
 use crate::sys::lock::{open_locked, unlock};
@@ -78,12 +79,12 @@ impl Disk {
     #[doc(alias = "resize")]
     pub fn grow(&self) -> Result<()> {
         let (path, size_mib) = self.path_and_size()?;
-        match needs_growth(path, size_mib)? {
+        let format = found_format(self, path)?;
+        match needs_growth(path, Some(&format), size_mib)? {
             None => return Err(ConfigError::NotFound { field: "disks", path: path.to_owned() }.into()),
             Some(false) => return Ok(()),
             Some(true) => {}
         }
-        let format = found_format(self, path)?;
         let _lock = lock_image(path, &format, false)?;
         grow(path, &format, size_mib)
     }
@@ -191,7 +192,9 @@ fn run_tool(tool: &Path, command: &str, image: &Path, size_mib: u64, stdin: Stdi
         Ok(status) => status.success(),
         // If SIGCHLD is ignored, the system has reaped the tool, and its exit status is lost. The image tells.
         Err(error) if error.raw_os_error() == Some(Errno::CHILD.raw_os_error()) => {
-            matches!(needs_growth(&image, size_mib), Ok(Some(false)))
+            let wanted = bytes(size_mib).unwrap_or(u64::MAX);
+            Image::read(&image)
+                .is_ok_and(|image| matches!(image.content, Content::Qcow2(Qcow2 { length, .. }) if length >= wanted))
         }
         Err(error) => return Err(failed(error)),
     };

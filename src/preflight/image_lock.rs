@@ -9,6 +9,8 @@ use rustix::fs::{FlockOperation, flock};
 use crate::config::disk::DiskFormat;
 use crate::engine;
 use crate::error::{Error, Result};
+use crate::preflight::backing_files::files_behind;
+use crate::sys::file::inode;
 use crate::sys::lock::unlock;
 
 /// Refuses an image that a VM uses, unless both only read it. While the returned lock is held, this refuses the image to every
@@ -27,12 +29,31 @@ pub(crate) fn lock_image(path: &Path, format: &DiskFormat, read_only: bool) -> R
     }
     let cannot_tell = |error| Error::cannot_tell(Some(path))(error);
     let lock = ImageLock { file, is_raw: *format == DiskFormat::Raw };
+    let id = inode(path);
+    let is_image = |other: &Path| id.is_some() && inode(other) == id;
+    // hyperkit locks no qcow2 image, and no file behind one.
+    let conflicts = |other: &Path, is_read: bool| {
+        (!(read_only && is_read) && is_image(other))
+            || (!read_only && files_behind(other).is_ok_and(|files| files.iter().any(|file| is_image(&file.path))))
+    };
+    let is_searched = !lock.is_raw || !read_only;
     if !try_lock(&lock.file, read_only).map_err(cannot_tell)?
-        || (!lock.is_raw && engine::uses_image(path, read_only).map_err(cannot_tell)?)
+        || (is_searched && engine::uses_image(&conflicts).map_err(cannot_tell)?)
     {
         return Err(Error::DiskInUse { path: path.to_owned() });
     }
     Ok(Some(lock))
+}
+
+/// Locks the image of a disk with [`lock_image`], and the files behind it: backing files as files that are only read.
+pub(crate) fn lock_disk(path: &Path, format: &DiskFormat, read_only: bool) -> Result<Vec<ImageLock>> {
+    let mut locks = Vec::from_iter(lock_image(path, format, read_only)?);
+    if let DiskFormat::Qcow2(_) = format {
+        for file in files_behind(path)? {
+            locks.extend(lock_image(&file.path, format, read_only || !file.is_written)?);
+        }
+    }
+    Ok(locks)
 }
 
 /// The lock of an image, which keeps other starts away.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::config::MultibootModule;
 use crate::error::ConfigError;
 use crate::plan::limits::LOW_MEMORY_MIB;
+use crate::preflight::image_header::is_compressed;
 use crate::sys::file::open;
 
 type Result<T> = std::result::Result<T, ConfigError>;
@@ -28,8 +29,9 @@ pub(crate) struct BzImage {
     initrd_max: u64,
 }
 
-/// Reads the header. Refuses what hyperkit's kexec refuses.
-pub(crate) fn bz_image(path: &Path) -> Result<BzImage> {
+/// Reads the header. Refuses what hyperkit's kexec refuses. With `lacks_padding`, the last block of 16 bytes may be shorter, as in
+/// memtest86+.
+pub(crate) fn bz_image(path: &Path, lacks_padding: bool) -> Result<BzImage> {
     let (mut file, metadata) = open("kernel", path, Metadata::is_file)?;
     let no = |reason| Err(ConfigError::NotABzImage { path: path.to_owned(), reason });
     let mut header = [0; 0x264];
@@ -42,7 +44,7 @@ pub(crate) fn bz_image(path: &Path) -> Result<BzImage> {
     let number = |at, length| number(&header, at, length);
     let setup = (number(0x1f1, 1) + 1) * 512;
     if number(0x1fe, 2) != 0xaa55 || &header[0x202..0x206] != b"HdrS" {
-        return no("no boot header");
+        return no(if is_compressed(&header) { "compressed" } else { "no boot header" });
     }
     if number(0x206, 2) < 0x020a {
         return no("boot protocol older than 2.10");
@@ -50,7 +52,7 @@ pub(crate) fn bz_image(path: &Path) -> Result<BzImage> {
     if header[0x1f1] == 0 || header[0x211] & 1 == 0 {
         return no("zImage");
     }
-    if metadata.len() < setup + number(0x1f4, 4) * 16 {
+    if metadata.len() + if lacks_padding { 15 } else { 0 } < setup + number(0x1f4, 4) * 16 {
         return no("truncated");
     }
     if metadata.len() == setup {
@@ -74,15 +76,17 @@ impl BzImage {
         let end = self.start.saturating_add(self.init_size);
         let behind = initrd.map_or(0, |(_, size)| size.next_multiple_of(PAGE) + PAGE);
         let needed = end.saturating_add(behind).div_ceil(MIB);
-        let refuse = |field, path: &Path| Err(ConfigError::DoesNotFit { field, path: path.to_owned(), needed });
+        let refuse = |field, path: &Path, needed| Err(ConfigError::DoesNotFit { field, path: path.to_owned(), needed });
         if end > low_memory {
-            return refuse("kernel", kernel);
+            return refuse("kernel", kernel, needed);
         }
         let Some((path, size)) = initrd else { return Ok(()) };
-        let top = self.initrd_max.min(low_memory - 1);
-        match top.checked_sub(size).map(|start| start / PAGE * PAGE) {
-            Some(start) if start >= end => Ok(()),
-            _ => refuse("initrd", path),
+        let fits_below = |top: u64| top.checked_sub(size).is_some_and(|start| start / PAGE * PAGE >= end);
+        match fits_below(self.initrd_max.min(low_memory - 1)) {
+            true => Ok(()),
+            // The kernel's header allows no initrd of this size, whatever the memory is.
+            false if !fits_below(self.initrd_max) => refuse("initrd", path, u64::MAX),
+            false => refuse("initrd", path, needed),
         }
     }
 }
@@ -106,7 +110,7 @@ pub(crate) fn multiboot_end(path: &Path, is_copied_whole: bool) -> Result<u64> {
     let is_header = |&at: &usize| word(at) == MAGIC && (MAGIC + word(at + 4) + word(at + 8)) & 0xffff_ffff == 0;
     // hyperkit overlooks a header at the very end.
     let Some(at) = (0..head.len().saturating_sub(HEADER)).step_by(4).find(is_header) else {
-        return no("no multiboot header");
+        return no(if is_compressed(&head) { "compressed" } else { "no multiboot header" });
     };
     let flags = word(at + 4);
     if flags & 0xffff & !KNOWN != 0 {

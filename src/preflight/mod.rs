@@ -1,9 +1,12 @@
 //! What a start does first: it checks the description, the files and programs that it names, and the host. Disk images are
 //! here, too, which a start creates, grows and locks.
 
+pub(crate) mod backing_files;
+pub(crate) mod disks;
 pub(crate) mod files;
 pub(crate) mod image;
 pub(crate) mod image_format;
+pub(crate) mod image_header;
 pub(crate) mod image_lock;
 pub(crate) mod kernel;
 

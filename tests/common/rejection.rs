@@ -1,6 +1,7 @@
 //! Helpers of tests that expect a description to be rejected.
 
 use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use hyperkit::{ConfigError, Error, HyperKit};
@@ -95,6 +96,15 @@ pub fn without_boot_source(description: HyperKit) -> HyperKit {
 pub fn sparse_file(length: u64, test_dir: &TestDir, name: &str) -> PathBuf {
     File::create(test_dir.path(name)).unwrap().set_len(length).unwrap();
     test_dir.path(name)
+}
+
+/// Creates a sparse boot ROM of this length, with a jump where the processor begins.
+pub fn rom(length: u64, test_dir: &TestDir, name: &str) -> PathBuf {
+    let path = sparse_file(length, test_dir, name);
+    let jump =
+        length.checked_sub(16).map(|at| File::options().write(true).open(&path).unwrap().write_all_at(&[0xe9], at));
+    jump.unwrap_or(Ok(())).unwrap();
+    path
 }
 
 /// Asserts that an error matches a pattern, and prints the error if it does not.

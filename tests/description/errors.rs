@@ -162,6 +162,7 @@ fn violations() -> Vec<(&'static str, ConfigError)> {
         ("kernel", E::NotABzImage { path: path(), reason: "truncated" }),
         ("multiboot", E::NotMultiboot { path: path(), reason: "truncated" }),
         ("bootrom", E::InvalidBootrom { path: path(), length: 1 }),
+        ("bootrom", E::NotFirmware { path: path() }),
         ("isos", E::EmptyFile { field, path: path() }),
         ("isos", E::DoesNotFit { field, path: path(), needed: 2 }),
         ("kernel_cmdline", E::CommandLineTooLong { length: 2, limit: 1 }),
@@ -170,6 +171,8 @@ fn violations() -> Vec<(&'static str, ConfigError)> {
         ("disks", E::DiskNotWritable { path: path(), reason }),
         ("disks", E::DiskShrinks { path: path(), from: 2, to: 1 }),
         ("disks", E::NotQcow2 { path: path() }),
+        ("disks", E::InvalidQcow2 { path: path(), reason: "truncated" }),
+        ("disks", E::ForeignImage { path: path(), format: "vmdk" }),
         ("disks", E::DiskHasBackingFile { path: path() }),
     ]
 }

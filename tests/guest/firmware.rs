@@ -1,6 +1,7 @@
 //! Boot sources other than a Linux kernel: UEFI from a boot ROM, and a multiboot kernel.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use hyperkit::{Console, Exit, HyperKit, Multiboot};
@@ -42,14 +43,16 @@ fn uefi_boots_a_kernel_from_a_cd() {
     assert_eq!(report["pci"][1], "0000:00:01.0 0x8086 0x2922 0x1100 0x010601");
 }
 
-/// QEMU accepts at most 8 MiB, unless an option allows more. The ROM contains only zeros, so nothing boots.
+/// QEMU accepts at most 8 MiB, unless an option allows more. The ROM contains a single jump, so nothing boots.
 #[test]
 fn largest_boot_rom_is_accepted() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("vm");
     let _stop = StopOnDrop(state.clone());
     let rom = dir.path().join("rom");
-    fs::File::create(&rom).unwrap().set_len(16 * 1024 * 1024).unwrap();
+    let file = fs::File::create(&rom).unwrap();
+    file.set_len(16 << 20).unwrap();
+    file.write_all_at(&[0xe9], (16 << 20) - 16).unwrap();
     let description =
         HyperKit::new().bootrom(rom).hyperkit("qemu-system-x86_64").state_dir(state).console(Console::Pty);
     description.start("").unwrap().kill().unwrap();

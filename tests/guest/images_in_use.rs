@@ -1,9 +1,12 @@
 //! Disk images that another QEMU uses.
 
-use hyperkit::{Console, Disk, Disks, Error, HyperKit};
+use std::process::Command;
+
+use hyperkit::{ConfigError, Console, Disk, Disks, Error, HyperKit, QcowOptions, create_disk_image};
 
 use crate::common::StopOnDrop;
 use crate::common::guest::description;
+use crate::common::rejection::only_violation;
 
 /// QEMU locks its images, with different locks for writing and for reading only.
 #[test]
@@ -35,4 +38,33 @@ fn image_in_use_by_qemu_is_rejected_before_start() {
         readers.iter().for_each(|vm| vm.kill().unwrap());
         HyperKit::from_state(&second).unwrap().remove(Disks::Delete).unwrap();
     }
+}
+
+/// QEMU locks backing files, too. Its error would come after the start has created files.
+#[test]
+fn backing_file_in_use_by_qemu_is_rejected_before_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().canonicalize().unwrap();
+    let (base, top) = (dir.join("base.img"), dir.join("top.qcow2"));
+    create_disk_image(&base, 1).unwrap();
+    let mut make = Command::new("qemu-img");
+    make.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b", "base.img"]).arg(&top).current_dir(&dir);
+    assert!(make.status().unwrap().success());
+    let describe = |name: &str, disk: Disk| description().state_dir(dir.join(name)).disk(disk).console(Console::Pty);
+    let writer = describe("writer", Disk::raw(&base));
+    let overlay = describe("overlay", Disk::qcow2(&top, QcowOptions::default()));
+    let _stops = ["writer", "overlay"].map(|name| StopOnDrop(dir.join(name)));
+    // On other systems, QEMU takes no locks.
+    if cfg!(target_os = "linux") {
+        for (first, second, other) in [(&writer, &overlay, "overlay"), (&overlay, &writer, "writer")] {
+            let vm = first.start("console=ttyS0").unwrap();
+            let started = second.start("console=ttyS0");
+            assert!(matches!(started, Err(Error::DiskInUse { ref path }) if *path == base), "{started:?}");
+            assert!(!dir.join(other).exists());
+            vm.kill().unwrap();
+            first.remove(Disks::Keep).unwrap();
+        }
+    }
+    let both = overlay.disk(Disk::raw(&base)).check();
+    assert!(matches!(only_violation(both), ConfigError::DuplicateDisk { path } if path == base));
 }

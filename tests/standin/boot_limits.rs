@@ -2,14 +2,15 @@
 //! limit is tested with the last valid and the first invalid value.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use hyperkit::{ConfigError, HyperKit, Multiboot};
 
 use crate::common::rejection::{
-    assert_boots, assert_boots_with, assert_error, modify, rejection_by_arguments, rejection_with, sparse_file,
-    without_boot_source,
+    assert_boots, assert_boots_with, assert_error, modify, only_violation, rejection_by_arguments, rejection_with,
+    sparse_file, without_boot_source,
 };
-use crate::common::{TestDir, bz_image};
+use crate::common::{TestDir, bz_image, standin_path};
 
 const MIB: u64 = 1024 * 1024;
 const PAGE: u64 = 4096;
@@ -78,7 +79,68 @@ fn fixed_load_address_and_initrd_limit_are_respected() {
     assert_boots(test_dir.description().memory_mib(64));
     sparse_file(last - end + 1, &test_dir, "initrd.img");
     let error = rejection_with(&test_dir, "", |d| d.memory_mib(64));
-    assert_error!(error, ConfigError::DoesNotFit { field: "initrd", path, .. } if path == initrd);
+    assert!(error.to_string().contains("the kernel accepts no initrd of this size"), "{error}");
+    assert_error!(error, ConfigError::DoesNotFit { field: "initrd", path, needed: u64::MAX } if path == initrd);
+}
+
+/// More memory than the first 3072 MiB does not help, so the message does not ask for it.
+#[test]
+fn advice_on_a_file_that_does_not_fit_can_be_followed() {
+    let test_dir = TestDir::new();
+    let advice = |memory: u64| rejection_with(&test_dir, "", |d| d.memory_mib(memory)).to_string();
+    sparse_file(100 * MIB, &test_dir, "initrd.img");
+    let message = advice(64);
+    let (_, needed) = message.rsplit_once("set `memory_mib` to at least ").unwrap_or_else(|| panic!("{message}"));
+    assert_boots(test_dir.description().memory_mib(needed.parse().unwrap()));
+    // The kernel's header allows initrds below 2 GiB.
+    sparse_file(2048 * MIB, &test_dir, "initrd.img");
+    for memory in [64, 4096, 65536] {
+        assert!(advice(memory).contains("use a smaller file"), "{}", advice(memory));
+        assert!(!advice(memory).contains("set `memory_mib`"));
+    }
+    test_dir.write("vmlinuz", &kernel_that_needs_memory_up_to(2 * MIB + PAGE));
+    sparse_file(3072 * MIB, &test_dir, "initrd.img");
+    for memory in [64, 3072, 65536] {
+        assert!(advice(memory).ends_with("but only 3072 are below 4 GiB; use a smaller file"), "{}", advice(memory));
+    }
+}
+
+/// The length in the header is in blocks of 16 bytes. QEMU boots a kernel whose last block is not full, and hyperkit does not.
+/// The bzImage of Debian's `memtest86+` is 8 bytes shorter.
+#[test]
+fn kernel_without_padding_is_accepted_on_qemu_only() {
+    let test_dir = TestDir::new();
+    let qemu = test_dir.path("qemu-system-x86_64");
+    std::os::unix::fs::symlink(standin_path(), &qemu).unwrap(); // it is never started; its name makes QEMU the engine
+    let whole = bz_image(2047);
+    for (missing, boots_on_qemu) in [(0, true), (8, true), (15, true), (16, false)] {
+        let kernel = test_dir.write("vmlinuz", &whole[..whole.len() - missing]);
+        let on = |program: &Path| test_dir.description().hyperkit(program).check();
+        for (program, boots) in [(&qemu, boots_on_qemu), (&standin_path(), missing == 0)] {
+            match boots {
+                true => on(program).unwrap(),
+                false => {
+                    let violation = only_violation(on(program));
+                    assert_eq!(violation, ConfigError::NotABzImage { path: kernel.clone(), reason: "truncated" });
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn compressed_kernels_are_named_so() {
+    let test_dir = TestDir::new();
+    test_dir.write("plain", &[multiboot(1 << 16), vec![0; 2000]].concat());
+    for compress in ["gzip", "xz", "xz --format=lzma"] {
+        let shell = format!("{compress} -c plain >kernel && head -c 2000 /dev/urandom >>kernel");
+        assert!(Command::new("sh").args(["-c", &shell]).current_dir(test_dir.dir()).status().unwrap().success());
+        let path = test_dir.path("kernel");
+        let error = rejection_with(&test_dir, "", |d| without_boot_source(d).multiboot(Multiboot::new(&path)));
+        assert_eq!(error, ConfigError::NotMultiboot { path: path.clone(), reason: "compressed" });
+        let error = rejection_with(&test_dir, "", |d| d.kernel(&path));
+        assert_eq!(error, ConfigError::NotABzImage { path, reason: "compressed" });
+    }
 }
 
 #[test]

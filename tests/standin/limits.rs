@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use hyperkit::{ConfigError, Disk, HyperKit, Multiboot, Network, PortForward, QcowOptions, Serial};
 
 use crate::common::rejection::{
-    assert_boots, assert_boots_with, assert_error, modify, rejection_by_arguments, rejection_with, sparse_file,
+    assert_boots, assert_boots_with, assert_error, modify, rejection_by_arguments, rejection_with, rom,
     without_boot_source,
 };
 use crate::common::vpnkit::{Handshake, listen_as_vpnkit};
@@ -234,18 +234,18 @@ fn serial_port_limits_are_enforced() {
 #[test]
 fn boot_rom_size_limits_are_enforced() {
     let test_dir = TestDir::new();
-    let rom = test_dir.path("rom");
-    let with_rom = |d| without_boot_source(d).bootrom(&rom);
+    let path = test_dir.path("rom");
+    let with_rom = |d| without_boot_source(d).bootrom(&path);
     for length in [PAGE, 16 * MIB] {
-        sparse_file(length, &test_dir, "rom");
+        rom(length, &test_dir, "rom");
         assert_boots(with_rom(test_dir.description()));
     }
     for bad in [0, PAGE - 1, PAGE + 1, 2 * PAGE - 1, 16 * MIB + 1, 16 * MIB + PAGE] {
-        sparse_file(bad, &test_dir, "rom");
+        rom(bad, &test_dir, "rom");
         let error = rejection_with(&test_dir, "", with_rom);
-        assert_error!(error, ConfigError::InvalidBootrom { path, length } if path == rom && length == bad);
+        assert_error!(error, ConfigError::InvalidBootrom { path: p, length } if p == path && length == bad);
     }
-    sparse_file(PAGE, &test_dir, "rom");
+    rom(PAGE, &test_dir, "rom");
     let error = rejection_with(&test_dir, "x", with_rom);
     assert_error!(error, ConfigError::CommandLineForRom { value } if value == "x");
 }

@@ -4,6 +4,7 @@
 mod common;
 
 mod attaching;
+mod backing_files;
 mod boot_limits;
 #[cfg(target_os = "linux")]
 mod cannot_tell;
@@ -18,8 +19,10 @@ mod defining;
 mod disk_images;
 mod exit_reasons;
 mod exited;
+mod firmware_files;
 mod hyperkit_facts;
 mod hypervisor_output;
+mod image_formats;
 mod images_in_use;
 #[cfg(target_os = "linux")]
 mod leaks;

@@ -13,8 +13,8 @@ use std::process::Command;
 use hyperkit::{ConfigError, Console, Disk, Error, ErrorKind, HyperKit, Multiboot, Network, PortForward, Serial};
 
 use crate::common::rejection::{
-    assert_error, error_of_start, modify, only_violation, rejection, rejection_by_arguments, rejection_with,
-    sparse_file, violations_of_start,
+    assert_error, error_of_start, modify, only_violation, rejection, rejection_by_arguments, rejection_with, rom,
+    violations_of_start,
 };
 use crate::common::{TestDir, bz_image, file_names, standin_path};
 
@@ -94,7 +94,7 @@ fn missing_prerequisite_is_rejected() {
 #[test]
 fn conflicting_boot_sources_are_rejected() {
     let files = TestDir::new();
-    let file = sparse_file(4096, &files, "rom");
+    let file = rom(4096, &files, "rom");
     let rom = |d: HyperKit| d.bootrom(&file);
     let error = rejection_by_arguments(rom);
     assert_error!(error, ConfigError::ConflictingBootSources { first: "kernel", second: "bootrom" });

@@ -8,7 +8,7 @@ mod vpnkit;
 use std::ffi::{OsStr, OsString};
 use std::fs::FileType;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -28,7 +28,6 @@ use crate::plan::text::{check_length, check_path};
 use crate::process::list_all;
 use crate::state::StateDir;
 use crate::state::tty_file::read_pty_path;
-use crate::sys::file::inode;
 use crate::sys::memory::memory_of_host;
 
 /// The options that take no value.
@@ -280,16 +279,14 @@ impl EngineDriver for Driver {
 
     /// hyperkit does not lock qcow2 images, so they are found on its command line. The Go package passes paths as they are;
     /// this crate escapes characters with a meaning in URLs.
-    fn uses_image(&self, path: &Path, read_only: bool) -> io::Result<bool> {
-        let metadata = path.metadata()?;
-        let image = (metadata.dev(), metadata.ino());
-        let is_image = |path: &str| inode(Path::new(path)) == Some(image);
+    fn uses_image(&self, conflicts: &dyn Fn(&Path, bool) -> bool) -> io::Result<bool> {
         let uses_it = |argument: &OsString| {
             let argument = argument.to_string_lossy();
             let url = argument.split_once(",file://").and_then(|(_, url)| url.split_once('?'));
             let Some((path, options)) = url else { return false };
-            let both_read = read_only && options.split(',').any(|option| option == "ro");
-            !both_read && (is_image(path) || parse::unescape_url(path).is_some_and(|path: String| is_image(&path)))
+            let is_read_only = options.split(',').any(|option| option == "ro");
+            let is_conflict = |path: &str| conflicts(Path::new(path), is_read_only);
+            is_conflict(path) || parse::unescape_url(path).is_some_and(|path: String| is_conflict(&path))
         };
         Ok(list_all()?.iter().any(|process| process.command.iter().any(uses_it)))
     }

@@ -185,6 +185,10 @@ impl EngineDriver for Driver {
         vsock_device::daemon(description, state)
     }
 
+    fn boots_kernel_without_padding(&self) -> bool {
+        true
+    }
+
     /// From block/file-posix.c.
     fn locked_image_message(&self) -> &'static str {
         "Is another process using the image"

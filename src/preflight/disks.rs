@@ -1,0 +1,105 @@
+//! Checks of the images of disks and of ISO images.
+
+use std::fs::Metadata;
+use std::io;
+use std::io::Seek;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+
+use rustix::fs::{Access, access};
+
+use crate::config::HyperKit;
+use crate::config::disk::{DiskFormat, QcowOptions};
+use crate::error::ConfigError;
+use crate::plan::text::valid_path;
+use crate::plan::validate::{Violations, reject_duplicates};
+use crate::preflight::backing_files::files_behind;
+use crate::preflight::files::check_writable_dir;
+use crate::preflight::image::tool_for;
+use crate::preflight::image_format::DiskAction;
+use crate::sys::file::{inode, open};
+use crate::sys::path::canonical;
+
+type Result<T> = std::result::Result<T, ConfigError>;
+
+fn is_file_or_device(metadata: &Metadata) -> bool {
+    let kind = metadata.file_type();
+    kind.is_file() || kind.is_block_device() || kind.is_char_device()
+}
+
+/// Refuses an image without content. On Linux, a device has a length if it is a disk; on other systems only an ioctl tells it.
+fn check_content(field: &'static str, path: &Path) -> Result<()> {
+    let (mut file, metadata) = open(field, path, is_file_or_device)?;
+    let length = match metadata.is_file() || !cfg!(target_os = "linux") {
+        true => Ok(metadata.len()),
+        false => file.seek(io::SeekFrom::End(0)),
+    };
+    match length.map_err(|error| ConfigError::inaccessible(field, path, &error))? {
+        0 if metadata.is_file() || cfg!(target_os = "linux") => {
+            Err(ConfigError::EmptyFile { field, path: path.to_owned() })
+        }
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn check_images(description: &HyperKit, found: &mut Violations) {
+    let mut images = Vec::new();
+    for iso in &description.isos {
+        found.collect(valid_path("isos", iso).and_then(|iso| check_content("isos", iso)));
+        images.push((iso.clone(), true));
+    }
+    for (index, disk) in description.disks.iter().enumerate() {
+        let Ok(path) = disk.image_path(index, description.state_dir.as_deref()) else { continue };
+        let is_empty_allowed = disk.size_mib.is_some() || matches!(disk.format, Some(DiskFormat::Qcow2(_)));
+        let open_image = |path| match is_empty_allowed {
+            true => open("disks", path, is_file_or_device).map(drop),
+            false => check_content("disks", path),
+        };
+        let opened = match valid_path("disks", &path).and_then(open_image) {
+            Err(ConfigError::NotFound { path, .. }) if disk.size_mib.is_none() => {
+                Err(ConfigError::DiskSizeMissing { path })
+            }
+            Err(ConfigError::NotFound { path, .. }) => check_writable_dir("disks", path.parent().unwrap_or(&path)),
+            opened => opened,
+        };
+        if found.collect(opened).is_some() {
+            // hyperkit would silently attach the image read-only.
+            let is_writable = |path: &Path| access(path, Access::EXISTS).is_err() || disk.read_only;
+            if let (false, Err(error)) = (is_writable(&path), access(&path, Access::WRITE_OK)) {
+                let reason = io::Error::from(error).to_string();
+                found.add(ConfigError::DiskNotWritable { path: path.clone(), reason });
+            }
+            if let Some(DiskFormat::Qcow2(_)) = disk.format {
+                for file in found.collect(files_behind(&path)).unwrap_or_default() {
+                    found.collect(open("disks", &file.path, is_file_or_device));
+                    images.push((file.path, disk.read_only || !file.is_written));
+                }
+            }
+            let action = found.collect(DiskAction::plan(disk, &path).and_then(|action| {
+                let is_in_state_dir = path.parent() == description.state_dir.as_deref();
+                match action {
+                    // The description did not choose the file that a link in the state directory leads to.
+                    DiskAction::Grow { .. } if is_in_state_dir && path.is_symlink() => {
+                        let reason = "a symlink in the state directory, whose image is not grown; set the image's path";
+                        Err(ConfigError::inaccessible("disks", &path, &io::Error::other(reason)))
+                    }
+                    action => Ok(action),
+                }
+            }));
+            if action.is_some_and(|action| action != DiskAction::Nothing) {
+                let format = disk.format_by_name();
+                let tool = match &format {
+                    DiskFormat::Qcow2(QcowOptions { tool: Some(tool), .. }) => valid_path("disks", tool).map(drop),
+                    _ => Ok(()),
+                };
+                found.collect(tool.and_then(|()| tool_for(&format)));
+            }
+        }
+        images.push((path, disk.read_only));
+    }
+    // Links can give one image several names.
+    found.collect(reject_duplicates(&images, |path, other| match (inode(path), inode(other)) {
+        (Some(one), Some(other)) => one == other,
+        _ => canonical(path) == canonical(other),
+    }));
+}

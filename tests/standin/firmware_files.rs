@@ -1,0 +1,78 @@
+//! Boot ROMs: which files are firmware for x86.
+
+use std::fs;
+use std::path::Path;
+
+use hyperkit::ConfigError;
+
+use crate::common::TestDir;
+use crate::common::rejection::{assert_boots, assert_error, rejection_with, rom, without_boot_source};
+
+/// Files of Debian's packages `ovmf` and `seabios`, which QEMU's package and `examples/setup.sh --tests` install.
+fn real(path: &str) -> &Path {
+    assert!(Path::new(path).exists(), "{path} is missing: run examples/setup.sh --tests first");
+    Path::new(path)
+}
+
+#[test]
+fn firmware_of_debian_is_accepted() {
+    let test_dir = TestDir::new();
+    for path in [
+        "/usr/share/ovmf/OVMF.fd",
+        "/usr/share/OVMF/OVMF_CODE_4M.fd",
+        "/usr/share/seabios/bios.bin",
+        "/usr/share/seabios/bios-256k.bin",
+    ] {
+        assert_boots(without_boot_source(test_dir.description()).bootrom(real(path)));
+    }
+}
+
+#[test]
+fn uefi_variables_of_debian_are_rejected() {
+    let test_dir = TestDir::new();
+    for path in ["/usr/share/OVMF/OVMF_VARS_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.ms.fd"] {
+        let error = rejection_with(&test_dir, "", |d| without_boot_source(d).bootrom(real(path)));
+        assert_eq!(error, ConfigError::NotFirmware { path: path.into() });
+    }
+}
+
+/// Option ROMs of Debian's `ipxe-qemu` and `seabios`. Those whose length is no multiple of pages are rejected for that.
+#[test]
+fn option_roms_are_rejected() {
+    let test_dir = TestDir::new();
+    let mut rejected = 0;
+    for dir in ["/usr/lib/ipxe/qemu", "/usr/share/seabios", "/usr/share/qemu"] {
+        let files = fs::read_dir(dir).into_iter().flatten().map(|entry| entry.unwrap().path());
+        let is_option_rom = |path: &std::path::PathBuf| fs::read(path).is_ok_and(|rom| rom.starts_with(b"\x55\xaa"));
+        for path in files.filter(|path| path.is_file()).filter(is_option_rom) {
+            let error = rejection_with(&test_dir, "", |d| without_boot_source(d).bootrom(&path));
+            assert_error!(error, ConfigError::NotFirmware { .. } | ConfigError::InvalidBootrom { .. });
+            rejected += usize::from(matches!(error, ConfigError::NotFirmware { .. }));
+        }
+    }
+    assert!(rejected > 0, "no option ROM: run examples/setup.sh --tests first");
+}
+
+/// Debian's QEMU_EFI.fd of `qemu-efi-aarch64` ends with zeros. Most option ROMs end with padding and a checksum.
+#[test]
+fn rom_without_code_where_the_processor_begins_is_rejected() {
+    let test_dir = TestDir::new();
+    for (end, is_code) in [
+        ([0; 16], false),
+        ([0xff; 16], false),
+        ([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x56], false),
+        ([0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x4e, 0x49, 0x4c, 0xff, 0x2c], false),
+        ([0xea, 0x5b, 0xe0, 0, 0xf0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], true),
+        ([0x0f, 0x20, 0xc0, 0xa8, 1, 0x74, 5, 0xe9, 0, 0, 0, 0, 0, 0, 0, 0], true),
+        ([0x90; 16], true),
+    ] {
+        let path = rom(8192, &test_dir, "rom");
+        let content = [&[7; 8192 - 16][..], &end].concat();
+        fs::write(&path, content).unwrap();
+        let with = |d| without_boot_source(d).bootrom(&path);
+        match is_code {
+            true => assert_boots(with(test_dir.description())),
+            false => assert_eq!(rejection_with(&test_dir, "", with), ConfigError::NotFirmware { path: path.clone() }),
+        }
+    }
+}
