@@ -28,6 +28,10 @@ use crate::error::ConfigError;
 pub struct Disk {
     /// The image file. If unset, it is in the state directory: `disk.img` for the first disk, `disk1.img` for the second, and
     /// so on, or `disk.qcow2`, `disk1.qcow2`, ….
+    ///
+    /// A URL such as `file:///images/a%20b.qcow2?sync=os&buffered=1`, as the Go package takes it, means the file that it names;
+    /// `sync` sets [`flush`](QcowOptions::flush). All other URLs are refused. For a relative path that looks like a URL, write
+    /// `./` before it.
     pub path: Option<PathBuf>,
     /// The size in MiB. A start creates a missing image with this size, grows a smaller one, and refuses a larger one. If
     /// unset, the image must exist.

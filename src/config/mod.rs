@@ -2,6 +2,7 @@
 
 mod devices;
 pub(crate) mod disk;
+pub(crate) mod file_url;
 pub(crate) mod json;
 pub(crate) mod record;
 mod setters;
@@ -17,6 +18,7 @@ pub use devices::{
 };
 
 use crate::config::disk::{Disk, DiskFormat};
+use crate::config::file_url::is_url;
 use record::Record;
 
 /// A description of a lightweight VM: plain data, from which VMs are started.
@@ -274,11 +276,12 @@ impl HyperKit {
         [&mut self.hyperkit, &mut self.vhost_device_vsock].into_iter().flatten().chain(tools)
     }
 
-    /// The paths of the description, which a start makes absolute, except those of programs and of the network.
+    /// The paths of the description, which a start makes absolute, except those of programs and of the network. The URL of a disk
+    /// is not a path.
     pub(crate) fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
         let Self { kernel, initrd, bootrom, vsock_dir, multiboot, disks, isos, shares_9p, .. } = self;
         let paths = [kernel, initrd, bootrom, vsock_dir].into_iter().flatten();
-        let disks = disks.iter_mut().filter_map(|disk| disk.path.as_mut());
+        let disks = disks.iter_mut().filter_map(|disk| disk.path.as_mut().filter(|path| !is_url(path)));
         let shares = shares_9p.iter_mut().filter_map(|share| match &mut share.source {
             Share9pSource::Path(path) => Some(path),
             Share9pSource::Port(_) => None,

@@ -110,12 +110,15 @@ pub(crate) fn uses_image(conflicts: &dyn Fn(&Path, bool) -> bool) -> io::Result<
 /// The arguments for a description. Looks at no file.
 pub(crate) fn arguments(description: &HyperKit, cmdline: &str) -> Result<Vec<String>> {
     let mut description = Cow::Borrowed(description);
+    let has_urls = description.has_urls();
+    let urls = if has_urls { description.to_mut().replace_urls(|disk| Ok(disk.format_by_name())) } else { Vec::new() };
     if description.record.home.dir.is_some() {
         description.to_mut().relocate_disks();
     }
     let description = &*description;
     let driver = driver_of(description);
     let mut violations = validate(description);
+    violations.extend(urls);
     violations.collect(check_cmdline(description, cmdline));
     violations.extend(driver.unsupported(description));
     violations.into_result()?;

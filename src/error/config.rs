@@ -20,7 +20,7 @@ use crate::{Engine, SectorSize};
 /// | Network | [`InvalidIpv4`](Self::InvalidIpv4), [`InvalidMac`](Self::InvalidMac), [`DuplicateHostPort`](Self::DuplicateHostPort), [`ZeroPort`](Self::ZeroPort) |
 /// | Serial ports, vsock and 9p | [`TooManySerials`](Self::TooManySerials), [`DuplicateStdio`](Self::DuplicateStdio), [`InvalidCid`](Self::InvalidCid), [`InvalidVsockPort`](Self::InvalidVsockPort), [`TooManyVsockPorts`](Self::TooManyVsockPorts), [`DuplicateMountTag`](Self::DuplicateMountTag) |
 /// | Files and directories | [`NotFound`](Self::NotFound), [`NotAFile`](Self::NotAFile), [`NotADirectory`](Self::NotADirectory), [`Inaccessible`](Self::Inaccessible), [`EmptyFile`](Self::EmptyFile), [`NotABzImage`](Self::NotABzImage), [`NotMultiboot`](Self::NotMultiboot), [`InvalidBootrom`](Self::InvalidBootrom), [`NotFirmware`](Self::NotFirmware), [`DoesNotFit`](Self::DoesNotFit), [`CommandLineTooLong`](Self::CommandLineTooLong) |
-/// | Disks | [`MissingDiskPath`](Self::MissingDiskPath), [`DiskSizeMissing`](Self::DiskSizeMissing), [`InvalidDiskSize`](Self::InvalidDiskSize), [`InvalidSectorSize`](Self::InvalidSectorSize), [`InvalidQcowOption`](Self::InvalidQcowOption), [`RelativePath`](Self::RelativePath), [`DuplicateDisk`](Self::DuplicateDisk), [`DiskNotWritable`](Self::DiskNotWritable), [`DiskShrinks`](Self::DiskShrinks), [`NotQcow2`](Self::NotQcow2), [`InvalidQcow2`](Self::InvalidQcow2), [`ForeignImage`](Self::ForeignImage), [`DiskHasBackingFile`](Self::DiskHasBackingFile) |
+/// | Disks | [`MissingDiskPath`](Self::MissingDiskPath), [`UnsupportedUrl`](Self::UnsupportedUrl), [`DiskSizeMissing`](Self::DiskSizeMissing), [`InvalidDiskSize`](Self::InvalidDiskSize), [`InvalidSectorSize`](Self::InvalidSectorSize), [`InvalidQcowOption`](Self::InvalidQcowOption), [`RelativePath`](Self::RelativePath), [`DuplicateDisk`](Self::DuplicateDisk), [`DiskNotWritable`](Self::DiskNotWritable), [`DiskShrinks`](Self::DiskShrinks), [`NotQcow2`](Self::NotQcow2), [`InvalidQcow2`](Self::InvalidQcow2), [`ForeignImage`](Self::ForeignImage), [`DiskHasBackingFile`](Self::DiskHasBackingFile) |
 /// | Programs that are not installed | [`VpnKitNotFound`](Self::VpnKitNotFound), [`ToolNotFound`](Self::ToolNotFound) |
 ///
 /// ```
@@ -295,6 +295,16 @@ pub enum ConfigError {
     /// A disk has neither a path nor a size with which its image could be created in the state directory. Set one of
     /// them.
     MissingDiskPath,
+    /// A disk's path is a URL that names no file of this host, or has options without a field. Use the path of a file, or
+    /// `file:///path`; write `./` before a relative path that only looks like a URL.
+    UnsupportedUrl {
+        /// The field.
+        field: &'static str,
+        /// The URL.
+        url: PathBuf,
+        /// The reason.
+        reason: &'static str,
+    },
     /// A disk image does not exist, and the disk has no size with which it could be created. Correct the path, or set a
     /// size.
     DiskSizeMissing {

@@ -19,6 +19,7 @@ impl ConfigError {
             | Self::ConflictingBootSources { first: field, .. }
             | Self::RelativePath { field, .. }
             | Self::NotFound { field, .. }
+            | Self::UnsupportedUrl { field, .. }
             | Self::NotAFile { field, .. }
             | Self::NotADirectory { field, .. }
             | Self::Inaccessible { field, .. }

@@ -192,6 +192,9 @@ impl fmt::Display for ConfigError {
                 f,
                 "unsupported setting in hyperkit.json: `{key}`; remove it or start the VM with the program that wrote it"
             ),
+            Self::UnsupportedUrl { field, url, reason } => {
+                write!(f, "`{field}` must be a path or the URL of a file: {reason}: {}", url.display())
+            }
             Self::MissingDiskPath => write!(f, "a disk without a path requires a size and a `state_dir`"),
             Self::Unsupported { engine, feature } => write!(f, "{engine} does not support {feature}"),
             Self::NotFound { field, path } => write!(f, "`{field}` not found: {}", path.display()),

@@ -34,13 +34,16 @@ impl HyperKit {
         let mut description = self.clone();
         let state = StateDir::of(self)?.ok_or(ConfigError::StateDirRequired { field: "define" })?;
         description.state_dir = Some(state.path().to_owned());
+        let urls = description.replace_urls(|disk| Ok(disk.format_by_name()));
         description.relocate_disks();
         description.paths_mut().try_for_each(make_absolute)?;
         description.programs_mut().try_for_each(make_program_absolute)?;
         if let Network::VpnKit(socket) = &mut description.network {
             make_absolute(socket)?;
         }
-        validate(&description).into_result()?;
+        let mut violations = validate(&description);
+        violations.extend(urls);
+        violations.into_result()?;
         let lock = state.create_and_lock()?;
         let record = check_idle(&state, &lock)?;
         // `remove` may still delete the disks that this crate created for an earlier start.

@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use crate::config::disk::{DiskFormat, QcowOptions, bytes};
+use crate::config::file_url::file_url;
 use crate::config::{HyperKit, Network, Protocol, Share9pSource};
 use crate::error::ConfigError;
 use crate::plan::limits::{
@@ -253,7 +254,7 @@ fn check_disks(description: &HyperKit, found: &mut Violations) {
     let mut images = Vec::<(PathBuf, bool)>::new();
     for (index, image) in description.disks.iter().enumerate() {
         if let Some(path) = &image.path {
-            found.collect(check_path("disks", path));
+            found.collect(file_url(path).and_then(|_| check_path("disks", path)));
         }
         if let Some(DiskFormat::Qcow2(QcowOptions { stats, tool, .. })) = &image.format {
             if let Some(stats) = stats {

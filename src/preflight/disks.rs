@@ -10,6 +10,7 @@ use rustix::fs::{Access, access};
 
 use crate::config::HyperKit;
 use crate::config::disk::{DiskFormat, QcowOptions};
+use crate::config::file_url::is_url;
 use crate::error::ConfigError;
 use crate::plan::text::valid_path;
 use crate::plan::validate::{Violations, reject_duplicates};
@@ -50,6 +51,10 @@ pub(super) fn check_images(description: &HyperKit, found: &mut Violations) {
     }
     for (index, disk) in description.disks.iter().enumerate() {
         let Ok(path) = disk.image_path(index, description.state_dir.as_deref()) else { continue };
+        // Validation has refused it.
+        if is_url(&path) {
+            continue;
+        }
         let is_empty_allowed = disk.size_mib.is_some() || matches!(disk.format, Some(DiskFormat::Qcow2(_)));
         let open_image = |path| match is_empty_allowed {
             true => open("disks", path, is_file_or_device).map(drop),

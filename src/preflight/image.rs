@@ -38,7 +38,7 @@ const APFS_STEP_BYTES: u64 = 1024 * 1024 * 1024;
 /// [`Error::DiskExists`] if there is a file at `path`, which is not changed; [`ConfigError::InvalidDiskSize`];
 /// [`Error::Io`].
 pub fn create_disk_image(path: impl AsRef<Path>, size_mib: u64) -> Result<()> {
-    create(path.as_ref(), &DiskFormat::Raw, size_mib)
+    Disk::raw(path.as_ref()).size_mib(size_mib).create()
 }
 
 impl Disk {
@@ -64,8 +64,9 @@ impl Disk {
     /// [`ConfigError::DiskSizeMissing`] without a size, [`ConfigError::InvalidDiskSize`]; for qcow2
     /// [`ConfigError::ToolNotFound`] and [`Error::ImageToolFailed`]; [`Error::Io`].
     pub fn create(&self) -> Result<()> {
-        let (path, size_mib) = self.path_and_size()?;
-        create(path, &self.format_by_name(), size_mib)
+        let disk = self.without_url(|disk| Ok(disk.format_by_name()))?;
+        let (path, size_mib) = disk.path_and_size()?;
+        create(path, &disk.format_by_name(), size_mib)
     }
 
     /// Grows the image to [`size_mib`](Self#structfield.size_mib). It does not change an image of this size.
@@ -78,8 +79,9 @@ impl Disk {
     /// [`ConfigError::NotFound`] if it does not exist; otherwise those of [`create`](Self::create).
     #[doc(alias = "resize")]
     pub fn grow(&self) -> Result<()> {
-        let (path, size_mib) = self.path_and_size()?;
-        let format = found_format(self, path)?;
+        let disk = self.without_url(|disk| found_format(disk, disk.path.as_deref().unwrap_or(Path::new(""))))?;
+        let (path, size_mib) = disk.path_and_size()?;
+        let format = found_format(&disk, path)?;
         match needs_growth(path, Some(&format), size_mib)? {
             None => return Err(ConfigError::NotFound { field: "disks", path: path.to_owned() }.into()),
             Some(false) => return Ok(()),

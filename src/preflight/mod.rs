@@ -10,6 +10,8 @@ pub(crate) mod image_header;
 pub(crate) mod image_lock;
 pub(crate) mod kernel;
 
+use std::path::Path;
+
 use crate::config::HyperKit;
 use crate::engine::{self, driver_of};
 use crate::error::{ConfigError, Error, Result};
@@ -43,6 +45,7 @@ pub(crate) fn resolved(description: &HyperKit) -> Result<HyperKit> {
 /// hypervisor is missing.
 fn resolve(description: &HyperKit) -> Result<(HyperKit, Violations, Option<Error>)> {
     let mut resolved = description.clone();
+    let urls = resolved.replace_urls(|disk| found_format(disk, disk.path.as_deref().unwrap_or(Path::new(""))));
     resolved.paths_mut().try_for_each(make_absolute)?;
     resolved.programs_mut().try_for_each(make_program_absolute)?;
     if let Some(dir) = &mut resolved.state_dir {
@@ -54,6 +57,7 @@ fn resolve(description: &HyperKit) -> Result<(HyperKit, Violations, Option<Error
     }
     resolved.relocate_disks();
     let mut violations = validate(&resolved);
+    violations.extend(urls);
     for path in &description.record.home.relative_disks {
         if description.disks.iter().any(|disk| disk.path.as_ref() == Some(path)) && !path.exists() {
             violations.add(ConfigError::NotFound { field: "disks", path: path.clone() });

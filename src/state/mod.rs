@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
+use crate::config::file_url::is_url;
 use crate::config::record::{Home, Record};
 use crate::config::{Console, HyperKit};
 use crate::error::{Error, Result};
@@ -109,7 +110,7 @@ impl StateDir {
             }
         }
         let disks = description.disks.iter().filter_map(|disk| disk.path.clone());
-        let relative_disks = disks.filter(|path| path.is_relative()).collect();
+        let relative_disks = disks.filter(|path| path.is_relative() && !is_url(path)).collect();
         description.record.home = Home { dir: Some(self.0.clone()), relative_disks, ..Home::default() };
         Ok(description)
     }

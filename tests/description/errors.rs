@@ -152,6 +152,7 @@ fn violations() -> Vec<(&'static str, ConfigError)> {
         ("isos", E::RelativePath { field, path: path() }),
         ("disks", E::UnknownSetting { key: "disks.driver: 1".to_owned() }),
         ("disks", E::MissingDiskPath),
+        ("isos", E::UnsupportedUrl { field, url: path(), reason: "truncated" }),
         ("tap", E::Unsupported { engine: Engine::Qemu, feature }),
         ("parse_arguments", E::Unsupported { engine: Engine::Qemu, feature: call }),
         ("isos", E::NotFound { field, path: path() }),

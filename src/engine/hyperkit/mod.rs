@@ -15,6 +15,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use crate::config::disk::{DiskFormat, FlushMode, bytes};
+use crate::config::file_url::percent_decoded;
 use crate::config::{HyperKit, Network, PortForward, Share9pSource};
 use crate::engine::Engine;
 use crate::engine::dhcp_leases::leased_address;
@@ -286,7 +287,7 @@ impl EngineDriver for Driver {
             let Some((path, options)) = url else { return false };
             let is_read_only = options.split(',').any(|option| option == "ro");
             let is_conflict = |path: &str| conflicts(Path::new(path), is_read_only);
-            is_conflict(path) || parse::unescape_url(path).is_some_and(|path: String| is_conflict(&path))
+            is_conflict(path) || percent_decoded(path).is_some_and(|path| is_conflict(&path))
         };
         Ok(list_all()?.iter().any(|process| process.command.iter().any(uses_it)))
     }

@@ -1,10 +1,12 @@
 //! The devices in their slots, as fields of a description.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::{Slots, check_so_far, device, extra};
+use super::{Slots, check_so_far, device, extra, invalid};
 use crate::config::disk::{Disk, DiskFormat, DiskInterface, FlushMode, QcowOptions};
+use crate::config::file_url::{file_url, percent_decoded};
 use crate::config::{HyperKit, Network, Share9p, Share9pSource};
 use crate::error::Result;
 use crate::sys::path::clean;
@@ -24,7 +26,9 @@ fn keys(text: &str, separator: char) -> Option<BTreeMap<&str, &str>> {
 /// Reads the devices from slot 1 on into fields, as long as they come in the order of
 /// [`layout`](crate::plan::slots::layout). All others, and those on functions and buses other than 0, become extra
 /// arguments.
-pub(super) fn read(slots: &Slots, description: &mut HyperKit) {
+///
+/// The URL of a raw disk that this crate does not support is refused: hyperkit would take it for a path.
+pub(super) fn read(slots: &Slots, description: &mut HyperKit) -> Result<()> {
     let mut last = Rank::Network;
     let mut next_slot = 1;
     for (&(bus, slot, function), value) in slots {
@@ -32,6 +36,12 @@ pub(super) fn read(slots: &Slots, description: &mut HyperKit) {
             continue;
         }
         let fits = (bus, slot, function) == (0, next_slot, 0);
+        if let Some(("virtio-blk" | "ahci-hd", config)) = device(value).split_once(',') {
+            let path = config.split(',').next().unwrap_or_default();
+            if let (false, Err(violation)) = (config.contains(",format=qcow"), file_url(Path::new(path))) {
+                return invalid(value, violation.to_string());
+            }
+        }
         let described = if fits { add(device(value), description, slot == 1) } else { None };
         match described {
             Some((rank, changed))
@@ -44,6 +54,7 @@ pub(super) fn read(slots: &Slots, description: &mut HyperKit) {
             _ => extra(description, "-s", value),
         }
     }
+    Ok(())
 }
 
 /// The order of devices.
@@ -148,7 +159,7 @@ fn disk(interface: DiskInterface, config: &str) -> Option<Disk> {
         }
     }
     match (is_qcow, stats, options_text) {
-        (false, None, None) => Some(disk),
+        (false, None, None) => disk.without_url(|disk| Ok(disk.format_by_name())).ok().map(Cow::into_owned),
         (true, stats, text) => qcow2(disk, path, stats, text.unwrap_or_default()),
         _ => None,
     }
@@ -157,7 +168,7 @@ fn disk(interface: DiskInterface, config: &str) -> Option<Disk> {
 /// The disk with a qcow2 image, which is named by a URL.
 fn qcow2(mut disk: Disk, url: &str, stats: Option<String>, options: &str) -> Option<Disk> {
     let (path, query) = url.strip_prefix("file://")?.split_once('?')?;
-    disk.path = Some(unescape_url(path).filter(|path| path.starts_with('/'))?.into());
+    disk.path = Some(percent_decoded(path).filter(|path| path.starts_with('/'))?.into());
     let mut query = keys(query, '&')?;
     let mut qcow = QcowOptions { flush: FlushMode::from_word(query.remove("sync")?)?, stats, ..QcowOptions::default() };
     (query.remove("buffered") == Some("1") && query.is_empty()).then_some(())?;
@@ -171,16 +182,4 @@ fn qcow2(mut disk: Disk, url: &str, stats: Option<String>, options: &str) -> Opt
         }
     }
     Some(Disk { format: Some(DiskFormat::Qcow2(qcow)), ..disk })
-}
-
-/// The inverse of [`escape_url`](super::super::arguments::escape_url).
-pub(in crate::engine::hyperkit) fn unescape_url(url: &str) -> Option<String> {
-    let mut parts = url.split('%');
-    let mut bytes = parts.next()?.as_bytes().to_vec();
-    for part in parts {
-        let digits = part.get(..2).filter(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()))?;
-        bytes.push(u8::from_str_radix(digits, 16).ok()?);
-        bytes.extend(part.get(2..)?.bytes());
-    }
-    String::from_utf8(bytes).ok()
 }

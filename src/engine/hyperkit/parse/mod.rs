@@ -2,8 +2,6 @@
 
 mod devices;
 
-pub(super) use devices::unescape_url;
-
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -102,7 +100,7 @@ pub fn parse_arguments<S: AsRef<str>>(arguments: &[S]) -> Result<(HyperKit, Stri
         }
     }
     description.record.home.is_from_arguments = true;
-    devices::read(&slots, &mut description);
+    devices::read(&slots, &mut description)?;
     match with_serials(&serials, &description) {
         Some(with_serials) => description = with_serials,
         None => {
