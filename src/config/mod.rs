@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 pub use devices::{
     Console, Multiboot, MultibootModule, Network, PortForward, Protocol, Serial, SerialBackend, Share9p, Share9pSource,
@@ -63,8 +63,7 @@ use record::Record;
 /// # Ok::<(), serde_json::Error>(())
 /// ```
 // The order of the fields is that of the keys in `hyperkit.json`, which recorded files pin byte for byte.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct HyperKit {
     /// The hypervisor: a path, or a name that is searched in the directories of `PATH`. Its file name decides the
@@ -82,10 +81,10 @@ pub struct HyperKit {
     pub state_dir: Option<PathBuf>,
 
     /// What the guest's network card is connected to. By default there is no network card.
-    #[serde(rename = "vpnkit_sock", deserialize_with = "json::or_default")]
+    #[serde(rename = "vpnkit_sock")]
     pub network: Network,
     /// A UUID by which VPNKit ([`Network::VpnKit`]) recognizes the guest and gives it the same IP address each time.
-    #[serde(flatten, with = "json::vpnkit_key")]
+    #[serde(with = "json::text")]
     pub vpnkit_key: Option<String>,
     /// The IPv4 address that the guest should get on the card of [`network`](Self#structfield.network); requires
     /// [`vpnkit_key`](Self#structfield.vpnkit_key).
@@ -94,7 +93,7 @@ pub struct HyperKit {
     /// Whether the guest has a network card on vmnet, which is macOS's network for VMs. hyperkit requires root or an
     /// entitlement for it, and the card's MAC address follows from [`uuid`](Self#structfield.uuid). On QEMU, the card is
     /// on a second user-mode network instead.
-    #[serde(skip_serializing_if = "json::is_default", deserialize_with = "json::or_default")]
+    #[serde(skip_serializing_if = "json::is_default")]
     pub vmnet: bool,
     /// A tap interface of the host, such as `tap0`, to which a network card of the guest is connected. (A tap interface
     /// is a network interface whose other end is a program, here the hypervisor.)
@@ -105,7 +104,7 @@ pub struct HyperKit {
     pub mac: Option<String>,
     /// Ports of 127.0.0.1 that are forwarded to the guest. They require [`Network::Nat`] or
     /// [`vmnet`](Self#structfield.vmnet). QEMU only: on hyperkit, VPNKit forwards ports by other means.
-    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "json::or_default")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub port_forwards: Vec<PortForward>,
     /// The VM's UUID, which Linux shows in `/sys/class/dmi/id/product_uuid`. Its fourth group must not begin with e or f.
     #[serde(with = "json::text")]
@@ -115,11 +114,10 @@ pub struct HyperKit {
     #[serde(flatten, with = "json::disks")]
     pub disks: Vec<Disk>,
     /// ISO images, each in a CD drive, in the order of their PCI slots. Linux may name several of them in another order.
-    #[serde(rename = "iso", with = "json::isos")]
+    #[serde(rename = "iso", serialize_with = "json::isos")]
     pub isos: Vec<PathBuf>,
     /// Whether the guest has a vsock device. With vsock, programs of the host and of the guest connect to each other
     /// without a network card.
-    #[serde(deserialize_with = "json::or_default")]
     pub vsock: bool,
     /// The directory of the vsock sockets, which must exist; if unset, the state directory. hyperkit creates `connect`
     /// there and a socket for each of [`vsock_ports`](Self#structfield.vsock_ports). On QEMU, vhost-device-vsock creates
@@ -127,10 +125,9 @@ pub struct HyperKit {
     #[serde(with = "json::path", skip_serializing_if = "Option::is_none")]
     pub vsock_dir: Option<PathBuf>,
     /// vsock ports of the guest for which hyperkit creates sockets on the host, at most 4. hyperkit only.
-    #[serde(serialize_with = "json::list", deserialize_with = "json::or_default")]
+    #[serde(serialize_with = "json::list")]
     pub vsock_ports: Vec<u32>,
     /// The guest's address on vsock (its context identifier, CID), 3 to 2147483647.
-    #[serde(deserialize_with = "json::vsock_guest_cid")]
     pub vsock_guest_cid: u32,
     /// The `vhost-device-vsock` program, which provides vsock to a QEMU guest. If unset, it is searched on `PATH`. If it
     /// is not installed, QEMU uses the host kernel's `/dev/vhost-vsock`. Then [`vsock_connect`](crate::Vm::vsock_connect)
@@ -139,10 +136,10 @@ pub struct HyperKit {
     #[serde(with = "json::path", skip_serializing_if = "Option::is_none")]
     pub vhost_device_vsock: Option<PathBuf>,
     /// Whether the guest has a random number generator, `/dev/hwrng`. On by default, as in the Go package.
-    #[serde(skip_serializing_if = "json::is_true", deserialize_with = "json::true_unless")]
+    #[serde(skip_serializing_if = "json::is_true")]
     pub random: bool,
     /// Directories that the guest can mount with the 9p file system.
-    #[serde(rename = "9p_sockets", serialize_with = "json::list", deserialize_with = "json::or_default")]
+    #[serde(rename = "9p_sockets", serialize_with = "json::list")]
     pub shares_9p: Vec<Share9p>,
 
     /// The Linux kernel: an x86 bzImage, the format of `/boot/vmlinuz-…`. The hypervisor loads it without a boot loader.
@@ -156,58 +153,56 @@ pub struct HyperKit {
     #[serde(with = "json::path", skip_serializing_if = "Option::is_none")]
     pub bootrom: Option<PathBuf>,
     /// A multiboot kernel with its modules, instead of a Linux kernel.
-    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "json::optional")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub multiboot: Option<Multiboot>,
 
     /// The number of vCPUs (processors that the guest sees), 1 to 64.
-    #[serde(deserialize_with = "json::cpus")]
     pub cpus: u32,
     /// The guest's memory in MiB, at least 2. On hyperkit at most the host's: it requires all memory at its start. QEMU takes memory
     /// when the guest uses it, so a VM there can have more.
-    #[serde(rename = "memory", deserialize_with = "json::memory_mib")]
+    #[serde(rename = "memory")]
     pub memory_mib: u64,
     /// What the first serial port is connected to. [`serials`](Self#structfield.serials) replaces it. If unset,
     /// [`Console::Stdio`] for [`run`](Self::run) and [`arguments`](Self::arguments), and [`Console::Pty`] for a VM that
     /// [`start`](Self::start), [`spawn`](Self::spawn) or [`start_scoped`](Self::start_scoped) starts.
-    #[serde(deserialize_with = "json::optional")]
     pub console: Option<Console>,
     /// The serial ports, com1 first, at most 2. They replace [`console`](Self#structfield.console). An empty list means
     /// no serial port.
-    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "json::optional")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub serials: Option<Vec<Serial>>,
 
     /// Whether the VM's clock (RTC) keeps UTC instead of local time. On by default, as in the Go package.
-    #[serde(skip_serializing_if = "json::is_true", deserialize_with = "json::true_unless")]
+    #[serde(skip_serializing_if = "json::is_true")]
     pub utc: bool,
     /// Whether `hlt` in the guest yields the vCPU to the host. QEMU always does this.
-    #[serde(skip_serializing_if = "json::is_default", deserialize_with = "json::or_default")]
+    #[serde(skip_serializing_if = "json::is_default")]
     pub exit_on_hlt: bool,
     /// Whether `pause` in the guest yields the vCPU to the host. QEMU ignores this, and decides by itself.
-    #[serde(skip_serializing_if = "json::is_default", deserialize_with = "json::or_default")]
+    #[serde(skip_serializing_if = "json::is_default")]
     pub exit_on_pause: bool,
     /// Whether the local APICs (interrupt controllers of the vCPUs) start in x2APIC mode. hyperkit only.
-    #[serde(skip_serializing_if = "json::is_default", deserialize_with = "json::or_default")]
+    #[serde(skip_serializing_if = "json::is_default")]
     pub x2apic: bool,
     /// Whether virtio devices use MSI-X interrupts instead of single-vector MSI. On by default. Only hyperkit can turn it
     /// off.
-    #[serde(skip_serializing_if = "json::is_true", deserialize_with = "json::true_unless")]
+    #[serde(skip_serializing_if = "json::is_true")]
     pub msix: bool,
     /// Whether the VM has an MPtable (a list of processors for old kernels) in addition to ACPI. On by default. Only
     /// hyperkit can turn it off.
-    #[serde(skip_serializing_if = "json::is_true", deserialize_with = "json::true_unless")]
+    #[serde(skip_serializing_if = "json::is_true")]
     pub mptable: bool,
     /// Whether core dumps of the hypervisor include the guest's memory. hyperkit has the option, and ignores it.
-    #[serde(skip_serializing_if = "json::is_default", deserialize_with = "json::or_default")]
+    #[serde(skip_serializing_if = "json::is_default")]
     pub core_dumps: bool,
     /// The TCP port on which a debugger reaches the guest. Whoever connects can read and write the guest's memory. QEMU listens on
     /// 127.0.0.1, hyperkit on all addresses of the host.
     #[serde(with = "json::count", skip_serializing_if = "Option::is_none")]
     pub gdb_port: Option<u16>,
     /// Arguments of the hypervisor for which this crate has no field. They follow all others, and are not validated.
-    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "json::or_default")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub extra_arguments: Vec<String>,
     /// The caller's notes on the VM. The state directory records them, and this crate does not use them.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "json::or_default")]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
 
     /// What the last start recorded.

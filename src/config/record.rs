@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::config::json;
 
@@ -10,17 +10,15 @@ use crate::config::json;
 ///
 /// Only the record that is read from the state directory counts, since another program may have started the VM since.
 /// A record that a description carries is for display.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Record {
     /// The hypervisor's process ID.
     #[serde(with = "json::count")]
     pub pid: Option<u32>,
     /// The arguments of that process.
-    #[serde(serialize_with = "json::list", deserialize_with = "json::or_default")]
+    #[serde(serialize_with = "json::list")]
     pub arguments: Vec<String>,
     /// Program and arguments as a single line.
-    #[serde(deserialize_with = "json::or_default")]
     pub cmdline: String,
     /// When the process started, in seconds since 1970. With the pid, it identifies the process: a later one may have the same pid.
     #[serde(with = "json::count", skip_serializing_if = "Option::is_none")]
@@ -30,13 +28,13 @@ pub(crate) struct Record {
     #[serde(with = "json::text", skip_serializing_if = "Option::is_none")]
     pub pid_identity: Option<String>,
     /// Whether this crate has killed that process. Tells other programs, which wait for its exit, how it ended.
-    #[serde(skip_serializing_if = "std::ops::Not::not", deserialize_with = "json::or_default")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub killed: bool,
     /// The MAC address that vmnet gives the guest, as hyperkit reports it before the start.
     #[serde(with = "json::text", skip_serializing_if = "Option::is_none")]
     pub vmnet_mac: Option<String>,
     /// Names of the disk images in the state directory that this crate created, and may delete.
-    #[serde(rename = "made_disks", skip_serializing_if = "Vec::is_empty", deserialize_with = "json::or_default")]
+    #[serde(rename = "made_disks", skip_serializing_if = "Vec::is_empty")]
     pub created_disks: Vec<String>,
     /// The state directory from which the description was read, or in which it was started. Disks in there belong to that
     /// VM: see [`relocate_disks`](crate::config::HyperKit::relocate_disks).

@@ -9,6 +9,7 @@ mod errors;
 mod go_recordings;
 mod imports;
 mod json;
+mod json_by_hand;
 mod json_compatibility;
 mod json_properties;
 mod layers;

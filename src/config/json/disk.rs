@@ -2,31 +2,32 @@
 
 use std::path::PathBuf;
 
-use serde::de::{self, DeserializeOwned, Deserializer};
+use serde::de::{self, Deserializer};
 use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{count, optional, or_default, path};
+use super::folding::{DISK, folded};
+use super::read::{Object, take, take_count, take_or_default};
+use super::{count, path};
 use crate::config::disk::{Disk, DiskFormat, DiskInterface, FlushMode, QcowOptions};
 
 /// `disk` and `disk_size`, or the list `disks` of the later generations if these two keys cannot express it.
 pub(crate) mod disks {
     use super::*;
 
-    #[derive(Default, Serialize, Deserialize)]
-    #[serde(default)]
+    #[derive(Default, Serialize)]
     struct Keys {
         #[serde(with = "path")]
         disk: Option<PathBuf>,
         #[serde(with = "count")]
         disk_size: Option<u64>,
-        #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "or_default")]
+        #[serde(skip_serializing_if = "Vec::is_empty")]
         disks: Vec<Disk>,
     }
 
     /// All that the first generation can express: a raw image.
-    fn raw(path: Option<PathBuf>, size_mib: Option<u64>) -> Disk {
+    pub(super) fn raw(path: Option<PathBuf>, size_mib: Option<u64>) -> Disk {
         Disk { path, size_mib, format: Some(DiskFormat::Raw), ..Disk::default() }
     }
 
@@ -41,19 +42,17 @@ pub(crate) mod disks {
         };
         keys.serialize(serializer)
     }
+}
 
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Disk>, D::Error> {
-        let keys = Keys::deserialize(deserializer)?;
-        Ok(match (keys.disks, keys.disk, keys.disk_size) {
-            (many, ..) if !many.is_empty() => many,
-            (_, None, None) => Vec::new(),
-            (_, path, size) => vec![raw(path, size)],
-        })
-    }
+pub(super) fn read_disks<E: de::Error>(from: &mut Object) -> Result<Vec<Disk>, E> {
+    let (path, size_mib) = (take(from, "disk")?, take_count(from, "disk_size")?);
+    let many: Vec<Disk> = take_or_default(from, "disks")?;
+    let is_one = many.is_empty() && (path.is_some() || size_mib.is_some());
+    Ok(if is_one { vec![disks::raw(path, size_mib)] } else { many })
 }
 
 /// The keys of a disk in the list. The Go package has no tags for those of a qcow2 image, so they are capitalized.
-mod keys {
+pub(super) mod keys {
     pub const PATH: &str = "path";
     pub const SIZE: &str = "size";
     pub const FORMAT: &str = "format";
@@ -70,6 +69,7 @@ mod keys {
     pub const READ_ONLY: &str = "ro";
     pub const SYNC: &str = "sync";
     pub const SECTOR_SIZE: &str = "sectorsize";
+    pub const OTHERS: [&str; 8] = [PATH, SIZE, FORMAT, DRIVER, TRIM, READ_ONLY, SYNC, SECTOR_SIZE];
 }
 
 impl Serialize for Disk {
@@ -107,12 +107,6 @@ impl Serialize for Disk {
     }
 }
 
-/// Removes a key and returns its value, if it is set.
-fn take<T: DeserializeOwned, E: de::Error>(from: &mut Map<String, Value>, key: &str) -> Result<Option<T>, E> {
-    let value = from.remove(key).unwrap_or_default();
-    optional(value).map_err(|error| E::custom(format_args!("`{key}` of a disk: {error}")))
-}
-
 /// Removes a key if its value is a known word; anything else stays among the unknown keys.
 fn take_word<T>(from: &mut Map<String, Value>, key: &str, known: impl Fn(&str) -> Option<T>) -> Option<T> {
     let word = match from.get(key) {
@@ -127,7 +121,7 @@ fn take_word<T>(from: &mut Map<String, Value>, key: &str, known: impl Fn(&str) -
 
 impl<'de> Deserialize<'de> for Disk {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut from = Map::deserialize(deserializer)?;
+        let mut from = folded(deserializer, &DISK, false)?;
         let from = &mut from;
         let is_qcow = keys::QCOW.iter().any(|key| from.contains_key(*key));
         let is_written = from.get(keys::FORMAT).is_some_and(Value::is_string);
@@ -148,9 +142,9 @@ impl<'de> Deserialize<'de> for Disk {
                 qcow.flush = take_word(from, keys::ON_FLUSH, FlushMode::from_word).unwrap_or_default();
             }
             from.retain(|key, value| key != keys::ON_FLUSH || !value.is_null());
-            qcow.compact_after = take(from, keys::COMPACT_AFTER)?.unwrap_or_default();
-            qcow.keep_erased = take(from, keys::KEEP_ERASED)?.unwrap_or_default();
-            qcow.runtime_asserts = take(from, keys::RUNTIME_ASSERTS)?.unwrap_or_default();
+            qcow.compact_after = take_or_default(from, keys::COMPACT_AFTER)?;
+            qcow.keep_erased = take_or_default(from, keys::KEEP_ERASED)?;
+            qcow.runtime_asserts = take_or_default(from, keys::RUNTIME_ASSERTS)?;
             qcow.stats = take(from, keys::STATS)?;
             qcow.tool = take(from, keys::TOOL)?;
         }
@@ -159,13 +153,13 @@ impl<'de> Deserialize<'de> for Disk {
         let sector_size = take::<String, _>(from, keys::SECTOR_SIZE)?;
         Ok(Self {
             path: take(from, keys::PATH)?,
-            size_mib: take(from, keys::SIZE)?.filter(|&size| size != 0),
+            size_mib: take_count(from, keys::SIZE)?,
             format,
             interface: take_word(from, keys::DRIVER, interface).unwrap_or_default(),
-            read_only: take(from, keys::READ_ONLY)?.unwrap_or_default(),
-            sync: take(from, keys::SYNC)?.unwrap_or_default(),
+            read_only: take_or_default(from, keys::READ_ONLY)?,
+            sync: take_or_default(from, keys::SYNC)?,
             sector_size: sector_size.map(|size| size.parse().map_err(de::Error::custom)).transpose()?,
-            trim: take(from, keys::TRIM)?.unwrap_or_default(),
+            trim: take_or_default(from, keys::TRIM)?,
             unknown: std::mem::take(from),
         })
     }

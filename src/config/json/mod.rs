@@ -5,6 +5,8 @@
 //! later generations only for what it cannot express. `null`, `""` and a missing key all mean unset.
 
 mod disk;
+mod folding;
+mod read;
 mod typos;
 
 use std::path::{Path, PathBuf};
@@ -17,7 +19,7 @@ use serde_json::Value;
 pub(crate) use disk::disks;
 pub(crate) use typos::misspelled;
 
-use crate::config::{Console, HyperKit, Network, SerialBackend, Share9p, Share9pSource};
+use crate::config::{Console, Network, SerialBackend, Share9p, Share9pSource};
 
 /// The value of a key, unless it is `null` or `""`.
 pub(crate) fn optional<'de, T: DeserializeOwned, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
@@ -45,30 +47,12 @@ pub(crate) fn is_true(value: &bool) -> bool {
     *value
 }
 
-pub(crate) fn true_unless<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
-    Ok(optional(deserializer)?.unwrap_or(true))
-}
-
-/// Numbers whose default is not 0.
-macro_rules! with_default_of {
-    ($($field:ident: $kind:ty),*) => {$(
-        pub(crate) fn $field<'de, D: Deserializer<'de>>(deserializer: D) -> Result<$kind, D::Error> {
-            Ok(optional(deserializer)?.unwrap_or(HyperKit::default().$field))
-        }
-    )*};
-}
-with_default_of!(vsock_guest_cid: u32, cpus: u32, memory_mib: u64);
-
 /// A text for which the empty string means unset.
 pub(crate) mod text {
     use super::*;
 
     pub(crate) fn serialize<S: Serializer>(text: &Option<String>, serializer: S) -> Result<S::Ok, S::Error> {
         text.as_deref().unwrap_or_default().serialize(serializer)
-    }
-
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
-        optional(deserializer)
     }
 }
 
@@ -83,10 +67,6 @@ pub(crate) mod path {
 
     pub(crate) fn serialize<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
         lossy(path.as_deref().unwrap_or(Path::new("")), serializer)
-    }
-
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
-        Ok(text::deserialize(deserializer)?.map(PathBuf::from))
     }
 }
 
@@ -103,14 +83,6 @@ pub(crate) mod count {
             None => T::default().serialize(serializer),
         }
     }
-
-    pub(crate) fn deserialize<'de, T, D>(deserializer: D) -> Result<Option<T>, D::Error>
-    where
-        T: DeserializeOwned + Default + PartialEq,
-        D: Deserializer<'de>,
-    {
-        Ok(optional::<T, _>(deserializer)?.filter(|count| *count != T::default()))
-    }
 }
 
 /// `null` for an empty list, as Go writes it.
@@ -118,56 +90,12 @@ pub(crate) fn list<T: Serialize, S: Serializer>(list: &[T], serializer: S) -> Re
     (!list.is_empty()).then_some(list).serialize(serializer)
 }
 
-/// `vpnkit_key` of 2017; later generations call it `vpnkit_uuid`.
-pub(crate) mod vpnkit_key {
-    use super::*;
-
-    #[derive(Default, Serialize, Deserialize)]
-    #[serde(default)]
-    struct Keys {
-        #[serde(with = "text")]
-        vpnkit_key: Option<String>,
-        #[serde(with = "text", skip_serializing)]
-        vpnkit_uuid: Option<String>,
-    }
-
-    pub(crate) fn serialize<S: Serializer>(key: &Option<String>, serializer: S) -> Result<S::Ok, S::Error> {
-        Keys { vpnkit_key: key.clone(), ..Keys::default() }.serialize(serializer)
-    }
-
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
-        let keys = Keys::deserialize(deserializer)?;
-        Ok(keys.vpnkit_key.or(keys.vpnkit_uuid))
-    }
-}
-
 /// `iso`: a string, or a list of two or more images.
-pub(crate) mod isos {
-    use super::*;
-
-    #[derive(Serialize, Deserialize)]
-    #[serde(untagged)]
-    enum Key {
-        One(PathBuf),
-        Many(Vec<PathBuf>),
-    }
-
-    pub(crate) fn serialize<S: Serializer>(isos: &[PathBuf], serializer: S) -> Result<S::Ok, S::Error> {
-        match isos {
-            [] => "".serialize(serializer),
-            [one] => lossy(one, serializer),
-            many => many.iter().map(|iso| iso.to_string_lossy()).collect::<Vec<_>>().serialize(serializer),
-        }
-    }
-
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PathBuf>, D::Error> {
-        let mut isos = match optional(deserializer)? {
-            None => Vec::new(),
-            Some(Key::One(one)) => vec![one],
-            Some(Key::Many(many)) => many,
-        };
-        isos.retain(|iso| !iso.as_os_str().is_empty());
-        Ok(isos)
+pub(crate) fn isos<S: Serializer>(isos: &[PathBuf], serializer: S) -> Result<S::Ok, S::Error> {
+    match isos {
+        [] => "".serialize(serializer),
+        [one] => lossy(one, serializer),
+        many => many.iter().map(|iso| iso.to_string_lossy()).collect::<Vec<_>>().serialize(serializer),
     }
 }
 
@@ -201,9 +129,9 @@ numbered! {
 /// A source is a `path` or a `port`; the Go package does not know the latter.
 #[derive(Serialize, Deserialize)]
 struct Share9pKeys {
-    #[serde(with = "path", default)]
+    #[serde(serialize_with = "path::serialize", deserialize_with = "optional", default)]
     path: Option<PathBuf>,
-    #[serde(with = "count", skip_serializing_if = "Option::is_none", default)]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "optional", default)]
     port: Option<u16>,
     tag: String,
 }
@@ -221,7 +149,7 @@ impl Serialize for Share9p {
 impl<'de> Deserialize<'de> for Share9p {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let Share9pKeys { path, port, tag } = Share9pKeys::deserialize(deserializer)?;
-        let source = match port {
+        let source = match port.filter(|&port| port != 0) {
             Some(port) => Share9pSource::Port(port),
             None => Share9pSource::Path(path.unwrap_or_default()),
         };

@@ -144,6 +144,33 @@ fn every_key_matters_and_can_be_unset() {
     }
 }
 
+/// Changes the case of each letter of each key, except of labels and of keys that are not known.
+fn with_other_case(value: &Value) -> Value {
+    let other_case = |key: &str| -> String {
+        key.chars().map(|c| if c.is_lowercase() { c.to_ascii_uppercase() } else { c.to_ascii_lowercase() }).collect()
+    };
+    match value {
+        Value::Object(object) => {
+            let change = |(key, value): (&String, &Value)| match key.as_str() {
+                "other" | "owner" => (key.clone(), value.clone()),
+                _ => (other_case(key), with_other_case(value)),
+            };
+            Value::Object(object.iter().map(change).collect())
+        }
+        Value::Array(list) => list.iter().map(with_other_case).collect(),
+        other => other.clone(),
+    }
+}
+
+#[test]
+fn every_key_is_read_in_any_case() {
+    assert_eq!(serde_json::from_value::<HyperKit>(with_other_case(&form())).unwrap(), every_field());
+    let record: Record = serde_json::from_value(with_other_case(&form())).unwrap();
+    assert_eq!(record, every_field().record);
+    let disk: Disk = serde_json::from_value(with_other_case(&form()["disks"][0])).unwrap();
+    assert_eq!(disk, every_field().disks[0]);
+}
+
 /// Defaults are not written, except for the keys that the first generation always has.
 #[test]
 fn a_plain_description_is_of_the_first_generation() {

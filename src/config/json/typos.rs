@@ -1,9 +1,10 @@
-//! Keys of `hyperkit.json` that are probably misspelled. Unknown keys are kept, since a later version may know them.
+//! Keys of `hyperkit.json` that are probably misspelled. Unknown keys are kept, since a later version may know them. A known key in
+//! another case is not unknown.
 
 use serde_json::{Map, Value};
 
 /// The keys of a description. Those of the record are not written by hand.
-const KEYS: &[&str] = &[
+pub(super) const KEYS: &[&str] = &[
     "9p_sockets",
     "argv0",
     "bootrom",
@@ -39,6 +40,7 @@ const KEYS: &[&str] = &[
     "vpnkit_key",
     "vpnkit_preferred_ipv4",
     "vpnkit_sock",
+    "vpnkit_uuid",
     "vsock",
     "vsock_dir",
     "vsock_guest_cid",
@@ -76,7 +78,7 @@ mod tests {
             ("cpu", "cpus"),
             ("cpuss", "cpus"),
             ("kernal", "kernel"),
-            ("Memory", "memory"),
+            ("Memroy", "memory"),
             ("nitrd", "initrd"),
             ("visk", "disk"),
         ] {
