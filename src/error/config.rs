@@ -1,7 +1,7 @@
 //! What can be wrong with a description or with the files that it names.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::{Engine, SectorSize};
 
@@ -410,13 +410,4 @@ pub enum ConfigError {
         /// All places that were searched.
         searched: Vec<PathBuf>,
     },
-}
-
-impl ConfigError {
-    /// For a file or directory that exists and cannot be used.
-    #[cold]
-    pub(crate) fn inaccessible(field: &'static str, path: impl AsRef<Path>, error: &io::Error) -> Self {
-        let path = path.as_ref().to_owned();
-        Self::Inaccessible { field, path, kind: error.kind(), reason: error.to_string() }
-    }
 }

@@ -1,8 +1,18 @@
 //! Which field a violation is about.
 
+use std::io;
+use std::path::Path;
+
 use crate::error::ConfigError;
 
 impl ConfigError {
+    /// For a file or directory that exists and cannot be used.
+    #[cold]
+    pub(crate) fn inaccessible(field: &'static str, path: impl AsRef<Path>, error: &io::Error) -> Self {
+        let path = path.as_ref().to_owned();
+        Self::Inaccessible { field, path, kind: error.kind(), reason: error.to_string() }
+    }
+
     /// Returns the name of the field of [`HyperKit`](crate::HyperKit), or of the call, that the violation is about.
     /// [`ConfigError`] has an example.
     #[must_use]

@@ -9,7 +9,7 @@ use std::path::Path;
 use rustix::fs::{Access, access};
 
 use crate::config::HyperKit;
-use crate::config::disk::{DiskFormat, QcowOptions};
+use crate::config::disk::{DiskFormat, QcowOptions, bytes};
 use crate::config::file_url::is_url;
 use crate::error::ConfigError;
 use crate::plan::text::valid_path;
@@ -18,7 +18,7 @@ use crate::preflight::backing_files::files_behind;
 use crate::preflight::files::check_writable_dir;
 use crate::preflight::image::tool_for;
 use crate::preflight::image_format::DiskAction;
-use crate::sys::file::{inode, open};
+use crate::sys::file::{check_file_size_limit, inode, open};
 use crate::sys::path::canonical;
 
 type Result<T> = std::result::Result<T, ConfigError>;
@@ -91,8 +91,12 @@ pub(super) fn check_images(description: &HyperKit, found: &mut Violations) {
                     action => Ok(action),
                 }
             }));
-            if action.is_some_and(|action| action != DiskAction::Nothing) {
+            if let Some(DiskAction::Create { size_mib } | DiskAction::Grow { size_mib }) = action {
                 let format = disk.format_by_name();
+                if format == DiskFormat::Raw {
+                    let limit = check_file_size_limit(bytes(size_mib).unwrap_or_default());
+                    found.collect(limit.map_err(|error| ConfigError::inaccessible("disks", &path, &error)));
+                }
                 let tool = match &format {
                     DiskFormat::Qcow2(QcowOptions { tool: Some(tool), .. }) => valid_path("disks", tool).map(drop),
                     _ => Ok(()),

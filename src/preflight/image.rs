@@ -15,6 +15,7 @@ use crate::error::{ConfigError, Error, Result};
 use crate::preflight::image_format::{found_format, needs_growth};
 use crate::preflight::image_header::{Content, Image, Qcow2};
 use crate::preflight::image_lock::lock_image;
+use crate::sys::file::check_file_size_limit;
 use crate::sys::find_program::first_program;
 use crate::sys::lock::{open_locked, unlock};
 
@@ -101,6 +102,10 @@ pub(crate) fn create(path: &Path, format: &DiskFormat, size_mib: u64) -> Result<
     let invalid = || ConfigError::InvalidDiskSize { path: path.to_owned(), value: size_mib };
     let length = bytes(size_mib).ok_or_else(invalid)?;
     let tool = tool_for(format)?;
+    let failed = |error| Error::io("create the disk image", path)(error);
+    if tool.is_none() {
+        check_file_size_limit(length).map_err(failed)?;
+    }
     if path.symlink_metadata().is_ok() {
         return Err(Error::DiskExists { path: path.to_owned() });
     }
@@ -113,7 +118,6 @@ pub(crate) fn create(path: &Path, format: &DiskFormat, size_mib: u64) -> Result<
     let unfinished = path.with_file_name(unfinished_name(path.file_name().unwrap_or_default()));
     let mut open = OpenOptions::new();
     open.write(true).create(true).truncate(false).mode(0o600).custom_flags(OFlags::NOFOLLOW.bits() as i32);
-    let failed = |error| Error::io("create the disk image", path)(error);
     let file = open_locked(&unfinished, || open.open(&unfinished)).map_err(failed)?;
     // Somebody else's file may have been put there, as a hard link. It is not truncated.
     if file.metadata().map_err(failed)?.nlink() != 1 {
@@ -149,7 +153,9 @@ pub(crate) fn grow(path: &Path, format: &DiskFormat, size_mib: u64) -> Result<()
     }
     let grown = OpenOptions::new().write(true).open(path).and_then(|file| {
         let before = file.metadata()?.len();
-        lengthen(&file, before, bytes(size_mib).unwrap_or(before)).inspect_err(|_| {
+        let length = bytes(size_mib).unwrap_or(before);
+        check_file_size_limit(length)?;
+        lengthen(&file, before, length).inspect_err(|_| {
             let _ = file.set_len(before);
         })
     });

@@ -11,7 +11,7 @@ use crate::config::file_url::is_url;
 use crate::config::record::{Home, Record};
 use crate::config::{Console, HyperKit};
 use crate::error::{Error, Result};
-use crate::sys::file::{read_at_most, remove_file};
+use crate::sys::file::{check_file_size_limit, read_at_most, remove_file};
 use crate::sys::lock::{open_locked, unlock};
 use crate::sys::path::canonical;
 
@@ -178,11 +178,10 @@ impl StateDir {
         let (unfinished, path) = (self.file(UNFINISHED), self.file(name));
         // A link that was put there may lead to somebody else's file.
         remove_file(&unfinished)?;
-        let written = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&unfinished)
+        let mut open = OpenOptions::new();
+        open.write(true).create_new(true).mode(0o600);
+        let written = check_file_size_limit(content.len() as u64)
+            .and_then(|()| open.open(&unfinished))
             .and_then(|mut file| file.write_all(content))
             .and_then(|()| fs::rename(&unfinished, &path));
         written.map_err(|error| {

@@ -6,6 +6,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use rustix::fs::OFlags;
+use rustix::process::{Resource, getrlimit};
 
 use crate::error::{ConfigError, Error, Result};
 
@@ -32,6 +33,19 @@ pub(crate) fn nonzero_length(field: &'static str, path: &Path) -> Result<u64, Co
     match open(field, path, Metadata::is_file)?.1.len() {
         0 => Err(ConfigError::EmptyFile { field, path: path.to_owned() }),
         length => Ok(length),
+    }
+}
+
+/// Refuses a length above the limit on the size of files that this process has. A file that grows beyond it is more than an error:
+/// the system sends SIGXFSZ, which ends the program.
+pub(crate) fn check_file_size_limit(length: u64) -> io::Result<()> {
+    match getrlimit(Resource::Fsize).current {
+        Some(limit) if length > limit => {
+            let reason =
+                format!("{length} bytes are more than the limit on the size of files, {limit} bytes (ulimit -f)");
+            Err(io::Error::new(io::ErrorKind::FileTooLarge, reason))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -19,6 +19,7 @@ mod defining;
 mod disk_images;
 mod exit_reasons;
 mod exited;
+mod file_size_limit;
 mod file_urls;
 mod firmware_files;
 mod hyperkit_facts;
