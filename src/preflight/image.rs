@@ -14,7 +14,7 @@ use crate::config::disk::{Disk, DiskFormat, bytes};
 use crate::error::{ConfigError, Error, Result};
 use crate::preflight::image_format::{found_format, needs_growth};
 use crate::preflight::image_header::{Content, Image, Qcow2};
-use crate::preflight::image_lock::lock_image;
+use crate::preflight::image_lock::lock_disk;
 use crate::sys::file::check_file_size_limit;
 use crate::sys::find_program::first_program;
 use crate::sys::lock::{open_locked, unlock};
@@ -88,7 +88,7 @@ impl Disk {
             Some(false) => return Ok(()),
             Some(true) => {}
         }
-        let _lock = lock_image(path, &format, false)?;
+        let _locks = lock_disk(path, &format, false)?;
         grow(path, &format, size_mib)
     }
 

@@ -135,6 +135,12 @@ fn qcow(file: &File, head: &[u8], file_length: u64) -> io::Result<Content> {
     if refcount_order > 6 {
         return unusable("invalid reference counts");
     }
+    // The tables of clusters and of reference counts. QEMU opens an image without them, and marks it as corrupt when the guest
+    // writes. Missing entries at the end are zeros.
+    let (clusters_at, counts_at) = (number(head, 40, 8), number(head, 48, 8));
+    if clusters_at > file_length || (counts_at != 0 && counts_at >= file_length) {
+        return unusable("truncated");
+    }
     let (name_at, name_bytes) = (number(head, 8, 8), number(head, 16, 4));
     let mut backing_file = None;
     if name_at != 0 {

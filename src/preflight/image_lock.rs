@@ -27,33 +27,44 @@ pub(crate) fn lock_image(path: &Path, format: &DiskFormat, read_only: bool) -> R
     if !path.is_file() {
         return Ok(None);
     }
-    let cannot_tell = |error| Error::cannot_tell(Some(path))(error);
     let lock = ImageLock { file, is_raw: *format == DiskFormat::Raw };
-    let id = inode(path);
-    let is_image = |other: &Path| id.is_some() && inode(other) == id;
-    // hyperkit locks no qcow2 image, and no file behind one.
-    let conflicts = |other: &Path, is_read: bool| {
-        (!(read_only && is_read) && is_image(other))
-            || (!read_only && files_behind(other).is_ok_and(|files| files.iter().any(|file| is_image(&file.path))))
-    };
-    let is_searched = !lock.is_raw || !read_only;
-    if !try_lock(&lock.file, read_only).map_err(cannot_tell)?
-        || (is_searched && engine::uses_image(&conflicts).map_err(cannot_tell)?)
-    {
+    if !try_lock(&lock.file, read_only).map_err(Error::cannot_tell(Some(path)))? {
         return Err(Error::DiskInUse { path: path.to_owned() });
+    }
+    if !lock.is_raw {
+        refuse_unlocked_use(path, read_only)?;
     }
     Ok(Some(lock))
 }
 
-/// Locks the image of a disk with [`lock_image`], and the files behind it: backing files as files that are only read.
+/// Locks the existing image of a disk with [`lock_image`], and the files behind it: backing files as files that are only read.
 pub(crate) fn lock_disk(path: &Path, format: &DiskFormat, read_only: bool) -> Result<Vec<ImageLock>> {
     let mut locks = Vec::from_iter(lock_image(path, format, read_only)?);
-    if let DiskFormat::Qcow2(_) = format {
-        for file in files_behind(path)? {
-            locks.extend(lock_image(&file.path, format, read_only || !file.is_written)?);
+    match format {
+        // The image may be the backing file of a qcow2 image.
+        DiskFormat::Raw if !read_only && !locks.is_empty() => refuse_unlocked_use(path, read_only)?,
+        DiskFormat::Raw => {}
+        DiskFormat::Qcow2(_) => {
+            for file in files_behind(path)? {
+                locks.extend(lock_image(&file.path, format, read_only || !file.is_written)?);
+            }
         }
     }
     Ok(locks)
+}
+
+/// hyperkit locks no qcow2 image, and no file behind one.
+fn refuse_unlocked_use(path: &Path, read_only: bool) -> Result<()> {
+    let id = inode(path);
+    let is_image = |other: &Path| id.is_some() && inode(other) == id;
+    let conflicts = |other: &Path, is_read: bool| {
+        (!(read_only && is_read) && is_image(other))
+            || (!read_only && files_behind(other).is_ok_and(|files| files.iter().any(|file| is_image(&file.path))))
+    };
+    match engine::uses_image(&conflicts).map_err(Error::cannot_tell(Some(path)))? {
+        true => Err(Error::DiskInUse { path: path.to_owned() }),
+        false => Ok(()),
+    }
 }
 
 /// The lock of an image, which keeps other starts away.
