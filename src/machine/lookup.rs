@@ -168,12 +168,27 @@ impl HyperKit {
     }
 }
 
-/// The state directory of a description. One from [`parse_arguments`](crate::parse_arguments) may have a relative path, and the VM's
-/// hypervisor another working directory.
+/// The state directory of a description.
 pub(super) fn state_dir(description: &HyperKit) -> Result<Option<StateDir>> {
-    let is_elsewhere = |dir: &&Path| description.record.home.is_from_arguments && dir.is_relative();
-    let found = description.state_dir.as_deref().filter(is_elsewhere).map(StateDir::of_relative).transpose()?.flatten();
+    let found = running_state_dir(description)?;
     found.map_or_else(|| StateDir::of(description), |found| Ok(Some(found)))
+}
+
+/// The state directory of the VM that runs with the command line of which [`parse_arguments`](crate::parse_arguments) has made the
+/// description. A relative path is relative to the hypervisor's working directory. `None` if no such VM runs, and for other
+/// descriptions.
+pub(super) fn running_state_dir(description: &HyperKit) -> Result<Option<StateDir>> {
+    let is_elsewhere = |dir: &&Path| description.record.home.is_from_arguments && dir.is_relative();
+    Ok(description.state_dir.as_deref().filter(is_elsewhere).map(StateDir::of_relative).transpose()?.flatten())
+}
+
+/// Fails if the VM of a [`running_state_dir`] runs. A start would create another one in this program's working directory.
+pub(super) fn refuse_running(description: &HyperKit) -> Result<()> {
+    let Some(state) = running_state_dir(description)? else { return Ok(()) };
+    match state.running(state.load_record()?.as_ref())? {
+        Some(process) => Err(Error::AlreadyRunning { pid: process.pid(), state_dir: state.path().to_owned() }),
+        None => Ok(()),
+    }
 }
 
 /// The VM that runs for a state directory. If nothing is recorded there, its description is `wanted`, or else one that has only

@@ -10,6 +10,7 @@ use crate::config::{Console, HyperKit};
 use crate::engine::driver_of;
 use crate::error::{Error, Result};
 use crate::exit::Exit;
+use crate::machine::lookup::refuse_running;
 use crate::machine::prepare::{acquire, apply, plan_disks, refuse_resources_in_use};
 use crate::machine::starting::Starting;
 use crate::plan::serial_ports::uses_stdio;
@@ -262,12 +263,13 @@ fn launch(
     mode: Mode,
     customize: &mut dyn FnMut(&mut Command),
 ) -> Result<Starting> {
+    refuse_running(description)?;
     let mut description = description.clone();
     if description.serials.is_none() {
         let default = if mode == Mode::Foreground { Console::Stdio } else { Console::Pty };
         description.console.get_or_insert(default);
     }
-    let mut description = checked(&description)?;
+    description = checked(&description)?;
     check_cmdline(&description, kernel_cmdline)?;
     check_cmdline_length(&description, kernel_cmdline)?;
     let driver = driver_of(&description);

@@ -91,7 +91,9 @@ impl StateDir {
         let mut found = Vec::new();
         for process in list_all().map_err(cannot_tell)? {
             let Some(file) = pid_file(&process.command).map(Path::new) else { continue };
-            if file.file_name() == Some(OsStr::new(PID_FILE)) && file.parent() == Some(dir) {
+            // The working directory itself is `.`, or nothing.
+            let is_dir = |parent: &Path| parent == dir || (parent.as_os_str().is_empty() && dir == Path::new("."));
+            if file.file_name() == Some(OsStr::new(PID_FILE)) && file.parent().is_some_and(is_dir) {
                 let reached = process.reach(dir).map_err(cannot_tell)?;
                 found.extend(reached.and_then(|dir| dir.canonicalize().ok()));
             }

@@ -9,7 +9,7 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::config::file_url::is_url;
 use crate::config::record::{Home, Record};
-use crate::config::{Console, HyperKit};
+use crate::config::{Console, HyperKit, Network};
 use crate::error::{Error, Result};
 use crate::sys::file::{check_file_size_limit, read_at_most, remove_file};
 use crate::sys::lock::{open_locked, unlock};
@@ -36,6 +36,39 @@ const MAX_JSON_BYTES: u64 = 1024 * 1024;
 /// A state directory, by its absolute path without symlinks.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct StateDir(PathBuf);
+
+/// The directory to which relative paths lead that begin with `parents` times `..`.
+struct Base {
+    dir: PathBuf,
+    parents: usize,
+}
+
+impl Base {
+    /// Makes a relative path absolute, if it is known where it leads.
+    fn resolve(&self, path: &mut PathBuf) {
+        if path.is_absolute() || path.as_os_str().is_empty() {
+            return;
+        }
+        if self.parents == 0 {
+            *path = self.dir.join(&*path);
+        } else if let Ok(rest) = plain(path).strip_prefix("../".repeat(self.parents)) {
+            *path = self.dir.join(rest);
+        }
+    }
+}
+
+/// The path without `.`, and without `..` behind the name of a directory.
+fn plain(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::CurDir => {}
+            Component::ParentDir if plain.file_name().is_some() => drop(plain.pop()),
+            part => plain.push(part),
+        }
+    }
+    plain
+}
 
 /// The exclusive right to start a VM in the directory, and to clean it up.
 ///
@@ -99,7 +132,12 @@ impl StateDir {
             serde_json::from_slice(&json).map_err(|source| Error::DamagedState { path, source: source.into() })?;
         let before = description.state_dir.replace(self.0.clone());
         if let Some(base) = before.as_deref().and_then(|dir| self.base_of(dir)) {
-            description.paths_mut().filter(|path| path.is_relative()).for_each(|path| *path = base.join(&*path));
+            description.paths_mut().for_each(|path| base.resolve(path));
+            // A name without directories is searched on `PATH`.
+            description.programs_mut().filter(|path| path.components().count() > 1).for_each(|path| base.resolve(path));
+            if let Network::VpnKit(socket) = &mut description.network {
+                base.resolve(socket);
+            }
         }
         // If the directory was moved or copied, so were the files in it, such as its disks.
         if let Some(before) = before.filter(|dir| *dir != self.0) {
@@ -116,13 +154,18 @@ impl StateDir {
     }
 
     /// The working directory of a program that called this directory by a relative path. The other paths that it recorded are
-    /// relative to the same.
-    fn base_of(&self, relative: &Path) -> Option<PathBuf> {
-        let relative: PathBuf = relative.components().filter(|part| *part != Component::CurDir).collect();
-        if relative.is_absolute() || relative.as_os_str().is_empty() || !self.0.ends_with(&relative) {
+    /// relative to the same. `None` if the directory has another path by now.
+    fn base_of(&self, relative: &Path) -> Option<Base> {
+        let mut relative = plain(relative);
+        let mut parents = 0;
+        while let Ok(rest) = relative.strip_prefix("..") {
+            (relative, parents) = (rest.to_owned(), parents + 1);
+        }
+        if relative.is_absolute() || !self.0.ends_with(&relative) {
             return None;
         }
-        self.0.ancestors().nth(relative.components().count()).map(Path::to_owned)
+        let dir = self.0.ancestors().nth(relative.components().count())?.to_owned();
+        Some(Base { dir, parents })
     }
 
     /// [`load`](Self::load) for a directory in which a missing or damaged file means that nothing is recorded. If a file cannot

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use hyperkit::{ConfigError, Console, Error, Exit, HyperKit, parse_arguments};
+use hyperkit::{ConfigError, Console, Error, Exit, HyperKit, Network, parse_arguments};
 use serde_json::json;
 
 use crate::common::{
@@ -258,10 +258,16 @@ fn relative_paths_in_a_state_file_are_relative_to_its_writer() {
     let description = state("lk/min-state", "lk/min-disk.img");
     assert_eq!(description.kernel, Some(test_dir.path("vmlinuz")));
     assert_eq!(description.disks[0].path, Some(test_dir.path("lk/min-disk.img")));
-    assert_eq!(state("./lk/min-state/", "d.img").disks[0].path, Some(test_dir.path("d.img")));
+    let disk_of = |dir: &str, disk: &str| state(dir, disk).disks[0].path.clone();
+    assert_eq!(disk_of("./lk/min-state/", "d.img"), Some(test_dir.path("d.img")));
+    assert_eq!(disk_of("lk/../lk/./min-state", "d.img"), Some(test_dir.path("d.img")));
+    assert_eq!(disk_of("..//lk/min-state", "../lk/d.img"), Some(test_dir.path("lk/d.img")));
+    assert_eq!(disk_of("../../lk/x/../min-state", "../.././d.img"), Some(test_dir.path("d.img")));
+    assert_eq!(disk_of(".", "d.img"), Some(test_dir.path("lk/min-state/d.img")));
+    assert_eq!(disk_of(".", "../d.img"), Some(test_dir.path("lk/min-state/../d.img")));
 
     // Nothing tells to which directory these are relative.
-    for dir in ["other/min-state", "/lk/min-state", ""] {
+    for dir in ["other/min-state", "/lk/min-state", "", "../lk/min-state"] {
         let description =
             state(dir, "lk/min-disk.img").kernel(test_dir.path("vmlinuz")).initrd(test_dir.path("initrd.img"));
         let error = description.start("guest").unwrap_err();
@@ -271,25 +277,50 @@ fn relative_paths_in_a_state_file_are_relative_to_its_writer() {
     }
 }
 
+/// Programs and sockets, too.
+#[test]
+fn relative_programs_and_sockets_in_a_state_file_are_relative_to_its_writer() {
+    let test_dir = TestDir::new();
+    fs::create_dir_all(test_dir.path("lk/min-state")).unwrap();
+    let load = |program: &str| {
+        let state = json!({ "state_dir": "lk/min-state", "hyperkit": program, "vpnkit_sock": "lk/vpnkit" });
+        test_dir.write("lk/min-state/hyperkit.json", state.to_string().as_bytes());
+        HyperKit::from_state(test_dir.path("lk/min-state")).unwrap()
+    };
+    assert_eq!(load("lk/hyperkit").hyperkit, Some(test_dir.path("lk/hyperkit")));
+    assert_eq!(load("lk/hyperkit").network, Network::VpnKit(test_dir.path("lk/vpnkit")));
+    assert_eq!(load("hyperkit").hyperkit, Some("hyperkit".into()), "it is searched on PATH");
+}
+
 /// Every command line of Docker Desktop has `-F vms/0/hyperkit.pid`.
 #[test]
 fn vm_of_a_command_line_with_relative_paths_is_found_and_stopped() {
-    let test_dir = TestDir::new();
-    fs::create_dir_all(test_dir.path("vms/0")).unwrap();
-    let description = test_dir.description().state_dir("vms/0").console(Console::Pty);
-    let arguments = description.arguments("guest").unwrap();
-    let mut hyperkit = Command::new(standin_path());
-    hyperkit.args(&arguments).current_dir(test_dir.dir()).stdout(Stdio::null()).stderr(Stdio::null());
-    let mut program = KillProcessOnDrop::spawn(&mut hyperkit);
-    wait_until("the pid file is written", || {
-        fs::read(test_dir.path("vms/0/hyperkit.pid")).is_ok_and(|pid| !pid.is_empty())
-    });
-    let (parsed, _) = parse_arguments(&arguments).unwrap();
-    assert_eq!(parsed.state_dir.as_deref(), Some(Path::new("vms/0")));
-    let vm = parsed.vm().unwrap().expect("it runs");
-    assert_eq!((vm.pid(), vm.state_dir()), (program.0.id(), Some(&*test_dir.path("vms/0"))));
-    assert!(parsed.is_running().unwrap());
-    parsed.stop().unwrap();
-    program.0.wait().unwrap();
-    assert!(parsed.vm().unwrap().is_none() && !Path::new("vms").exists());
+    for (state_dir, work_dir) in [("vms/0", ""), (".", "vms/0"), ("..", "vms/0/x"), ("./x/..", "vms/0")] {
+        let test_dir = TestDir::new();
+        fs::create_dir_all(test_dir.path("vms/0/x")).unwrap();
+        let description = test_dir.description().state_dir(state_dir).console(Console::Pty);
+        let mut arguments = description.arguments("guest").unwrap();
+        if state_dir == "." {
+            arguments
+                .iter_mut()
+                .filter(|word| *word == "./hyperkit.pid")
+                .for_each(|word| *word = "hyperkit.pid".into());
+        }
+        let mut hyperkit = Command::new(standin_path());
+        hyperkit.args(&arguments).current_dir(test_dir.path(work_dir)).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut program = KillProcessOnDrop::spawn(&mut hyperkit);
+        wait_until("the pid file is written", || {
+            fs::read(test_dir.path("vms/0/hyperkit.pid")).is_ok_and(|pid| !pid.is_empty())
+        });
+        let (parsed, _) = parse_arguments(&arguments).unwrap();
+        assert_eq!(parsed.state_dir.as_deref(), Some(Path::new(state_dir)));
+        let vm = parsed.vm().unwrap().expect("it runs");
+        assert_eq!((vm.pid(), vm.state_dir()), (program.0.id(), Some(&*test_dir.path("vms/0"))));
+        assert!(parsed.is_running().unwrap());
+        let second = parsed.clone().hyperkit(standin_path()).start("guest");
+        assert!(matches!(second, Err(Error::AlreadyRunning { pid, .. }) if pid == vm.pid()), "{second:?}");
+        parsed.stop().unwrap();
+        program.0.wait().unwrap();
+        assert!(parsed.vm().unwrap().is_none() && !Path::new("vms").exists());
+    }
 }
