@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 #[cfg(target_os = "linux")]
 pub(super) use system::is_exiting;
-pub(crate) use system::{ProcessInfo, identity, list_all, query, start_time};
+pub(crate) use system::{ProcessInfo, identity, is_of_another_namespace, list_all, query, start_time};
 
 impl ProcessInfo {
     /// Whether the process started at the recorded time, within the precision of the clock.
@@ -86,9 +86,22 @@ mod system {
     /// so setting the clock does not change it. `None` if the process is gone, or if the system hides what identifies it.
     pub(crate) fn identity(pid: u32) -> io::Result<Option<String>> {
         let Some(ticks) = stat(pid, 19)? else { return Ok(None) };
+        Ok(namespace()?.map(|(boot, namespace)| format!("{boot} {namespace} {pid} {ticks}")))
+    }
+
+    /// Whether an [`identity`] is of a process in another pid namespace of this system, which has not been restarted since. Such a
+    /// process may be hidden from this one.
+    pub(crate) fn is_of_another_namespace(identity: &str) -> io::Result<bool> {
+        let mut words = identity.split(' ').map(str::to_owned);
+        let theirs = words.next().zip(words.next());
+        Ok(namespace()?.zip(theirs).is_some_and(|(ours, theirs)| ours.0 == theirs.0 && ours.1 != theirs.1))
+    }
+
+    /// What identifies the boot of the system, and the pid namespace. `None` if the system hides it.
+    fn namespace() -> io::Result<Option<(String, String)>> {
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id");
         match boot.and_then(|boot| Ok((boot, fs::read_link("/proc/self/ns/pid")?))) {
-            Ok((boot, namespace)) => Ok(Some(format!("{} {} {pid} {ticks}", boot.trim_ascii(), namespace.display()))),
+            Ok((boot, namespace)) => Ok(Some((boot.trim_ascii().to_owned(), namespace.display().to_string()))),
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => Ok(None),
             Err(error) => Err(error),
         }
@@ -255,6 +268,11 @@ mod system {
     /// A text that no other process has. A process ID is not used again within a second.
     pub(crate) fn identity(pid: u32) -> io::Result<Option<String>> {
         Ok(start_time(pid)?.map(|started| format!("{pid} {started}")))
+    }
+
+    /// There are no pid namespaces.
+    pub(crate) fn is_of_another_namespace(_: &str) -> io::Result<bool> {
+        Ok(false)
     }
 
     impl ProcessInfo {

@@ -12,10 +12,10 @@ use rustix::io::Errno;
 use crate::config::record::Record;
 use crate::engine::pid_file;
 use crate::error::{Error, Result};
-use crate::process::{Process, ProcessInfo, identity, list_all, query};
-use crate::state::{Lock, PID_FILE, StateDir};
-use crate::sys::file::inode;
-use crate::sys::lock::unlock;
+use crate::process::{Process, ProcessInfo, identity, is_of_another_namespace, list_all, query};
+use crate::state::{LOG_FILE, Lock, PID_FILE, StateDir};
+use crate::sys::file::{change_time, inode};
+use crate::sys::lock::{is_locked, unlock};
 use crate::sys::path::canonical;
 
 /// The processes that may be hypervisors. They are listed once, and only if pid file and record do not lead to one.
@@ -24,19 +24,19 @@ pub(crate) struct Hypervisors(OnceCell<Vec<Listed>>);
 
 struct Listed {
     process: ProcessInfo,
-    /// Device and inode of the directory of its pid file, if it has the command line of an engine.
-    dir: Option<(u64, u64)>,
+    /// Device, inode and change time of the directory of its pid file, if it has the command line of an engine.
+    dir: Option<((u64, u64), Option<(i64, i64)>)>,
 }
 
 impl Hypervisors {
     /// Those that may be the hypervisor of a state directory.
     fn candidates(&self, state: &StateDir, record: Option<&Record>) -> io::Result<Vec<u32>> {
-        let ours = inode(state.path());
+        let (ours, changed) = (inode(state.path()), change_time(state.path()));
         let mut found = Vec::new();
         for Listed { process, dir } in self.listed()? {
             // Most are of other directories. Only what is left takes system calls.
             let may_be_ours = match dir {
-                Some(_) => *dir == ours || ours.is_none(),
+                Some((inode, time)) => ours.is_none_or(|ours| *inode == ours) || (time.is_some() && *time == changed),
                 None => ours.is_none() || has_recorded_command(process, record),
             };
             if !may_be_ours {
@@ -62,7 +62,11 @@ impl Hypervisors {
         for process in list_all()? {
             if process.command.iter().any(|word| is_pid_file(word)) {
                 let reached = pid_file(&process.command).map(|file| process.reach(Path::new(file)));
-                let dir = reached.and_then(|reached| inode(reached.ok()??.parent()?));
+                let dir = reached.and_then(|reached| {
+                    let reached = reached.ok()??;
+                    let dir = reached.parent()?;
+                    Some((inode(dir)?, change_time(dir)))
+                });
                 listed.push(Listed { process, dir });
             }
         }
@@ -122,8 +126,21 @@ impl StateDir {
         let found = self.find_running(record, &all, |pid, is_ours| Process::find(pid, is_ours))?;
         if found.is_none() {
             self.check_pid_file_is_unlocked()?;
+            self.check_not_in_a_container(record)?;
         }
         Ok(found)
+    }
+
+    /// An error if the record is of a process in another pid namespace, and something still has the hypervisor's log open.
+    fn check_not_in_a_container(&self, record: Option<&Record>) -> Result<()> {
+        let cannot_tell = |error| Error::cannot_tell(Some(self.path()))(error);
+        let Some(identity) = record.and_then(|record| record.pid_identity.as_ref()) else { return Ok(()) };
+        if !is_of_another_namespace(identity).map_err(cannot_tell)?
+            || !is_locked(&self.file(LOG_FILE)).map_err(cannot_tell)?
+        {
+            return Ok(());
+        }
+        Err(cannot_tell(io::Error::other(format!("a process in another container has {LOG_FILE} open"))))
     }
 
     /// [`check_pid_file_is_unlocked`](Self::check_pid_file_is_unlocked), for a caller that has not locked the directory. It checks
@@ -175,6 +192,7 @@ impl StateDir {
         let found = self.find_running(record, all, |pid, is_ours| Process::find(pid, is_ours))?;
         if found.is_none() {
             self.check_pid_file()?;
+            self.check_not_in_a_container(record)?;
         }
         Ok(found)
     }
@@ -189,6 +207,7 @@ impl StateDir {
         let is_running = self.find_running(record, &Hypervisors::default(), find)?.is_some();
         if !is_running {
             self.check_pid_file()?;
+            self.check_not_in_a_container(record)?;
         }
         Ok(is_running)
     }
@@ -256,12 +275,27 @@ impl StateDir {
             return Ok(false);
         };
         let Some(reached) = process.reach(file)? else { return Ok(false) };
-        let theirs = inode(reached.parent().unwrap_or(Path::new("/")));
+        let their_dir = reached.parent().unwrap_or(Path::new("/"));
         // Device and inode tell, since one directory may have several paths. A directory that was deleted has only its path.
-        Ok(match (inode(self.path()), theirs) {
-            (Some(ours), Some(theirs)) => ours == theirs,
+        Ok(match (inode(self.path()), inode(their_dir)) {
+            (Some(ours), Some(theirs)) if ours == theirs => true,
+            (Some(_), Some(_)) if self.has_files_of(their_dir) => {
+                let reason =
+                    format!("process {} has these files on another file system, such as an overlay", process.pid);
+                return Err(io::Error::other(reason));
+            }
             (None, None) => file.parent().map(canonical).as_deref() == Some(self.path()),
             _ => false,
+        })
+    }
+}
+
+impl StateDir {
+    /// Whether another directory is this one, seen through another file system, or whether the two have one pid file.
+    fn has_files_of(&self, other: &Path) -> bool {
+        ["", PID_FILE].iter().any(|name| {
+            let time = change_time(&self.file(name));
+            time.is_some() && time == change_time(&other.join(name))
         })
     }
 }

@@ -9,9 +9,12 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rustix::fs::OFlags;
+
 use crate::error::{Error, Result, escape_control};
 use crate::state::{LOG_FILE, StateDir};
 use crate::sys::file::{inode, remove_file};
+use crate::sys::lock::lock_shared;
 
 /// A longer line is logged in pieces, so that output without newlines needs no memory.
 const MAX_LINE_BYTES: usize = 8 * 1024;
@@ -68,9 +71,20 @@ impl Output {
         self.is_temporary
     }
 
-    /// A descriptor for the hypervisor.
+    /// A descriptor for the hypervisor. It is opened separately and locks the file: programs that do not see the hypervisor's
+    /// process see the lock.
     pub fn writer(&self) -> Result<Stdio> {
-        Ok(self.try_clone()?.file.into())
+        let opened = OpenOptions::new().append(true).custom_flags(OFlags::NOFOLLOW.bits() as i32).open(&self.path);
+        let id = |file: &File| file.metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()));
+        let is_ours = |file: &File| id(file).is_some_and(|theirs| Some(theirs) == id(&self.file));
+        match opened.ok().filter(is_ours) {
+            Some(file) => {
+                lock_shared(&file);
+                Ok(file.into())
+            }
+            // A temporary file has no name any more.
+            None => Ok(self.try_clone()?.file.into()),
+        }
     }
 
     /// The same file, read from its beginning.

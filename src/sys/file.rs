@@ -54,6 +54,13 @@ pub(crate) fn inode(path: &Path) -> Option<(u64, u64)> {
     path.metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
+/// When a file or directory was last changed. Programs cannot set it. So two files that have the same are one file, even if they
+/// are on different file systems: an overlay shows a file of the file system below it. `None` if there is no such time.
+pub(crate) fn change_time(path: &Path) -> Option<(i64, i64)> {
+    let time = path.metadata().ok().map(|metadata| (metadata.ctime(), metadata.ctime_nsec()));
+    time.filter(|time| *time != (0, 0))
+}
+
 /// Removes a file. It is no error if there is none.
 pub(crate) fn remove_file(path: impl AsRef<Path>) -> Result<()> {
     match fs::remove_file(&path) {

@@ -1,18 +1,20 @@
 //! A lock on a file or directory that others may remove or rename meanwhile.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 
 /// Longer than a start may take, which holds the lock of a state directory.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often a lock is tried that another program holds.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
+/// How often a lock is tried that others may be trying, too.
+const TRIES: u32 = 4;
 
 /// Opens `path` and waits until nobody else has locked it, but at most a minute. The lock lasts until [`unlock`], or until no
 /// process has the file open.
@@ -49,6 +51,28 @@ fn is_at(file: &File, path: &Path) -> io::Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// Whether somebody has locked a file. It tries the lock itself, and others may do so at the same moment.
+pub(crate) fn is_locked(path: &Path) -> io::Result<bool> {
+    // A FIFO would block.
+    let file = match OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        file => file?,
+    };
+    for _ in 0..TRIES {
+        if flock(&file, FlockOperation::NonBlockingLockExclusive) != Err(Errno::WOULDBLOCK) {
+            unlock(&file);
+            return Ok(false);
+        }
+        std::thread::sleep(POLL_INTERVAL);
+    }
+    Ok(true)
+}
+
+/// Marks a file as in use for [`is_locked`], as long as a process has this descriptor or a duplicate open.
+pub(crate) fn lock_shared(file: &File) {
+    let _ = flock(file, FlockOperation::NonBlockingLockShared);
 }
 
 /// Releases a lock. Closing the file alone would leave the lock with a child that another thread has forked, until its `exec`

@@ -12,13 +12,24 @@ const CHILD_TEST: &str = "HYPERKIT_CHILD_TEST";
 /// test. If the path named no test, the child would run nothing and succeed. So the child has to print that one test has
 /// passed, and a line at the end of the body.
 pub fn in_child_process(test: &str, body: impl FnOnce()) {
+    in_child_of(Command::new("env"), test, body);
+}
+
+/// Runs the body of a test in a child process that can mount. Nobody else sees its mounts.
+pub fn in_mount_namespace(test: &str, body: impl FnOnce()) {
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--map-root-user", "--mount"]);
+    in_child_of(unshare, test, body);
+}
+
+fn in_child_of(mut child: Command, test: &str, body: impl FnOnce()) {
     let end = format!("end of {test}");
     if std::env::var_os(CHILD_TEST).is_some_and(|name| name == test) {
         body();
         println!("{end}");
         return;
     }
-    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.arg(std::env::current_exe().unwrap());
     child.args(["--exact", test, "--nocapture"]).env(CHILD_TEST, test).stdin(Stdio::null());
     let output = child.output().unwrap();
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));

@@ -53,7 +53,12 @@ pub struct TestDir {
 
 impl TestDir {
     pub fn new() -> Self {
-        let test_dir = Self { dir: tempfile::tempdir().unwrap() };
+        Self::in_dir(&std::env::temp_dir())
+    }
+
+    /// Creates the directory in another one.
+    pub fn in_dir(parent: &Path) -> Self {
+        let test_dir = Self { dir: tempfile::tempdir_in(parent).unwrap() };
         test_dir.write("vmlinuz", &bz_image(2047));
         test_dir.write("initrd.img", b"initrd");
         test_dir

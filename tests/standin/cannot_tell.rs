@@ -207,7 +207,7 @@ fn handle_of_a_vm_needs_no_free_descriptor() {
 }
 
 /// Called in a starter: makes all calls that have to find out whether the VM runs, and reports their results.
-fn answer_in_starter(arguments: &[String]) {
+pub fn answer_in_starter(arguments: &[String]) {
     for (call, answer) in answers(&serde_json::from_str(&arguments[0]).unwrap()) {
         match answer {
             Ok(answer) => report(format!("{call}: {answer}")),
@@ -218,7 +218,7 @@ fn answer_in_starter(arguments: &[String]) {
 }
 
 /// Makes the calls in a starter that has less access. Asserts that all of them fail, and returns the errors.
-fn check_refusals(description: &HyperKit, mut command: Command, test: &str) -> Vec<String> {
+pub fn check_refusals(description: &HyperKit, mut command: Command, test: &str) -> Vec<String> {
     let program = std::env::current_exe().unwrap();
     let mut starter = Starter::spawn_with(command.arg(program), test, &[&description.to_string()]);
     let reports: Vec<_> = std::iter::from_fn(|| Some(starter.report()).filter(|report| report != "end")).collect();

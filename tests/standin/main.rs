@@ -33,6 +33,8 @@ mod limits;
 mod listing;
 mod model;
 mod moved;
+#[cfg(target_os = "linux")]
+mod namespaces;
 mod network;
 mod process_identity;
 mod reattach;
