@@ -18,6 +18,8 @@ mod crash_recovery;
 mod defining;
 mod disk_images;
 mod exit_reasons;
+#[cfg(target_os = "linux")]
+mod exit_window;
 mod exited;
 mod file_size_limit;
 mod file_urls;
