@@ -13,8 +13,8 @@ use crate::config::record::Record;
 use crate::engine::pid_file;
 use crate::error::{Error, Result};
 use crate::process::{Process, ProcessInfo, identity, is_of_another_namespace, list_all, query};
-use crate::state::{LOG_FILE, Lock, PID_FILE, StateDir};
-use crate::sys::file::{change_time, inode};
+use crate::state::{JSON_FILE, LOG_FILE, Lock, PID_FILE, StateDir};
+use crate::sys::file::{change, inode};
 use crate::sys::lock::{is_locked, unlock};
 use crate::sys::path::canonical;
 
@@ -22,21 +22,35 @@ use crate::sys::path::canonical;
 #[derive(Default)]
 pub(crate) struct Hypervisors(OnceCell<Vec<Listed>>);
 
+/// The files by which a directory is recognized below an overlay, where it has another inode.
+const SHOWN_FILES: [&str; 3] = [PID_FILE, JSON_FILE, LOG_FILE];
+
 struct Listed {
     process: ProcessInfo,
-    /// Device, inode and change time of the directory of its pid file, if it has the command line of an engine.
-    dir: Option<((u64, u64), Option<(i64, i64)>)>,
+    /// Device and inode of the directory of its pid file, and the files there, if it has the command line of an engine.
+    dir: Option<((u64, u64), ShownFiles)>,
+}
+
+/// Inode and change time of each of [`SHOWN_FILES`].
+type ShownFiles = [Option<(u64, i64, i64)>; SHOWN_FILES.len()];
+
+fn shown_files(dir: &Path) -> ShownFiles {
+    SHOWN_FILES.map(|name| change(&dir.join(name)))
+}
+
+fn share_a_file(ours: &ShownFiles, theirs: &ShownFiles) -> bool {
+    ours.iter().zip(theirs).any(|(ours, theirs)| ours.is_some() && ours == theirs)
 }
 
 impl Hypervisors {
     /// Those that may be the hypervisor of a state directory.
     fn candidates(&self, state: &StateDir, record: Option<&Record>) -> io::Result<Vec<u32>> {
-        let (ours, changed) = (inode(state.path()), change_time(state.path()));
+        let (ours, files) = (inode(state.path()), shown_files(state.path()));
         let mut found = Vec::new();
         for Listed { process, dir } in self.listed()? {
             // Most are of other directories. Only what is left takes system calls.
             let may_be_ours = match dir {
-                Some((inode, time)) => ours.is_none_or(|ours| *inode == ours) || (time.is_some() && *time == changed),
+                Some((theirs, shown)) => ours.is_none_or(|ours| ours == *theirs) || share_a_file(&files, shown),
                 None => ours.is_none() || has_recorded_command(process, record),
             };
             if !may_be_ours {
@@ -65,7 +79,7 @@ impl Hypervisors {
                 let dir = reached.and_then(|reached| {
                     let reached = reached.ok()??;
                     let dir = reached.parent()?;
-                    Some((inode(dir)?, change_time(dir)))
+                    Some((inode(dir)?, shown_files(dir)))
                 });
                 listed.push(Listed { process, dir });
             }
@@ -279,23 +293,13 @@ impl StateDir {
         // Device and inode tell, since one directory may have several paths. A directory that was deleted has only its path.
         Ok(match (inode(self.path()), inode(their_dir)) {
             (Some(ours), Some(theirs)) if ours == theirs => true,
-            (Some(_), Some(_)) if self.has_files_of(their_dir) => {
+            (Some(_), Some(_)) if share_a_file(&shown_files(self.path()), &shown_files(their_dir)) => {
                 let reason =
                     format!("process {} has these files on another file system, such as an overlay", process.pid);
                 return Err(io::Error::other(reason));
             }
             (None, None) => file.parent().map(canonical).as_deref() == Some(self.path()),
             _ => false,
-        })
-    }
-}
-
-impl StateDir {
-    /// Whether another directory is this one, seen through another file system, or whether the two have one pid file.
-    fn has_files_of(&self, other: &Path) -> bool {
-        ["", PID_FILE].iter().any(|name| {
-            let time = change_time(&self.file(name));
-            time.is_some() && time == change_time(&other.join(name))
         })
     }
 }

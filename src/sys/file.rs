@@ -54,11 +54,10 @@ pub(crate) fn inode(path: &Path) -> Option<(u64, u64)> {
     path.metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
-/// When a file or directory was last changed. Programs cannot set it. So two files that have the same are one file, even if they
-/// are on different file systems: an overlay shows a file of the file system below it. `None` if there is no such time.
-pub(crate) fn change_time(path: &Path) -> Option<(i64, i64)> {
-    let time = path.metadata().ok().map(|metadata| (metadata.ctime(), metadata.ctime_nsec()));
-    time.filter(|time| *time != (0, 0))
+/// Inode and change time of a file or directory. Programs cannot set that time. So two files for which both are the same are one
+/// file, even if they are on different devices: an overlay shows a file of the file system below it.
+pub(crate) fn change(path: &Path) -> Option<(u64, i64, i64)> {
+    path.metadata().ok().map(|metadata| (metadata.ino(), metadata.ctime(), metadata.ctime_nsec()))
 }
 
 /// Removes a file. It is no error if there is none.
