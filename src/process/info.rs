@@ -22,6 +22,18 @@ impl ProcessInfo {
         Ok(self.start_time()?.is_some_and(|started| recorded.abs_diff(started) <= 2))
     }
 
+    /// Whether the process runs a program that is no hypervisor, whatever its arguments are. `tail` takes the options that hyperkit
+    /// takes for a pid file and a kernel, and a shell passes any arguments on to its script. The name that the process shows can be
+    /// anything, so the name of the executable counts.
+    pub fn is_other_program(&self) -> io::Result<bool> {
+        let Some(program) = self.executable()? else { return Ok(false) };
+        let name = program.file_name().unwrap_or_default().to_string_lossy();
+        // Versions: `python3.11`, `ksh-93`. Linux adds ` (deleted)` after an update.
+        let name =
+            name.trim_end_matches(" (deleted)").trim_end_matches(|c: char| c.is_ascii_digit() || ".-".contains(c));
+        Ok(OTHER_PROGRAMS.split_ascii_whitespace().any(|other| other == name))
+    }
+
     /// Whether this is `program` with `arguments`. The command line of a script begins with its interpreter and its path. Then
     /// the interpreter must be that in the script's first line: `sudo PROGRAM …` and `strace PROGRAM …` are other processes.
     pub fn runs(&self, program: &Path, arguments: &[String]) -> bool {
@@ -38,6 +50,13 @@ impl ProcessInfo {
         }
     }
 }
+
+/// Shells and interpreters, and what reads files or watches processes: the programs that people and scripts run with the path of a
+/// pid file, or with the arguments of a hypervisor.
+const OTHER_PROGRAMS: &str = "ash awk bash bat busybox cat coreutils csh cut dash diff doas egrep emacs entr env expect fgrep find \
+    fish fswatch fuser gawk gdb grep head htop inotifywait ksh less lldb lsof ltrace lua luajit mawk mksh more most nano nc ncat \
+    nice node nohup nvim osascript perl pgrep php pkill ps python rg rsync ruby scp screen sed setsid sh sleep socat ssh stdbuf \
+    strace su sudo tail tclsh tcsh tee time timeout tmux top toybox vi vim vim.basic vim.tiny watch xargs yash zsh";
 
 /// How much Linux reads of a script's first line.
 const MAX_SHEBANG_BYTES: u64 = 256;
@@ -145,6 +164,11 @@ mod system {
     impl ProcessInfo {
         pub fn start_time(&self) -> io::Result<Option<u64>> {
             start_time(self.pid)
+        }
+
+        /// The file that the process executes.
+        pub(super) fn executable(&self) -> io::Result<Option<PathBuf>> {
+            unless_gone(self.pid, fs::read_link(format!("/proc/{}/exe", self.pid)))
         }
 
         /// A path by which this program reaches what the process calls `path`. It may see other mounts.
@@ -258,6 +282,7 @@ mod system {
         pub command: Vec<OsString>,
         start_time: u64,
         working_dir: Option<PathBuf>,
+        executable: Option<PathBuf>,
     }
 
     /// When the process `pid` was started, in seconds since 1970, as precisely as the system clock allows.
@@ -278,6 +303,12 @@ mod system {
     impl ProcessInfo {
         pub fn start_time(&self) -> io::Result<Option<u64>> {
             Ok(Some(self.start_time))
+        }
+
+        /// The file that the process executes.
+        #[expect(clippy::unnecessary_wraps, reason = "on Linux, it can fail")]
+        pub(super) fn executable(&self) -> io::Result<Option<PathBuf>> {
+            Ok(self.executable.clone())
         }
 
         /// A path by which this program reaches what the process calls `path`. `None` if the system does not report its working
@@ -309,7 +340,10 @@ mod system {
 
     fn refresh(which: ProcessesToUpdate<'_>) -> Vec<ProcessInfo> {
         let mut system = System::new();
-        let what = ProcessRefreshKind::nothing().with_cmd(UpdateKind::Always).with_cwd(UpdateKind::Always);
+        let what = ProcessRefreshKind::nothing()
+            .with_cmd(UpdateKind::Always)
+            .with_cwd(UpdateKind::Always)
+            .with_exe(UpdateKind::Always);
         system.refresh_processes_specifics(which, true, what);
         let runs =
             |process: &&sysinfo::Process| !matches!(process.status(), ProcessStatus::Zombie | ProcessStatus::Dead);
@@ -318,6 +352,7 @@ mod system {
             command: process.cmd().to_vec(),
             start_time: process.start_time(),
             working_dir: process.cwd().map(Into::into),
+            executable: process.exe().map(Into::into),
         };
         system.processes().values().filter(runs).map(info).collect()
     }

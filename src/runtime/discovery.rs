@@ -281,7 +281,8 @@ impl StateDir {
     /// Whether the process is a hypervisor with the pid file of this directory. Its command line is the recorded one, or else one
     /// that an engine has.
     fn is_hypervisor(&self, process: &ProcessInfo, record: Option<&Record>) -> io::Result<bool> {
-        let file = match (has_recorded_command(process, record), record) {
+        let has_recorded_command = has_recorded_command(process, record);
+        let file = match (has_recorded_command, record) {
             (true, Some(record)) => record.arguments.iter().rfind(|word| is_pid_file(word.as_ref())).map(AsRef::as_ref),
             _ => pid_file(&process.command),
         };
@@ -291,7 +292,7 @@ impl StateDir {
         let Some(reached) = process.reach(file)? else { return Ok(false) };
         let their_dir = reached.parent().unwrap_or(Path::new("/"));
         // Device and inode tell, since one directory may have several paths. A directory that was deleted has only its path.
-        Ok(match (inode(self.path()), inode(their_dir)) {
+        let is_ours = match (inode(self.path()), inode(their_dir)) {
             (Some(ours), Some(theirs)) if ours == theirs => true,
             (Some(_), Some(_)) if share_a_file(&shown_files(self.path()), &shown_files(their_dir)) => {
                 let reason =
@@ -300,7 +301,11 @@ impl StateDir {
             }
             (None, None) => file.parent().map(canonical).as_deref() == Some(self.path()),
             _ => false,
-        })
+        };
+        // A script that is going to start the hypervisor is still run by a shell.
+        let is_script =
+            has_recorded_command && record.is_some_and(|record| process.command.len() > record.arguments.len() + 1);
+        Ok(is_ours && (is_script || !process.is_other_program()?))
     }
 }
 

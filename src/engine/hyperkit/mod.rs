@@ -172,6 +172,9 @@ impl EngineDriver for Driver {
                 "" => words.next()?,
                 value => OsStr::new(value),
             };
+            if !parse::is_plausible_value(option, value) {
+                return None;
+            }
             match option {
                 'F' => file = Some(value),
                 'f' => firmware = Some(value),

@@ -151,6 +151,17 @@ pub(super) fn is_firmware(value: &OsStr) -> bool {
     FIRMWARE_KINDS.iter().any(|known| known.as_bytes() == kind)
 }
 
+/// Whether hyperkit could accept this value of an option: `sh -c COMMAND` is no number of vCPUs.
+pub(super) fn is_plausible_value(option: char, value: &OsStr) -> bool {
+    let value = value.as_encoded_bytes();
+    match option {
+        'c' | 'g' => !value.is_empty() && value.iter().all(u8::is_ascii_digit),
+        'm' => value.first().is_some_and(u8::is_ascii_digit) && value.iter().all(u8::is_ascii_alphanumeric),
+        's' => value.first().is_some_and(u8::is_ascii_digit) && value.contains(&b','),
+        _ => true,
+    }
+}
+
 /// Options that only make sense together.
 #[derive(Default)]
 struct Options {
