@@ -14,7 +14,7 @@ use crate::engine::pid_file;
 use crate::error::{Error, Result};
 use crate::process::{Process, ProcessInfo, identity, is_of_another_namespace, list_all, query};
 use crate::state::{JSON_FILE, LOG_FILE, Lock, PID_FILE, StateDir};
-use crate::sys::file::{change, inode};
+use crate::sys::file::{change, inode, open_regular};
 use crate::sys::lock::{is_locked, unlock};
 use crate::sys::path::canonical;
 
@@ -190,8 +190,10 @@ impl StateDir {
 
     /// Tries the lock itself, so a QEMU that is starting must be kept away.
     fn pid_file_is_locked(&self) -> io::Result<bool> {
-        let file = match File::open(self.file(PID_FILE)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        let file = match open_regular(&self.file(PID_FILE)) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => {
+                return Ok(false);
+            }
             file => file?,
         };
         match fcntl_lock(&file, FlockOperation::NonBlockingLockShared) {

@@ -12,6 +12,7 @@ use crate::plan::serial_ports::ALL_LOGS;
 use crate::runtime::output::Output;
 use crate::runtime::ring::ConsoleLog;
 use crate::state::{LOG_FILE, StateDir};
+use crate::sys::file::open_regular;
 
 /// How much of the end of a log is kept, in bytes and in lines.
 const MAX_TAIL_BYTES: u64 = 4 * 1024;
@@ -82,7 +83,7 @@ impl LogTail {
     /// Reads the output of a hypervisor that this process started, or else the log in `state`, and the console log in
     /// `state`.
     pub(crate) fn read(output: Option<&Output>, state: Option<&StateDir>, driver: &dyn EngineDriver) -> Self {
-        let log = |name| state.and_then(|state| File::open(state.file(name)).ok());
+        let log = |name| state.and_then(|state| open_regular(&state.file(name)).ok());
         let hypervisor = match output {
             Some(output) => last_bytes(output.file()),
             None => log(LOG_FILE).map(|log| last_bytes(&log)).unwrap_or_default(),

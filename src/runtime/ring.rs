@@ -4,12 +4,12 @@
 //! its end. After that, the times at the start of the kernel's lines show the position: they go back where the oldest line
 //! follows the newest. Without such lines, the start of the file counts as the oldest.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use rustix::fs::OFlags;
+use crate::sys::file::open_regular;
 
 /// The limit on how much of an existing growing file is read, in bytes.
 const MAX_KEPT_BYTES: u64 = 1024 * 1024;
@@ -34,13 +34,8 @@ struct Ring {
 
 impl ConsoleLog {
     pub fn open(path: &Path, is_ring: bool) -> io::Result<Self> {
-        // Opening a FIFO would wait for a writer.
-        let file = OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)?;
-        let metadata = file.metadata()?;
-        if !metadata.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "not a file"));
-        }
-        let length = metadata.len();
+        let file = open_regular(path)?;
+        let length = file.metadata()?.len();
         let position = if is_ring { 0 } else { length.saturating_sub(MAX_KEPT_BYTES) };
         Ok(Self { file, ring: is_ring.then(Ring::default), position })
     }

@@ -6,6 +6,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
 use crate::error::{ConfigError, Error, Result};
@@ -68,17 +69,28 @@ pub(crate) fn remove_file(path: impl AsRef<Path>) -> Result<()> {
     }
 }
 
-/// Reads a regular file of at most `limit` bytes. It does not wait for the writer of a FIFO: a state directory may contain
-/// files of any kind.
+/// Opens a regular file for reading. Opening a FIFO would wait for a writer, and a state directory may contain files of any kind:
+/// all others are errors of the kind `InvalidData`.
+pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
+    let not_a_file = || io::Error::new(io::ErrorKind::InvalidData, "not a file");
+    let file = match OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path) {
+        // A socket, or a device that is missing.
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::NXIO) => return Err(not_a_file()),
+        file => file?,
+    };
+    if file.metadata()?.is_file() { Ok(file) } else { Err(not_a_file()) }
+}
+
+/// Reads a regular file of at most `limit` bytes.
 pub(crate) fn read_at_most(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    let file = OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)?;
-    let metadata = file.metadata()?;
-    if !metadata.is_file() || metadata.len() > limit {
+    let file = open_regular(path)?;
+    let length = file.metadata()?.len();
+    if length > limit {
         return Err(io::Error::new(io::ErrorKind::InvalidData, format!("not a file of at most {limit} bytes")));
     }
     // These files are only ever replaced as a whole, so nothing that is appended meanwhile belongs to them.
-    let mut content = Vec::with_capacity(metadata.len() as usize);
-    file.take(metadata.len()).read_to_end(&mut content)?;
+    let mut content = Vec::with_capacity(length as usize);
+    file.take(length).read_to_end(&mut content)?;
     Ok(content)
 }
 

@@ -1,13 +1,15 @@
 //! A lock on a file or directory that others may remove or rename meanwhile.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
+
+use crate::sys::file::open_regular;
 
 /// Longer than a start may take, which holds the lock of a state directory.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(60);
@@ -55,9 +57,8 @@ fn is_at(file: &File, path: &Path) -> io::Result<bool> {
 
 /// Whether somebody has locked a file. It tries the lock itself, and others may do so at the same moment.
 pub(crate) fn is_locked(path: &Path) -> io::Result<bool> {
-    // A FIFO would block.
-    let file = match OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+    let file = match open_regular(path) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => return Ok(false),
         file => file?,
     };
     for _ in 0..TRIES {

@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
+use std::sync::mpsc::channel;
 
 use hyperkit::{ConfigError, Disk, Disks, Error, HyperKit};
 use serde_json::json;
 
 use crate::common::rejection::only_violation;
-use crate::common::{TestDir, hypervisors_in, start_vm};
+use crate::common::{TEST_TIMEOUT, TestDir, hypervisors_in, make_fifo, start_vm};
 use crate::state_directory::edit_state;
 
 /// Returns corrupt variants of a state file: truncated at every length, with wrong types, nested too deeply, or not JSON.
@@ -179,4 +181,46 @@ fn symlink_in_the_state_directory_leads_to_no_image_that_is_grown() {
     assert_eq!(fs::read(&precious).unwrap(), b"precious");
     fs::File::options().write(true).open(&precious).unwrap().set_len(1 << 20).unwrap();
     test_dir.description().disk(Disk::in_state_dir(1)).start("guest").unwrap().kill().unwrap();
+}
+
+/// Opening a FIFO waits for a writer, and a socket cannot be opened.
+#[test]
+fn fifo_or_socket_in_place_of_any_file_blocks_no_call() {
+    let names = ["hyperkit.json", "hyperkit.pid", "hyperkit.log", "console-ring", "tty", "vhost.line"];
+    for name in names {
+        for is_fifo in [true, false] {
+            let test_dir = TestDir::new();
+            let (description, vm, _stop) = start_vm(&test_dir, "guest");
+            let found = description.vm().unwrap().unwrap();
+            let kind = if is_fifo { "FIFO" } else { "socket" };
+            let (send, ends) = channel();
+            std::thread::spawn(move || {
+                let path = test_dir.path("vm").join(name);
+                for is_running in [true, false] {
+                    if !is_running {
+                        vm.kill().unwrap();
+                    }
+                    let _ = fs::remove_file(&path);
+                    if is_fifo {
+                        make_fifo(&path)
+                    } else {
+                        drop(UnixListener::bind(&path).unwrap())
+                    }
+                    assert_eq!(description.is_running().unwrap(), is_running, "{name}");
+                    assert_eq!(description.vm().unwrap().map(|vm| vm.pid()), is_running.then_some(vm.pid()), "{name}");
+                    assert_eq!(HyperKit::from_state(test_dir.path("vm")).is_err(), name == "hyperkit.json");
+                    assert_eq!(HyperKit::list(test_dir.dir()).unwrap().len(), 1, "{name}");
+                    assert_eq!(description.console_log().is_err(), name == "console-ring");
+                    assert_eq!(found.log_tail().hypervisor.is_empty(), name == "hyperkit.log");
+                    if is_running {
+                        assert!(description.start("guest").is_err() && description.remove(Disks::Delete).is_err());
+                    }
+                }
+                description.start("guest").unwrap().kill().unwrap();
+                description.remove(Disks::Delete).unwrap();
+                send.send(()).unwrap();
+            });
+            assert_eq!(ends.recv_timeout(TEST_TIMEOUT), Ok(()), "{kind} {name}");
+        }
+    }
 }
