@@ -9,6 +9,7 @@ mod define;
 mod prepare;
 mod start;
 mod starting;
+mod undo;
 
 mod lookup;
 

@@ -1,9 +1,8 @@
 //! Prepares a start: locks the state directory, refuses images and ports that others use, creates and grows disks.
 
-use std::ffi::OsStr;
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::config::disk::DiskFormat;
@@ -23,9 +22,17 @@ use crate::sys::path::canonical;
 const UNFINISHED_TIMEOUT: Duration = Duration::from_secs(5);
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
+/// A state directory that is locked for a start.
+pub(super) struct Acquired {
+    pub lock: Lock,
+    pub image_locks: Vec<ImageLock>,
+    /// The directories that were created, innermost first.
+    pub created: Vec<PathBuf>,
+}
+
 /// Locks the state directory and removes what the previous VM left. It is an error if a VM runs there, or if an image or a
 /// port of the new VM is in use.
-pub(super) fn acquire(state: &StateDir, description: &mut HyperKit) -> Result<(Lock, Vec<ImageLock>)> {
+pub(super) fn acquire(state: &StateDir, description: &mut HyperKit) -> Result<Acquired> {
     let missing: Vec<_> = state.path().ancestors().take_while(|dir| !dir.exists()).collect();
     let lock = state.create_and_lock()?;
     let checked = check_idle(state, &lock).and_then(|record| Ok((record, refuse_resources_in_use(description)?)));
@@ -36,7 +43,7 @@ pub(super) fn acquire(state: &StateDir, description: &mut HyperKit) -> Result<(L
     state.clear_for_start(&lock)?;
     // `remove` may still delete the disks that this crate created for an earlier start.
     description.record.created_disks = record.map(|record| record.created_disks).unwrap_or_default();
-    Ok((lock, image_locks))
+    Ok(Acquired { lock, image_locks, created: missing.into_iter().map(Path::to_owned).collect() })
 }
 
 /// Returns the record of a state directory that the caller has locked. It is an error if a VM runs there.
@@ -115,27 +122,18 @@ pub(super) fn plan_disks(description: &mut HyperKit, state: Option<&StateDir>) -
     Ok(plans)
 }
 
-/// Creates and grows the images. Locks those that it creates: until they are in use, another start must not take them.
-pub(super) fn apply(
-    plans: Vec<DiskPlan>,
-    description: &mut HyperKit,
-    state: Option<&StateDir>,
-    locks: &mut Vec<ImageLock>,
-) -> Result<()> {
+/// Creates and grows the images. Returns the paths of those that it has created, also if it fails, and locks them: until they are in use, another start must not take them.
+pub(super) fn apply(plans: Vec<DiskPlan>, created: &mut Vec<PathBuf>, locks: &mut Vec<ImageLock>) -> Result<()> {
     for (path, format, action) in plans {
         match action {
             DiskAction::Nothing => {}
             DiskAction::Grow { size_mib } => image::grow(&path, &format, size_mib)?,
             DiskAction::Create { size_mib } => {
-                let created = image::create(&path, &format, size_mib).inspect_err(|_| {
-                    // If somebody else has created the image meanwhile, `remove` must not delete it.
-                    description.record.created_disks.retain(|name| Some(OsStr::new(name)) != path.file_name());
-                    let _ = state.map(|state| state.save(description));
-                });
-                created.map_err(|error| match error {
+                image::create(&path, &format, size_mib).map_err(|error| match error {
                     Error::DiskExists { path } => Error::DiskInUse { path }, // another start was faster
                     error => error,
                 })?;
+                created.push(path.clone());
                 locks.extend(lock_image(&path, &format, false)?);
             }
         }

@@ -11,8 +11,9 @@ use crate::engine::driver_of;
 use crate::error::{Error, Result};
 use crate::exit::Exit;
 use crate::machine::lookup::refuse_running;
-use crate::machine::prepare::{acquire, apply, plan_disks, refuse_resources_in_use};
+use crate::machine::prepare::{Acquired, acquire, apply, plan_disks, refuse_resources_in_use};
 use crate::machine::starting::Starting;
+use crate::machine::undo::Undo;
 use crate::plan::serial_ports::uses_stdio;
 use crate::plan::validate::check_cmdline;
 use crate::preflight::checked;
@@ -279,10 +280,12 @@ fn launch(
         home: Home { dir: state.as_ref().map(|state| state.path().to_owned()), ..Home::default() },
         ..Record::default()
     };
-    let (lock, mut image_locks) = match &state {
-        Some(state) => acquire(state, &mut description).map(|(lock, images)| (Some(lock), images))?,
-        None => (None, refuse_resources_in_use(&description)?),
+    let acquired = state.as_ref().map(|state| acquire(state, &mut description)).transpose()?;
+    let (lock, image_locks, created) = match acquired {
+        Some(Acquired { lock, image_locks, created }) => (Some(lock), image_locks, created),
+        None => (None, refuse_resources_in_use(&description)?, Vec::new()),
     };
+    let mut undo = Undo::new(state.as_ref().zip(lock.as_ref()), created, image_locks)?;
 
     let mut arguments = driver.host_arguments();
     arguments.extend(driver.arguments(&description, kernel_cmdline)?);
@@ -293,18 +296,15 @@ fn launch(
     let disk_plans = plan_disks(&mut description, state.as_ref())?;
     // Saved before the hypervisor runs, so that a crash in between leaves nothing unknown.
     state.iter().try_for_each(|state| state.save(&description))?;
-    apply(disk_plans, &mut description, state.as_ref(), &mut image_locks)?;
-    image_locks.retain(ImageLock::outlasts_spawn);
+    apply(disk_plans, &mut undo.images, &mut undo.image_locks)?;
+    undo.image_locks.retain(ImageLock::outlasts_spawn);
 
     for warning in driver.warnings(&description) {
         let dir = state.as_ref().map(|state| format!("{}: ", state.path().display())).unwrap_or_default();
         log::warn!(target: "hyperkit", "{dir}{warning}");
     }
-    let spawned = spawn(&description, state.as_ref(), mode, customize);
-    let (child, output) = spawned.inspect_err(|_| {
-        let _ = state.as_ref().zip(lock.as_ref()).map(|(state, lock)| state.clear_runtime_files(lock));
-    })?;
-    drop(image_locks); // other starts see the hypervisor now
+    let (child, output) = spawn(&description, state.as_ref(), mode, customize)?;
+    undo.keep(); // and release the images: other starts see the hypervisor now
     description.record.pid = Some(child.pid());
     description.record.pid_started = start_time(child.pid()).ok().flatten();
     description.record.pid_identity = state.as_ref().and_then(|state| state.identity_of(child.pid()).ok().flatten());

@@ -212,6 +212,16 @@ impl StateDir {
         Ok(recorded)
     }
 
+    /// The content of `hyperkit.json`; `None` if there is no such file.
+    pub fn read_json(&self) -> Result<Option<Vec<u8>>> {
+        let path = self.file(JSON_FILE);
+        match read_at_most(&path, MAX_JSON_BYTES) {
+            Ok(json) => Ok(Some(json)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound || is_not_a_state_file(&error) => Ok(None),
+            Err(error) => Err(Error::io("read", path)(error)),
+        }
+    }
+
     pub fn save(&self, description: &HyperKit) -> Result<()> {
         self.write(JSON_FILE, description.to_string().as_bytes())
     }

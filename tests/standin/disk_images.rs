@@ -212,7 +212,12 @@ fn create_does_not_replace_a_file_that_appears_meanwhile() {
 fn failed_create_does_not_record_the_disk() {
     let test_dir = TestDir::new();
     let tool = script(&test_dir, "qemu-img", "exit 1");
-    let started = test_dir.description().disk(disk_by_tool(&tool, test_dir.path("vm/d.qcow2"))).start("guest");
+    let description = test_dir.description().disk(disk_by_tool(&tool, test_dir.path("vm/d.qcow2")));
+    let started = description.start("guest");
+    assert!(matches!(started, Err(Error::ImageToolFailed { .. })), "{started:?}");
+    assert!(!test_dir.path("vm").exists());
+    description.define().unwrap();
+    let started = description.start("guest");
     assert!(matches!(started, Err(Error::ImageToolFailed { .. })), "{started:?}");
     let precious = test_dir.write("vm/d.qcow2", b"precious");
     HyperKit::from_state(test_dir.path("vm")).unwrap().remove(Disks::Delete).unwrap();

@@ -3,10 +3,10 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use hyperkit::{Console, Disks, Error, Exit, HyperKit, StartOrAttach};
+use hyperkit::{Console, Disk, Disks, Error, Exit, HyperKit, StartOrAttach};
 use rustix::process::{Signal, kill_process};
 
-use crate::common::{StopOnDrop, TEST_TIMEOUT, TestDir, hypervisors_in, to_pid, wait_until};
+use crate::common::{StopOnDrop, TEST_TIMEOUT, TestDir, file_names, hypervisors_in, to_pid, wait_until};
 use crate::starter::{self, Starter, report};
 
 /// A kernel command line with which the stand-in runs, but is never ready.
@@ -313,4 +313,44 @@ fn panic_in_spawn_with_leaves_no_vm_and_no_lock() {
     let vm = description.start("guest").unwrap();
     kill_process(to_pid(vm.pid()), Signal::KILL).unwrap();
     assert_eq!(vm.wait(), Exit::Killed(9));
+}
+
+/// The interpreter of the program's first line is missing, so it cannot be started.
+#[test]
+fn start_that_fails_before_the_hypervisor_runs_leaves_what_it_has_found() {
+    let test_dir = TestDir::new();
+    let program = test_dir.write_executable("hyperkit", b"#!/nonexistent/interpreter\n");
+    let fails = |description: &HyperKit| {
+        let error = description.start("guest").unwrap_err();
+        assert!(matches!(error, Error::Io { action: "start", .. }), "{error:?}");
+    };
+    let description = test_dir.description().state_dir(test_dir.path("new/vm")).hyperkit(&program);
+    let description = description.disk(Disk::in_state_dir(1)).disk(Disk::new(test_dir.path("data.img")).size_mib(1));
+    fails(&description);
+    assert_eq!(file_names(&test_dir.dir()), ["hyperkit", "initrd.img", "vmlinuz"]);
+
+    // A directory that somebody else has created, or in which a file is.
+    fs::create_dir_all(test_dir.path("new/vm")).unwrap();
+    test_dir.write("new/vm/notes", b"mine");
+    fails(&description);
+    assert_eq!(file_names(&test_dir.path("new/vm")), ["notes"]);
+    assert!(HyperKit::list(test_dir.path("new")).unwrap().is_empty());
+
+    // A VM that was defined, and one that has run.
+    let defined = test_dir.description().disk(Disk::in_state_dir(1));
+    defined.define().unwrap();
+    let before = fs::read(test_dir.path("vm/hyperkit.json")).unwrap();
+    fails(&defined.clone().hyperkit(&program).cpus(2));
+    assert_eq!(fs::read(test_dir.path("vm/hyperkit.json")).unwrap(), before);
+    assert_eq!(test_dir.state_files().iter().filter(|name| *name != "hyperkit.log").count(), 1);
+    defined.start("guest").unwrap().kill().unwrap();
+    let before = fs::read(test_dir.path("vm/hyperkit.json")).unwrap();
+    test_dir.write("vm/disk.img", &[7; 1024 * 1024]);
+    fails(&defined.clone().hyperkit(&program).cpus(2).disk(Disk::in_state_dir(1)));
+    assert_eq!(fs::read(test_dir.path("vm/hyperkit.json")).unwrap(), before);
+    assert_eq!(fs::read(test_dir.path("vm/disk.img")).unwrap(), [7; 1024 * 1024]);
+    let images = test_dir.state_files().into_iter().filter(|name| name.contains("img")).collect::<Vec<_>>();
+    assert_eq!(images, ["disk.img"]);
+    defined.remove(Disks::Delete).unwrap();
+    assert!(!test_dir.path("vm").exists());
 }

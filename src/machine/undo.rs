@@ -1,0 +1,66 @@
+//! A start that fails before the hypervisor was spawned leaves what it has found.
+
+use std::fs;
+use std::path::PathBuf;
+
+use crate::config::disk::{DiskFormat, QcowOptions};
+use crate::error::Result;
+use crate::preflight::image_lock::{ImageLock, lock_image};
+use crate::state::{JSON_FILE, LOG_FILE, Lock, StateDir};
+use crate::sys::file::remove_file;
+
+/// Deletes on drop what a start has created, unless [`keep`](Self::keep) was called. It does not bring back the logs of the
+/// previous VM, and a disk that was grown stays as it is.
+pub(super) struct Undo<'a> {
+    /// The state directory, its lock, and the content of its `hyperkit.json` before the start.
+    state: Option<(&'a StateDir, &'a Lock, Option<Vec<u8>>)>,
+    /// Directories that the start has created, innermost first.
+    dirs: Vec<PathBuf>,
+    /// Disk images that the start has created.
+    pub images: Vec<PathBuf>,
+    /// They keep other starts away from the images until this is dropped.
+    pub image_locks: Vec<ImageLock>,
+}
+
+impl<'a> Undo<'a> {
+    pub fn new(
+        state: Option<(&'a StateDir, &'a Lock)>,
+        dirs: Vec<PathBuf>,
+        image_locks: Vec<ImageLock>,
+    ) -> Result<Self> {
+        let before = state.map_or(Ok(None), |(state, _)| state.read_json())?;
+        let state = state.map(|(state, lock)| (state, lock, before));
+        Ok(Self { state, dirs, images: Vec::new(), image_locks })
+    }
+
+    pub fn keep(mut self) {
+        (self.state, self.dirs, self.images) = (None, Vec::new(), Vec::new());
+    }
+
+    fn undo(&mut self) -> Result<()> {
+        self.image_locks.clear();
+        for image in &self.images {
+            // Another start may have it by now. As qcow2, so that all uses are found.
+            if let Ok(_lock) = lock_image(image, &DiskFormat::Qcow2(QcowOptions::default()), false) {
+                remove_file(image)?;
+            }
+        }
+        let Some((state, lock, json)) = &self.state else { return Ok(()) };
+        state.clear_runtime_files(lock)?;
+        match json {
+            Some(json) => state.write(JSON_FILE, json),
+            None => [LOG_FILE, JSON_FILE].iter().try_for_each(|name| remove_file(state.file(name))),
+        }
+    }
+}
+
+impl Drop for Undo<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.undo() {
+            let dir = self.state.as_ref().map_or(Default::default(), |(state, ..)| state.path().display().to_string());
+            log::warn!(target: "hyperkit", "{dir}: cleaning up after a failed start: {error:#}");
+        }
+        // `remove_dir` keeps one that is not empty.
+        self.dirs.iter().for_each(|dir| drop(fs::remove_dir(dir)));
+    }
+}
