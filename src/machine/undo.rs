@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use crate::config::disk::{DiskFormat, QcowOptions};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::preflight::image_lock::{ImageLock, lock_image};
 use crate::state::{JSON_FILE, LOG_FILE, Lock, StateDir};
 use crate::sys::file::remove_file;
@@ -41,8 +41,11 @@ impl<'a> Undo<'a> {
         self.image_locks.clear();
         for image in &self.images {
             // Another start may have it by now. As qcow2, so that all uses are found.
-            if let Ok(_lock) = lock_image(image, &DiskFormat::Qcow2(QcowOptions::default()), false) {
-                remove_file(image)?;
+            match lock_image(image, &DiskFormat::Qcow2(QcowOptions::default()), false) {
+                Ok(_lock) => remove_file(image)?,
+                Err(Error::DiskInUse { .. }) => {}
+                // The record stays, with the image. `remove` deletes both.
+                Err(error) => return Err(error),
             }
         }
         let Some((state, lock, json)) = &self.state else { return Ok(()) };

@@ -88,7 +88,7 @@ fn check_result(site: &Site, run: &Run, running: Option<u32>) -> Result<(), Stri
 }
 
 fn has_answered(run: &Run) -> bool {
-    run.stdout.contains("runs as process")
+    [&run.stdout, &run.stderr].iter().any(|output| output.contains("runs as process"))
 }
 
 /// The next start starts a VM, or reports the one that runs.
