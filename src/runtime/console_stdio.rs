@@ -53,6 +53,9 @@ impl ConsoleRelay {
             }
         }
         let (ours, theirs) = UnixStream::pair()?;
+        #[cfg(target_vendor = "apple")]
+        // writing to it after the VM's exit is an error, and does not kill the program
+        rustix::net::sockopt::set_socket_nosigpipe(&ours, true)?;
         // The system may allow less.
         let _ = rustix::net::sockopt::set_socket_send_buffer_size(&theirs, SOCKET_BUFFER);
         let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&ours, SOCKET_BUFFER);
