@@ -38,16 +38,13 @@ fn succeeds(child: &mut Child) {
 #[test]
 fn output_reaches_stdout_whatever_stdin_is() {
     const TEST: &str = "stdio::output_reaches_stdout_whatever_stdin_is";
+    const PRINTED: &str = "\r\non-the-console\r\n";
     if let Some(arguments) = starter::arguments_of(TEST) {
         let mut description = on_stdio(&arguments);
         if arguments[1] == "scoped" {
             let vm = description.start_scoped("guest.say=on-the-console").unwrap();
-            wait_until("the output is there", || {
-                fs::read(Path::new(&arguments[0]).join("out"))
-                    .unwrap()
-                    .windows(14)
-                    .any(|bytes| bytes == b"on-the-console")
-            });
+            let out = Path::new(&arguments[0]).join("out");
+            wait_until("the output is there", || String::from_utf8_lossy(&fs::read(&out).unwrap()).contains(PRINTED));
             return drop(vm);
         }
         if arguments[1] == "without state directory" {
@@ -57,26 +54,23 @@ fn output_reaches_stdout_whatever_stdin_is() {
         return println!("after the run");
     }
     for mode in ["run", "without state directory", "scoped"] {
-        for stdin in ["nothing", "pipe", "file", "closed"] {
+        for kind in ["nothing", "pipe", "file", "closed"] {
             let test_dir = TestDir::new();
             let _stop = test_dir.stop_on_drop();
             let file = test_dir.write("in", b"input\n");
-            let stdin = match stdin {
+            let stdin = match kind {
                 "nothing" => Stdio::null(),
                 "file" => File::open(file).unwrap().into(),
                 _ => Stdio::piped(),
             };
             let mut child = spawn(TEST, &test_dir, &[mode], stdin);
-            let pipe = child.0.stdin.take().filter(|_| mode == "pipe"); // otherwise its end is closed
+            let pipe = child.0.stdin.take().filter(|_| kind == "pipe"); // otherwise its end is closed
             succeeds(&mut child.0);
             drop(pipe);
             let output = output(&test_dir);
-            assert!(output.contains("\r\non-the-console\r\n"), "{output}");
+            assert!(output.contains(PRINTED), "{output}");
             // All of it comes before `run` returns, and nothing of the hypervisor's own messages.
-            assert!(
-                mode == "scoped" || output.split("on-the-console\r\n").nth(1).unwrap().contains("after the run"),
-                "{output}"
-            );
+            assert!(mode == "scoped" || output.split(PRINTED).nth(1).unwrap().contains("after the run"), "{output}");
             assert!(!output.contains("linkname"), "{output}");
         }
     }
