@@ -28,17 +28,17 @@ fn is_file_or_device(metadata: &Metadata) -> bool {
     kind.is_file() || kind.is_block_device() || kind.is_char_device()
 }
 
-/// Refuses an image without content. On Linux, a device has a length if it is a disk; on other systems only an ioctl tells it.
+/// Refuses an image without content. On Linux, a device that is a disk has a length. On other systems only an ioctl tells it, and
+/// devices are accepted.
 fn check_content(field: &'static str, path: &Path) -> Result<()> {
     let (mut file, metadata) = open(field, path, is_file_or_device)?;
-    let length = match metadata.is_file() || !cfg!(target_os = "linux") {
+    let length = match metadata.is_file() {
         true => Ok(metadata.len()),
-        false => file.seek(io::SeekFrom::End(0)),
+        false if cfg!(target_os = "linux") => file.seek(io::SeekFrom::End(0)),
+        false => return Ok(()),
     };
     match length.map_err(|error| ConfigError::inaccessible(field, path, &error))? {
-        0 if metadata.is_file() || cfg!(target_os = "linux") => {
-            Err(ConfigError::EmptyFile { field, path: path.to_owned() })
-        }
+        0 => Err(ConfigError::EmptyFile { field, path: path.to_owned() }),
         _ => Ok(()),
     }
 }

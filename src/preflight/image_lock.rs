@@ -58,8 +58,9 @@ fn refuse_unlocked_use(path: &Path, read_only: bool) -> Result<()> {
     let id = inode(path);
     let is_image = |other: &Path| id.is_some() && inode(other) == id;
     let conflicts = |other: &Path, is_read: bool| {
-        (!(read_only && is_read) && is_image(other))
-            || (!read_only && files_behind(other).is_ok_and(|files| files.iter().any(|file| is_image(&file.path))))
+        let is_used = |path: &Path, is_read: bool| !(read_only && is_read) && is_image(path);
+        let files = files_behind(other).unwrap_or_default();
+        is_used(other, is_read) || files.iter().any(|file| is_used(&file.path, is_read || !file.is_written))
     };
     match engine::uses_image(&conflicts).map_err(Error::cannot_tell(Some(path)))? {
         true => Err(Error::DiskInUse { path: path.to_owned() }),
