@@ -4,9 +4,11 @@ use std::ffi::{OsStr, OsString};
 use std::fs::FileType;
 use std::io;
 use std::net::Ipv4Addr;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
+use std::sync::Weak;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -17,8 +19,13 @@ use crate::error::{ConfigError, Result};
 use crate::exit::Exit;
 use crate::state::StateDir;
 
-/// Waits for the hypervisor to report how the guest ends. Returns when the hypervisor has exited.
-pub(crate) type ExitListener = Box<dyn FnOnce() -> Option<Exit> + Send>;
+/// A connection on which the hypervisor reports how the guest ends.
+pub(crate) struct ExitListener {
+    /// Waits for the report. Returns when the hypervisor has exited.
+    pub listen: Box<dyn FnOnce() -> Option<Exit> + Send>,
+    /// The same connection, for requests whose answers are not needed. It lasts as long as `listen`.
+    pub connection: Weak<UnixStream>,
+}
 
 /// What an engine can do to a running VM, except killing it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -170,6 +177,17 @@ pub(crate) trait EngineDriver: Sync {
             (None, Some(signal)) => Exit::Killed(signal),
             (None, None) => Exit::Unknown,
         }
+    }
+
+    /// Resumes the VM and presses the power button without [`control`](Self::control), which another client may keep from working.
+    /// `events` is the connection of the [`ExitListener`], if this program has one.
+    fn press_power_button_by_events(
+        &self,
+        _hypervisor: Hypervisor<'_>,
+        _events: Option<&UnixStream>,
+        _timeout: Duration,
+    ) -> Result<()> {
+        Ok(())
     }
 
     /// The forwarded ports with their numbers.

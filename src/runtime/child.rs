@@ -1,6 +1,7 @@
 //! A hypervisor that this process has started. One thread supervises it: the thread passes on output and reaps.
 
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -47,6 +48,7 @@ pub(crate) struct Child {
     exit_fd: ExitFd,
     /// The thread that waits for the hypervisor's report of how the guest ended.
     exit_listener: Mutex<Option<ListenerThread>>,
+    events: Mutex<Weak<UnixStream>>,
     resources: Mutex<Resources>,
     /// Whether a start that waits for this child holds the lock of the state directory, and cleans up there if it fails.
     is_starting: AtomicBool,
@@ -119,6 +121,7 @@ impl Child {
             exited: Condvar::new(),
             exit_fd: exit_fd.map_err(Error::io("watch", &program))?,
             exit_listener: Mutex::new(None),
+            events: Mutex::default(),
             resources: Mutex::new(resources),
             is_starting: AtomicBool::new(false),
         });
@@ -154,10 +157,17 @@ impl Child {
     pub fn listen(&self, listener: ExitListener) -> Result<()> {
         let report = Arc::new(Mutex::new(None));
         let reported = report.clone();
-        let thread = thread::spawn("hyperkit-events", Box::new(move || *lock(&reported) = listener()));
+        let ExitListener { listen, connection } = listener;
+        let thread = thread::spawn("hyperkit-events", Box::new(move || *lock(&reported) = listen()));
         let thread = thread.map_err(Error::io("create a thread for", format!("process {}", self.pid())))?;
         *lock(&self.exit_listener) = Some(ListenerThread { thread, report });
+        *lock(&self.events) = connection;
         Ok(())
+    }
+
+    /// The connection of the listener.
+    pub fn events(&self) -> Option<Arc<UnixStream>> {
+        lock(&self.events).upgrade()
     }
 
     /// From now on the vsock daemon lives as long as the hypervisor, also without this process.

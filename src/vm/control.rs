@@ -6,11 +6,14 @@ use std::time::{Duration, Instant};
 use crate::engine::Control;
 use crate::error::Result;
 use crate::exit::{Exit, ShutdownOutcome};
-use crate::state::StateDir;
+use crate::state::{PID_FILE, StateDir};
+use crate::sys::file::inode;
 use crate::vm::{CONTROL_TIMEOUT, Vm, VmStatus};
 
 /// How often the power button is pressed: a guest that is not ready loses a press.
 const PRESS_INTERVAL: Duration = Duration::from_millis(500);
+/// How long a hypervisor may take to answer at the first press. Another client may keep it from answering at all.
+const PRESS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// # End
 impl Vm {
@@ -89,12 +92,22 @@ impl Vm {
 
     /// Resumes the guest if it is paused, and presses the power button. Both calls together end within `grace` from `start`.
     fn press_power_button(&self, presses: u32, start: Instant, grace: Duration) {
-        let left = || grace.saturating_sub(start.elapsed()).min(CONTROL_TIMEOUT);
+        // An answer that is late on a busy host is waited for longer the next time.
+        let timeout = (PRESS_TIMEOUT * 2_u32.pow(presses.min(8))).min(CONTROL_TIMEOUT);
+        let left = || grace.saturating_sub(start.elapsed()).min(timeout);
         let dir = self.state_dir().unwrap_or(Path::new("")).display();
         let is_paused = match self.driver().is_paused(self.hypervisor(), left()) {
             // hyperkit does not report it, and a resume kills it if its first vCPU does not run yet.
             Ok(is_paused) => is_paused.unwrap_or(presses > 0),
-            Err(error) => return log::debug!(target: "hyperkit", "{dir}: is it paused? {error:#}"),
+            Err(error) => {
+                log::debug!(target: "hyperkit", "{dir}: is it paused? {error:#}");
+                let events = self.child().and_then(|child| child.events());
+                let pressed = self.driver().press_power_button_by_events(self.hypervisor(), events.as_deref(), left());
+                if let Err(error) = pressed {
+                    log::debug!(target: "hyperkit", "{dir}: press the power button by events: {error:#}");
+                }
+                return;
+            }
         };
         for control in [Control::Resume, Control::PressPowerButton] {
             if control == Control::Resume && !is_paused {
@@ -115,17 +128,23 @@ impl Vm {
     /// with this crate.
     fn outcome(&self, exit: Exit) -> Result<ShutdownOutcome> {
         Ok(match (exit, self.state()) {
-            (Exit::Unknown, Some(state))
-                if state.pid()? == Some(self.pid()) || self.is_recorded_as_killed(state)? =>
-            {
-                ShutdownOutcome::Forced(exit)
-            }
-            (Exit::Unknown, Some(_)) => ShutdownOutcome::Graceful(exit),
+            (Exit::Unknown, Some(state)) if self.is_recorded_as_killed(state)? => ShutdownOutcome::Forced(exit),
+            (Exit::Unknown, Some(state)) if state.pid()? != Some(self.pid()) => ShutdownOutcome::Graceful(exit),
+            // It has removed the file at the old path of a directory that was moved, where it was not.
+            (Exit::Unknown, Some(state)) if !has_recorded_pid_file(state)? => ShutdownOutcome::Unknown,
+            (Exit::Unknown, Some(_)) => ShutdownOutcome::Forced(exit),
             (Exit::Unknown, None) => ShutdownOutcome::Unknown,
             (exit, _) if exit.is_guest() => ShutdownOutcome::Graceful(exit),
             (exit, _) => ShutdownOutcome::Forced(exit),
         })
     }
+}
+
+/// Whether the directory is still where it was at the start. The hypervisor removes its pid file by the path that was an argument.
+fn has_recorded_pid_file(state: &StateDir) -> Result<bool> {
+    let Some(record) = state.load_whole_record()? else { return Ok(true) };
+    let recorded = record.arguments.iter().map(Path::new).find(|path| path.ends_with(PID_FILE) && path.is_absolute());
+    Ok(recorded.is_none_or(|path| path.parent().and_then(inode) == inode(state.path())))
 }
 
 /// # Status and pause

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
@@ -167,4 +167,39 @@ fn hung_qemu_is_killed_after_the_timeout() {
     let (send, outcome) = std::sync::mpsc::channel();
     std::thread::spawn(move || send.send(vm.shutdown(Duration::from_secs(1)).unwrap()));
     assert_eq!(outcome.recv_timeout(BOOT_TIMEOUT), Ok(ShutdownOutcome::Forced(Exit::Killed(9))));
+}
+
+/// QEMU serves one client at a time on each socket. The starter has the socket for events. Without a starter, `shutdown` uses it.
+#[test]
+fn another_client_of_the_control_socket_does_not_keep_the_power_button_from_being_pressed() {
+    const TEST: &str =
+        "shutdown::another_client_of_the_control_socket_does_not_keep_the_power_button_from_being_pressed";
+    let hold_control_socket = |state_dir: &Path| {
+        let mut client = BufReader::new(UnixStream::connect(state_dir.join("qmp.sock")).unwrap());
+        client.read_line(&mut String::new()).unwrap(); // QEMU's greeting: it serves this client
+        client
+    };
+    let mut owner = Owner::start(TEST, |state_dir| description_in(state_dir).start(QUIET_CMDLINE).unwrap());
+    owner.kill();
+    let client = hold_control_socket(&owner.state_dir);
+    assert_eq!(owner.vm().shutdown(BOOT_TIMEOUT).unwrap(), ShutdownOutcome::Graceful(Exit::Unknown));
+    drop(client);
+
+    let guest = Guest::new();
+    let vm = guest.description.start(QUIET_CMDLINE).unwrap();
+    vm.pause().unwrap();
+    let _client = hold_control_socket(&guest.state_dir);
+    assert_eq!(vm.shutdown(BOOT_TIMEOUT).unwrap(), ShutdownOutcome::Graceful(Exit::PowerOff));
+}
+
+/// QEMU removes its pid file by the old path, so the file stays in the new place.
+#[test]
+fn shutdown_of_a_vm_of_another_process_in_a_moved_directory_is_not_reported_as_forced() {
+    const TEST: &str = "shutdown::shutdown_of_a_vm_of_another_process_in_a_moved_directory_is_not_reported_as_forced";
+    let owner = Owner::start(TEST, |state_dir| description_in(state_dir).start(QUIET_CMDLINE).unwrap());
+    let moved = owner.state_dir.with_file_name("moved");
+    std::fs::rename(&owner.state_dir, &moved).unwrap();
+    let find = || HyperKit::from_state(&moved).unwrap().vm().unwrap().expect("it runs");
+    assert_eq!(find().shutdown(BOOT_TIMEOUT).unwrap(), ShutdownOutcome::Unknown);
+    assert!(!moved.join("hyperkit.pid").exists());
 }

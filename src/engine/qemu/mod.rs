@@ -8,7 +8,9 @@ mod vsock_device;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, FileType, OpenOptions};
+use std::io::Write;
 use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
@@ -122,7 +124,8 @@ impl EngineDriver for Driver {
                 return None;
             }
         };
-        Some(Box::new(move || {
+        let connection = events.connection();
+        let listen = Box::new(move || {
             let mut exit = None;
             while let Some(event) = events.next_event() {
                 if event["event"] == "SHUTDOWN" {
@@ -135,7 +138,28 @@ impl EngineDriver for Driver {
                 }
             }
             exit
-        }))
+        });
+        Some(ExitListener { listen, connection })
+    }
+
+    /// QEMU serves one client at a time on each socket. On the socket for events that is the starter, as long as it lives. `cont`
+    /// does nothing to a VM that is not paused.
+    fn press_power_button_by_events(
+        &self,
+        hypervisor: Hypervisor<'_>,
+        events: Option<&UnixStream>,
+        timeout: Duration,
+    ) -> Result<()> {
+        const COMMANDS: [&str; 2] = ["cont", "system_powerdown"];
+        let state = hypervisor.state.ok_or(ConfigError::StateDirRequired { field: "shutdown" })?;
+        let socket = state.file(EVENTS_SOCKET);
+        if let Some(mut events) = events {
+            let requests: String = COMMANDS.iter().map(|name| format!("{}\n", json!({ "execute": name }))).collect();
+            let sent = events.set_write_timeout(Some(timeout)).and_then(|()| events.write_all(requests.as_bytes()));
+            return sent.map_err(Error::io("write to", socket));
+        }
+        let mut events = Qmp::connect(&socket, hypervisor.pid, timeout)?;
+        COMMANDS.iter().try_for_each(|command| events.execute(command).map(drop))
     }
 
     fn control(
@@ -248,7 +272,7 @@ fn accelerator() -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{BufRead, BufReader, Write};
+    use std::io::{BufRead, BufReader};
     use std::os::unix::net::UnixListener;
 
     /// What the listener reports of a QEMU that sends shutdown events with these reasons.
@@ -267,7 +291,7 @@ mod tests {
                 reasons.iter().for_each(|reason| send(json!({ "event": "SHUTDOWN", "data": { "reason": reason } })));
                 stream.read_line(&mut String::new()).unwrap(); // the request, or the other end would fail to send it
             });
-            Driver.exit_listener(&state, std::process::id()).unwrap()()
+            (Driver.exit_listener(&state, std::process::id()).unwrap().listen)()
         })
     }
 

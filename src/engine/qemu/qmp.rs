@@ -3,6 +3,7 @@
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -15,7 +16,7 @@ const MAX_LINE_BYTES: usize = 1024 * 1024;
 
 /// A client. QEMU serves one at a time on each socket.
 pub(super) struct Qmp {
-    stream: UnixStream,
+    stream: Arc<UnixStream>,
     /// Received bytes that do not form a complete line yet.
     received: Vec<u8>,
     socket: PathBuf,
@@ -28,7 +29,7 @@ impl Qmp {
     /// Connects to the hypervisor `pid` and negotiates. All that is done with the connection may take `timeout` together.
     pub fn connect(socket: &Path, pid: u32, timeout: Duration) -> Result<Self> {
         let deadline = Instant::now().checked_add(timeout);
-        let stream = connect(socket, timeout).map_err(Error::io("connect to", socket))?;
+        let stream = Arc::new(connect(socket, timeout).map_err(Error::io("connect to", socket))?);
         let mut qmp = Self { stream, received: Vec::new(), socket: socket.to_owned(), timeout, deadline };
         // The state directory may have been replaced: then another VM's hypervisor listens at this path.
         match peer_pid(&qmp.stream) {
@@ -56,7 +57,7 @@ impl Qmp {
         let line = format!("{}\n", json!({ "execute": command, "arguments": arguments }));
         let sent = self.left().and_then(|left| {
             self.stream.set_write_timeout(left)?;
-            self.stream.write_all(line.as_bytes())
+            (&*self.stream).write_all(line.as_bytes())
         });
         sent.map_err(|error| self.failed(error))?;
         loop {
@@ -69,6 +70,11 @@ impl Qmp {
             }
             // Anything else is an event, which can come at any time.
         }
+    }
+
+    /// The same connection, for requests.
+    pub fn connection(&self) -> Weak<UnixStream> {
+        Arc::downgrade(&self.stream)
     }
 
     /// Waits for the next event; `None` when QEMU has exited.
@@ -93,7 +99,7 @@ impl Qmp {
             let left = self.left()?;
             self.stream.set_read_timeout(left)?;
             let mut bytes = [0; 4096];
-            match self.stream.read(&mut bytes) {
+            match (&*self.stream).read(&mut bytes) {
                 Ok(0) => return Err(io::Error::other("connection closed")),
                 Ok(length) => self.received.extend_from_slice(&bytes[..length]),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
