@@ -52,6 +52,8 @@ pub(crate) struct Home {
     /// Whether the description was read from a command line, whose relative paths are relative to another program's working
     /// directory.
     pub is_from_arguments: bool,
+    /// Whether that command line had a kernel command line without `earlyprintk=serial`. The VM then gets none on hyperkit.
+    pub lacks_early_console: bool,
 }
 
 impl PartialEq for Home {

@@ -277,7 +277,11 @@ fn launch(
     let state = StateDir::of(&description)?;
     // Discard the record of an earlier start.
     description.record = Record {
-        home: Home { dir: state.as_ref().map(|state| state.path().to_owned()), ..Home::default() },
+        home: Home {
+            dir: state.as_ref().map(|state| state.path().to_owned()),
+            lacks_early_console: description.record.home.lacks_early_console,
+            ..Home::default()
+        },
         ..Record::default()
     };
     let acquired = state.as_ref().map(|state| acquire(state, &mut description)).transpose()?;

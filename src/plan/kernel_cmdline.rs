@@ -1,12 +1,17 @@
 //! The command line of a Linux kernel.
 
+use crate::config::HyperKit;
+
 /// The Go package puts this before every kernel command line, so hyperkit gets it, too. On QEMU it would only do harm: `quiet` does
 /// not silence this early console, and a kernel that turns to it twice prints "ERROR: earlyprintk= earlyser already used".
 const EARLY_CONSOLE: &str = "earlyprintk=serial";
 
-/// Adds `earlyprintk=serial` to a kernel command line.
-pub(crate) fn with_early_console(cmdline: &str) -> String {
-    format!("{EARLY_CONSOLE} {cmdline}")
+/// Adds `earlyprintk=serial` to a kernel command line, unless the description is that of a VM of another program without it.
+pub(crate) fn with_early_console(description: &HyperKit, cmdline: &str) -> String {
+    match description.record.home.lacks_early_console {
+        true => cmdline.to_owned(),
+        false => format!("{EARLY_CONSOLE} {cmdline}"),
+    }
 }
 
 /// Removes `earlyprintk=serial` from a kernel command line.

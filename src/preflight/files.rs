@@ -48,7 +48,8 @@ pub(crate) fn check_cmdline_length(description: &HyperKit, cmdline: &str) -> Res
         return check_multiboot(description, multiboot, cmdline).into_iter().next().map_or(Ok(()), Err);
     }
     let Some(kernel) = &description.kernel else { return Ok(()) };
-    let (line, limit) = (with_early_console(cmdline), bz_image_of(description, kernel)?.cmdline_size.saturating_sub(1));
+    let (line, limit) =
+        (with_early_console(description, cmdline), bz_image_of(description, kernel)?.cmdline_size.saturating_sub(1));
     if line.len() > limit {
         return Err(ConfigError::CommandLineTooLong { length: line.len(), limit });
     }

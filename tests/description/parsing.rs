@@ -170,6 +170,19 @@ fn defaults_and_alternative_spellings_are_parsed() {
     assert_eq!(parsed(&spelled), (expected, String::new()));
 }
 
+/// The VM of another program need not have the `earlyprintk=serial` of the Go package.
+#[test]
+fn line_without_early_console_goes_back_without_it() {
+    for line in ["console=ttyS0 a=1,2", "earlyprintk=serialx", "auto"] {
+        for given in [line.to_owned(), format!("earlyprintk=serial {line}")] {
+            let (description, cmdline) = parsed(&format!("{BARE} -f kexec,/k,,{given}"));
+            let last = |description: &HyperKit| description.arguments(&cmdline).unwrap().last().unwrap().clone();
+            assert_eq!(last(&description), format!("kexec,/k,,{given}"));
+            assert_eq!(last(&description.hyperkit("qemu-system-x86_64")), line, "QEMU gets it in neither case");
+        }
+    }
+}
+
 /// Each case has options, and those of them that become extra arguments because no field can express them.
 #[test]
 fn options_without_a_field_become_extra_arguments() {

@@ -169,6 +169,6 @@ fn firmware(description: &HyperKit, cmdline: &str) -> Result<String> {
     }
     let kernel = description.kernel.as_deref().ok_or(ConfigError::Missing { field: "kernel" })?;
     let initrd = description.initrd.as_deref().unwrap_or(Path::new(""));
-    let cmdline = with_early_console(cmdline);
+    let cmdline = with_early_console(description, cmdline);
     Ok(format!("kexec,{},{},{cmdline}", utf8("kernel", kernel)?, utf8("initrd", initrd)?))
 }

@@ -59,7 +59,8 @@ const DEVICES: [&str; 12] = [
 /// # Ok::<(), hyperkit::Error>(())
 /// ```
 ///
-/// The kernel command line is returned without the `earlyprintk=serial` that [`HyperKit::arguments`] adds.
+/// The kernel command line is returned without the `earlyprintk=serial` that [`HyperKit::arguments`] adds. If there was none, it adds
+/// none to this description.
 ///
 /// # Errors
 /// [`Error::InvalidArguments`] if hyperkit would refuse the arguments, if it would ignore some of them (it stops at the first word
@@ -350,7 +351,9 @@ fn read_firmware(firmware: &str, description: &mut HyperKit) -> Result<String> {
         "kexec" => {
             (description.kernel, description.initrd) = (path(file), path(second));
             let cmdline = if cmdline.is_empty() { DEFAULT_CMDLINE } else { cmdline };
-            return Ok(without_early_console(cmdline).to_owned());
+            let line = without_early_console(cmdline);
+            description.record.home.lacks_early_console = line == cmdline;
+            return Ok(line.to_owned());
         }
         "bootrom" => description.bootrom = path(file),
         "multiboot" => {
