@@ -328,6 +328,7 @@ fn spawn(
     customize: &mut dyn FnMut(&mut Command),
 ) -> Result<(std::sync::Arc<Child>, Output)> {
     let output = Output::create(state)?;
+    state.map_or(Ok(()), |state| state.create_logs(description))?;
     let child = spawn_with_output(description, state, mode, customize, &output);
     Ok((child.inspect_err(|_| drop(output.remove_temporary()))?, output))
 }

@@ -192,6 +192,7 @@ impl Starting {
                 None => {}
             }
         }
+        state.restrict_access();
         if let Some(child) = self.vm.child() {
             driver.exit_listener(state, self.vm.pid()).map_or(Ok(()), |listener| child.listen(listener))?;
             child.detach_vsock_daemon();
@@ -199,11 +200,11 @@ impl Starting {
         Ok(())
     }
 
-    /// Whether the console logs exist, which a hypervisor creates before its guest runs. Another program, such as `true`, also exits
+    /// Whether the console logs were opened, which a hypervisor does before its guest runs. Another program, such as `true`, also exits
     /// with 0.
     fn has_logs(&self, state: &StateDir) -> Result<bool> {
         let mut logs = ports(self.vm.description())?.into_iter().filter_map(|port| port.log);
-        Ok(logs.all(|log| state.file(log).exists()))
+        Ok(logs.all(|log| state.has_used_log(log)))
     }
 
     fn failed(&self, exit: Exit) -> Error {

@@ -19,11 +19,12 @@ impl StateDir {
         ALL_LOGS.iter().map(|name| self.file(name)).try_for_each(remove_file)
     }
 
-    /// Removes pid file, tty files and sockets of a VM that has exited. Logs stay.
+    /// Removes pid file, tty files and sockets of a VM that has exited. Logs stay, except those that no hypervisor has opened.
     pub fn clear_runtime_files(&self, _: &Lock) -> Result<()> {
         // Until the vsock daemon has exited, it could create its sockets again.
         wait_until_unread(&self.file(VHOST_LINE));
         let files = [PID_FILE, UNFINISHED, VHOST_LINE].into_iter().chain(ALL_TTYS);
+        let files = files.chain(ALL_LOGS.into_iter().filter(|log| !self.has_used_log(log)));
         let stale = files.map(str::to_owned).chain(self.sockets()?);
         stale.map(|name| self.file(&name)).try_for_each(remove_file)
     }
@@ -45,7 +46,7 @@ impl StateDir {
     }
 
     /// The sockets, and links to sockets, of a VM.
-    fn sockets(&self) -> Result<Vec<String>> {
+    pub(super) fn sockets(&self) -> Result<Vec<String>> {
         let failed = |error| Error::io("list", self.path())(error);
         let mut found = Vec::new();
         for entry in fs::read_dir(self.path()).map_err(failed)? {

@@ -8,6 +8,7 @@ pub(crate) mod exit_wakers;
 pub(crate) mod log_tail;
 pub(crate) mod output;
 pub(crate) mod owner;
+mod permissions;
 pub(crate) mod ring;
 pub(crate) mod vhost_vsock;
 mod watch;

@@ -48,6 +48,28 @@ fn unusual_names_and_symlinks_of_state_directories_work() {
     assert!(!test_dir.path("real").exists());
 }
 
+/// The directory is open to others, and the umask hides nothing.
+#[test]
+fn files_of_a_vm_are_for_its_owner_only() {
+    let test_dir = TestDir::new();
+    fs::create_dir(test_dir.path("vm")).unwrap();
+    fs::set_permissions(test_dir.path("vm"), fs::Permissions::from_mode(0o755)).unwrap();
+    let _stop = test_dir.stop_on_drop();
+    let boot = boot_command(&test_dir, "guest");
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "umask 000; exec \"$@\"", "sh"]).arg(boot.get_program()).args(boot.get_args()).arg("--vsock");
+    let output = shell.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let files = test_dir.state_files();
+    for expected in ["connect", "console-ring", "hyperkit.pid", "tty"] {
+        assert!(files.iter().any(|file| file == expected), "{expected} is not in {files:?}");
+    }
+    for file in files {
+        let mode = fs::symlink_metadata(test_dir.path("vm").join(&file)).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode & 0o077, 0, "{file} has mode {mode:o}");
+    }
+}
+
 /// If the test runs as root, it runs `boot` as another user, since root can write everywhere.
 #[test]
 fn unwritable_state_directory_is_an_error() {

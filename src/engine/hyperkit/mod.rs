@@ -193,12 +193,13 @@ impl EngineDriver for Driver {
         if let Network::VpnKit(socket) = &description.network { Some(socket) } else { None }
     }
 
-    /// hyperkit creates serial ports last, so it is ready when their tty and log files exist.
+    /// hyperkit creates serial ports last, so it is ready when their tty files exist and their logs, which this crate has created
+    /// empty, have the size of a ring.
     fn finish_start(&self, description: &HyperKit, state: &StateDir, _: u32, _: Duration) -> Result<bool> {
         Ok(ports(description)?.iter().all(|port| {
             // The file is created first and written later.
             let names_its_pty = !matches!(port.line, Line::Pty(name) if read_pty_path(&state.file(name)).is_none());
-            names_its_pty && port.log.is_none_or(|name| state.file(name).exists())
+            names_its_pty && port.log.is_none_or(|name| state.file(name).metadata().is_ok_and(|log| log.len() > 0))
         }))
     }
 
