@@ -21,13 +21,14 @@ use crate::sys::find_program::first_program;
 
 /// A kind of hypervisor that can run a VM.
 ///
-/// The file name of the program decides which engine it is: `qemu-system-…` is QEMU, any other name hyperkit. (So
-/// `qemu-kvm` is taken for hyperkit: use a symlink with the other name.)
+/// The file name of the program decides which engine it is: a name that begins with `qemu` is QEMU, and so is `kvm`. Any other
+/// name is hyperkit. Of QEMU's programs, only those for x86-64 are supported.
 ///
 /// ```
 /// use hyperkit::Engine;
 ///
 /// assert_eq!(Engine::of("/usr/bin/qemu-system-x86_64"), Engine::Qemu);
+/// assert_eq!(Engine::of("/usr/libexec/qemu-kvm"), Engine::Qemu);
 /// assert_eq!(Engine::of("com.docker.hyperkit"), Engine::HyperKit);
 /// assert_eq!(Engine::Qemu.to_string(), "QEMU");
 /// ```
@@ -36,7 +37,7 @@ use crate::sys::find_program::first_program;
 pub enum Engine {
     /// The `hyperkit` command for Intel Macs.
     HyperKit,
-    /// QEMU: `qemu-system-x86_64`, on Linux and macOS. Without KVM or HVF it emulates the processor.
+    /// QEMU: `qemu-system-x86_64` or `qemu-kvm`, on Linux and macOS. Without KVM or HVF it emulates the processor.
     Qemu,
 }
 

@@ -33,16 +33,19 @@ fn default_hypervisor_is_looked_up_in_order() {
     let nothing = run();
     let why = text(&nothing.stderr);
     assert!(!nothing.status.success());
-    for name in ["hyperkit", "com.docker.hyperkit", "qemu-system-x86_64"] {
+    for name in ["hyperkit", "com.docker.hyperkit", "qemu-system-x86_64", "qemu-kvm", "kvm", "qemu"] {
         assert!(why.contains(bin.join(name).to_str().unwrap()), "{why}");
     }
-    assert!(absolute.iter().all(|place| why.contains(place)), "{why}");
+    assert!(absolute.iter().all(|place| why.contains(place)) && why.contains("/usr/libexec/qemu-kvm"), "{why}");
 
-    // A script that only reports that QEMU was called.
-    test_dir.write_executable("bin/qemu-system-x86_64", b"#!/bin/sh\necho called as QEMU\nexit 9\n");
-    let called = run();
-    assert_eq!(text(&called.stdout), "called as QEMU\n");
-    assert!(text(&called.stderr).contains("failed with exit code 9"), "{called:?}");
+    // Scripts that only report that they were called.
+    for name in ["qemu", "kvm", "qemu-kvm", "qemu-system-x86_64"] {
+        let script = format!("#!/bin/sh\necho called as {name}\nexit 9\n");
+        test_dir.write_executable(&format!("bin/{name}"), script.as_bytes());
+        let called = run();
+        assert_eq!(text(&called.stdout), format!("called as {name}\n"));
+        assert!(text(&called.stderr).contains("failed with exit code 9"), "{called:?}");
+    }
 
     for name in ["com.docker.hyperkit", "hyperkit"] {
         symlink(standin_path(), bin.join(name)).unwrap();

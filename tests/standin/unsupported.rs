@@ -32,6 +32,22 @@ fn features_unsupported_by_hyperkit_are_rejected() {
     refuse(&|d| d.vmnet(true).tap("tap0").mac("02:00:00:00:00:01"), "MAC address");
 }
 
+/// They emulate another CPU, or are no hypervisors.
+#[test]
+fn other_programs_of_qemu_are_unsupported() {
+    for name in ["qemu-system-aarch64", "qemu-system-i386", "qemu-system-x86_64le", "qemu-img", "qemu-x86_64", "qemu-x"]
+    {
+        let test_dir = TestDir::new();
+        let program = test_dir.write_executable(name, b"#!/bin/sh\nexit 9\n");
+        assert_eq!(Engine::of(&program), Engine::Qemu, "{name}");
+        let error = rejection_with(&test_dir, "", |d| d.hyperkit(&program));
+        assert_eq!(error.field(), "hyperkit", "{error:?}");
+        assert_error!(error, ConfigError::Unsupported { engine: Engine::Qemu, .. });
+        let pure = only_violation(test_dir.description().hyperkit(name).arguments(""));
+        assert_error!(pure, ConfigError::Unsupported { engine: Engine::Qemu, .. });
+    }
+}
+
 /// Returns the shortest multiboot kernel that specifies its load address.
 fn multiboot() -> Vec<u8> {
     let [magic, flags] = [0x1bad_b002_u32, 1 << 16];

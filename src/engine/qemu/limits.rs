@@ -6,6 +6,7 @@ use std::path::Path;
 use crate::config::disk::{Disk, DiskInterface, SectorSize};
 use crate::config::{HyperKit, Network, Share9p, Share9pSource};
 use crate::engine::Engine;
+use crate::engine::qemu::names::{self, Program};
 use crate::engine::qemu::network::{VMNET, preferred_address};
 use crate::engine::qemu::vsock_device;
 use crate::error::ConfigError;
@@ -46,8 +47,14 @@ pub(super) fn unsupported_features(description: &HyperKit) -> Vec<ConfigError> {
     let mut found = Violations::default();
     let modules = description.multiboot.iter().flat_map(|multiboot| &multiboot.modules);
     let has_space = modules.into_iter().any(|module| module.path.as_os_str().as_encoded_bytes().contains(&b' '));
+    let program = description.hyperkit.as_deref().and_then(Path::file_name).unwrap_or_default();
+    let is_other = names::program(program.as_encoded_bytes()) == Some(Program::Other);
     let apple_log = ports(description).is_ok_and(|ports| ports.iter().any(|port| port.apple_log));
     for (is_set, feature) in [
+        (
+            is_other,
+            "guests of another architecture than x86-64, or a tool of QEMU (`hyperkit`); use qemu-system-x86_64",
+        ),
         (
             matches!(description.network, Network::VpnKit(_)),
             "a network on a VPNKit socket (`network`); use `Network::Nat`, its user-mode network",

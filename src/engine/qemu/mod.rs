@@ -2,6 +2,7 @@
 
 mod arguments;
 mod limits;
+mod names;
 mod network;
 mod qmp;
 mod vsock_device;
@@ -44,11 +45,11 @@ impl EngineDriver for Driver {
     }
 
     fn accepts_program_name(&self, name: &[u8]) -> bool {
-        name.starts_with(b"qemu-system-")
+        names::program(name).is_some()
     }
 
     fn default_programs(&self) -> &'static [&'static str] {
-        &["qemu-system-x86_64"]
+        &["qemu-system-x86_64", "qemu-kvm", "/usr/libexec/qemu-kvm", "kvm", "qemu"]
     }
 
     fn unsupported(&self, description: &HyperKit) -> Vec<ConfigError> {
