@@ -115,7 +115,7 @@
 //! `hyperkit.log` in the state directory, and to the `log` crate with the target `hyperkit`. It downloads no images, and has no
 //! graphics and no snapshots.
 //!
-//! The [`guide`] answers "How do I …" with programs. It has pages on the state directory, on use in a larger program, and for users of
+//! The [`guide`] answers "How do I …" with programs. It has pages on the state directory, on use in a larger program, on security, and for users of
 //! the Go package that this crate mirrors.
 
 #![forbid(unsafe_code)]

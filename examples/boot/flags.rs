@@ -37,15 +37,17 @@ What to boot:
 
 The VM:
   --cpus N              vCPUs (default: 1)
+  --cpu MODEL           the model of the CPU, in QEMU's words (default: the host's, or Nehalem,+rdrand if emulated)
   --memory MIB          memory (default: 1024)
   --disk FILE           a raw or qcow2 disk image; can be repeated
   --disk-size MIB       the size of a new image, for the --disk before it if that file is missing. Without --disk,
                         creates a disk in the state directory
   --iso FILE            an ISO image in a CD drive; can be repeated
   --vpnkit auto         gives the guest a network: QEMU's own, or on hyperkit Docker Desktop's VPNKit
+  --vpnkit isolated     a network on which only --forward works; QEMU only
   --vpnkit SOCKET       a network by this socket of a VPNKit; hyperkit only
   --vpnkit-key UUID     the guest gets the same address each time it has this UUID
-  --forward HOST:GUEST  forwards a TCP port of 127.0.0.1 (0: any free one) to a port of the guest; QEMU, with --vpnkit auto
+  --forward HOST:GUEST  forwards a TCP port of 127.0.0.1 (0: any free one) to a port of the guest; QEMU, with --vpnkit
   --vsock               a vsock device, with which programs of host and guest connect without a network
   --vsock-cid CID       the guest's number on vsock (default: 3)
   --vsock-port PORT     creates a socket on the host that leads to this vsock port; hyperkit only; at most 4 times
@@ -121,6 +123,7 @@ pub fn parse() -> Result<Option<Command>, Box<dyn Error>> {
             "cmdline" => cmdline = Some(text(&mut flags, "--cmdline")?),
             "bootrom" => description = description.bootrom(flags.value()?),
             "cpus" => description = description.cpus(number(&mut flags, "--cpus")?),
+            "cpu" => description = description.cpu(text(&mut flags, "--cpu")?),
             "memory" => description = description.memory_mib(number(&mut flags, "--memory")?),
             "disk" => description = description.disk(flags.value()?),
             "disk-size" => match (number(&mut flags, "--disk-size")?, description.disks.last_mut()) {

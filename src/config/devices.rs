@@ -23,7 +23,13 @@ pub enum Network {
     /// The guest reaches the host's networks by address translation (NAT), without root: on QEMU through its user-mode
     /// network, on hyperkit through Docker Desktop's VPNKit. The host reaches the guest by
     /// [`port_forwards`](crate::HyperKit#structfield.port_forwards).
+    ///
+    /// The guest can also connect to services that listen on the host's loopback address only: on QEMU, its gateway, 10.0.2.2, is
+    /// the host's 127.0.0.1.
     Nat,
+    /// The host reaches the guest by [`port_forwards`](crate::HyperKit#structfield.port_forwards), and the guest reaches nothing:
+    /// neither the host nor its networks. QEMU only.
+    Isolated,
     /// The network of the VPNKit that listens on this unix socket. VPNKit is the network stack of Docker Desktop: a program
     /// that gives guests access to the network without root. hyperkit only. A check exchanges greetings with it, since hyperkit would
     /// wait without end for one that does not answer.
@@ -31,12 +37,13 @@ pub enum Network {
 }
 
 impl From<&Path> for Network {
-    /// Reads the words of the Go package: an empty path is [`None`](Self::None), `auto` is [`Nat`](Self::Nat), anything else
-    /// is [`VpnKit`](Self::VpnKit).
+    /// Reads the words of `hyperkit.json`: an empty path is [`None`](Self::None), `auto` is [`Nat`](Self::Nat), `isolated` is
+    /// [`Isolated`](Self::Isolated), anything else is [`VpnKit`](Self::VpnKit).
     fn from(socket: &Path) -> Self {
         match socket.as_os_str().as_encoded_bytes() {
             b"" => Self::None,
-            b"auto" => Self::Nat,
+            name if name == json::AUTO.as_bytes() => Self::Nat,
+            name if name == json::ISOLATED.as_bytes() => Self::Isolated,
             _ => Self::VpnKit(socket.to_owned()),
         }
     }

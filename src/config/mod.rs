@@ -33,13 +33,13 @@ use record::Record;
 /// | group | fields |
 /// |---|---|
 /// | boot | [`kernel`](#structfield.kernel), [`initrd`](#structfield.initrd), [`bootrom`](#structfield.bootrom), [`multiboot`](#structfield.multiboot) |
-/// | CPU, memory and board | [`cpus`](#structfield.cpus), [`memory_mib`](#structfield.memory_mib), [`uuid`](#structfield.uuid), [`utc`](#structfield.utc), [`random`](#structfield.random), [`exit_on_hlt`](#structfield.exit_on_hlt), [`exit_on_pause`](#structfield.exit_on_pause), [`x2apic`](#structfield.x2apic), [`msix`](#structfield.msix), [`mptable`](#structfield.mptable) |
+/// | CPU, memory and board | [`cpus`](#structfield.cpus), [`cpu`](#structfield.cpu), [`memory_mib`](#structfield.memory_mib), [`uuid`](#structfield.uuid), [`utc`](#structfield.utc), [`random`](#structfield.random), [`exit_on_hlt`](#structfield.exit_on_hlt), [`exit_on_pause`](#structfield.exit_on_pause), [`x2apic`](#structfield.x2apic), [`msix`](#structfield.msix), [`mptable`](#structfield.mptable) |
 /// | disks | [`disks`](#structfield.disks), [`isos`](#structfield.isos) |
 /// | network | [`network`](#structfield.network), [`port_forwards`](#structfield.port_forwards), [`mac`](#structfield.mac), [`tap`](#structfield.tap), [`vmnet`](#structfield.vmnet), [`vpnkit_key`](#structfield.vpnkit_key), [`vpnkit_preferred_ipv4`](#structfield.vpnkit_preferred_ipv4) |
 /// | console and serial ports | [`console`](#structfield.console), [`serials`](#structfield.serials) |
 /// | sharing: 9p and vsock | [`shares_9p`](#structfield.shares_9p), [`vsock`](#structfield.vsock), [`vsock_guest_cid`](#structfield.vsock_guest_cid), [`vsock_dir`](#structfield.vsock_dir), [`vsock_ports`](#structfield.vsock_ports), [`vhost_device_vsock`](#structfield.vhost_device_vsock) |
 /// | state directory | [`state_dir`](#structfield.state_dir), [`labels`](#structfield.labels) |
-/// | hypervisor | [`hyperkit`](#structfield.hyperkit), [`argv0`](#structfield.argv0), [`extra_arguments`](#structfield.extra_arguments), [`gdb_port`](#structfield.gdb_port), [`core_dumps`](#structfield.core_dumps) |
+/// | hypervisor | [`hyperkit`](#structfield.hyperkit), [`argv0`](#structfield.argv0), [`extra_arguments`](#structfield.extra_arguments), [`gdb_port`](#structfield.gdb_port), [`core_dumps`](#structfield.core_dumps), [`sandbox`](#structfield.sandbox) |
 ///
 /// The methods below have the same groups, and after them the calls on a description: check and render, start, find
 /// again, end and remove.
@@ -102,7 +102,7 @@ pub struct HyperKit {
     /// The MAC address of the first network card. hyperkit supports this only for [`tap`](Self#structfield.tap).
     #[serde(with = "json::text", skip_serializing_if = "Option::is_none")]
     pub mac: Option<String>,
-    /// Ports of 127.0.0.1 that are forwarded to the guest. They require [`Network::Nat`] or
+    /// Ports of 127.0.0.1 that are forwarded to the guest. They require [`Network::Nat`], [`Network::Isolated`] or
     /// [`vmnet`](Self#structfield.vmnet). QEMU only: on hyperkit, VPNKit forwards ports by other means.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub port_forwards: Vec<PortForward>,
@@ -156,8 +156,14 @@ pub struct HyperKit {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub multiboot: Option<Multiboot>,
 
-    /// The number of vCPUs (processors that the guest sees), 1 to 64.
+    /// The number of vCPUs (processors that the guest sees), 1 to 64. Where QEMU emulates the CPU, more vCPUs make a boot slower: see
+    /// the guide's page [`engines`](crate::guide::engines#boot-cpu-and-memory).
     pub cpus: u32,
+    /// The model of the guest's CPU, in QEMU's words: `max`, or a model and features such as `Skylake-Client,-hle`. QEMU only;
+    /// `qemu-system-x86_64 -cpu help` lists the models. If unset, the guest has the host's CPU, as on hyperkit. Where QEMU emulates
+    /// the CPU, it is `Nehalem,+rdrand`: a CPU with the instructions of x86-64-v2.
+    #[serde(with = "json::text", skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<String>,
     /// The guest's memory in MiB, at least 2. On hyperkit at most the host's: it requires all memory at its start. QEMU takes memory
     /// when the guest uses it, so a VM there can have more.
     #[serde(rename = "memory")]
@@ -194,6 +200,12 @@ pub struct HyperKit {
     /// Whether core dumps of the hypervisor include the guest's memory. hyperkit has the option, and ignores it.
     #[serde(skip_serializing_if = "json::is_default")]
     pub core_dumps: bool,
+    /// Whether QEMU gives up what it does not need once it runs: system calls that start programs, change users or raise limits.
+    /// So a guest that breaks out of QEMU can do less. On by default, on Linux, if QEMU is built with seccomp. Turn it off for
+    /// [`extra_arguments`](Self#structfield.extra_arguments) with which QEMU starts a program. No effect on hyperkit. The guide's
+    /// page [`security`](crate::guide::security) has more.
+    #[serde(skip_serializing_if = "json::is_true")]
+    pub sandbox: bool,
     /// The TCP port on which a debugger reaches the guest. Whoever connects can read and write the guest's memory. QEMU listens on
     /// 127.0.0.1, hyperkit on all addresses of the host.
     #[serde(with = "json::count", skip_serializing_if = "Option::is_none")]
@@ -242,6 +254,7 @@ impl Default for HyperKit {
             bootrom: None,
             multiboot: None,
             cpus: 1,
+            cpu: None,
             memory_mib: 1024,
             console: None,
             serials: None,
@@ -252,6 +265,7 @@ impl Default for HyperKit {
             msix: true,
             mptable: true,
             core_dumps: false,
+            sandbox: true,
             gdb_port: None,
             extra_arguments: Vec::new(),
             labels: BTreeMap::new(),

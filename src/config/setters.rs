@@ -121,6 +121,9 @@ impl HyperKit {
         #[doc(alias = "smp")]
         #[doc(alias = "processors")]
         "the number of vCPUs, 1 to 64": cpus(u32);
+        #[doc(alias = "processor")]
+        #[doc(alias = "model")]
+        "the CPU's model, in QEMU's words": cpu(into String);
         #[doc(alias = "ram")]
         "the memory, in MiB": memory_mib(u64);
         "the VM's UUID": uuid(into String);
@@ -190,7 +193,8 @@ impl HyperKit {
         "the IPv4 address that the guest should get": vpnkit_preferred_ipv4(into String);
     }
 
-    /// Sets [`network`](Self#structfield.network) in the Go package's words: `auto` is [`Network::Nat`], an empty path
+    /// Sets [`network`](Self#structfield.network) in the Go package's words: `auto` is [`Network::Nat`], `isolated`
+    /// [`Network::Isolated`], an empty path
     /// [`Network::None`], any other path [`Network::VpnKit`].
     #[must_use]
     pub fn vpnkit(mut self, socket: impl AsRef<Path>) -> Self {
@@ -331,5 +335,7 @@ impl HyperKit {
         #[doc(alias = "debugger")]
         "the TCP port for a debugger": gdb_port(some u16);
         "whether core dumps include the guest's memory": core_dumps(bool);
+        #[doc(alias = "seccomp")]
+        "whether QEMU gives up system calls that it does not need": sandbox(bool);
     }
 }

@@ -117,8 +117,8 @@ pub(crate) trait EngineDriver: Sync {
     /// The arguments for a description that passed validation and [`unsupported`](Self::unsupported). Looks at no file.
     fn arguments(&self, description: &HyperKit, cmdline: &str) -> Result<Vec<String>, ConfigError>;
 
-    /// Arguments before all others that depend on the host and not on the description.
-    fn host_arguments(&self) -> Vec<String> {
+    /// Arguments before all others that depend on the host.
+    fn host_arguments(&self, _description: &HyperKit) -> Vec<String> {
         Vec::new()
     }
 
@@ -145,8 +145,9 @@ pub(crate) trait EngineDriver: Sync {
     /// directory with files that the engine does not write by itself.
     fn finish_start(&self, description: &HyperKit, state: &StateDir, pid: u32, timeout: Duration) -> Result<bool>;
 
-    /// Connects to the hypervisor's source of events, if the exit code alone does not say how the guest ended.
-    fn exit_listener(&self, _state: &StateDir, _pid: u32) -> Option<ExitListener> {
+    /// Connects to the hypervisor's source of events, if the exit code alone does not say how the guest ended. The listener also
+    /// logs what the engine reports of a running VM.
+    fn exit_listener(&self, _description: &HyperKit, _state: &StateDir, _pid: u32) -> Option<ExitListener> {
         None
     }
 

@@ -16,7 +16,7 @@ use crate::{Engine, SectorSize};
 ///
 /// | about | variants |
 /// |---|---|
-/// | The description by itself | [`Missing`](Self::Missing), [`MissingPrerequisite`](Self::MissingPrerequisite), [`ConflictingBootSources`](Self::ConflictingBootSources), [`CommandLineForRom`](Self::CommandLineForRom), [`StateDirRequired`](Self::StateDirRequired), [`ForbiddenCharacter`](Self::ForbiddenCharacter), [`NotUtf8`](Self::NotUtf8), [`TooLong`](Self::TooLong), [`InvalidCpus`](Self::InvalidCpus), [`InvalidMemory`](Self::InvalidMemory), [`MemoryExceedsHost`](Self::MemoryExceedsHost), [`InvalidUuid`](Self::InvalidUuid), [`TooManyDevices`](Self::TooManyDevices), [`UnknownSetting`](Self::UnknownSetting), [`Unsupported`](Self::Unsupported) |
+/// | The description by itself | [`Missing`](Self::Missing), [`MissingPrerequisite`](Self::MissingPrerequisite), [`ConflictingBootSources`](Self::ConflictingBootSources), [`CommandLineForRom`](Self::CommandLineForRom), [`StateDirRequired`](Self::StateDirRequired), [`ForbiddenCharacter`](Self::ForbiddenCharacter), [`NotUtf8`](Self::NotUtf8), [`TooLong`](Self::TooLong), [`InvalidCpus`](Self::InvalidCpus), [`InvalidCpu`](Self::InvalidCpu), [`InvalidMemory`](Self::InvalidMemory), [`MemoryExceedsHost`](Self::MemoryExceedsHost), [`InvalidUuid`](Self::InvalidUuid), [`TooManyDevices`](Self::TooManyDevices), [`UnknownSetting`](Self::UnknownSetting), [`Unsupported`](Self::Unsupported) |
 /// | Network | [`InvalidIpv4`](Self::InvalidIpv4), [`InvalidMac`](Self::InvalidMac), [`DuplicateHostPort`](Self::DuplicateHostPort), [`ZeroPort`](Self::ZeroPort) |
 /// | Serial ports, vsock and 9p | [`TooManySerials`](Self::TooManySerials), [`DuplicateStdio`](Self::DuplicateStdio), [`InvalidCid`](Self::InvalidCid), [`InvalidVsockPort`](Self::InvalidVsockPort), [`TooManyVsockPorts`](Self::TooManyVsockPorts), [`DuplicateMountTag`](Self::DuplicateMountTag) |
 /// | Files and directories | [`NotFound`](Self::NotFound), [`NotAFile`](Self::NotAFile), [`NotADirectory`](Self::NotADirectory), [`Inaccessible`](Self::Inaccessible), [`EmptyFile`](Self::EmptyFile), [`NotABzImage`](Self::NotABzImage), [`NotMultiboot`](Self::NotMultiboot), [`InvalidBootrom`](Self::InvalidBootrom), [`NotFirmware`](Self::NotFirmware), [`DoesNotFit`](Self::DoesNotFit), [`CommandLineTooLong`](Self::CommandLineTooLong) |
@@ -98,6 +98,11 @@ pub enum ConfigError {
     InvalidCpus {
         /// The value.
         value: u32,
+    },
+    /// Not the name of a CPU model, with features after it. `qemu-system-x86_64 -cpu help` lists both.
+    InvalidCpu {
+        /// The value.
+        value: String,
     },
     /// Too little memory, or more than fits into 63 bits of bytes. Use at least 2 MiB.
     InvalidMemory {

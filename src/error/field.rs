@@ -45,6 +45,7 @@ impl ConfigError {
             Self::CommandLineForRom { .. } | Self::CommandLineTooLong { .. } => "kernel_cmdline",
             Self::TooManySerials { .. } | Self::DuplicateStdio => "serials",
             Self::InvalidCpus { .. } => "cpus",
+            Self::InvalidCpu { .. } => "cpu",
             Self::InvalidMemory { .. } | Self::MemoryExceedsHost { .. } => "memory_mib",
             // The key of a list's element: `disks.driver: "x"`.
             Self::UnknownSetting { key } => key.split(['.', ':']).next().unwrap_or(key),

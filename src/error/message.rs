@@ -165,6 +165,10 @@ impl fmt::Display for ConfigError {
                 write!(f, "too many devices: {count} for {max} PCI slots; attach fewer `disks`, `isos` or `shares_9p`")
             }
             Self::InvalidCpus { value } => write!(f, "`cpus` must be 1 to {MAX_CPUS}: {value}"),
+            Self::InvalidCpu { value } => write!(
+                f,
+                "`cpu` must be a CPU model of QEMU, with its features after commas, such as max or Nehalem,+rdrand: {value:?}"
+            ),
             Self::InvalidMemory { value } => {
                 write!(f, "`memory_mib` must be at least {MIN_MEMORY_MIB} MiB and fit into 63 bits of bytes: {value}")
             }

@@ -5,6 +5,7 @@
 //! - [`crash_recovery`]: what happens when a program, a hypervisor or the host ends unexpectedly.
 //! - [`state_directory`]: the files in a state directory, and who may touch what.
 //! - [`embedding`]: threads, signals, dropping, several programs, async runtimes, logging.
+//! - [`security`]: what a guest can do to its host, what the crate does about it, and what is left to you.
 //! - [`from_go`]: for users of the Go package.
 
 #[doc = include_str!("engines.md")]
@@ -18,6 +19,9 @@ pub mod state_directory {}
 
 #[doc = include_str!("embedding.md")]
 pub mod embedding {}
+
+#[doc = include_str!("security.md")]
+pub mod security {}
 
 #[doc = include_str!("from_go.md")]
 pub mod from_go {}

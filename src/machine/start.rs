@@ -291,7 +291,7 @@ fn launch(
     };
     let mut undo = Undo::new(state.as_ref().zip(lock.as_ref()), created, image_locks)?;
 
-    let mut arguments = driver.host_arguments();
+    let mut arguments = driver.host_arguments(&description);
     arguments.extend(driver.arguments(&description, kernel_cmdline)?);
     let program = description.hyperkit.as_deref().unwrap_or(Path::new("")).display();
     description.record.cmdline = format!("{program} {}", arguments.join(" "));

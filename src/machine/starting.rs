@@ -194,7 +194,9 @@ impl Starting {
         }
         state.restrict_access();
         if let Some(child) = self.vm.child() {
-            driver.exit_listener(state, self.vm.pid()).map_or(Ok(()), |listener| child.listen(listener))?;
+            driver
+                .exit_listener(self.vm.description(), state, self.vm.pid())
+                .map_or(Ok(()), |listener| child.listen(listener))?;
             child.detach_vsock_daemon();
         }
         Ok(())

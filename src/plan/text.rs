@@ -64,3 +64,15 @@ pub(crate) fn is_unicast_mac(text: &str) -> bool {
     // Bit 0 of the first byte marks addresses of groups.
     bytes.is_some_and(|bytes| bytes.len() == 6 && bytes[0] % 2 == 0 && bytes.iter().any(|&byte| byte != 0))
 }
+
+/// Whether this can be one of QEMU's CPU models with features: `max`, `Nehalem,+rdrand`, `EPYC-v2,hv-time=on`. With `help`, QEMU
+/// would print a list and start no VM.
+pub(crate) fn is_cpu(text: &str) -> bool {
+    let (model, features) = text.split_once(',').map_or((text, None), |(model, features)| (model, Some(features)));
+    let is_model = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    let is_feature = |feature: &str| !feature.is_empty() && !feature.contains(|c: char| c.is_control());
+    model.starts_with(|first: char| first.is_ascii_alphanumeric())
+        && model.bytes().all(is_model)
+        && model != "help"
+        && features.is_none_or(|features| features.split(',').all(is_feature))
+}

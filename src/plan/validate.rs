@@ -13,7 +13,7 @@ use crate::plan::limits::{
 use crate::plan::serial_ports::ports;
 use crate::plan::slots::layout;
 use crate::plan::text::{
-    check_length, check_path, check_text, has_known_variant, is_unicast_mac, is_uuid, reject_chars, utf8,
+    check_length, check_path, check_text, has_known_variant, is_cpu, is_unicast_mac, is_uuid, reject_chars, utf8,
 };
 
 /// Collects violations.
@@ -174,6 +174,9 @@ fn check_strings(description: &HyperKit, found: &mut Violations) {
         if name.trim().is_empty() {
             found.add(ConfigError::Missing { field: "argv0" });
         }
+    }
+    if let Some(value) = description.cpu.as_ref().filter(|cpu| !is_cpu(cpu)) {
+        found.add(ConfigError::InvalidCpu { value: value.clone() });
     }
     if let Some(tap) = &description.tap {
         let name = check_text("tap", tap).and_then(|tap| reject_chars(&['/'], "tap", tap));

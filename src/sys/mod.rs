@@ -1,5 +1,6 @@
 //! Small wrappers of the operating system.
 
+pub(crate) mod elf;
 pub(crate) mod file;
 pub(crate) mod find_program;
 pub(crate) mod handover;

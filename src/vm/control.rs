@@ -177,6 +177,9 @@ impl Vm {
 
     /// Stops the guest's vCPUs until [`resume`](Self::resume). The hypervisor runs on.
     ///
+    /// Afterwards the guest's clock is behind by the length of the pause. In a Linux guest, `hwclock -s -u` sets it by the VM's
+    /// clock (RTC), which runs on.
+    ///
     /// On hyperkit, a pause before the first vCPU runs kills the VM.
     ///
     /// # Errors

@@ -69,6 +69,28 @@ pub fn open_shell(vm: &Vm) -> ConsoleStream {
     vm.console().unwrap()
 }
 
+/// Runs a command in the guest's shell, and returns what it prints.
+pub fn run_in_guest(console: &ConsoleStream, command: &str) -> String {
+    // The shell's echo of the command contains neither mark.
+    console.send_line(&format!("echo begin-$((6 * 7)); {command}; echo end-$((6 * 7))")).unwrap();
+    console.expect("begin-42\r\n", BOOT_TIMEOUT).unwrap();
+    let output = console.expect("end-42", BOOT_TIMEOUT).unwrap();
+    console.expect(PROMPT, BOOT_TIMEOUT).unwrap();
+    output.strip_suffix("end-42").unwrap_or(&output).replace('\r', "")
+}
+
+/// Creates a script that runs shell commands in a new mount namespace, and then QEMU there. It needs no root.
+#[cfg(target_os = "linux")]
+pub fn qemu_after(dir: &Path, commands: &str) -> PathBuf {
+    let setup = dir.join("setup.sh");
+    fs::write(&setup, format!("{commands}\nexec qemu-system-x86_64 \"$@\"\n")).unwrap();
+    let script =
+        format!("#!/bin/sh\nexec unshare --user --map-root-user --mount /bin/sh -e {} \"$@\"\n", setup.display());
+    let program = dir.join("qemu-system-x86_64");
+    super::write_executable(&program, script.as_bytes());
+    program
+}
+
 /// Returns the processes with a state directory on their command line: the hypervisor, its vsock daemon, and the shells that
 /// watch them.
 pub fn processes_in(state_dir: &Path) -> Vec<u32> {

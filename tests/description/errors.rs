@@ -144,6 +144,7 @@ fn violations() -> Vec<(&'static str, ConfigError)> {
         ("disks", E::InvalidSectorSize { path: path(), value: size }),
         ("disks", E::TooManyDevices { count: 2, max: 1 }),
         ("cpus", E::InvalidCpus { value: 0 }),
+        ("cpu", E::InvalidCpu { value: value() }),
         ("memory_mib", E::InvalidMemory { value: 0 }),
         ("memory_mib", E::MemoryExceedsHost { value: 2, host: 1 }),
         ("disks", E::InvalidQcowOption { path: path(), option: "stats", value: value() }),

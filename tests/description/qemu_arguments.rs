@@ -1,6 +1,6 @@
 //! Arguments for QEMU that the tests with a real guest do not cover.
 
-use hyperkit::{Console, Disk, HyperKit, Multiboot, Network, PortForward, QcowOptions, Serial};
+use hyperkit::{Console, Disk, Engine, HyperKit, Multiboot, Network, PortForward, QcowOptions, Serial};
 
 const UUID: &str = "1f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55";
 
@@ -16,6 +16,15 @@ fn values(description: &HyperKit, option: &str) -> Vec<String> {
 
 #[test]
 fn hypervisor_name_selects_the_engine() {
+    let names =
+        ["qemu-system-x86_64", "/usr/libexec/qemu-kvm", "qemu-kvm", "/usr/bin/kvm", "qemu", "qemu-system-x86_64-7.2"];
+    for name in names {
+        assert_eq!(Engine::of(name), Engine::Qemu, "{name}");
+        assert_eq!(values(&description().hyperkit(name), "-append"), ["a, b"], "{name}");
+    }
+    for name in ["hyperkit", "com.docker.hyperkit", "kvmtool", "wrapper"] {
+        assert_eq!(Engine::of(name), Engine::HyperKit, "{name}");
+    }
     assert_eq!(values(&description(), "-append"), ["a, b"]);
     assert_eq!(values(&description().hyperkit("/opt/hyperkit"), "-f"), ["kexec,/k,/i,earlyprintk=serial a, b"]);
 }
@@ -87,6 +96,27 @@ fn each_nic_has_a_network_and_the_first_has_mac_and_port_forwards() {
 }
 
 #[test]
+fn isolated_network_is_restricted() {
+    let isolated = description().network(Network::Isolated).vmnet(true).port_forward(PortForward::tcp(8080, 80));
+    assert_eq!(
+        values(&isolated, "-netdev"),
+        ["user,id=net1,restrict=on,hostfwd=tcp:127.0.0.1:8080-:80", "user,id=net2,net=192.168.64.0/24"]
+    );
+    let preferred = description().network(Network::Isolated).vpnkit_key(UUID).vpnkit_preferred_ipv4("192.168.65.10");
+    assert_eq!(values(&preferred, "-netdev"), ["user,id=net1,restrict=on,net=192.168.65.0/24,dhcpstart=192.168.65.10"]);
+    let json = isolated.to_string();
+    assert!(json.contains("\"vpnkit_sock\":\"isolated\""), "{json}");
+    assert_eq!(serde_json::from_str::<HyperKit>(&json).unwrap(), isolated);
+}
+
+#[test]
+fn cpu_model_is_an_argument_only_if_it_is_set() {
+    assert_eq!(values(&description(), "-cpu"), [] as [&str; 0], "`arguments` must not depend on the host");
+    assert_eq!(values(&description().cpu("max,+rdrand"), "-cpu"), ["max,+rdrand"]);
+    assert_eq!(values(&description(), "-sandbox"), [] as [&str; 0]);
+}
+
+#[test]
 fn each_disk_has_its_format_and_options() {
     let disks = description()
         .disk(Disk::new("/a.qcow2").trim())
@@ -95,9 +125,9 @@ fn each_disk_has_its_format_and_options() {
     assert_eq!(
         values(&disks, "-drive"),
         [
-            "if=none,id=disk1,format=qcow2,discard=unmap,file=/a.qcow2",
-            "if=none,id=disk2,format=raw,readonly=on,cache=writethrough,file=/b.qcow2",
-            "if=none,id=disk3,format=qcow2,file=/c"
+            "if=none,id=disk1,format=qcow2,discard=unmap,werror=report,rerror=report,file=/a.qcow2",
+            "if=none,id=disk2,format=raw,readonly=on,cache=writethrough,werror=report,rerror=report,file=/b.qcow2",
+            "if=none,id=disk3,format=qcow2,werror=report,rerror=report,file=/c"
         ]
     );
     let devices = values(&disks, "-device");
@@ -113,7 +143,7 @@ fn isos_and_shares_are_passed_unchanged() {
     let description =
         description().iso("/i.iso").random(false).socket_9p("/share", "tag").vhost_device_vsock("/program");
     assert_eq!(values(&description, "-drive"), ["if=none,id=cd1,format=raw,readonly=on,media=cdrom,file=/i.iso"]);
-    assert_eq!(values(&description, "-fsdev"), ["local,id=share2,path=/share,security_model=none"]);
+    assert_eq!(values(&description, "-fsdev"), ["local,id=share2,path=/share,security_model=none,multidevs=remap"]);
     assert_eq!(
         values(&description, "-machine"),
         values(&self::description(), "-machine"),

@@ -5,17 +5,26 @@
 mod common;
 
 mod boot;
+mod clock;
 mod console;
+mod cpu;
 mod crash_recovery;
 mod devices;
+#[cfg(target_os = "linux")]
+mod disk_full;
 mod exit_reasons;
 mod firmware;
 mod images_in_use;
 #[cfg(target_os = "linux")]
 mod namespaces;
+mod network;
 mod owner;
 mod ports;
+#[cfg(target_os = "linux")]
+mod sandbox;
 mod scoped;
+#[cfg(target_os = "linux")]
+mod shares;
 mod shutdown;
 #[cfg(target_os = "linux")]
 mod vsock;

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use hyperkit::{ConfigError, Disk, HyperKit, Multiboot, Network, PortForward, QcowOptions, Serial};
 
 use crate::common::rejection::{
-    assert_boots, assert_boots_with, assert_error, modify, rejection_by_arguments, rejection_with, rom,
+    assert_boots, assert_boots_with, assert_error, modify, only_violation, rejection_by_arguments, rejection_with, rom,
     without_boot_source,
 };
 use crate::common::vpnkit::{Handshake, listen_as_vpnkit};
@@ -30,6 +30,21 @@ fn vcpu_limits_are_enforced() {
     }
     for count in [0, 65, u32::MAX] {
         assert_error!(rejection_by_arguments(|d| d.cpus(count)), ConfigError::InvalidCpus { value } if value == count);
+    }
+}
+
+/// On hyperkit, `cpu` is not supported at all.
+#[test]
+fn cpu_model_must_have_a_name_and_features() {
+    let qemu = |cpu: &str| HyperKit::new().hyperkit("qemu-system-x86_64").kernel("/k").cpu(cpu).arguments("");
+    for cpu in ["max", "Nehalem,+rdrand", "EPYC-v2,hv-time=on,-avx", "486", "Opteron_G1", "max,model-id=My CPU"] {
+        assert!(qemu(cpu).unwrap().windows(2).any(|pair| pair == ["-cpu", cpu]), "{cpu}");
+    }
+    for cpu in
+        ["", "help", "?", "-append", "+rdrand", "a model", "max,", "max,,+avx", ",", "max\0", "max,+a\0", "help,+avx"]
+    {
+        let expected = ConfigError::InvalidCpu { value: cpu.to_owned() };
+        assert_eq!(only_violation(qemu(cpu)), expected);
     }
 }
 

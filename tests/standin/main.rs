@@ -39,6 +39,7 @@ mod moved;
 mod namespaces;
 mod network;
 mod process_identity;
+mod qemu_options;
 mod reattach;
 mod remove;
 mod replaced;

@@ -158,13 +158,16 @@ impl<'de> Deserialize<'de> for Share9p {
 }
 
 /// The Go package replaces `auto` by a path before it writes the state. On QEMU there is no such path.
-const AUTO: &str = "auto";
+pub(crate) const AUTO: &str = "auto";
+/// A word of this crate. The Go package would take it for a path.
+pub(crate) const ISOLATED: &str = "isolated";
 
 impl Serialize for Network {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::None => "".serialize(serializer),
             Self::Nat => AUTO.serialize(serializer),
+            Self::Isolated => ISOLATED.serialize(serializer),
             Self::VpnKit(path) => lossy(path, serializer),
         }
     }

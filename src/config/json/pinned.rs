@@ -64,6 +64,7 @@ fn every_field() -> HyperKit {
             modules: vec![MultibootModule { path: "/module".into(), cmdline: "words".to_owned() }],
         }),
         cpus: 9,
+        cpu: Some("max".to_owned()),
         memory_mib: 10,
         console: Some(Console::AppleLog),
         serials: Some(vec![Serial { backend: SerialBackend::Pty, log: true, apple_log: true }, Serial::stdio()]),
@@ -74,6 +75,7 @@ fn every_field() -> HyperKit {
         msix: false,
         mptable: false,
         core_dumps: true,
+        sandbox: false,
         gdb_port: Some(11),
         extra_arguments: vec!["-w".to_owned()],
         labels: [("owner".to_owned(), "me".to_owned())].into(),
@@ -107,13 +109,13 @@ const FORM: &str = r#"{
 "9p_sockets": [{ "path": "/9p.sock", "tag": "by-path" }, { "path": "", "port": 8, "tag": "by-port" }],
 "kernel": "/kernel", "initrd": "/initrd", "bootrom": "/rom",
 "multiboot": { "kernel": "/multiboot", "modules": [{ "path": "/module", "cmdline": "words" }] },
-"cpus": 9, "memory": 10, "console": 2,
+"cpus": 9, "cpu": "max", "memory": 10, "console": 2,
 "serials": [
     { "InteractiveConsole": 2, "LogToRingBuffer": true, "LogToASL": true },
     { "InteractiveConsole": 1, "LogToRingBuffer": false, "LogToASL": false }
 ],
 "utc": false, "exit_on_hlt": true, "exit_on_pause": true, "x2apic": true, "msix": false, "mptable": false,
-"core_dumps": true, "gdb_port": 11, "extra_arguments": ["-w"], "labels": { "owner": "me" }, "pid": 12, "arguments": ["-A"],
+"core_dumps": true, "sandbox": false, "gdb_port": 11, "extra_arguments": ["-w"], "labels": { "owner": "me" }, "pid": 12, "arguments": ["-A"],
 "cmdline": "/bin/hyperkit -A", "pid_started": 13, "pid_identity": "13 1:2", "killed": true, "vmnet_mac": "2:0:0:0:0:1", "made_disks": ["disk.img"], "other": [1]
 }"#;
 

@@ -81,6 +81,11 @@ impl EngineDriver for Driver {
         let first_is_no_tap = matches!(first, Some(Device::Nic(NicBackend::Network(_) | NicBackend::Vmnet)));
         let has_foreign_mac = description.mac.is_some() && first_is_no_tap;
         [
+            (description.cpu.is_some(), "a choice of the CPU's model (`cpu`); the guest has the host's CPU"),
+            (
+                description.network == Network::Isolated,
+                "a network without access to the host (`network`); use no network, or QEMU",
+            ),
             (!description.port_forwards.is_empty(), "port forwarding (`port_forwards`); use VPNKit's own, or QEMU"),
             (has_foreign_mac, "a MAC address for a card that is not a tap (`mac`); that of vmnet follows from `uuid`"),
         ]

@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use crate::config::disk::{Disk, DiskFormat, DiskInterface};
-use crate::config::{HyperKit, Multiboot};
+use crate::config::{HyperKit, Multiboot, Network};
 use crate::engine::qemu::limits::shared_dir;
 use crate::engine::qemu::network::{VMNET, forwards, subnet};
 use crate::engine::qemu::vsock_device;
@@ -42,6 +42,9 @@ pub(super) fn arguments(description: &HyperKit, cmdline: &str) -> Result<Vec<Str
         }
     }
     args.add("-smp", description.cpus.to_string());
+    if let Some(cpu) = &description.cpu {
+        args.add("-cpu", cpu.clone());
+    }
     args.add("-m", format!("{}M", description.memory_mib));
     args.add("-rtc", format!("base={}", if description.utc { "utc" } else { "localtime" }));
     if let Some(uuid) = &description.uuid {
@@ -75,8 +78,9 @@ impl Arguments {
             Device::Nic(nic) => {
                 let backend = match nic {
                     NicBackend::Tap(name) => format!("tap,id=net{slot},ifname={name},script=no,downscript=no"),
-                    NicBackend::Network(_) => {
-                        format!("user,id=net{slot}{}{}", subnet(description), forwards(description, slot)?)
+                    NicBackend::Network(network) => {
+                        let restrict = if *network == Network::Isolated { ",restrict=on" } else { "" };
+                        format!("user,id=net{slot}{restrict}{}{}", subnet(description), forwards(description, slot)?)
                     }
                     NicBackend::Vmnet => {
                         let [a, b, c] = VMNET;
@@ -90,6 +94,7 @@ impl Arguments {
             }
             Device::Disk { image, index } => {
                 let path = image.image_path(index, description.state_dir.as_deref())?;
+                let id = disk_id(slot);
                 self.add("-drive", drive(image, slot, utf8("disks", &path)?));
                 let size = image
                     .sector_size
@@ -97,9 +102,9 @@ impl Arguments {
                 let size = size.unwrap_or_default();
                 if image.interface == DiskInterface::Ahci {
                     self.add("-device", format!("ich9-ahci,id=ahci{slot},{at}"));
-                    self.add("-device", format!("ide-hd,drive=disk{slot},bus=ahci{slot}.0{size}"));
+                    self.add("-device", format!("ide-hd,drive={id},bus=ahci{slot}.0{size}"));
                 } else {
-                    self.add("-device", format!("virtio-blk-pci,drive=disk{slot},{at}{size}"));
+                    self.add("-device", format!("virtio-blk-pci,drive={id},{at}{size}"));
                 }
             }
             Device::Vsock if vsock_device::uses_daemon(description) => {
@@ -113,10 +118,10 @@ impl Arguments {
                 self.add("-device", format!("vhost-vsock-pci,guest-cid={},{at}", description.vsock_guest_cid));
             }
             Device::Iso(image) => {
-                let image = utf8("isos", image)?;
+                let (image, id) = (utf8("isos", image)?, cd_id(slot));
                 self.add("-device", format!("ich9-ahci,id=ahci{slot},{at}"));
-                self.add("-drive", format!("if=none,id=cd{slot},format=raw,readonly=on,media=cdrom,file={image}"));
-                self.add("-device", format!("ide-cd,drive=cd{slot},bus=ahci{slot}.0"));
+                self.add("-drive", format!("if=none,id={id},format=raw,readonly=on,media=cdrom,file={image}"));
+                self.add("-device", format!("ide-cd,drive={id},bus=ahci{slot}.0"));
             }
             Device::Random => {
                 self.add("-object", "rng-random,id=rng0,filename=/dev/urandom".to_owned());
@@ -124,7 +129,9 @@ impl Arguments {
             }
             Device::Share(share) => {
                 let path = utf8("shares_9p", shared_dir(share)?)?;
-                self.add("-fsdev", format!("local,id=share{slot},path={path},security_model=none"));
+                // Where several file systems are mounted in the directory, their inode numbers would collide, and the guest's kernel
+                // would take two files for one.
+                self.add("-fsdev", format!("local,id=share{slot},path={path},security_model=none,multidevs=remap"));
                 self.add("-device", format!("virtio-9p-pci,fsdev=share{slot},mount_tag={},{at}", share.tag));
             }
         }
@@ -176,10 +183,22 @@ impl Arguments {
     }
 }
 
+/// The name of a disk's drive.
+pub(super) fn disk_id(slot: u8) -> String {
+    format!("disk{slot}")
+}
+
+/// The name of the drive of an ISO image.
+pub(super) fn cd_id(slot: u8) -> String {
+    format!("cd{slot}")
+}
+
 fn drive(image: &Disk, slot: u8, path: &str) -> String {
     let format = if matches!(image.format_by_name(), DiskFormat::Raw) { "raw" } else { "qcow2" };
     let options =
         [(image.read_only, ",readonly=on"), (image.sync, ",cache=writethrough"), (image.trim, ",discard=unmap")];
     let options: String = options.into_iter().filter(|(on, _)| *on).map(|(_, option)| option).collect();
-    format!("if=none,id=disk{slot},format={format}{options},file={path}")
+    // By default QEMU stops the vCPUs when the host's disk is full, and the guest freezes.
+    let errors = "werror=report,rerror=report";
+    format!("if=none,id={},format={format}{options},{errors},file={path}", disk_id(slot))
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use crate::config::disk::{Disk, DiskInterface, SectorSize};
 use crate::config::{HyperKit, Network, Share9p, Share9pSource};
 use crate::engine::Engine;
+use crate::engine::qemu::host::lacks_host_cpu;
 use crate::engine::qemu::names::{self, Program};
 use crate::engine::qemu::network::{VMNET, preferred_address};
 use crate::engine::qemu::vsock_device;
@@ -124,6 +125,9 @@ pub(super) fn check_host(description: &HyperKit) -> Vec<ConfigError> {
     if let Some(dir) = &description.state_dir {
         let limit = MAX_SOCKET - "/".len() - EVENTS_SOCKET.len();
         found.collect(utf8("state_dir", dir).and_then(|dir| check_length(limit, "state_dir", dir)));
+    }
+    if lacks_host_cpu(description) {
+        found.add(unsupported("the host's CPU (`cpu`) without KVM or HVF; leave it unset, or choose another model"));
     }
     if let Some(name) = &description.tap {
         found.collect(check_tap(name));

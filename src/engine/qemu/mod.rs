@@ -1,6 +1,8 @@
 //! Drives `qemu-system-x86_64` over QMP; hyperkit uses signals and exit codes instead.
 
 mod arguments;
+mod events;
+mod host;
 mod limits;
 mod names;
 mod network;
@@ -8,7 +10,7 @@ mod qmp;
 mod vsock_device;
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, FileType, OpenOptions};
+use std::fs::FileType;
 use std::io::Write;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
@@ -25,13 +27,9 @@ use crate::engine::driver::{
     Control, EngineDriver, ExitListener, GuestAddresses, Hypervisor, VsockDaemon, VsockEndpoint,
 };
 use crate::error::{ConfigError, Error, Result};
-use crate::exit::Exit;
 use crate::plan::serial_ports::{Line, ports};
 use crate::state::{EVENTS_SOCKET, QMP_SOCKET, StateDir, VHOST_SOCKET, VSOCK_SOCKET};
 use qmp::Qmp;
-
-/// How long a QEMU that is ready may take to accept a connection for events.
-const EVENTS_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) struct Driver;
 
@@ -69,8 +67,8 @@ impl EngineDriver for Driver {
         arguments::arguments(description, cmdline)
     }
 
-    fn host_arguments(&self) -> Vec<String> {
-        vec!["-accel".to_owned(), accelerator().to_owned()]
+    fn host_arguments(&self, description: &HyperKit) -> Vec<String> {
+        host::arguments(description)
     }
 
     fn recorded_cmdline(&self, description: &HyperKit) -> Option<String> {
@@ -116,31 +114,8 @@ impl EngineDriver for Driver {
     }
 
     /// The exit code is 0 for a power-off and for a reset. The event before the exit says which it was.
-    fn exit_listener(&self, state: &StateDir, pid: u32) -> Option<ExitListener> {
-        let mut events = match Qmp::connect(&state.file(EVENTS_SOCKET), pid, EVENTS_TIMEOUT) {
-            Ok(events) => events,
-            Err(error) => {
-                let dir = state.path().display();
-                log::warn!(target: "hyperkit", "{dir}: a reset of the guest will be reported as a power-off: {error}");
-                return None;
-            }
-        };
-        let connection = events.connection();
-        let listen = Box::new(move || {
-            let mut exit = None;
-            while let Some(event) = events.next_event() {
-                if event["event"] == "SHUTDOWN" {
-                    exit = match event["data"]["reason"].as_str() {
-                        Some("guest-shutdown") => Some(Exit::PowerOff),
-                        Some("guest-reset") => Some(Exit::Reset),
-                        Some("host-signal") => Some(Exit::Killed(Signal::TERM.as_raw())),
-                        _ => Some(Exit::Unknown),
-                    };
-                }
-            }
-            exit
-        });
-        Some(ExitListener { listen, connection })
+    fn exit_listener(&self, description: &HyperKit, state: &StateDir, pid: u32) -> Option<ExitListener> {
+        events::listener(description, state, pid)
     }
 
     /// QEMU serves one client at a time on each socket. On the socket for events that is the starter, as long as it lives. `cont`
@@ -250,58 +225,4 @@ fn forwarded_port(line: &str) -> Option<PortForward> {
         _ => return None,
     };
     Some(PortForward { protocol, host: words.nth(2)?.parse().ok()?, guest: words.nth(1)?.parse().ok()? })
-}
-
-/// QEMU's accelerator for this host. That `/dev/kvm` can be opened proves nothing: on some hosts whose CPU has no
-/// virtualization it opens and passes every probe, and then the guest hangs.
-fn accelerator() -> &'static str {
-    if !cfg!(target_arch = "x86_64") {
-        return "tcg";
-    }
-    if cfg!(target_os = "macos") {
-        return "hvf";
-    }
-    let can_virtualize = fs::read_to_string("/proc/cpuinfo").is_ok_and(|cpus| {
-        cpus.lines()
-            .filter(|line| line.starts_with("flags"))
-            .any(|line| line.split_ascii_whitespace().any(|flag| flag == "vmx" || flag == "svm"))
-    });
-    let opens = || OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
-    if can_virtualize && opens() { "kvm" } else { "tcg" }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io::{BufRead, BufReader};
-    use std::os::unix::net::UnixListener;
-
-    /// What the listener reports of a QEMU that sends shutdown events with these reasons.
-    fn reported_exit(reasons: &[&str]) -> Option<Exit> {
-        let dir = tempfile::tempdir().unwrap();
-        let state = StateDir::new(dir.path()).unwrap();
-        assert!(Driver.exit_listener(&state, std::process::id()).is_none(), "no QEMU listens");
-        let listener = UnixListener::bind(state.file(EVENTS_SOCKET)).unwrap();
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                let mut stream = BufReader::new(listener.accept().unwrap().0);
-                let mut send = |line| writeln!(stream.get_mut(), "{line}").unwrap();
-                send(json!({ "QMP": {} }));
-                send(json!({ "return": {} }));
-                send(json!({ "event": "RESUME" }));
-                reasons.iter().for_each(|reason| send(json!({ "event": "SHUTDOWN", "data": { "reason": reason } })));
-                stream.read_line(&mut String::new()).unwrap(); // the request, or the other end would fail to send it
-            });
-            (Driver.exit_listener(&state, std::process::id()).unwrap().listen)()
-        })
-    }
-
-    #[test]
-    fn the_last_shutdown_event_tells_how_the_guest_ended() {
-        assert_eq!(reported_exit(&[]), None);
-        assert_eq!(reported_exit(&["guest-shutdown"]), Some(Exit::PowerOff));
-        assert_eq!(reported_exit(&["guest-shutdown", "guest-reset"]), Some(Exit::Reset));
-        assert_eq!(reported_exit(&["host-signal"]), Some(Exit::Killed(15)));
-        assert_eq!(reported_exit(&["host-qmp-quit"]), Some(Exit::Unknown));
-    }
 }

@@ -27,6 +27,11 @@ pub(super) fn program(name: &[u8]) -> Option<Program> {
     }
 }
 
+/// Whether the program may be a script that adds `-enable-kvm` to its arguments. Some distributions have such a `qemu-kvm`.
+pub(super) fn may_ask_for_kvm(name: &[u8]) -> bool {
+    name.starts_with(b"kvm") || name.starts_with(b"qemu-kvm")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

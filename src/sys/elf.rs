@@ -1,0 +1,155 @@
+//! The shared libraries that a program is linked with, as its ELF file names them. (ELF is the format of programs on Linux.)
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+/// Sizes and values from elf.h, for 64-bit files.
+const HEADER: usize = 64;
+const PROGRAM_HEADER: usize = 56;
+const PT_LOAD: u64 = 1;
+const PT_DYNAMIC: u64 = 2;
+const DYNAMIC_ENTRY: usize = 16;
+const DT_NEEDED: u64 = 1;
+const DT_STRTAB: u64 = 5;
+/// A longer list of libraries and tables is not read. QEMU's has some 1,300 bytes.
+const MAX_DYNAMIC_BYTES: u64 = 64 * 1024;
+/// A longer name is truncated.
+const MAX_NAME_BYTES: usize = 256;
+
+/// The file names of the shared libraries that a program is linked with. `None` if the file does not tell: a script, a program
+/// without shared libraries, a file that cannot be read, or one for a CPU with 32 bits or another byte order.
+pub(crate) fn needed_libraries(program: &Path) -> Option<Vec<String>> {
+    let file = File::open(program).ok()?;
+    let header = read(&file, 0, HEADER)?;
+    // 64 bits, least byte first.
+    if !header.starts_with(b"\x7fELF\x02\x01") {
+        return None;
+    }
+    let (first, count) = (number(&header, 32, 8)?, number(&header, 56, 2)?);
+    if number(&header, 54, 2)? != PROGRAM_HEADER as u64 {
+        return None;
+    }
+    let segments = read(&file, first, usize::try_from(count).ok()? * PROGRAM_HEADER)?;
+    let segments: Vec<Segment> = segments.chunks_exact(PROGRAM_HEADER).filter_map(Segment::parse).collect();
+    let dynamic = segments.iter().find(|segment| segment.kind == PT_DYNAMIC)?;
+    let dynamic = read(&file, dynamic.offset, usize::try_from(dynamic.size.min(MAX_DYNAMIC_BYTES)).ok()?)?;
+    let entries: Vec<_> = dynamic
+        .chunks_exact(DYNAMIC_ENTRY)
+        .filter_map(|entry| Some((number(entry, 0, 8)?, number(entry, 8, 8)?)))
+        .collect();
+    let strings = entries.iter().find(|(tag, _)| *tag == DT_STRTAB)?.1;
+    // The table's address is that in memory.
+    let strings = segments.iter().find_map(|segment| segment.offset_of(strings))?;
+    let needed = entries.iter().filter(|(tag, _)| *tag == DT_NEEDED);
+    needed.map(|(_, at)| read_name(&file, strings.checked_add(*at)?)).collect()
+}
+
+/// A part of the file that is loaded into memory, or described by a program header.
+struct Segment {
+    kind: u64,
+    offset: u64,
+    address: u64,
+    size: u64,
+}
+
+impl Segment {
+    fn parse(header: &[u8]) -> Option<Self> {
+        Some(Self {
+            kind: number(header, 0, 4)?,
+            offset: number(header, 8, 8)?,
+            address: number(header, 16, 8)?,
+            size: number(header, 32, 8)?,
+        })
+    }
+
+    /// Where in the file an address is that this segment loads.
+    fn offset_of(&self, address: u64) -> Option<u64> {
+        let within = address.checked_sub(self.address).filter(|within| self.kind == PT_LOAD && *within < self.size)?;
+        self.offset.checked_add(within)
+    }
+}
+
+fn read(file: &File, at: u64, length: usize) -> Option<Vec<u8>> {
+    let mut bytes = vec![0; length];
+    file.read_exact_at(&mut bytes, at).ok().map(|()| bytes)
+}
+
+/// The text up to a NUL.
+fn read_name(file: &File, at: u64) -> Option<String> {
+    let mut name = [0; MAX_NAME_BYTES];
+    let length = file.read_at(&mut name, at).ok()?;
+    Some(String::from_utf8_lossy(name[..length].split(|&byte| byte == 0).next()?).into_owned())
+}
+
+fn number(bytes: &[u8], at: usize, length: usize) -> Option<u64> {
+    bytes.get(at..at + length).map(|bytes| bytes.iter().rev().fold(0, |number, &byte| (number << 8) | u64::from(byte)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    /// A program that is linked with `libc.so.6` and `libz.so.1`.
+    fn program() -> Vec<u8> {
+        let mut file = b"\x7fELF\x02\x01".to_vec();
+        file.resize(1024, 0);
+        let mut put = |at: usize, length: usize, value: u64| {
+            file[at..at + length].copy_from_slice(&value.to_le_bytes()[..length])
+        };
+        put(32, 8, 64);
+        put(54, 2, 56);
+        put(56, 2, 2);
+        // Loads everything to 0x1000.
+        [(64, 4, 1), (72, 8, 0), (80, 8, 0x1000), (96, 8, 1024)]
+            .into_iter()
+            .for_each(|(at, n, value)| put(at, n, value));
+        [(120, 4, 2), (128, 8, 256), (152, 8, 64)].into_iter().for_each(|(at, n, value)| put(at, n, value));
+        for (index, (tag, value)) in [(1, 1), (1, 11), (5, 0x1000 + 512), (0, 0)].into_iter().enumerate() {
+            put(256 + 16 * index, 8, tag);
+            put(264 + 16 * index, 8, value);
+        }
+        file[512..532].copy_from_slice(b"\0libc.so.6\0libz.so.1");
+        file
+    }
+
+    fn needed(content: &[u8]) -> Option<Vec<String>> {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("program"), content).unwrap();
+        needed_libraries(&dir.path().join("program"))
+    }
+
+    #[test]
+    fn libraries_of_a_program_are_found() {
+        assert_eq!(needed(&program()).unwrap(), ["libc.so.6", "libz.so.1"]);
+    }
+
+    #[test]
+    fn other_files_do_not_tell() {
+        assert_eq!(needed(b"#!/bin/sh\nexec qemu-system-x86_64 \"$@\"\n"), None);
+        assert_eq!(needed(b""), None);
+        assert_eq!(needed_libraries(Path::new("/no/such")), None);
+        let mut without_libraries = program();
+        without_libraries[120] = 4; // another kind of program header
+        assert_eq!(needed(&without_libraries), None);
+    }
+
+    /// Each byte is damaged in turn, and the file is cut at each length.
+    #[test]
+    fn damaged_programs_are_no_panic() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("program");
+        for at in 0..532 {
+            for value in [0, 0x7f, 0xff] {
+                let mut damaged = program();
+                damaged[at] = value;
+                fs::write(&path, &damaged).unwrap();
+                needed_libraries(&path);
+            }
+            fs::write(&path, &program()[..at]).unwrap();
+            let libraries = needed_libraries(&path).unwrap_or_default();
+            assert!(libraries.iter().all(|name| "libc.so.6libz.so.1".contains(name.as_str())), "{at}: {libraries:?}");
+        }
+    }
+}
