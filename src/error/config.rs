@@ -35,15 +35,12 @@ use crate::{Engine, SectorSize};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
-    // --- the description by itself ---
-    /// A required field is unset, or a text is empty. Set it; for `kernel`, set one of `kernel`, `bootrom` and
-    /// `multiboot`.
+    /// A required field is unset, or a text is empty. Set it; for `kernel`, set one of `kernel`, `bootrom` and `multiboot`.
     Missing {
         /// The field.
         field: &'static str,
     },
-    /// A field is set that only works together with another one, which is not set. Set the other one, too, or unset the
-    /// field.
+    /// A field is set that only works together with another one, which is not set. Set the other one, too, or unset the field.
     MissingPrerequisite {
         /// The field that is set, or the call.
         field: &'static str,
@@ -117,8 +114,8 @@ pub enum ConfigError {
         /// The host's memory, in MiB.
         host: u64,
     },
-    /// The text is not a UUID of 8-4-4-4-12 hexadecimal digits. Correct it. In `uuid`, the fourth group must not begin with e or f:
-    /// hyperkit aborts at these.
+    /// The text is not a UUID of 8-4-4-4-12 hexadecimal digits. Correct it. In `uuid`, the fourth group must not begin with e or
+    /// f: hyperkit aborts at these.
     InvalidUuid {
         /// The field: `uuid` or `vpnkit_key`.
         field: &'static str,
@@ -132,8 +129,8 @@ pub enum ConfigError {
         /// The number of slots.
         max: usize,
     },
-    /// `hyperkit.json` has a setting that this version does not know and cannot ignore. Remove it, or start the VM with
-    /// the program that wrote it.
+    /// `hyperkit.json` has a setting that this version does not know and cannot ignore. Remove it, or start the VM with the
+    /// program that wrote it.
     UnknownSetting {
         /// The key and its value.
         key: String,
@@ -145,15 +142,12 @@ pub enum ConfigError {
         /// The unsupported feature, with the name of its field.
         feature: &'static str,
     },
-
-    // --- network ---
     /// The text is not an IPv4 address. Correct it.
     InvalidIpv4 {
         /// The value.
         value: String,
     },
-    /// The text is not a unicast MAC address, that is, six bytes of which the first is even and not all are zero.
-    /// Correct it.
+    /// The text is not a unicast MAC address, that is, six bytes of which the first is even and not all are zero. Correct it.
     InvalidMac {
         /// The value.
         value: String,
@@ -168,8 +162,6 @@ pub enum ConfigError {
         /// The field: `gdb_port`, `shares_9p` or `port_forwards`.
         field: &'static str,
     },
-
-    // --- serial ports, vsock and 9p ---
     /// The description has more serial ports than a VM. Remove some.
     TooManySerials {
         /// The number of ports.
@@ -195,8 +187,7 @@ pub enum ConfigError {
         /// The highest accepted port.
         max: u32,
     },
-    /// The description has more `vsock_ports` than hyperkit accepts. Remove some: `Vm::vsock_connect` needs none of
-    /// them.
+    /// The description has more `vsock_ports` than hyperkit accepts. Remove some: `Vm::vsock_connect` needs none of them.
     TooManyVsockPorts {
         /// The number of ports.
         count: usize,
@@ -208,8 +199,6 @@ pub enum ConfigError {
         /// The tag.
         tag: String,
     },
-
-    // --- files and directories ---
     /// A file or directory does not exist. Correct the path.
     NotFound {
         /// The field.
@@ -242,16 +231,15 @@ pub enum ConfigError {
         /// The operating system's message.
         reason: String,
     },
-    /// An initrd, a multiboot module, an ISO image or a disk without a size is empty, or a device that is not a disk. Use
-    /// another file.
+    /// An initrd, a multiboot module, an ISO image or a disk without a size is empty, or a device that is not a disk. Use another
+    /// file.
     EmptyFile {
         /// The field.
         field: &'static str,
         /// The file.
         path: PathBuf,
     },
-    /// The kernel is not an x86 bzImage that hyperkit can boot. Use a file such as `/boot/vmlinuz-…`, and not
-    /// `vmlinux`.
+    /// The kernel is not an x86 bzImage that hyperkit can boot. Use a file such as `/boot/vmlinuz-…`, and not `vmlinux`.
     NotABzImage {
         /// The file.
         path: PathBuf,
@@ -278,8 +266,8 @@ pub enum ConfigError {
         /// The file.
         path: PathBuf,
     },
-    /// The kernel, its initrd or its modules do not fit into the guest's memory below 3 GiB. Set `memory_mib` to at
-    /// least `needed`, or use a smaller file if that is more than 3072. More memory than 3072 MiB does not help.
+    /// The kernel, its initrd or its modules do not fit into the guest's memory below 3 GiB. Set `memory_mib` to at least
+    /// `needed`, or use a smaller file if that is more than 3072. More memory than 3072 MiB does not help.
     DoesNotFit {
         /// The field: `kernel`, `initrd` or `multiboot`.
         field: &'static str,
@@ -295,10 +283,7 @@ pub enum ConfigError {
         /// The longest line that this kernel accepts, in bytes.
         limit: usize,
     },
-
-    // --- disks ---
-    /// A disk has neither a path nor a size with which its image could be created in the state directory. Set one of
-    /// them.
+    /// A disk has neither a path nor a size with which its image could be created in the state directory. Set one of them.
     MissingDiskPath,
     /// A disk's path is a URL that names no file of this host, or has options without a field. Use the path of a file, or
     /// `file:///path`; write `./` before a relative path that only looks like a URL.
@@ -310,8 +295,7 @@ pub enum ConfigError {
         /// The reason.
         reason: &'static str,
     },
-    /// A disk image does not exist, and the disk has no size with which it could be created. Correct the path, or set a
-    /// size.
+    /// A disk image does not exist, and the disk has no size with which it could be created. Correct the path, or set a size.
     DiskSizeMissing {
         /// The image.
         path: PathBuf,
@@ -330,8 +314,8 @@ pub enum ConfigError {
         /// The sizes.
         value: SectorSize,
     },
-    /// hyperkit does not accept this value in [`QcowOptions`](crate::QcowOptions). Statistics are served at `unix:PATH` or `tcp:PORT`,
-    /// and numbers are at most 9223372036854775807.
+    /// hyperkit does not accept this value in [`QcowOptions`](crate::QcowOptions). Statistics are served at `unix:PATH` or
+    /// `tcp:PORT`, and numbers are at most 9223372036854775807.
     InvalidQcowOption {
         /// The image.
         path: PathBuf,
@@ -340,22 +324,21 @@ pub enum ConfigError {
         /// Its value.
         value: String,
     },
-    /// hyperkit requires an absolute path for a qcow2 image. `start` and `check` make paths absolute; only `arguments`
-    /// returns this.
+    /// hyperkit requires an absolute path for a qcow2 image. `start` and `check` make paths absolute; only `arguments` returns
+    /// this.
     RelativePath {
         /// The field.
         field: &'static str,
         /// Its value.
         path: PathBuf,
     },
-    /// An image is attached twice, perhaps under two names or as the backing file of another one, and at least one of the
-    /// two disks can write to it. Remove one, or make both read-only.
+    /// An image is attached twice, perhaps under two names or as the backing file of another one, and at least one of the two
+    /// disks can write to it. Remove one, or make both read-only.
     DuplicateDisk {
         /// The image.
         path: PathBuf,
     },
-    /// The guest can write to the disk, but the image file is not writable. Change its permissions, or make the disk
-    /// read-only.
+    /// The guest can write to the disk, but the image file is not writable. Change its permissions, or make the disk read-only.
     DiskNotWritable {
         /// The image.
         path: PathBuf,
@@ -376,8 +359,8 @@ pub enum ConfigError {
         /// The image.
         path: PathBuf,
     },
-    /// The image is qcow2, but no engine can use it: it is encrypted, damaged, or of a later version. Convert it with
-    /// `qemu-img`, repair it with `qemu-img check -r all`, or use another one.
+    /// The image is qcow2, but no engine can use it: it is encrypted, damaged, or of a later version. Convert it with `qemu-img`,
+    /// repair it with `qemu-img check -r all`, or use another one.
     InvalidQcow2 {
         /// The image, or a backing file.
         path: PathBuf,
@@ -385,25 +368,21 @@ pub enum ConfigError {
         reason: &'static str,
     },
     /// The file is an image or an archive of a format that no engine attaches. As a raw disk, the guest would write into the
-    /// container. Convert it with `qemu-img convert`, or unpack it; [`Disk::raw`](crate::Disk::raw) attaches the bytes as
-    /// they are.
+    /// container. Convert it with `qemu-img convert`, or unpack it; [`Disk::raw`](crate::Disk::raw) attaches the bytes as they
+    /// are.
     ForeignImage {
         /// The file.
         path: PathBuf,
         /// The format, such as `vmdk` or `gzip`.
         format: &'static str,
     },
-    /// The image was probed as qcow2 and refers to other files of the host. If you created it so, set its format to
-    /// qcow2. If a guest could write to it as a raw image, the guest may have written that header: set the format to
-    /// raw.
+    /// The image was probed as qcow2 and refers to other files of the host. If you created it so, set its format to qcow2. If a
+    /// guest could write to it as a raw image, the guest may have written that header: set the format to raw.
     DiskHasBackingFile {
         /// The image.
         path: PathBuf,
     },
-
-    // --- programs that are not installed ---
-    /// `network` is `Nat` on hyperkit, and Docker Desktop's VPNKit is not running. Start Docker Desktop, or use another
-    /// network.
+    /// `network` is `Nat` on hyperkit, and Docker Desktop's VPNKit is not running. Start Docker Desktop, or use another network.
     VpnKitNotFound {
         /// All places that were searched.
         searched: Vec<PathBuf>,

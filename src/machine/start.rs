@@ -303,10 +303,8 @@ fn launch(
     apply(disk_plans, &mut undo.images, &mut undo.image_locks)?;
     undo.image_locks.retain(ImageLock::outlasts_spawn);
 
-    for warning in driver.warnings(&description) {
-        let dir = state.as_ref().map(|state| format!("{}: ", state.path().display())).unwrap_or_default();
-        log::warn!(target: "hyperkit", "{dir}{warning}");
-    }
+    let dir = state.as_ref().map(|state| format!("{}: ", state.path().display())).unwrap_or_default();
+    driver.warnings(&description).iter().for_each(|warning| log::warn!(target: "hyperkit", "{dir}{warning}"));
     let (child, output) = spawn(&description, state.as_ref(), mode, customize)?;
     undo.keep(); // and release the images: other starts see the hypervisor now
     description.record.pid = Some(child.pid());

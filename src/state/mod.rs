@@ -5,7 +5,7 @@ pub(crate) mod tty_file;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use crate::config::file_url::is_url;
 use crate::config::record::{Home, Record};
@@ -13,7 +13,7 @@ use crate::config::{Console, HyperKit, Network};
 use crate::error::{Error, Result};
 use crate::sys::file::{check_file_size_limit, read_at_most, remove_file};
 use crate::sys::lock::{open_locked, unlock};
-use crate::sys::path::canonical;
+use crate::sys::path::{canonical, clean};
 
 pub(crate) const JSON_FILE: &str = "hyperkit.json";
 /// The Go package's name. `runtime/discovery.rs` and `parse_arguments` recognise VMs of other programs by it.
@@ -51,23 +51,10 @@ impl Base {
         }
         if self.parents == 0 {
             *path = self.dir.join(&*path);
-        } else if let Ok(rest) = plain(path).strip_prefix("../".repeat(self.parents)) {
+        } else if let Ok(rest) = clean(path).strip_prefix("../".repeat(self.parents)) {
             *path = self.dir.join(rest);
         }
     }
-}
-
-/// The path without `.`, and without `..` behind the name of a directory.
-fn plain(path: &Path) -> PathBuf {
-    let mut plain = PathBuf::new();
-    for part in path.components() {
-        match part {
-            Component::CurDir => {}
-            Component::ParentDir if plain.file_name().is_some() => drop(plain.pop()),
-            part => plain.push(part),
-        }
-    }
-    plain
 }
 
 /// The exclusive right to start a VM in the directory, and to clean it up.
@@ -156,7 +143,10 @@ impl StateDir {
     /// The working directory of a program that called this directory by a relative path. The other paths that it recorded are
     /// relative to the same. `None` if the directory has another path by now.
     fn base_of(&self, relative: &Path) -> Option<Base> {
-        let mut relative = plain(relative);
+        let mut relative = clean(relative);
+        if relative == Path::new(".") {
+            relative = PathBuf::new();
+        }
         let mut parents = 0;
         while let Ok(rest) = relative.strip_prefix("..") {
             (relative, parents) = (rest.to_owned(), parents + 1);
