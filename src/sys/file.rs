@@ -7,7 +7,6 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
-use rustix::process::{Resource, getrlimit};
 
 use crate::error::{ConfigError, Error, Result};
 
@@ -40,7 +39,7 @@ pub(crate) fn nonzero_length(field: &'static str, path: &Path) -> Result<u64, Co
 /// Refuses a length above the limit on the size of files that this process has. A file that grows beyond it is more than an error:
 /// the system sends SIGXFSZ, which ends the program.
 pub(crate) fn check_file_size_limit(length: u64) -> io::Result<()> {
-    match getrlimit(Resource::Fsize).current {
+    match file_size_limit() {
         Some(limit) if length > limit => {
             let reason =
                 format!("{length} bytes are more than the limit on the size of files, {limit} bytes (ulimit -f)");
@@ -48,6 +47,20 @@ pub(crate) fn check_file_size_limit(length: u64) -> io::Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// The soft limit, in bytes; `None` if there is none, or if it cannot be read. `getrlimit` of rustix panics where a sandbox forbids the
+/// system call.
+#[cfg(target_os = "linux")]
+fn file_size_limit() -> Option<u64> {
+    let limits = fs::read_to_string("/proc/self/limits").ok()?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max file size"))?;
+    line.split_ascii_whitespace().next()?.parse().ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn file_size_limit() -> Option<u64> {
+    rustix::process::getrlimit(rustix::process::Resource::Fsize).current
 }
 
 /// Device and inode, which identify a file that may have several names. `None` if the file cannot be read about.
