@@ -130,7 +130,7 @@ impl EngineDriver for Driver {
         let state = hypervisor.state.ok_or(ConfigError::StateDirRequired { field: "shutdown" })?;
         let socket = state.file(EVENTS_SOCKET);
         if let Some(mut events) = events {
-            let requests: String = COMMANDS.iter().map(|name| format!("{}\n", json!({ "execute": name }))).collect();
+            let requests = COMMANDS.map(|name| format!("{}\n", json!({ "execute": name }))).concat();
             let sent = events.set_write_timeout(Some(timeout)).and_then(|()| events.write_all(requests.as_bytes()));
             return sent.map_err(Error::io("write to", socket));
         }
