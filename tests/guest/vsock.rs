@@ -259,7 +259,7 @@ fn daemon_failure_is_an_error_with_its_output() {
     }
     // The timeout after which it gives up waiting for the end of processes that have the FIFO open, itself among them.
     assert!(began.elapsed() < Duration::from_secs(10));
-    assert!(!HyperKit::from_state(&vsock.state_dir).unwrap().is_running().unwrap());
+    assert!(!vsock.state_dir.exists());
     vsock.description().start("console=ttyS0").unwrap().kill().unwrap();
 }
 
