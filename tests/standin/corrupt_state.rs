@@ -211,7 +211,8 @@ fn fifo_or_socket_in_place_of_any_file_blocks_no_call() {
                     assert_eq!(HyperKit::from_state(test_dir.path("vm")).is_err(), name == "hyperkit.json");
                     assert_eq!(HyperKit::list(test_dir.dir()).unwrap().len(), 1, "{name}");
                     assert_eq!(description.console_log().is_err(), name == "console-ring");
-                    assert_eq!(found.log_tail().hypervisor.is_empty(), name == "hyperkit.log");
+                    let tail = found.log_tail();
+                    assert!(name != "hyperkit.log" || tail.hypervisor.is_empty(), "{tail}");
                     if is_running {
                         assert!(description.start("guest").is_err() && description.remove(Disks::Delete).is_err());
                     }

@@ -6,11 +6,15 @@ use hyperkit::{Error, HyperKit};
 
 use crate::common::TestDir;
 
-/// Starts a program, which fails, and returns the arguments that it got.
+/// Returns the arguments with which a start spawns a program. The program need not be executable.
 fn arguments(test_dir: &TestDir, program: &Path, change: impl FnOnce(HyperKit) -> HyperKit) -> Vec<String> {
-    let error = change(test_dir.description().hyperkit(program)).start("").unwrap_err();
-    assert!(matches!(error, Error::HypervisorFailed { .. } | Error::Io { action: "start", .. }), "{error:?}");
-    HyperKit::from_state(test_dir.path("vm")).unwrap().recorded_arguments().to_vec()
+    let mut arguments = Vec::new();
+    let description = change(test_dir.description().hyperkit(program));
+    let spawned = description.spawn_with("", |command| {
+        arguments = command.get_args().map(|argument| argument.to_str().unwrap().to_owned()).collect();
+    });
+    assert!(matches!(spawned, Ok(_) | Err(Error::Io { action: "start", .. })), "{spawned:?}");
+    arguments
 }
 
 fn count(arguments: &[String], option: &str) -> usize {
