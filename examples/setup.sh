@@ -13,7 +13,8 @@ Sets up what the examples need. It says what it will do before it does it, and d
 
   - On Debian and Ubuntu it installs what is missing of qemu-system-x86 (40 MB with its libraries), cpio, xz-utils and a
     C linker (50 MB) with apt-get; with sudo, if you are not root.
-  - It downloads a Linux kernel and busybox (71 MB), and makes of them a small guest in target/guest/ (10 MB), without root.
+  - It downloads a Linux kernel and busybox (71 MB), and makes of them a small guest in target/guest/ (11 MB), without root.
+    The guest contains the agent, a program of this repository, which Cargo builds.
   - On macOS it installs QEMU with Homebrew. The guest has to be made on Debian or Ubuntu, and target/guest/ to be copied.
 
   --tests   also what the tests need: genisoimage, qemu-utils, ovmf and strace (17 MB); vhost-device-vsock, which Cargo builds in
@@ -65,7 +66,10 @@ quiet=-q
 [ ! -t 1 ] || quiet=
 
 # The guest is made again when what makes it has changed: the end of this script, or what goes into the guest.
-stamp=$(sed '1,/^# --- The guest/d' examples/setup.sh | cat - examples/guest/* | cksum)
+agent_sources="src/vm/command/protocol.rs src/vm/command/archive.rs"
+# shellcheck disable=SC2086  # several files
+stamp=$(sed '1,/^# --- The guest/d' examples/setup.sh |
+    cat - $(find examples/guest $agent_sources -type f | LC_ALL=C sort) | cksum)
 guest_is_made() {
     [ -s "$guest/vmlinuz" ] && [ -s "$guest/initrd.img" ] && [ "$(cat "$guest/stamp" 2>/dev/null)" = "$stamp" ]
 }
@@ -151,6 +155,11 @@ if guest_is_made; then
     exit 0
 fi
 
+have cargo || die "cargo is missing, which builds the guest's agent: install Rust with rustup, and run this again"
+[ "$(uname -m)" = x86_64 ] || have x86_64-linux-gnu-gcc ||
+    die "the guest's agent needs a compiler for x86-64: install gcc-x86-64-linux-gnu, and run
+       'rustup target add x86_64-unknown-linux-gnu'"
+
 # --- The guest. Everything is prepared beside target/guest/ and renamed into place whole.
 mkdir -p "$PWD/target"
 work=$(mktemp -d "$PWD/target/guest.XXXXXX")
@@ -206,11 +215,27 @@ find "$work/bin" "$work/usr/bin" -name busybox -exec cp {} "$root/bin/busybox" \
 [ -x "$root/bin/busybox" ] || die "the busybox-static package holds no busybox"
 # The names that the scripts in the guest start with; the shell knows the other applets itself.
 for applet in sh init mount; do ln -s busybox "$root/bin/$applet"; done
+# The programs that a host can execute in the guest.
+for applet in awk basename cat chmod chown cp cut date dd df dirname dmesg du echo env expr false find free grep gunzip gzip \
+    head hostname id ip kill ln ls md5sum mkdir mkfifo mknod mktemp mv nc od ping poweroff printf ps pwd \
+    readlink reboot rm rmdir sed seq setsid sha256sum sleep sort stat stty sync tail tar tee test time timeout touch tr true \
+    umount uname uniq vi wc wget which xargs yes; do
+    ln -s busybox "$root/bin/$applet"
+done
 cp "$guest_source/init" "$root/init"
 cp "$guest_source/resize" "$root/bin/resize"
 cp "$guest_source/inittab" "$guest_source/rc" "$guest_source/report" "$guest_source/udhcpc" "$guest_source/power-button" \
     "$guest_source/modules" "$root/etc/"
 chmod 755 "$root/init" "$root/bin/resize" "$root"/etc/*
+# Static, since the guest has no libraries. The linker is named for hosts of other architectures.
+build_agent() {
+    [ "$(uname -m)" = x86_64 ] || export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_LINKER=x86_64-linux-gnu-gcc
+    RUSTFLAGS='-C target-feature=+crt-static' cargo build --quiet --locked --package hyperkit-agent --profile agent \
+        --target x86_64-unknown-linux-gnu --target-dir "$PWD/target/agent"
+    cp target/agent/x86_64-unknown-linux-gnu/agent/hyperkit-agent "$root/bin/"
+    cp "$root/bin/hyperkit-agent" "$work/out/"
+}
+step "building the guest's agent" build_agent
 copy_modules() {
     while read -r module; do # built into the kernel where there is no file
         file=$(find "$work/lib/modules" "$work/usr/lib/modules" -name "$module.ko*" 2>/dev/null | head -n 1)

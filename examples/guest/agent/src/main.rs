@@ -1,0 +1,63 @@
+//! The agent: a program in the guest that executes the commands of the host's `Vm::command`.
+//!
+//! ```text
+//! hyperkit-agent          serves the virtio serial port named org.hyperkit.agent, and waits until there is one
+//! hyperkit-agent PATH     serves this device
+//! ```
+//!
+//! It needs `/proc`, `/sys` and `/dev`, and no right or file besides. It runs until it is killed. The process that reads the port
+//! starts a supervisor for each command (`supervisor.rs`): the same program, which finds all descendants of the command.
+#![forbid(unsafe_code)]
+#![cfg_attr(not(target_os = "linux"), allow(dead_code))]
+
+// The library and the agent have these two files in common.
+#[cfg(target_os = "linux")]
+#[path = "../../../../src/vm/command/archive.rs"]
+mod archive;
+#[cfg(target_os = "linux")]
+#[path = "../../../../src/vm/command/protocol.rs"]
+#[allow(dead_code, reason = "the library uses the other half")]
+mod protocol;
+
+#[cfg(target_os = "linux")]
+mod command;
+#[cfg(target_os = "linux")]
+mod port;
+#[cfg(target_os = "linux")]
+mod processes;
+#[cfg(target_os = "linux")]
+mod session;
+#[cfg(target_os = "linux")]
+mod supervisor;
+
+#[cfg(not(target_os = "linux"))]
+fn main() {
+    eprintln!("hyperkit-agent: runs on Linux only");
+    std::process::exit(1);
+}
+
+#[cfg(target_os = "linux")]
+fn main() {
+    use std::io;
+    use std::path::Path;
+
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    let words: Vec<_> = arguments.iter().map(|argument| argument.to_str().unwrap_or_default()).collect();
+    let result = match &words[..] {
+        [supervisor::OPTION] => supervisor::run(),
+        [archive_option, _] if *archive_option == supervisor::PACK => {
+            archive::pack(Path::new(&arguments[1]), &mut io::BufWriter::with_capacity(128 * 1024, io::stdout()))
+        }
+        [archive_option, _] if *archive_option == supervisor::UNPACK => {
+            archive::unpack(Path::new(&arguments[1]), &mut io::BufReader::with_capacity(128 * 1024, io::stdin()))
+        }
+        [] => port::find().and_then(|port| session::serve(&port)),
+        [path] if !path.starts_with('-') => port::open(Path::new(&arguments[0])).and_then(|port| session::serve(&port)),
+        _ => Err(io::Error::other("usage: hyperkit-agent [DEVICE]")),
+    };
+    if let Err(error) = result {
+        // The host shows what a copy prints.
+        eprintln!("{}{error}", if words.len() == 2 { "" } else { "hyperkit-agent: " });
+        std::process::exit(1);
+    }
+}
