@@ -75,6 +75,7 @@
 //! ```
 //!
 //! # Reach the guest
+//! - Run a program in it, and copy files in and out: [`Vm::command`], [`Vm::copy_in`], on QEMU, with a small program in the guest.
 //! - Type on its console, and read what it prints: [`Vm::console`].
 //! - Read only what it has printed: [`Vm::console_log`], [`Vm::console_lines`], [`Vm::wait_for_console`].
 //! - Give it a network: [`Network::Nat`]. On QEMU, ports of the host can lead to the guest: [`PortForward`], [`Vm::host_port`].
@@ -146,11 +147,12 @@ pub use config::{
     Share9pSource,
 };
 pub use engine::{Engine, hyperkit::parse::parse_arguments};
-pub use error::{ConfigError, Error, ErrorKind, Result};
+pub use error::{ConfigError, Error, ErrorKind, NotStarted, Result};
 pub use exit::{Exit, ShutdownOutcome};
 pub use machine::{Found, StartOrAttach, Starting};
 pub use preflight::image::create_disk_image;
 pub use runtime::log_tail::LogTail;
+pub use vm::command::{GuestChild, GuestCommand, GuestOutput, GuestReader, GuestStatus, GuestStdin};
 pub use vm::console::ConsoleStream;
 pub use vm::console_log::{ConsoleLines, ConsoleLinesCloser, NextLine};
 pub use vm::network::NicKind;

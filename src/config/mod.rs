@@ -37,7 +37,7 @@ use record::Record;
 /// | disks | [`disks`](#structfield.disks), [`isos`](#structfield.isos) |
 /// | network | [`network`](#structfield.network), [`port_forwards`](#structfield.port_forwards), [`mac`](#structfield.mac), [`tap`](#structfield.tap), [`vmnet`](#structfield.vmnet), [`vpnkit_key`](#structfield.vpnkit_key), [`vpnkit_preferred_ipv4`](#structfield.vpnkit_preferred_ipv4) |
 /// | console and serial ports | [`console`](#structfield.console), [`serials`](#structfield.serials) |
-/// | sharing: 9p and vsock | [`shares_9p`](#structfield.shares_9p), [`vsock`](#structfield.vsock), [`vsock_guest_cid`](#structfield.vsock_guest_cid), [`vsock_dir`](#structfield.vsock_dir), [`vsock_ports`](#structfield.vsock_ports), [`vhost_device_vsock`](#structfield.vhost_device_vsock) |
+/// | sharing: 9p, vsock, commands | [`agent`](#structfield.agent), [`shares_9p`](#structfield.shares_9p), [`vsock`](#structfield.vsock), [`vsock_guest_cid`](#structfield.vsock_guest_cid), [`vsock_dir`](#structfield.vsock_dir), [`vsock_ports`](#structfield.vsock_ports), [`vhost_device_vsock`](#structfield.vhost_device_vsock) |
 /// | state directory | [`state_dir`](#structfield.state_dir), [`labels`](#structfield.labels) |
 /// | hypervisor | [`hyperkit`](#structfield.hyperkit), [`argv0`](#structfield.argv0), [`extra_arguments`](#structfield.extra_arguments), [`gdb_port`](#structfield.gdb_port), [`core_dumps`](#structfield.core_dumps), [`sandbox`](#structfield.sandbox) |
 ///
@@ -138,6 +138,10 @@ pub struct HyperKit {
     /// Whether the guest has a random number generator, `/dev/hwrng`. On by default, as in the Go package.
     #[serde(skip_serializing_if = "json::is_true")]
     pub random: bool,
+    /// Whether the guest has a channel for [`Vm::command`](crate::Vm::command): a virtio serial port named
+    /// `org.hyperkit.agent`, on which [the agent](crate::guide::agent) in the guest answers. QEMU only.
+    #[serde(skip_serializing_if = "json::is_default")]
+    pub agent: bool,
     /// Directories that the guest can mount with the 9p file system.
     #[serde(rename = "9p_sockets", serialize_with = "json::list")]
     pub shares_9p: Vec<Share9p>,
@@ -248,6 +252,7 @@ impl Default for HyperKit {
             vsock_guest_cid: 3,
             vhost_device_vsock: None,
             random: true,
+            agent: false,
             shares_9p: Vec::new(),
             kernel: None,
             initrd: None,

@@ -238,7 +238,7 @@ impl HyperKit {
     }
 }
 
-/// # Sharing: 9p and vsock
+/// # Sharing: 9p, vsock, commands
 ///
 /// With 9p (a network file system, here without a network), the guest mounts a directory of the host. With vsock
 /// (sockets between a host and its guests), programs of the host and of the guest connect to each other, without a
@@ -283,6 +283,9 @@ impl HyperKit {
     }
 
     setters! {
+        #[doc(alias = "virtio-serial")]
+        #[doc(alias = "exec")]
+        "whether the guest has a channel for `Vm::command`": agent(bool);
         #[doc(alias = "virtio-vsock")]
         #[doc(alias = "AF_VSOCK")]
         "whether there is a vsock device": vsock(bool);

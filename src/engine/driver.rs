@@ -203,6 +203,9 @@ pub(crate) trait EngineDriver: Sync {
     /// The name of the socket on which a program of the host receives connections of the guest to a vsock port.
     fn vsock_listener_name(&self, port: u32) -> String;
 
+    /// The socket on which the hypervisor passes bytes to the agent in the guest.
+    fn agent_socket(&self, state: &StateDir) -> Result<PathBuf, ConfigError>;
+
     /// The program that must run together with the hypervisor, if any.
     fn vsock_daemon(&self, _description: &HyperKit, _state: &StateDir) -> Result<Option<VsockDaemon>, ConfigError> {
         Ok(None)

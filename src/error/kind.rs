@@ -72,8 +72,17 @@ impl Error {
             | Self::HypervisorFailed { .. }
             | Self::VsockDaemonFailed { .. }
             | Self::Qmp { .. } => ErrorKind::Hypervisor,
-            Self::ConsoleTextNotFound { exit: Some(_), .. } | Self::VsockConnectionRefused { .. } => ErrorKind::Guest,
-            Self::ConsoleTextNotFound { exit: None, .. } | Self::StartTimedOut { .. } => ErrorKind::Timeout,
+            Self::ConsoleTextNotFound { exit: Some(_), .. }
+            | Self::VsockConnectionRefused { .. }
+            | Self::VmExited { .. }
+            | Self::AgentFailed { .. }
+            | Self::CommandNotStarted { .. }
+            | Self::CommandOutputTooLong { .. }
+            | Self::CopyFailed { .. } => ErrorKind::Guest,
+            Self::ConsoleTextNotFound { exit: None, .. }
+            | Self::StartTimedOut { .. }
+            | Self::AgentNotResponding { .. }
+            | Self::CommandTimedOut { .. } => ErrorKind::Timeout,
             Self::StateNotFound { .. } | Self::DamagedState { .. } | Self::Replaced { .. } => ErrorKind::State,
             Self::Io { .. } => ErrorKind::Io,
         }

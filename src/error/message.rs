@@ -81,6 +81,27 @@ impl Error {
                 };
                 format!("{reason} for {text:?} on the console{}{}", of(state_dir), tail(log_tail))
             }
+            Self::VmExited { program, exit, state_dir } => format!("VM {exit} while {program:?} ran{}", of(state_dir)),
+            Self::CommandNotStarted { program, reason, .. } => format!("{reason}: {program:?}"),
+            Self::CommandOutputTooLong { program, limit } => {
+                format!("output of {program:?} longer than {limit} bytes; raise `output_limit` or use `spawn`")
+            }
+            Self::CopyFailed { from, to, .. } => format!("cannot copy {} to {}", from.display(), to.display()),
+            Self::AgentFailed { reason, state_dir } => format!("agent in the guest failed: {reason}{}", of(state_dir)),
+            Self::AgentNotResponding { timeout, is_paused: true, state_dir } => {
+                format!("no answer from the agent after {}; the VM is paused{}", seconds(*timeout), of(state_dir))
+            }
+            Self::AgentNotResponding { timeout, is_paused: false, state_dir } => {
+                format!(
+                    "no answer from the agent after {}{}; the guest may still boot or not run the agent, or another program \
+                     may use the agent",
+                    seconds(*timeout),
+                    of(state_dir)
+                )
+            }
+            Self::CommandTimedOut { program, timeout, .. } => {
+                format!("{program:?} did not end within {} and was killed", seconds(*timeout))
+            }
             Self::Replaced { pid, successor, state_dir } => {
                 format!("state directory of process {pid} belongs to process {successor} now: {}", state_dir.display())
             }

@@ -4,6 +4,7 @@ mod config;
 mod field;
 mod kind;
 mod message;
+mod not_started;
 mod text;
 
 use std::io;
@@ -12,6 +13,8 @@ use std::time::Duration;
 
 pub use config::ConfigError;
 pub use kind::ErrorKind;
+pub use not_started::NotStarted;
+pub(crate) use text::escape_control;
 
 use crate::{Exit, LogTail};
 
@@ -45,8 +48,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// | [`NotRunning`](ErrorKind::NotRunning) | [`NotRunning`](Self::NotRunning), [`PtyNotFound`](Self::PtyNotFound) |
 /// | [`CannotTell`](ErrorKind::CannotTell) | [`CannotTell`](Self::CannotTell) |
 /// | [`Hypervisor`](ErrorKind::Hypervisor) | [`HypervisorFailed`](Self::HypervisorFailed), [`VsockDaemonFailed`](Self::VsockDaemonFailed), [`ImageToolFailed`](Self::ImageToolFailed), [`Qmp`](Self::Qmp) |
-/// | [`Guest`](ErrorKind::Guest) | [`VsockConnectionRefused`](Self::VsockConnectionRefused), [`ConsoleTextNotFound`](Self::ConsoleTextNotFound) |
-/// | [`Timeout`](ErrorKind::Timeout) | [`StartTimedOut`](Self::StartTimedOut), [`ConsoleTextNotFound`](Self::ConsoleTextNotFound) |
+/// | [`Guest`](ErrorKind::Guest) | [`VsockConnectionRefused`](Self::VsockConnectionRefused), [`ConsoleTextNotFound`](Self::ConsoleTextNotFound), [`VmExited`](Self::VmExited), [`AgentFailed`](Self::AgentFailed), [`CommandNotStarted`](Self::CommandNotStarted), [`CommandOutputTooLong`](Self::CommandOutputTooLong), [`CopyFailed`](Self::CopyFailed) |
+/// | [`Timeout`](ErrorKind::Timeout) | [`StartTimedOut`](Self::StartTimedOut), [`ConsoleTextNotFound`](Self::ConsoleTextNotFound), [`AgentNotResponding`](Self::AgentNotResponding), [`CommandTimedOut`](Self::CommandTimedOut) |
 /// | [`State`](ErrorKind::State) | [`StateNotFound`](Self::StateNotFound), [`DamagedState`](Self::DamagedState), [`Replaced`](Self::Replaced) |
 /// | [`Io`](ErrorKind::Io) | [`Io`](Self::Io) |
 ///
@@ -219,7 +222,74 @@ pub enum Error {
         log_tail: LogTail,
     },
 
+    /// The VM exited while a command ran in it.
+    VmExited {
+        /// The program of the command.
+        program: String,
+        /// How the VM exited.
+        exit: Exit,
+        /// The state directory, if the VM has one.
+        state_dir: Option<PathBuf>,
+    },
+    /// A program in the guest was not started. [`NotStarted`] says why.
+    CommandNotStarted {
+        /// The program.
+        program: String,
+        /// What failed.
+        reason: NotStarted,
+        /// The error of the guest's operating system.
+        source: io::Error,
+    },
+    /// A program in the guest wrote more than the [limit](crate::GuestCommand::output_limit), and was killed. Raise the limit, or
+    /// read its output as a stream with [`spawn`](crate::GuestCommand::spawn).
+    CommandOutputTooLong {
+        /// The program.
+        program: String,
+        /// The limit in bytes.
+        limit: usize,
+    },
+    /// [`copy_in`](crate::Vm::copy_in) or [`copy_out`](crate::Vm::copy_out) failed. There is no copy. The cause names the
+    /// file.
+    CopyFailed {
+        /// The path of the file or directory.
+        from: PathBuf,
+        /// The path of the copy.
+        to: PathBuf,
+        /// What failed.
+        source: io::Error,
+    },
+    /// The agent in the guest sent something that it must not send, or the connection to it has failed. The commands of this
+    /// connection are lost; the next command connects again. If the agent is of another version of this crate, replace it.
+    AgentFailed {
+        /// What went wrong.
+        reason: String,
+        /// The state directory, if the VM has one.
+        state_dir: Option<PathBuf>,
+    },
+
     // --- Timeout ---
+    /// The [agent](crate::guide::agent) in the guest did not answer in time. The guest may still boot, or does not run the
+    /// agent. Or another program uses the agent, or the VM is paused. Look at the console, and try again with a longer
+    /// [timeout](crate::GuestCommand::agent_timeout).
+    AgentNotResponding {
+        /// The time it had.
+        timeout: Duration,
+        /// Whether the VM is paused.
+        is_paused: bool,
+        /// The state directory, if the VM has one.
+        state_dir: Option<PathBuf>,
+    },
+    /// A program in the guest ran longer than its [timeout](crate::GuestCommand::timeout), and was killed with its descendants.
+    CommandTimedOut {
+        /// The program.
+        program: String,
+        /// The time it had.
+        timeout: Duration,
+        /// What it wrote to standard output until then, if the call collects output.
+        stdout: Vec<u8>,
+        /// What it wrote to standard error until then.
+        stderr: Vec<u8>,
+    },
     /// The hypervisor was not ready in time, and was killed. Read the log tail, or use
     /// [`Starting::wait_ready`](crate::Starting::wait_ready) with a longer timeout.
     StartTimedOut {
@@ -313,29 +383,5 @@ impl Error {
 impl From<ConfigError> for Error {
     fn from(violation: ConfigError) -> Self {
         Self::InvalidConfig(vec![violation])
-    }
-}
-
-/// The text with control characters escaped as in Rust. A guest could clear the caller's screen with them.
-pub(crate) fn escape_control(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character.is_control() {
-            true => escaped.extend(character.escape_default()),
-            false => escaped.push(character),
-        }
-    }
-    escaped
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn alternate_display_appends_causes_and_escapes_control_characters() {
-        let error = Error::io("read", "/x\u{1b}[2J")(io::Error::other("first\nsecond"));
-        assert_eq!(error.to_string(), "cannot read /x\\u{1b}[2J");
-        assert_eq!(format!("{error:#}"), "cannot read /x\\u{1b}[2J: first\\nsecond");
     }
 }

@@ -17,3 +17,29 @@ pub(super) fn advice(needed: u64) -> String {
 pub(super) fn list(paths: &[PathBuf]) -> String {
     paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
 }
+
+/// The text with control characters escaped as in Rust. A guest could clear the caller's screen with them.
+pub(crate) fn escape_control(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character.is_control() {
+            true => escaped.extend(character.escape_default()),
+            false => escaped.push(character),
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use crate::error::Error;
+
+    #[test]
+    fn alternate_display_appends_causes_and_escapes_control_characters() {
+        let error = Error::io("read", "/x\u{1b}[2J")(io::Error::other("first\nsecond"));
+        assert_eq!(error.to_string(), "cannot read /x\\u{1b}[2J");
+        assert_eq!(format!("{error:#}"), "cannot read /x\\u{1b}[2J: first\\nsecond");
+    }
+}

@@ -1,12 +1,16 @@
 //! Guides for users of this crate.
 //!
 //! - [`howto`]: how do I …, each answered by a program.
+//! - [`agent`]: the program in the guest that executes commands, and how to put it into an image.
 //! - [`engines`]: what hyperkit and QEMU can do, and which of them runs a VM.
 //! - [`crash_recovery`]: what happens when a program, a hypervisor or the host ends unexpectedly.
 //! - [`state_directory`]: the files in a state directory, and who may touch what.
 //! - [`embedding`]: threads, signals, dropping, several programs, async runtimes, logging.
 //! - [`security`]: what a guest can do to its host, what the crate does about it, and what is left to you.
 //! - [`from_go`]: for users of the Go package.
+
+#[doc = include_str!("agent.md")]
+pub mod agent {}
 
 #[doc = include_str!("engines.md")]
 pub mod engines {}

@@ -11,11 +11,16 @@ use crate::plan::limits::MAX_DEVICES;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Device<'a> {
     Nic(NicBackend<'a>),
-    Disk { image: &'a Disk, index: usize },
+    Disk {
+        image: &'a Disk,
+        index: usize,
+    },
     Vsock,
     Iso(&'a Path),
     Random,
     Share(&'a Share9p),
+    /// The bus of the agent's serial port.
+    Agent,
 }
 
 /// What a network card is connected to.
@@ -38,7 +43,10 @@ pub(crate) fn layout(description: &HyperKit) -> Result<Vec<(u8, Device<'_>)>, Co
     let isos = description.isos.iter().map(|iso| Device::Iso(iso));
     let random = description.random.then_some(Device::Random);
     let shares = description.shares_9p.iter().map(Device::Share);
-    let devices: Vec<_> = nics.chain(disks).chain(vsock).chain(isos).chain(random).chain(shares).collect();
+    // Last, so that no other device changes its slot.
+    let agent = description.agent.then_some(Device::Agent);
+    let devices = nics.chain(disks).chain(vsock).chain(isos).chain(random).chain(shares).chain(agent);
+    let devices: Vec<_> = devices.collect();
     if devices.len() > MAX_DEVICES {
         return Err(ConfigError::TooManyDevices { count: devices.len(), max: MAX_DEVICES });
     }

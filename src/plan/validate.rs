@@ -110,7 +110,8 @@ fn check_prerequisites(description: &HyperKit, found: &mut Violations) {
     if description.state_dir.is_none() {
         let serials = if description.serials.is_some() { "serials" } else { "console" };
         let has_vsock_sockets = description.vsock && description.vsock_dir.is_none();
-        for (field, is_needed) in [(serials, ports.iter().any(|port| port.has_files())), ("vsock", has_vsock_sockets)] {
+        let has_files = ports.iter().any(|port| port.has_files());
+        for (field, is_needed) in [(serials, has_files), ("vsock", has_vsock_sockets), ("agent", description.agent)] {
             if is_needed {
                 found.add(ConfigError::StateDirRequired { field });
             }

@@ -89,8 +89,16 @@ mod tests {
     use std::os::unix::fs::symlink;
     use std::os::unix::net::UnixListener;
 
-    const OURS: [&str; 7] =
-        ["00000003.00000946", "connect", "events.sock", "qmp.sock", "v.sock", "v.sock_5555", "vhost.sock"];
+    const OURS: [&str; 8] = [
+        "00000003.00000946",
+        "agent.sock",
+        "connect",
+        "events.sock",
+        "qmp.sock",
+        "v.sock",
+        "v.sock_5555",
+        "vhost.sock",
+    ];
     const LINK: &str = "guest.00000946";
 
     #[test]

@@ -21,6 +21,7 @@ pub(crate) const PID_FILE: &str = "hyperkit.pid";
 pub(crate) const LOG_FILE: &str = "hyperkit.log";
 pub(crate) const QMP_SOCKET: &str = "qmp.sock";
 pub(crate) const EVENTS_SOCKET: &str = "events.sock";
+pub(crate) const AGENT_SOCKET: &str = "agent.sock";
 pub(crate) const VHOST_SOCKET: &str = "vhost.sock";
 pub(crate) const VHOST_LINE: &str = "vhost.line";
 pub(crate) const VSOCK_SOCKET: &str = "v.sock";

@@ -10,6 +10,8 @@ mod exited;
 
 mod control;
 
+pub(crate) mod command;
+
 pub(crate) mod console;
 pub(crate) mod console_log;
 
@@ -36,6 +38,7 @@ use crate::process::{ExitFd, Process};
 use crate::runtime::child::Child;
 use crate::runtime::output::Output;
 use crate::state::StateDir;
+use crate::vm::command::AgentSlot;
 
 /// How long a hypervisor may take to answer, including the time in which it serves another client.
 pub(crate) const CONTROL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -72,6 +75,7 @@ struct Inner {
     state: Option<StateDir>,
     /// The hypervisor's output, if this program has started it.
     output: Option<Output>,
+    agent: AgentSlot,
     #[cfg(target_os = "linux")]
     exit_fd: ExitFd,
 }
@@ -139,6 +143,7 @@ impl Vm {
             description,
             state,
             output,
+            agent: AgentSlot::default(),
             #[cfg(target_os = "linux")]
             exit_fd,
         })))
@@ -182,6 +187,10 @@ impl Vm {
     /// The state directory, for a call that needs one.
     pub(crate) fn required_state(&self, call: &'static str) -> Result<&StateDir, ConfigError> {
         self.state().ok_or(ConfigError::StateDirRequired { field: call })
+    }
+
+    fn agent_slot(&self) -> &AgentSlot {
+        &self.0.agent
     }
 
     pub(crate) fn child(&self) -> Option<&Arc<Child>> {

@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use hyperkit::{ConfigError, Engine, Error, ErrorKind, Exit, HyperKit, LogTail, SectorSize};
+use hyperkit::{ConfigError, Engine, Error, ErrorKind, Exit, HyperKit, LogTail, NotStarted, SectorSize};
 
 fn denied() -> io::Error {
     io::Error::new(io::ErrorKind::PermissionDenied, "the cause")
@@ -47,6 +47,20 @@ fn errors() -> Vec<(ErrorKind, Error)> {
         (ErrorKind::Hypervisor, Error::VsockDaemonFailed { program: path(), log_tail: tail() }),
         (ErrorKind::Hypervisor, Error::Qmp { socket: path(), reason: "\u{1b}[2J".to_owned() }),
         (ErrorKind::Guest, Error::VsockConnectionRefused { port: 1 }),
+        (ErrorKind::Guest, Error::VmExited { program: "a\n".to_owned(), exit: Exit::PowerOff, state_dir: state_dir() }),
+        (
+            ErrorKind::Guest,
+            Error::CommandNotStarted { program: "x".to_owned(), reason: NotStarted::CurrentDir, source: denied() },
+        ),
+        (ErrorKind::Guest, Error::CommandOutputTooLong { program: "x".to_owned(), limit: 1 }),
+        (ErrorKind::Guest, Error::CopyFailed { from: path(), to: path(), source: denied() }),
+        (ErrorKind::Guest, Error::AgentFailed { reason: "\u{1b}[2J".to_owned(), state_dir: None }),
+        (ErrorKind::Timeout, Error::AgentNotResponding { timeout, is_paused: true, state_dir: state_dir() }),
+        (ErrorKind::Timeout, Error::AgentNotResponding { timeout, is_paused: false, state_dir: None }),
+        (
+            ErrorKind::Timeout,
+            Error::CommandTimedOut { program: "x".to_owned(), timeout, stdout: Vec::new(), stderr: Vec::new() },
+        ),
         (ErrorKind::Config, Error::NoConsole { state_dir: state_dir() }),
         (ErrorKind::Config, Error::NoConsoleLog { state_dir: None }),
         (ErrorKind::NotRunning, Error::PtyNotFound { path: path() }),
@@ -86,7 +100,7 @@ fn message_of_a_vm_names_its_state_directory() {
     let about_a_vm =
         errors().into_iter().filter(|(_, error)| format!("{error:?}").contains(r#"state_dir: Some("/vm")"#));
     let messages: Vec<_> = about_a_vm.map(|(_, error)| error.to_string()).collect();
-    assert_eq!(messages.len(), 5);
+    assert_eq!(messages.len(), 7);
     for message in messages {
         assert!(message.contains("/vm"), "{message}");
     }

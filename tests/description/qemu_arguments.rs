@@ -65,6 +65,19 @@ fn vsock_console_pid_file_and_qmp_have_their_options() {
 }
 
 #[test]
+fn agent_has_a_port_in_the_slot_after_all_other_devices() {
+    let description = description().state_dir("/vm").agent(true).disk(Disk::raw("/d.img")).share_dir("/srv", "data");
+    let without = values(&description.clone().agent(false), "-device");
+    let agent = [
+        "virtio-serial-pci,id=agent-bus,bus=pcie.0,addr=4.0",
+        "virtserialport,bus=agent-bus.0,nr=1,chardev=agent,name=org.hyperkit.agent,id=agent0",
+    ];
+    assert_eq!(values(&description, "-device"), [without, agent.map(str::to_owned).to_vec()].concat());
+    let chardevs = values(&description, "-chardev");
+    assert!(chardevs.contains(&"socket,id=agent,path=/vm/agent.sock,server=on,wait=off".to_owned()), "{chardevs:?}");
+}
+
+#[test]
 fn no_file_is_named_without_a_state_directory() {
     assert_eq!(values(&description(), "-chardev"), ["stdio,id=com1,signal=off"]);
     assert_eq!(values(&description(), "-pidfile"), [] as [&str; 0]);

@@ -6,6 +6,8 @@ mod common;
 
 mod boot;
 mod clock;
+mod command;
+mod command_copy;
 mod console;
 mod cpu;
 mod crash_recovery;

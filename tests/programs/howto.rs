@@ -68,6 +68,17 @@ fn talk_prints_output_and_status_of_commands() {
 }
 
 #[test]
+fn command_prints_output_and_status_of_programs() {
+    let here = Here::new();
+    let output = here.run("command", &[]);
+    assert_eq!(
+        output,
+        "exited with code 0: Linux x86_64\nexited with code 3: no\nsorted: apple\nsorted: pear\nsort exited with code 0\nanswer: 42\n"
+    );
+    here.assert_left(&["question.txt", "answer.txt"]);
+}
+
+#[test]
 fn share_exchanges_files_with_the_guest() {
     let here = Here::new();
     let output = here.run("share", &[]);

@@ -146,6 +146,10 @@ fn at_most_thirty_devices_are_accepted() {
         rejection_by_arguments(|d| shares(d.vsock(true).vmnet(true), 28)),
         ConfigError::TooManyDevices { count: 31, max: 30 }
     );
+    assert_error!(
+        rejection_by_arguments(|d| disks(d.hyperkit("qemu-system-x86_64").agent(true), 29)),
+        ConfigError::TooManyDevices { count: 31, max: 30 }
+    );
 }
 
 #[test]

@@ -30,6 +30,7 @@ fn features_unsupported_by_hyperkit_are_rejected() {
     refuse(&|d| d.vmnet(true).port_forward(PortForward::tcp(0, 80)), "port_forwards");
     refuse(&|d| d.cpu("max"), "cpu");
     refuse(&|d| d.network(Network::Isolated), "network");
+    refuse(&|d| d.agent(true), "`agent`");
     refuse(&|d| d.vmnet(true).mac("02:00:00:00:00:01"), "MAC address");
     refuse(&|d| d.vmnet(true).tap("tap0").mac("02:00:00:00:00:01"), "MAC address");
 }

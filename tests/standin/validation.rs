@@ -62,6 +62,10 @@ fn pty_logs_and_vsock_require_a_state_directory() {
     }
     let error = rejection_by_arguments(|d| without(d.console(Console::Stdio).vsock(true)));
     assert_error!(error, ConfigError::StateDirRequired { field: "vsock" });
+    // On QEMU; hyperkit refuses it anyway.
+    let error =
+        rejection_by_arguments(|d| without(d.hyperkit("qemu-system-x86_64").console(Console::Stdio).agent(true)));
+    assert_error!(error, ConfigError::StateDirRequired { field: "agent" });
     let serials = [Serial::pty(), Serial::none().log(), Serial::stdio().log()];
     for serial in serials {
         let error = rejection_by_arguments(|d| without(d.serial(serial)));

@@ -52,6 +52,7 @@ fn every_field() -> HyperKit {
         vsock_guest_cid: 7,
         vhost_device_vsock: Some("/bin/vhost-device-vsock".into()),
         random: false,
+        agent: true,
         shares_9p: vec![
             Share9p { source: Share9pSource::Path("/9p.sock".into()), tag: "by-path".to_owned() },
             Share9p { source: Share9pSource::Port(8), tag: "by-port".to_owned() },
@@ -105,7 +106,7 @@ const FORM: &str = r#"{
     "RuntimeAsserts": true, "Stats": "tcp:9090", "QcowToolPath": "/bin/qcow-tool", "other": [1]
 }],
 "iso": ["/a.iso", "/b.iso"], "vsock": true, "vsock_dir": "/vsock", "vsock_ports": [6], "vsock_guest_cid": 7,
-"vhost_device_vsock": "/bin/vhost-device-vsock", "random": false,
+"vhost_device_vsock": "/bin/vhost-device-vsock", "random": false, "agent": true,
 "9p_sockets": [{ "path": "/9p.sock", "tag": "by-path" }, { "path": "", "port": 8, "tag": "by-port" }],
 "kernel": "/kernel", "initrd": "/initrd", "bootrom": "/rom",
 "multiboot": { "kernel": "/multiboot", "modules": [{ "path": "/module", "cmdline": "words" }] },

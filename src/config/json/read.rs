@@ -81,6 +81,7 @@ impl<'de> Deserialize<'de> for HyperKit {
             vsock_guest_cid: take(from, "vsock_guest_cid")?.unwrap_or(default.vsock_guest_cid),
             vhost_device_vsock: take(from, "vhost_device_vsock")?,
             random: take(from, "random")?.unwrap_or(default.random),
+            agent: take_or_default(from, "agent")?,
             shares_9p: take_or_default(from, "9p_sockets")?,
             kernel: take(from, "kernel")?,
             initrd: take(from, "initrd")?,

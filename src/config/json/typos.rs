@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 /// The keys of a description. Those of the record are not written by hand.
 pub(super) const KEYS: &[&str] = &[
     "9p_sockets",
+    "agent",
     "argv0",
     "bootrom",
     "console",

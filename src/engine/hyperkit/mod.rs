@@ -9,7 +9,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::FileType;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -47,6 +47,7 @@ const PROGRESS: [&str; 9] = [
     "received sigusr",
 ];
 
+const NO_AGENT: &str = "commands in the guest (`agent`); use QEMU";
 /// The host's context identifier on vsock.
 const HOST_CID: u32 = 2;
 
@@ -87,6 +88,7 @@ impl EngineDriver for Driver {
                 "a network without access to the host (`network`); use no network, or QEMU",
             ),
             (!description.port_forwards.is_empty(), "port forwarding (`port_forwards`); use VPNKit's own, or QEMU"),
+            (description.agent, NO_AGENT),
             (has_foreign_mac, "a MAC address for a card that is not a tap (`mac`); that of vmnet follows from `uuid`"),
         ]
         .into_iter()
@@ -257,6 +259,10 @@ impl EngineDriver for Driver {
 
     fn vsock_listener_name(&self, port: u32) -> String {
         format!("{HOST_CID:08x}.{port:08x}")
+    }
+
+    fn agent_socket(&self, _: &StateDir) -> Result<PathBuf, ConfigError> {
+        Err(unsupported(NO_AGENT))
     }
 
     fn is_own_socket(&self, name: &str, kind: FileType) -> bool {

@@ -14,13 +14,15 @@ use crate::error::ConfigError;
 use crate::plan::serial_ports::{Line, ports};
 use crate::plan::slots::{Device, NicBackend, layout};
 use crate::plan::text::utf8;
-use crate::state::{EVENTS_SOCKET, PID_FILE, QMP_SOCKET};
+use crate::state::{AGENT_SOCKET, EVENTS_SOCKET, PID_FILE, QMP_SOCKET};
 
 type Result<T> = std::result::Result<T, ConfigError>;
 
 /// q35 has its LPC bridge in slot 31, as hyperkit. SATA and SMBus would share that slot; without them all others are free.
 /// hyperkit accepts boot ROMs of up to 16 MiB, QEMU by default only of 8 MiB.
 const MACHINE: &str = "q35,sata=off,smbus=off,max-fw-size=16777216";
+/// The guest finds the port by this name, as `/dev/virtio-ports/org.hyperkit.agent` or in `/sys/class/virtio-ports`.
+const PORT_NAME: &str = "org.hyperkit.agent";
 const FIXED: [&str; 5] = ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"];
 
 /// The arguments, except those that depend on the host.
@@ -133,6 +135,15 @@ impl Arguments {
                 // would take two files for one.
                 self.add("-fsdev", format!("local,id=share{slot},path={path},security_model=none,multidevs=remap"));
                 self.add("-device", format!("virtio-9p-pci,fsdev=share{slot},mount_tag={},{at}", share.tag));
+            }
+            Device::Agent => {
+                let dir = description.state_dir.as_deref().unwrap_or(Path::new(""));
+                let dir = utf8("state_dir", dir)?;
+                self.add("-device", format!("virtio-serial-pci,id=agent-bus,{at}"));
+                self.add("-chardev", format!("socket,id=agent,path={dir}/{AGENT_SOCKET},server=on,wait=off"));
+                // Without an id, QEMU sends no event when the guest opens the port.
+                let port = format!("bus=agent-bus.0,nr=1,chardev=agent,name={PORT_NAME},id=agent0");
+                self.add("-device", format!("virtserialport,{port}"));
             }
         }
         Ok(())

@@ -14,7 +14,7 @@ use std::fs::FileType;
 use std::io::Write;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -28,7 +28,7 @@ use crate::engine::driver::{
 };
 use crate::error::{ConfigError, Error, Result};
 use crate::plan::serial_ports::{Line, ports};
-use crate::state::{EVENTS_SOCKET, QMP_SOCKET, StateDir, VHOST_SOCKET, VSOCK_SOCKET};
+use crate::state::{AGENT_SOCKET, EVENTS_SOCKET, QMP_SOCKET, StateDir, VHOST_SOCKET, VSOCK_SOCKET};
 use qmp::Qmp;
 
 pub(super) struct Driver;
@@ -189,6 +189,10 @@ impl EngineDriver for Driver {
         true
     }
 
+    fn agent_socket(&self, state: &StateDir) -> Result<PathBuf, ConfigError> {
+        Ok(state.file(AGENT_SOCKET))
+    }
+
     /// From block/file-posix.c.
     fn locked_image_message(&self) -> &'static str {
         "Is another process using the image"
@@ -200,7 +204,8 @@ impl EngineDriver for Driver {
             port.is_some_and(|port| port.parse::<u32>().is_ok())
         };
         kind.is_socket()
-            && ([QMP_SOCKET, EVENTS_SOCKET, VHOST_SOCKET, VSOCK_SOCKET].contains(&name) || is_listener(name))
+            && ([QMP_SOCKET, EVENTS_SOCKET, AGENT_SOCKET, VHOST_SOCKET, VSOCK_SOCKET].contains(&name)
+                || is_listener(name))
     }
 }
 

@@ -1,0 +1,312 @@
+//! An agent that sends what it must not send, and archives of a hostile guest.
+
+use std::collections::VecDeque;
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::vm::command::archive::{pack, unpack};
+use crate::vm::command::connection::{Connection, Failure};
+use crate::vm::command::protocol::{
+    Frames, Kind, MAX_PAYLOAD, Nonce, Request, Scanner, VERSION, WINDOW, hello, pieces, put_frame, put_numbers, welcome,
+};
+use crate::vm::command::stream::Stream;
+
+/// The agent's end of a connection.
+struct FakeAgent {
+    socket: UnixStream,
+    connection: Connection,
+    number: u32,
+}
+
+fn connect() -> (UnixStream, Connection) {
+    let (socket, host) = UnixStream::pair().unwrap();
+    (socket, Connection::new(host, Box::new(|| false)).unwrap())
+}
+
+/// Reads HELLO.
+fn read_hello(mut socket: &UnixStream) -> Nonce {
+    let mut scanner = Scanner::new(false);
+    loop {
+        let mut byte = [0];
+        socket.read_exact(&mut byte).unwrap();
+        if let Some((_, version, nonce)) = scanner.feed(&byte) {
+            assert_eq!(version, VERSION);
+            return nonce;
+        }
+    }
+}
+
+fn in_a_minute() -> Option<Instant> {
+    Some(Instant::now() + Duration::from_secs(60))
+}
+
+impl FakeAgent {
+    /// Answers HELLO, and gets a command with this standard input.
+    fn new(stdin: Vec<u8>) -> Self {
+        let (mut socket, connection) = connect();
+        let nonce = read_hello(&socket);
+        socket.write_all(&welcome(&nonce)).unwrap();
+        assert_eq!(connection.wait_ready(in_a_minute()), Ok(true));
+        let number = connection.execute(&Request::default().encode(), Stream::new(stdin, true, None));
+        Self { socket, connection, number }
+    }
+
+    fn send(&mut self, frames: impl FnOnce(&mut VecDeque<u8>, u32)) {
+        let mut bytes = VecDeque::new();
+        frames(&mut bytes, self.number);
+        // The host may have closed the connection.
+        let _ = self.socket.write_all(bytes.make_contiguous());
+    }
+
+    /// Waits until the connection has failed.
+    fn failure(&self) -> Failure {
+        let shared = self.connection.shared();
+        let (mut state, deadline) = (shared.lock(), in_a_minute());
+        loop {
+            match &state.failure {
+                Some(failure) => return failure.clone(),
+                None => assert!(Instant::now() < deadline.unwrap(), "the connection has not failed"),
+            }
+            state = shared.wait(state, deadline);
+        }
+    }
+}
+
+#[test]
+fn only_the_answer_with_the_own_nonce_counts() {
+    let (mut socket, connection) = connect();
+    let nonce = read_hello(&socket);
+    let mut bytes = vec![7; 100_000];
+    bytes.extend(welcome(&[1; 16]));
+    bytes.extend(&welcome(&nonce)[..20]);
+    socket.write_all(&bytes).unwrap();
+    assert_eq!(connection.wait_ready(Some(Instant::now() + Duration::from_millis(50))), Ok(false));
+    for byte in welcome(&nonce) {
+        socket.write_all(&[byte]).unwrap();
+    }
+    assert_eq!(connection.wait_ready(in_a_minute()), Ok(true));
+
+    let (mut socket, connection) = connect();
+    let nonce = read_hello(&socket);
+    let mut other_version = welcome(&nonce);
+    other_version[16] += 1;
+    socket.write_all(&other_version).unwrap();
+    assert!(
+        matches!(connection.wait_ready(in_a_minute()), Err(Failure::Protocol(reason)) if reason.contains("version"))
+    );
+}
+
+#[test]
+fn closing_the_connection_ends_its_thread_and_the_socket() {
+    let agent = FakeAgent::new(Vec::new());
+    let FakeAgent { mut socket, connection, .. } = agent;
+    let shared = connection.shared().clone();
+    drop(connection);
+    assert_eq!(Arc::strong_count(&shared), 1, "the thread still runs");
+    socket.read_to_end(&mut Vec::new()).unwrap();
+
+    let mut agent = FakeAgent::new(Vec::new());
+    agent.send(|out, number| put_frame(out, Kind::Started, number, &[1, 0, 0, 0]));
+    agent.socket.shutdown(std::net::Shutdown::Both).unwrap();
+    assert_eq!(agent.failure(), Failure::Closed);
+    assert!(!agent.connection.is_usable());
+}
+
+#[test]
+fn frames_that_the_agent_must_not_send_end_the_connection() {
+    fn started(out: &mut VecDeque<u8>, number: u32) {
+        put_frame(out, Kind::Started, number, &[1, 0, 0, 0]);
+    }
+    type Send = fn(&mut VecDeque<u8>, u32);
+    let cases: [(Send, &str); 17] = [
+        (|out, _| out.extend([1, 0, 1, 0, 18, 1, 0, 0, 0]), "a frame of 65537 bytes"),
+        (|out, _| out.extend([255; 9]), "a frame of 4294967295 bytes"),
+        (|out, _| out.extend([0, 0, 0, 0, 99, 1, 0, 0, 0]), "unknown kind 99"),
+        (|out, _| put_frame(out, Kind::Stdout, 0, b"x"), "unknown command 0"),
+        (|out, number| put_frame(out, Kind::Stdout, number + 1, b"x"), "unknown command 2"),
+        (|out, number| (0..2).for_each(|_| started(out, number)), "unexpected frame Started"),
+        (|out, number| put_frame(out, Kind::Started, number, &[1]), "unexpected frame Started"),
+        (|out, number| put_numbers(out, Kind::Failed, number, 9, 2), "unexpected frame Failed"),
+        (|out, number| put_numbers(out, Kind::Exit, number, 0, 0), "unexpected frame Exit"),
+        (|out, number| put_frame(out, Kind::End, number, &[]), "unexpected frame End"),
+        (|out, number| put_frame(out, Kind::Closed, number, &[0]), "unexpected frame Closed"),
+        (|out, number| put_frame(out, Kind::Closed, number, &[3]), "unexpected frame Closed"),
+        (|out, number| put_numbers(out, Kind::Credit, number, 0, 1), "unexpected frame Credit"),
+        (|out, number| put_numbers(out, Kind::Credit, number, 1, 1), "unexpected frame Credit"),
+        (|out, number| put_frame(out, Kind::Exec, number, &[]), "unexpected frame Exec"),
+        (
+            |out, number| {
+                put_frame(out, Kind::Closed, number, &[1]);
+                put_frame(out, Kind::Stdout, number, b"x");
+            },
+            "Stdout after its end",
+        ),
+        (
+            |out, number| {
+                (0..=WINDOW / MAX_PAYLOAD).for_each(|_| put_frame(out, Kind::Stderr, number, &[0; MAX_PAYLOAD]))
+            },
+            "more Stderr than was allowed",
+        ),
+    ];
+    for (send, expected) in cases {
+        let mut agent = FakeAgent::new(Vec::new());
+        agent.send(send);
+        match agent.failure() {
+            Failure::Protocol(reason) => assert!(reason.contains(expected), "{reason} instead of {expected}"),
+            other => panic!("{other:?} instead of {expected}"),
+        }
+    }
+}
+
+#[test]
+fn any_bytes_end_the_connection_without_a_panic() {
+    let mut state = 1_u32;
+    for _ in 0..200 {
+        let mut agent = FakeAgent::new(Vec::new());
+        agent.send(|out, number| {
+            for _ in 0..50 {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                let [kind, length, a, b] = state.to_be_bytes();
+                out.extend([length % 8, 0, 0, 0, kind % 32]);
+                out.extend((number + u32::from(a == 0)).to_le_bytes());
+                out.extend([a % 4, b % 4, a, b, 0, 0, 0, 0].iter().take(usize::from(length % 8)));
+            }
+            out.extend([255; 9]);
+        });
+        assert!(matches!(agent.failure(), Failure::Protocol(_)));
+    }
+}
+
+#[test]
+fn no_more_input_is_sent_than_the_agent_accepts() {
+    let mut agent = FakeAgent::new(vec![9; 3 * WINDOW]);
+    agent.send(|out, number| put_frame(out, Kind::Started, number, &[1, 0, 0, 0]));
+    agent.socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    let received = |agent: &mut FakeAgent| {
+        let (mut frames, mut buffer, mut count) = (Frames::default(), vec![0; 65536], 0);
+        while let Ok(length @ 1..) = agent.socket.read(&mut buffer) {
+            frames.push(&buffer[..length]);
+            while let Some(frame) = frames.next().unwrap() {
+                count += if frame.kind == Kind::Stdin { frame.payload.len() } else { 0 };
+            }
+        }
+        count
+    };
+    assert_eq!(received(&mut agent), WINDOW);
+    agent.send(|out, number| put_numbers(out, Kind::Credit, number, 0, 1000));
+    assert_eq!(received(&mut agent), 1000);
+    // The program reads no more: the rest is dropped.
+    agent.send(|out, number| put_frame(out, Kind::StdinClosed, number, &[]));
+    agent.send(|out, number| put_numbers(out, Kind::Credit, number, 0, 1000));
+    assert_eq!(received(&mut agent), 0);
+}
+
+#[test]
+fn hello_is_found_at_any_place_and_never_in_data() {
+    let nonce = [3; 16];
+    let hello = hello(&nonce);
+    for before in [0, 1, 15, 16, 17, 40] {
+        for size in [1, 2, 7, 16, 36, 100] {
+            // The beginning of a pattern that is cut off comes first.
+            let stream = [&vec![hello[0]; before][..], &hello[..before.min(35)], &hello, b"rest"].concat();
+            let (mut scanner, mut at, mut found) = (Scanner::new(false), 0, None);
+            for mut chunk in stream.chunks(size) {
+                // A HELLO that was cut off near its end is found, too, with a nonce that nobody waits for.
+                while let Some((end, version, nonce)) = scanner.feed(chunk) {
+                    at += end;
+                    chunk = &chunk[end..];
+                    found = Some((at, version, nonce));
+                }
+                at += chunk.len();
+            }
+            assert_eq!(found, Some((stream.len() - 4, VERSION, nonce)), "{before} {size}");
+        }
+    }
+    let data = [&vec![1; MAX_PAYLOAD - 5][..], &hello, &hello, &hello[..15], &hello].concat();
+    let (mut scanner, mut out) = (Scanner::new(false), VecDeque::new());
+    pieces(&data).for_each(|piece| put_frame(&mut out, Kind::Stdin, 1, piece));
+    assert_eq!(pieces(&data).collect::<Vec<_>>().concat(), data);
+    assert_eq!(scanner.feed(out.make_contiguous()), None);
+}
+
+#[test]
+fn requests_are_decoded_as_they_were_encoded_and_damaged_ones_are_refused() {
+    let text = |text: &str| text.as_bytes().to_vec();
+    let request = Request {
+        argv: vec![text("sh"), text(""), text("-c")],
+        env: vec![text("A=B")],
+        env_clear: true,
+        cwd: text("/tmp"),
+        uid: Some(0),
+        gid: None,
+        grace_ms: 500,
+        is_copy: false,
+    };
+    let encoded = request.encode();
+    assert_eq!(Request::decode(&encoded), Some(request));
+    for length in 0..encoded.len() {
+        assert_eq!(Request::decode(&encoded[..length]), None);
+    }
+    assert_eq!(Request::decode(&[&encoded[..], b"x"].concat()), None);
+    assert_eq!(Request::decode(&[255; 64]), None);
+}
+
+/// The parts of an archive.
+fn head(kind: u8, name: &[u8]) -> Vec<u8> {
+    [&[kind, 0xff, 0x0f, 0, 0][..], &(name.len() as u32).to_le_bytes(), name].concat()
+}
+
+fn text(text: &[u8]) -> Vec<u8> {
+    [&(text.len() as u32).to_le_bytes()[..], text].concat()
+}
+
+#[test]
+fn archive_of_a_hostile_guest_is_refused_and_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("in/target");
+    fs::create_dir(dir.path().join("in")).unwrap();
+    fs::write(dir.path().join("precious"), "precious").unwrap();
+    let in_dir = |entries: &[Vec<u8>]| [head(b'D', b""), entries.concat(), b"E".to_vec()].concat();
+    let file = |name: &[u8]| [head(b'F', name), text(b"evil"), text(b"")].concat();
+    let link = |name: &[u8], to: &[u8]| [head(b'L', name), text(to)].concat();
+    let outside = dir.path().to_str().unwrap().as_bytes();
+    let cases = [
+        in_dir(&[file(b"../../precious")]),
+        in_dir(&[file(b"..")]),
+        in_dir(&[file(b".")]),
+        in_dir(&[file(b"")]),
+        in_dir(&[file(b"/tmp/evil")]),
+        in_dir(&[file(b"a\0b")]),
+        in_dir(&[link(b"out", outside), file(b"out/precious")]),
+        // A symlink cannot be replaced or followed by an entry with its name.
+        in_dir(&[link(b"out", outside), [head(b'D', b"out"), file(b"precious"), b"E".to_vec()].concat()]),
+        in_dir(&[link(b"precious", &[outside, b"/precious"].concat()), file(b"precious")]),
+        link(b"", outside),
+        vec![head(b'D', b"x"); 1000].concat(),
+        [head(b'F', b""), u32::MAX.to_le_bytes().to_vec()].concat(),
+        [head(b'F', b""), text(b"not complete")].concat(),
+        [&b"F\0\0\0\0"[..], &u32::MAX.to_le_bytes()].concat(),
+        b"?\0\0\0\0\0\0\0\0".to_vec(),
+        b"E".to_vec(),
+        Vec::new(),
+    ];
+    for archive in cases {
+        let result = unpack(&target, &mut &archive[..]);
+        assert!(result.is_err(), "{}", archive.escape_ascii());
+        let left: Vec<_> = fs::read_dir(dir.path().join("in")).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert!(left.is_empty(), "{left:?} {}", archive.escape_ascii());
+        assert_eq!(fs::read(dir.path().join("precious")).unwrap(), b"precious");
+    }
+    unpack(&target, &mut &in_dir(&[file(b"file"), link(b"link", b"/no/such")])[..]).unwrap();
+    assert_eq!(fs::read(target.join("file")).unwrap(), b"evil");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(target.join("file")).unwrap().permissions());
+    assert_eq!(mode & 0o7777, 0o777, "set-user-ID is not copied");
+    let mut packed = Vec::new();
+    pack(&target, &mut packed).unwrap();
+    unpack(&dir.path().join("again"), &mut &packed[..]).unwrap();
+    assert_eq!(fs::read_link(dir.path().join("again/link")).unwrap(), Path::new("/no/such"));
+}
