@@ -1,6 +1,6 @@
 //! The connection to the agent, and what its commands share with the thread that reads and writes the socket.
 //!
-//! The guest may send anything. What it may send before this program has consumed something is limited by [`WINDOW`], so
+//! The guest may send anything. What it may send before this program has consumed something is limited by `WINDOW`, so
 //! the memory is bounded. Any violation of the protocol ends the connection with an error.
 
 use std::collections::{HashMap, VecDeque};
