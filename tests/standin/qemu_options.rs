@@ -27,7 +27,7 @@ fn elf(libraries: &str) -> Vec<u8> {
     file.resize(1024, 0);
     let mut put = |at: usize, value: u64| file[at..at + 8].copy_from_slice(&value.to_le_bytes());
     put(32, 64); // program headers: their place, below their size and number
-    put(54, 56 | 2 << 16);
+    put(54, 56 | (2 << 16));
     // All of the file is loaded to 0x1000. Its table of libraries is at 256.
     [(64, 1), (80, 0x1000), (96, 1024), (120, 2), (128, 256), (152, 256)]
         .into_iter()
