@@ -24,15 +24,15 @@ pub enum Network {
     /// network, on hyperkit through Docker Desktop's VPNKit. The host reaches the guest by
     /// [`port_forwards`](crate::HyperKit#structfield.port_forwards).
     ///
-    /// The guest can also connect to services that listen on the host's loopback address only: on QEMU, its gateway, 10.0.2.2, is
-    /// the host's 127.0.0.1.
+    /// The guest can also connect to services that listen on the host's loopback address only: on QEMU, the guest's gateway,
+    /// 10.0.2.2, is the host's 127.0.0.1.
     Nat,
     /// The host reaches the guest by [`port_forwards`](crate::HyperKit#structfield.port_forwards), and the guest reaches nothing:
     /// neither the host nor its networks. QEMU only.
     Isolated,
     /// The network of the VPNKit that listens on this unix socket. VPNKit is the network stack of Docker Desktop: a program
-    /// that gives guests access to the network without root. hyperkit only. A check exchanges greetings with it, since hyperkit would
-    /// wait without end for one that does not answer.
+    /// that gives guests access to the network without root. hyperkit only. [`check`](crate::HyperKit::check) exchanges greetings
+    /// with VPNKit, because hyperkit would wait forever for a VPNKit that does not answer.
     VpnKit(PathBuf),
 }
 
@@ -153,9 +153,9 @@ pub enum Share9pSource {
 pub enum Console {
     /// The caller's standard input and output.
     ///
-    /// hyperkit uses one descriptor for both directions. So if they are not the same terminal, this crate copies. Input then reaches
-    /// the guest from its first output on, and a Linux guest discards what comes before a program in it opens the port. A VM that
-    /// [`start`](crate::HyperKit::start) has started gets no input.
+    /// hyperkit uses one descriptor for input and output. If standard input and output are not the same terminal, the crate copies
+    /// between them and the console. In that case, the guest gets no input before its first output, and a Linux guest discards input
+    /// until one of its programs opens the serial port. A VM that [`start`](crate::HyperKit::start) has started then gets no input.
     Stdio,
     /// A pty and a log. The pty (pseudo-terminal: a terminal whose other end is a program, here the hypervisor) is opened by
     /// [`Vm::console`](crate::Vm::console), or by a terminal program such as `screen`. The log is in the state directory, and

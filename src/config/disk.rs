@@ -29,9 +29,9 @@ pub struct Disk {
     /// The image file. If unset, it is in the state directory: `disk.img` for the first disk, `disk1.img` for the second, and
     /// so on, or `disk.qcow2`, `disk1.qcow2`, ….
     ///
-    /// A URL such as `file:///images/a%20b.qcow2?sync=os&buffered=1`, as the Go package takes it, means the file that it names;
-    /// `sync` sets [`flush`](QcowOptions::flush). All other URLs are refused. For a relative path that looks like a URL, write
-    /// `./` before it.
+    /// A file URL such as `file:///images/a%20b.qcow2?sync=os&buffered=1` stands for the file that it names, as in the Go package.
+    /// Its option `sync` sets [`flush`](QcowOptions::flush). All other URLs are refused. Write `./` before a relative path that
+    /// looks like a URL.
     pub path: Option<PathBuf>,
     /// The size in MiB. A start creates a missing image with this size, grows a smaller one, and refuses a larger one. If
     /// unset, the image must exist.
@@ -94,21 +94,21 @@ pub struct QcowOptions {
 
 /// What a flush by the guest does to a qcow2 image on hyperkit; see [`QcowOptions`], which has an example.
 ///
-/// A guest flushes (`fsync`) what must not be lost. The default is therefore [`Os`](Self::Os), as Docker Desktop has it. The Go package
-/// has no default of its own: it writes [`Unset`](Self::Unset), with which a flush does nothing. This crate keeps that in the
-/// descriptions and arguments that the Go package has written, and warns in the log when such a VM is started.
+/// A guest flushes (`fsync`) data that must not be lost. The default is therefore [`Os`](Self::Os), as in Docker Desktop. The Go
+/// package has no default: it writes [`Unset`](Self::Unset), with which a flush does nothing. This crate keeps `Unset` in
+/// descriptions and arguments that the Go package has written, and logs a warning when such a VM is started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FlushMode {
-    /// Nothing: hyperkit is not told what to do, and then it does not flush. What the guest has flushed is lost if the host
-    /// crashes.
+    /// A flush does nothing, because hyperkit gets no mode. Data that the guest has flushed is lost if the host crashes.
     Unset,
-    /// Nothing. The same as `Unset`, in words.
+    /// A flush does nothing, as with `Unset`; hyperkit gets the mode `none`.
     None,
-    /// The data is passed to the host's disk (`fsync`). It survives a crash of the host; the disk may lose it with its power.
+    /// The data is passed to the host's disk (`fsync`). It survives a crash of the host, but perhaps not a
+    /// loss of power, because the disk has a cache.
     #[default]
     Os,
-    /// The disk also empties its own cache (`F_FULLFSYNC`). Slower, and safe if the host loses power.
+    /// The disk also empties its own cache (`F_FULLFSYNC`). This is slower, and the data survives a loss of power.
     Drive,
 }
 

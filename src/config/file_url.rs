@@ -1,5 +1,5 @@
-//! URLs as paths of disk images. The Go package takes `file:///images/a.qcow2?sync=os&buffered=1` since December 2017, and programs
-//! that use it pass on what their users type.
+//! URLs as paths of disk images. The Go package has accepted `file:///images/a.qcow2?sync=os&buffered=1` since December
+//! 2017, and programs that use the package pass on what their users type.
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -16,13 +16,14 @@ pub(crate) struct FileUrl {
     pub flush: Option<FlushMode>,
 }
 
-/// Whether this is a URL and not a path. A path that merely contains a colon is none; `./` before a path makes that clear.
+/// Whether this is a URL and not a path. A path that only contains a colon is not a URL, and neither is a path that
+/// begins with `./`.
 pub(crate) fn is_url(path: &Path) -> bool {
     let text = path.to_string_lossy();
     let Some((scheme, rest)) = text.split_once(':') else { return false };
     let is_scheme = scheme.starts_with(|first: char| first.is_ascii_alphabetic())
         && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c));
-    // QEMU takes JSON as a description of an image.
+    // QEMU reads `json:{…}` as a description of an image.
     is_scheme && (rest.starts_with("//") || is_file(scheme) || (scheme == "json" && rest.starts_with('{')))
 }
 
@@ -30,7 +31,8 @@ fn is_file(scheme: &str) -> bool {
     scheme.eq_ignore_ascii_case("file")
 }
 
-/// The file that a URL names; `None` if `path` is not a URL. Refuses URLs of other kinds, and options without a field.
+/// The file that a URL names; `None` if `path` is not a URL. Refuses URLs of other kinds, and options that have no field
+/// in [`Disk`].
 pub(crate) fn file_url(path: &Path) -> Result<Option<FileUrl>, ConfigError> {
     if !is_url(path) {
         return Ok(None);
@@ -75,7 +77,7 @@ pub(crate) fn file_url(path: &Path) -> Result<Option<FileUrl>, ConfigError> {
     Ok(Some(FileUrl { path: decoded.into(), flush }))
 }
 
-/// The text with bytes for `%` and two hexadecimal digits; `None` if it is not valid.
+/// Decodes each `%` with two hexadecimal digits to a byte. `None` if the text is not valid.
 pub(crate) fn percent_decoded(text: &str) -> Option<String> {
     let mut parts = text.split('%');
     let mut bytes = parts.next()?.as_bytes().to_vec();
@@ -119,7 +121,7 @@ impl Disk {
 }
 
 impl HyperKit {
-    /// Replaces URLs of disks by paths, as [`Disk::without_url`] does. Returns what is wrong with the others.
+    /// Replaces URLs of disks by paths, as [`Disk::without_url`] does. Returns the errors of URLs that stay.
     pub(crate) fn replace_urls(
         &mut self,
         found_format: impl Fn(&Disk) -> Result<DiskFormat, ConfigError>,

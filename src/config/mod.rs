@@ -160,16 +160,16 @@ pub struct HyperKit {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub multiboot: Option<Multiboot>,
 
-    /// The number of vCPUs (processors that the guest sees), 1 to 64. Where QEMU emulates the CPU, more vCPUs make a boot slower: see
+    /// The number of vCPUs (processors that the guest sees), 1 to 64. If QEMU emulates the CPU, more vCPUs make a boot slower: see
     /// the guide's page [`engines`](crate::guide::engines#boot-cpu-and-memory).
     pub cpus: u32,
-    /// The model of the guest's CPU, in QEMU's words: `max`, or a model and features such as `Skylake-Client,-hle`. QEMU only;
-    /// `qemu-system-x86_64 -cpu help` lists the models. If unset, the guest has the host's CPU, as on hyperkit. Where QEMU emulates
-    /// the CPU, it is `Nehalem,+rdrand`: a CPU with the instructions of x86-64-v2.
+    /// The model of the guest's CPU, by its name in QEMU, and features: `max`, or `Skylake-Client,-hle`. QEMU only;
+    /// `qemu-system-x86_64 -cpu help` lists models and features. If unset, the guest has the host's CPU, as on hyperkit. If QEMU
+    /// emulates the CPU, the default is `Nehalem,+rdrand`, which has the instructions of x86-64-v2.
     #[serde(with = "json::text", skip_serializing_if = "Option::is_none")]
     pub cpu: Option<String>,
-    /// The guest's memory in MiB, at least 2. On hyperkit at most the host's: it requires all memory at its start. QEMU takes memory
-    /// when the guest uses it, so a VM there can have more.
+    /// The guest's memory in MiB, at least 2. On hyperkit at most the host's memory, because hyperkit requires all of it at its
+    /// start. QEMU takes memory from the host when the guest uses it, so a VM on QEMU can have more.
     #[serde(rename = "memory")]
     pub memory_mib: u64,
     /// What the first serial port is connected to. [`serials`](Self#structfield.serials) replaces it. If unset,
@@ -201,13 +201,13 @@ pub struct HyperKit {
     /// hyperkit can turn it off.
     #[serde(skip_serializing_if = "json::is_true")]
     pub mptable: bool,
-    /// Whether core dumps of the hypervisor include the guest's memory. hyperkit has the option, and ignores it.
+    /// Whether core dumps of the hypervisor include the guest's memory. hyperkit accepts the option and ignores it.
     #[serde(skip_serializing_if = "json::is_default")]
     pub core_dumps: bool,
-    /// Whether QEMU gives up what it does not need once it runs: system calls that start programs, change users or raise limits.
-    /// So a guest that breaks out of QEMU can do less. On by default, on Linux, if QEMU is built with seccomp. Turn it off for
-    /// [`extra_arguments`](Self#structfield.extra_arguments) with which QEMU starts a program. No effect on hyperkit. The guide's
-    /// page [`security`](crate::guide::security) has more.
+    /// Whether QEMU runs in its sandbox: it gives up system calls that start programs, change users or raise limits. So a guest
+    /// that breaks out of QEMU can do less. On by default. The sandbox exists on Linux, if QEMU is built with seccomp. Turn it off
+    /// if [`extra_arguments`](Self#structfield.extra_arguments) make QEMU start a program. No effect on hyperkit. The guide's page
+    /// [`security`](crate::guide::security) has more.
     #[serde(skip_serializing_if = "json::is_true")]
     pub sandbox: bool,
     /// The TCP port on which a debugger reaches the guest. Whoever connects can read and write the guest's memory. QEMU listens on

@@ -52,7 +52,7 @@ pub(crate) struct Home {
     /// Whether the description was read from a command line, whose relative paths are relative to another program's working
     /// directory.
     pub is_from_arguments: bool,
-    /// Whether that command line had a kernel command line without `earlyprintk=serial`. The VM then gets none on hyperkit.
+    /// Whether the kernel command line there had no `earlyprintk=serial`. Then the crate adds none on hyperkit.
     pub lacks_early_console: bool,
 }
 

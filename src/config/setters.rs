@@ -123,7 +123,7 @@ impl HyperKit {
         "the number of vCPUs, 1 to 64": cpus(u32);
         #[doc(alias = "processor")]
         #[doc(alias = "model")]
-        "the CPU's model, in QEMU's words": cpu(into String);
+        "the CPU's model, by its name in QEMU": cpu(into String);
         #[doc(alias = "ram")]
         "the memory, in MiB": memory_mib(u64);
         "the VM's UUID": uuid(into String);
@@ -339,6 +339,6 @@ impl HyperKit {
         "the TCP port for a debugger": gdb_port(some u16);
         "whether core dumps include the guest's memory": core_dumps(bool);
         #[doc(alias = "seccomp")]
-        "whether QEMU gives up system calls that it does not need": sandbox(bool);
+        "whether QEMU runs in its sandbox": sandbox(bool);
     }
 }

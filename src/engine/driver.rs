@@ -101,7 +101,7 @@ pub(crate) trait EngineDriver: Sync {
     /// What the engine cannot do on this host.
     fn check_host(&self, description: &HyperKit) -> Vec<ConfigError>;
 
-    /// What the engine does with a valid description that its author may not expect, in words for the log.
+    /// Warnings for the log: effects of a valid description that its author may not expect.
     fn warnings(&self, _description: &HyperKit) -> Vec<String> {
         Vec::new()
     }
@@ -136,7 +136,7 @@ pub(crate) trait EngineDriver: Sync {
         None
     }
 
-    /// The socket of a program for whose answer a hypervisor that is not ready may be waiting without a message.
+    /// The socket of a program that can delay a start: the hypervisor waits for its answer, and prints no message.
     fn awaited_socket<'a>(&self, _description: &'a HyperKit) -> Option<&'a Path> {
         None
     }
@@ -180,9 +180,9 @@ pub(crate) trait EngineDriver: Sync {
         }
     }
 
-    /// Resumes the VM and presses the power button without [`control`](Self::control), which another client may keep from working.
-    /// `events` is the connection of the [`ExitListener`], if this program has one.
-    fn press_power_button_by_events(
+    /// Resumes the VM and presses the power button over the connection for events, for the case that another client blocks
+    /// [`control`](Self::control). `events` is the connection of the [`ExitListener`], if this program has one.
+    fn press_power_button_over_events(
         &self,
         _hypervisor: Hypervisor<'_>,
         _events: Option<&UnixStream>,
@@ -216,12 +216,12 @@ pub(crate) trait EngineDriver: Sync {
     /// Whether a file in a state directory is a socket that belongs to a VM of this engine.
     fn is_own_socket(&self, name: &str, kind: FileType) -> bool;
 
-    /// Whether a console on stdio writes to descriptor 0, and standard output has only the hypervisor's own messages.
+    /// Whether a console on stdio writes to descriptor 0, and standard output carries only the hypervisor's own messages.
     fn console_is_standard_input(&self) -> bool {
         false
     }
 
-    /// Whether a line of the hypervisor's output only tells of its progress.
+    /// Whether a line of the hypervisor's output only reports progress.
     fn is_progress(&self, _line: &str) -> bool {
         false
     }
@@ -231,7 +231,8 @@ pub(crate) trait EngineDriver: Sync {
         false
     }
 
-    /// Whether it boots a bzImage that is up to 15 bytes shorter than its header says, since the length there is in blocks of 16.
+    /// Whether the engine boots a bzImage that is up to 15 bytes shorter than its header says. The header counts blocks of 16
+    /// bytes.
     fn boots_kernel_without_padding(&self) -> bool {
         false
     }
@@ -239,8 +240,8 @@ pub(crate) trait EngineDriver: Sync {
     /// What a hypervisor prints, with the path, if it cannot lock an image.
     fn locked_image_message(&self) -> &'static str;
 
-    /// Whether a hypervisor of this engine uses an image without locking it, and `conflicts` says that this is a conflict. It
-    /// gets the path of the image, and whether the hypervisor only reads it.
+    /// Whether a hypervisor of this engine has an image in use that it has not locked, and `conflicts` returns true for it.
+    /// `conflicts` gets the path of the image, and whether the hypervisor only reads it.
     fn uses_image(&self, _conflicts: &dyn Fn(&Path, bool) -> bool) -> io::Result<bool> {
         Ok(false)
     }

@@ -97,8 +97,8 @@ pub(crate) fn is_engine_socket(name: &str, kind: FileType) -> bool {
     DRIVERS.iter().any(|driver| driver.is_own_socket(name, kind))
 }
 
-/// Whether a hypervisor uses an image without locking it, and `conflicts` says that this is a conflict. It gets the path of the
-/// image, and whether the hypervisor only reads it.
+/// Whether a hypervisor has an image in use that it has not locked, and `conflicts` returns true for it. `conflicts` gets the path
+/// of the image, and whether the hypervisor only reads it.
 pub(crate) fn uses_image(conflicts: &dyn Fn(&Path, bool) -> bool) -> io::Result<bool> {
     for driver in DRIVERS {
         if driver.uses_image(conflicts)? {

@@ -96,7 +96,7 @@ pub enum ConfigError {
         /// The value.
         value: u32,
     },
-    /// Not the name of a CPU model, with features after it. `qemu-system-x86_64 -cpu help` lists both.
+    /// The value is not a CPU model, with or without features. `qemu-system-x86_64 -cpu help` lists both.
     InvalidCpu {
         /// The value.
         value: String,
@@ -106,8 +106,8 @@ pub enum ConfigError {
         /// The value, in MiB.
         value: u64,
     },
-    /// More memory than the host has. hyperkit requires all of it at the start. Use less, or QEMU, which takes memory when the
-    /// guest uses it.
+    /// `memory_mib` exceeds the host's memory. hyperkit requires all of it at the start. Use less, or use QEMU, which takes memory
+    /// when the guest uses it.
     MemoryExceedsHost {
         /// The value, in MiB.
         value: u64,
@@ -260,8 +260,8 @@ pub enum ConfigError {
         /// Its length, in bytes.
         length: u64,
     },
-    /// The boot ROM is not firmware for x86: there is no code where the processor begins. UEFI variables, option ROMs and
-    /// firmware for other processors are like that. Use a file such as `OVMF.fd`.
+    /// The boot ROM is not firmware for x86: it has no code at the address where the processor starts. Files of UEFI
+    /// variables, option ROMs and firmware for other processors have none there. Use a file such as `OVMF.fd`.
     NotFirmware {
         /// The file.
         path: PathBuf,
@@ -367,8 +367,8 @@ pub enum ConfigError {
         /// The reason.
         reason: &'static str,
     },
-    /// The file is an image or an archive of a format that no engine attaches. As a raw disk, the guest would write into the
-    /// container. Convert it with `qemu-img convert`, or unpack it; [`Disk::raw`](crate::Disk::raw) attaches the bytes as they
+    /// The file is an image or an archive of a format that no engine attaches. If it were attached as raw, the guest would write
+    /// into the container. Convert it with `qemu-img convert`, or unpack it; [`Disk::raw`](crate::Disk::raw) attaches the bytes as they
     /// are.
     ForeignImage {
         /// The file.

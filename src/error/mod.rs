@@ -297,7 +297,7 @@ pub enum Error {
         timeout: Duration,
         /// The state directory, if the VM has one.
         state_dir: Option<PathBuf>,
-        /// The socket of VPNKit, if hyperkit may be waiting for an answer there: it says nothing meanwhile.
+        /// The socket of a VPNKit that may not have answered: hyperkit waits for the answer, and prints no message.
         suspect: Option<PathBuf>,
         /// The last lines of its output.
         log_tail: LogTail,

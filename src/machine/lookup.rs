@@ -174,8 +174,8 @@ pub(super) fn state_dir(description: &HyperKit) -> Result<Option<StateDir>> {
     found.map_or_else(|| StateDir::of(description), |found| Ok(Some(found)))
 }
 
-/// The state directory of the VM that runs with the command line of which [`parse_arguments`](crate::parse_arguments) has made the
-/// description. A relative path is relative to the hypervisor's working directory. `None` if no such VM runs, and for other
+/// The state directory of a running VM whose description was made by [`parse_arguments`](crate::parse_arguments) from the VM's
+/// command line. A relative path is relative to the hypervisor's working directory. `None` if no such VM runs, and for other
 /// descriptions.
 pub(super) fn running_state_dir(description: &HyperKit) -> Result<Option<StateDir>> {
     let is_elsewhere = |dir: &&Path| description.record.home.is_from_arguments && dir.is_relative();

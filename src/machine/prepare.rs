@@ -122,7 +122,8 @@ pub(super) fn plan_disks(description: &mut HyperKit, state: Option<&StateDir>) -
     Ok(plans)
 }
 
-/// Creates and grows the images. Returns the paths of those that it has created, also if it fails, and locks them: until they are in use, another start must not take them.
+/// Creates and grows the images. Adds the path of each created image to `created`, also if a later image fails, and its lock to
+/// `locks`: another start must not take the image before the hypervisor uses it.
 pub(super) fn apply(plans: Vec<DiskPlan>, created: &mut Vec<PathBuf>, locks: &mut Vec<ImageLock>) -> Result<()> {
     for (path, format, action) in plans {
         match action {

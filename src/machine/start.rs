@@ -358,7 +358,7 @@ fn spawn_with_output(
         if driver.console_is_standard_input() {
             let relay = ConsoleRelay::connect(&mut command, mode == Mode::Background);
             console = relay.map_err(Error::io("connect the console of", program))?;
-            command.stdout(output.writer()?); // it has messages of the hypervisor only
+            command.stdout(output.writer()?); // it carries only the hypervisor's own messages
         }
         Some(TerminalSettings::save())
     } else {

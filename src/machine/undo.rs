@@ -1,4 +1,4 @@
-//! A start that fails before the hypervisor was spawned leaves what it has found.
+//! Undoes a start that fails before the hypervisor was spawned.
 
 use std::fs;
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ pub(super) struct Undo<'a> {
     dirs: Vec<PathBuf>,
     /// Disk images that the start has created.
     pub images: Vec<PathBuf>,
-    /// They keep other starts away from the images until this is dropped.
+    /// Locks that keep other starts from the images.
     pub image_locks: Vec<ImageLock>,
 }
 
@@ -40,7 +40,7 @@ impl<'a> Undo<'a> {
     fn undo(&mut self) -> Result<()> {
         self.image_locks.clear();
         for image in &self.images {
-            // Another start may have it by now. As qcow2, so that all uses are found.
+            // Another start may use the image by now. It is locked as qcow2, so that all uses are found.
             match lock_image(image, &DiskFormat::Qcow2(QcowOptions::default()), false) {
                 Ok(_lock) => remove_file(image)?,
                 Err(Error::DiskInUse { .. }) => {}

@@ -6,7 +6,7 @@ use crate::config::HyperKit;
 /// not silence this early console, and a kernel that turns to it twice prints "ERROR: earlyprintk= earlyser already used".
 const EARLY_CONSOLE: &str = "earlyprintk=serial";
 
-/// Adds `earlyprintk=serial` to a kernel command line, unless the description is that of a VM of another program without it.
+/// Adds `earlyprintk=serial` to a kernel command line, unless the description was parsed from a command line without it.
 pub(crate) fn with_early_console(description: &HyperKit, cmdline: &str) -> String {
     match description.record.home.lacks_early_console {
         true => cmdline.to_owned(),

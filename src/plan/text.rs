@@ -49,7 +49,7 @@ pub(crate) fn is_uuid(text: &str) -> bool {
         && groups.iter().all(|group| group.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
-/// Whether hyperkit accepts the UUID as that of a VM. It aborts if the first three bits of the fourth group (the variant) are all
+/// Whether hyperkit accepts the UUID as the UUID of a VM. hyperkit aborts if the first three bits of the fourth group (the variant) are all
 /// set (uuid_from_string and the assertion in smbiostbl.c).
 pub(crate) fn has_known_variant(uuid: &str) -> bool {
     !uuid.split('-').nth(3).is_some_and(|group| group.starts_with(['e', 'f', 'E', 'F']))

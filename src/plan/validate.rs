@@ -287,7 +287,7 @@ fn check_disks(description: &HyperKit, found: &mut Violations) {
     found.collect(reject_duplicates(&images, |path, other| path == other));
 }
 
-/// What hyperkit's qcow2 driver refuses. It reads signed numbers of 64 bits.
+/// Refuses options that hyperkit's qcow2 driver refuses. The driver reads signed 64-bit numbers.
 fn check_qcow_options(path: &Path, options: &QcowOptions, found: &mut Violations) {
     let numbers = [("compact_after", options.compact_after), ("keep_erased", options.keep_erased)];
     let too_large = numbers.into_iter().filter(|(_, number)| i64::try_from(*number).is_err());

@@ -18,9 +18,9 @@ pub(crate) struct UsedFile {
     pub is_written: bool,
 }
 
-/// The files that an image uses, if its format is qcow2. Names of protocols, such as `nbd://host`, lead to no file of this host,
-/// and are left to the engine.
-pub(crate) fn files_behind(image: &Path) -> Result<Vec<UsedFile>, ConfigError> {
+/// The files that an image uses, if its format is qcow2. Names with a protocol, such as `nbd://host`, refer to no file of this
+/// host, and are left to the engine.
+pub(crate) fn used_files(image: &Path) -> Result<Vec<UsedFile>, ConfigError> {
     let mut files = Vec::<UsedFile>::new();
     let mut seen = Vec::from_iter(inode(image));
     let mut current = image.to_owned();
@@ -61,7 +61,7 @@ pub(crate) fn files_behind(image: &Path) -> Result<Vec<UsedFile>, ConfigError> {
     }
 }
 
-/// The file that an image means by a name, as in QEMU's `path_combine`: relative to the directory in which the image was found.
+/// The file to which a name in an image refers, as in QEMU's `path_combine`: relative to the directory in which the image was found.
 fn local_file(name: &str, image: &Path) -> Option<PathBuf> {
     let combine = |name: &str| (!name.is_empty()).then(|| image.parent().unwrap_or(Path::new("")).join(name));
     if let Some(options) = name.strip_prefix("json:") {

@@ -14,7 +14,7 @@ use crate::config::file_url::is_url;
 use crate::error::ConfigError;
 use crate::plan::text::valid_path;
 use crate::plan::validate::{Violations, reject_duplicates};
-use crate::preflight::backing_files::files_behind;
+use crate::preflight::backing_files::used_files;
 use crate::preflight::files::check_writable_dir;
 use crate::preflight::image::tool_for;
 use crate::preflight::image_format::DiskAction;
@@ -75,7 +75,7 @@ pub(super) fn check_images(description: &HyperKit, found: &mut Violations) {
                 found.add(ConfigError::DiskNotWritable { path: path.clone(), reason });
             }
             if let Some(DiskFormat::Qcow2(_)) = disk.format {
-                for file in found.collect(files_behind(&path)).unwrap_or_default() {
+                for file in found.collect(used_files(&path)).unwrap_or_default() {
                     found.collect(open("disks", &file.path, is_file_or_device));
                     images.push((file.path, disk.read_only || !file.is_written));
                 }

@@ -84,7 +84,7 @@ fn check_kernel(description: &HyperKit, found: &mut Violations) {
     }
 }
 
-/// The processor begins with the last 16 bytes. They are all ff in files of UEFI variables, and all 00 in firmware for other
+/// The processor starts in the last 16 bytes. They are all ff in files of UEFI variables, and all 00 in firmware for other
 /// processors; option ROMs end with padding and a checksum. No code begins with two bytes of ff or of 00.
 fn check_bootrom(path: &Path) -> Result<()> {
     let (file, metadata) = open("bootrom", path, Metadata::is_file)?;

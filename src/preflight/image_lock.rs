@@ -9,7 +9,7 @@ use rustix::fs::{FlockOperation, flock};
 use crate::config::disk::DiskFormat;
 use crate::engine;
 use crate::error::{Error, Result};
-use crate::preflight::backing_files::files_behind;
+use crate::preflight::backing_files::used_files;
 use crate::sys::file::inode;
 use crate::sys::lock::unlock;
 
@@ -37,7 +37,7 @@ pub(crate) fn lock_image(path: &Path, format: &DiskFormat, read_only: bool) -> R
     Ok(Some(lock))
 }
 
-/// Locks the existing image of a disk with [`lock_image`], and the files behind it: backing files as files that are only read.
+/// Locks the existing image of a disk with [`lock_image`], and the files that the image uses: backing files as read-only.
 pub(crate) fn lock_disk(path: &Path, format: &DiskFormat, read_only: bool) -> Result<Vec<ImageLock>> {
     let mut locks = Vec::from_iter(lock_image(path, format, read_only)?);
     match format {
@@ -45,7 +45,7 @@ pub(crate) fn lock_disk(path: &Path, format: &DiskFormat, read_only: bool) -> Re
         DiskFormat::Raw if !read_only && !locks.is_empty() => refuse_unlocked_use(path, read_only)?,
         DiskFormat::Raw => {}
         DiskFormat::Qcow2(_) => {
-            for file in files_behind(path)? {
+            for file in used_files(path)? {
                 locks.extend(lock_image(&file.path, format, read_only || !file.is_written)?);
             }
         }
@@ -53,13 +53,13 @@ pub(crate) fn lock_disk(path: &Path, format: &DiskFormat, read_only: bool) -> Re
     Ok(locks)
 }
 
-/// hyperkit locks no qcow2 image, and no file behind one.
+/// hyperkit does not lock qcow2 images, nor the files that they use.
 fn refuse_unlocked_use(path: &Path, read_only: bool) -> Result<()> {
     let id = inode(path);
     let is_image = |other: &Path| id.is_some() && inode(other) == id;
     let conflicts = |other: &Path, is_read: bool| {
         let is_used = |path: &Path, is_read: bool| !(read_only && is_read) && is_image(path);
-        let files = files_behind(other).unwrap_or_default();
+        let files = used_files(other).unwrap_or_default();
         is_used(other, is_read) || files.iter().any(|file| is_used(&file.path, is_read || !file.is_written))
     };
     match engine::uses_image(&conflicts).map_err(Error::cannot_tell(Some(path)))? {

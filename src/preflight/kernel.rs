@@ -56,7 +56,7 @@ pub(crate) fn bz_image(path: &Path, lacks_padding: bool) -> Result<BzImage> {
         return no("truncated");
     }
     if metadata.len() == setup {
-        return no("nothing behind its setup sectors");
+        return no("nothing after its setup sectors");
     }
     let is_relocatable = header[0x234] != 0;
     let aligned = BASE.checked_next_multiple_of(number(0x230, 4)).unwrap_or(0);
@@ -161,8 +161,8 @@ pub(crate) fn multiboot_end(path: &Path, is_copied_whole: bool) -> Result<u64> {
 /// A module of a multiboot kernel, with its length in bytes.
 pub(crate) type Module<'a> = (&'a MultibootModule, u64);
 
-/// Refuses a multiboot kernel that ends at `end`, or its modules, or what hyperkit puts behind them, if it does not fit into
-/// memory.
+/// Refuses a multiboot kernel that ends at `end`, its modules, or what hyperkit puts after them, if they do not fit
+/// into memory.
 pub(crate) fn check_multiboot_fits(
     memory_mib: u64,
     kernel: &Path,

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 #[cfg(target_os = "linux")]
 pub(super) use system::is_exiting;
-pub(crate) use system::{ProcessInfo, identity, is_of_another_namespace, list_all, query, start_time};
+pub(crate) use system::{ProcessInfo, identity, is_in_another_pid_namespace, list_all, query, start_time};
 
 impl ProcessInfo {
     /// Whether the process started at the recorded time, within the precision of the clock.
@@ -22,9 +22,9 @@ impl ProcessInfo {
         Ok(self.start_time()?.is_some_and(|started| recorded.abs_diff(started) <= 2))
     }
 
-    /// Whether the process runs a program that is no hypervisor, whatever its arguments are. `tail` takes the options that hyperkit
-    /// takes for a pid file and a kernel, and a shell passes any arguments on to its script. The name that the process shows can be
-    /// anything, so the name of the executable counts.
+    /// Whether the process runs a program that is not a hypervisor, whatever its arguments are. `tail` has the options `-F` and
+    /// `-f`, too, which are the pid file and the kernel for hyperkit, and a shell passes any arguments on to its script. A process
+    /// can show any name, so the name of the executable counts.
     pub fn is_other_program(&self) -> io::Result<bool> {
         let Some(program) = self.executable()? else { return Ok(false) };
         let name = program.file_name().unwrap_or_default().to_string_lossy();
@@ -51,8 +51,8 @@ impl ProcessInfo {
     }
 }
 
-/// Shells and interpreters, and what reads files or watches processes: the programs that people and scripts run with the path of a
-/// pid file, or with the arguments of a hypervisor.
+/// Shells, interpreters, and programs that read files or watch processes. People and scripts run them with the path of a pid file,
+/// or with the arguments of a hypervisor.
 const OTHER_PROGRAMS: &str = "ash awk bash bat busybox cat coreutils csh cut dash diff doas egrep emacs entr env expect fgrep find \
     fish fswatch fuser gawk gdb grep head htop inotifywait ksh less lldb lsof ltrace lua luajit mawk mksh more most nano nc ncat \
     nice node nohup nvim osascript perl pgrep php pkill ps python rg rsync ruby scp screen sed setsid sh sleep socat ssh stdbuf \
@@ -108,15 +108,15 @@ mod system {
         Ok(namespace()?.map(|(boot, namespace)| format!("{boot} {namespace} {pid} {ticks}")))
     }
 
-    /// Whether an [`identity`] is of a process in another pid namespace of this system, which has not been restarted since. Such a
-    /// process may be hidden from this one.
-    pub(crate) fn is_of_another_namespace(identity: &str) -> io::Result<bool> {
+    /// Whether the process with this [`identity`] was started since the last boot, in another pid namespace. Such a process may be
+    /// hidden from this one.
+    pub(crate) fn is_in_another_pid_namespace(identity: &str) -> io::Result<bool> {
         let mut words = identity.split(' ').map(str::to_owned);
         let theirs = words.next().zip(words.next());
         Ok(namespace()?.zip(theirs).is_some_and(|(ours, theirs)| ours.0 == theirs.0 && ours.1 != theirs.1))
     }
 
-    /// What identifies the boot of the system, and the pid namespace. `None` if the system hides it.
+    /// The identifiers of the system's boot and of the pid namespace. `None` if the system hides them.
     fn namespace() -> io::Result<Option<(String, String)>> {
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id");
         match boot.and_then(|boot| Ok((boot, fs::read_link("/proc/self/ns/pid")?))) {
@@ -296,7 +296,7 @@ mod system {
     }
 
     /// There are no pid namespaces.
-    pub(crate) fn is_of_another_namespace(_: &str) -> io::Result<bool> {
+    pub(crate) fn is_in_another_pid_namespace(_: &str) -> io::Result<bool> {
         Ok(false)
     }
 

@@ -14,7 +14,7 @@ pub(crate) use exit_fd::ExitFd;
 #[cfg(target_os = "linux")]
 use info::is_exiting;
 pub(crate) use info::query;
-pub(crate) use info::{ProcessInfo, identity, is_of_another_namespace, list_all, start_time};
+pub(crate) use info::{ProcessInfo, identity, is_in_another_pid_namespace, list_all, start_time};
 
 #[cfg(target_os = "linux")]
 use rustix::{

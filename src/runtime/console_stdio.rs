@@ -1,6 +1,6 @@
-//! A console on the caller's standard input and output, for an engine that has both directions on descriptor 0.
+//! A console on the caller's standard input and output, for an engine that uses descriptor 0 for input and output.
 //!
-//! If both are the same terminal, the engine gets that. Otherwise it gets one end of a socket pair. Threads of this process copy
+//! If both are the same terminal, the engine gets this terminal. Otherwise it gets one end of a socket pair. Threads of this process copy
 //! between the other end and the caller's streams. If the VM may outlive this process, `cat` copies the output, and there is no
 //! input.
 
@@ -23,9 +23,9 @@ use crate::sys::thread;
 
 /// hyperkit drops what does not fit into the socket's buffer, in bytes.
 const SOCKET_BUFFER: usize = 1024 * 1024;
-/// How long standard output may take nothing before the rest of the output is given up, if the VM has exited.
+/// If the VM has exited and standard output accepts nothing for this long, the rest of the output is lost.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often a background process looks whether it may read from the terminal.
+/// The poll interval at which a background process checks whether it may read from the terminal.
 const BACKGROUND_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Copies its standard input to its standard output, and reads on if that fails: at the end of the stream hyperkit would poll in
@@ -35,12 +35,12 @@ const COPY: &str = "exec 3<&0; { /bin/cat <&3; exec /bin/cat <&3 >/dev/null; } &
 /// The threads that copy, until the VM has exited.
 #[derive(Debug)]
 pub(crate) struct ConsoleRelay {
-    /// Receives something while output is copied, and is disconnected at its end.
+    /// Receives a message while output is copied, and is disconnected at the end of the output.
     progress: Receiver<()>,
 }
 
 impl ConsoleRelay {
-    /// Sets the command's standard input so that output there reaches the caller's standard output.
+    /// Sets the command's standard input, so that the hypervisor's output on it reaches the caller's standard output.
     pub fn connect(command: &mut Command, outlives_caller: bool) -> io::Result<Option<Self>> {
         let (input, output) = (stdin().as_fd().try_clone_to_owned()?, stdout().as_fd().try_clone_to_owned()?);
         if is_same(&input, &output) {
@@ -54,7 +54,7 @@ impl ConsoleRelay {
         }
         let (ours, theirs) = UnixStream::pair()?;
         #[cfg(target_vendor = "apple")]
-        // writing to it after the VM's exit is an error, and does not kill the program
+        // Writing after the VM's exit must be an error, and must not kill the program.
         rustix::net::sockopt::set_socket_nosigpipe(&ours, true)?;
         // The system may allow less.
         let _ = rustix::net::sockopt::set_socket_send_buffer_size(&theirs, SOCKET_BUFFER);
@@ -77,7 +77,7 @@ impl ConsoleRelay {
         Ok(Some(Self { progress }))
     }
 
-    /// Waits until standard output has the rest of the output. The VM has exited.
+    /// Waits until the rest of the output is written to standard output. The VM has exited.
     pub fn finish(self) {
         while self.progress.recv_timeout(DRAIN_TIMEOUT).is_ok() {}
     }

@@ -12,9 +12,9 @@ use rustix::io::Errno;
 use crate::config::record::Record;
 use crate::engine::pid_file;
 use crate::error::{Error, Result};
-use crate::process::{Process, ProcessInfo, identity, is_of_another_namespace, list_all, query};
+use crate::process::{Process, ProcessInfo, identity, is_in_another_pid_namespace, list_all, query};
 use crate::state::{JSON_FILE, LOG_FILE, Lock, PID_FILE, StateDir};
-use crate::sys::file::{change, inode, open_regular};
+use crate::sys::file::{inode, inode_and_change_time, open_regular};
 use crate::sys::lock::{is_locked, unlock};
 use crate::sys::path::canonical;
 
@@ -22,12 +22,13 @@ use crate::sys::path::canonical;
 #[derive(Default)]
 pub(crate) struct Hypervisors(OnceCell<Vec<Listed>>);
 
-/// The files by which a directory is recognized below an overlay, where it has another inode.
+/// The files that identify a directory below an overlay. The directory itself has another inode there.
 const SHOWN_FILES: [&str; 3] = [PID_FILE, JSON_FILE, LOG_FILE];
 
 struct Listed {
     process: ProcessInfo,
-    /// Device and inode of the directory of its pid file, and the files there, if it has the command line of an engine.
+    /// Device and inode of the directory with the process's pid file, and the files there. `None` if the process does not have
+    /// the command line of a hypervisor.
     dir: Option<((u64, u64), ShownFiles)>,
 }
 
@@ -35,7 +36,7 @@ struct Listed {
 type ShownFiles = [Option<(u64, i64, i64)>; SHOWN_FILES.len()];
 
 fn shown_files(dir: &Path) -> ShownFiles {
-    SHOWN_FILES.map(|name| change(&dir.join(name)))
+    SHOWN_FILES.map(|name| inode_and_change_time(&dir.join(name)))
 }
 
 fn share_a_file(ours: &ShownFiles, theirs: &ShownFiles) -> bool {
@@ -145,11 +146,11 @@ impl StateDir {
         Ok(found)
     }
 
-    /// An error if the record is of a process in another pid namespace, and something still has the hypervisor's log open.
+    /// Fails if the recorded process is in another pid namespace and some process still has the hypervisor's log open.
     fn check_not_in_a_container(&self, record: Option<&Record>) -> Result<()> {
         let cannot_tell = |error| Error::cannot_tell(Some(self.path()))(error);
         let Some(identity) = record.and_then(|record| record.pid_identity.as_ref()) else { return Ok(()) };
-        if !is_of_another_namespace(identity).map_err(cannot_tell)?
+        if !is_in_another_pid_namespace(identity).map_err(cannot_tell)?
             || !is_locked(&self.file(LOG_FILE)).map_err(cannot_tell)?
         {
             return Ok(());

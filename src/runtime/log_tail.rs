@@ -17,7 +17,7 @@ use crate::sys::file::open_regular;
 /// How much of the end of a log is kept, in bytes and in lines.
 const MAX_TAIL_BYTES: u64 = 4 * 1024;
 const MAX_TAIL_LINES: usize = 10;
-/// hyperkit's stdout, of up to 4 KiB, may come behind what counts.
+/// The hypervisor's errors may be followed by up to 4 KiB of hyperkit's stdout.
 const MAX_READ_BYTES: u64 = 2 * MAX_TAIL_BYTES;
 /// What Linux prints before the reason of a panic (kernel/panic.c).
 const KERNEL_PANIC: &str = "Kernel panic - not syncing";
@@ -69,7 +69,7 @@ impl LogTail {
         Self { console, ..self }
     }
 
-    /// The same with the last lines of this hypervisor's output, without lines that only tell of its progress if there are others.
+    /// Sets the last lines of this hypervisor's output. Lines that only report progress are left out if there are others.
     fn with_hypervisor(self, output: &[u8], driver: &dyn EngineDriver) -> Self {
         let text = String::from_utf8_lossy(output);
         let others: Vec<_> = text.lines().filter(|line| !driver.is_progress(line)).collect();

@@ -32,7 +32,7 @@ impl StateDir {
         log.is_ok_and(|log| log.len() > 0 || log.modified().is_ok_and(|at| at != SystemTime::UNIX_EPOCH))
     }
 
-    /// Lets nobody else use the files that the hypervisor has created. On a control socket, others could give commands.
+    /// Makes the files that the hypervisor has created accessible to their owner only. Others could control the VM by its sockets.
     pub fn restrict_access(&self) {
         let files = [PID_FILE].into_iter().chain(ALL_TTYS).chain(ALL_LOGS).map(str::to_owned);
         for path in files.chain(self.sockets().unwrap_or_default()).map(|name| self.file(name)) {

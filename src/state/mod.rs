@@ -38,7 +38,7 @@ const MAX_JSON_BYTES: u64 = 1024 * 1024;
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct StateDir(PathBuf);
 
-/// The directory to which relative paths lead that begin with `parents` times `..`.
+/// The directory to which relative paths lead if they begin with `parents` times `..`.
 struct Base {
     dir: PathBuf,
     parents: usize,
@@ -141,8 +141,8 @@ impl StateDir {
         Ok(description)
     }
 
-    /// The working directory of a program that called this directory by a relative path. The other paths that it recorded are
-    /// relative to the same. `None` if the directory has another path by now.
+    /// The working directory of a program that recorded this relative path of the state directory. All other paths that the
+    /// program recorded are relative to the same directory. `None` if the state directory has another path by now.
     fn base_of(&self, relative: &Path) -> Option<Base> {
         let mut relative = clean(relative);
         if relative == Path::new(".") {

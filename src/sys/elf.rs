@@ -17,12 +17,12 @@ const MAX_DYNAMIC_BYTES: u64 = 64 * 1024;
 /// A longer name is truncated.
 const MAX_NAME_BYTES: usize = 256;
 
-/// The file names of the shared libraries that a program is linked with. `None` if the file does not tell: a script, a program
+/// The file names of the shared libraries that a program is linked with. `None` if the file does not name them: a script, a program
 /// without shared libraries, a file that cannot be read, or one for a CPU with 32 bits or another byte order.
 pub(crate) fn needed_libraries(program: &Path) -> Option<Vec<String>> {
     let file = File::open(program).ok()?;
     let header = read(&file, 0, HEADER)?;
-    // 64 bits, least byte first.
+    // 64-bit, little-endian.
     if !header.starts_with(b"\x7fELF\x02\x01") {
         return None;
     }
@@ -39,7 +39,7 @@ pub(crate) fn needed_libraries(program: &Path) -> Option<Vec<String>> {
         .filter_map(|entry| Some((number(entry, 0, 8)?, number(entry, 8, 8)?)))
         .collect();
     let strings = entries.iter().find(|(tag, _)| *tag == DT_STRTAB)?.1;
-    // The table's address is that in memory.
+    // The table's address is an address in memory.
     let strings = segments.iter().find_map(|segment| segment.offset_of(strings))?;
     let needed = entries.iter().filter(|(tag, _)| *tag == DT_NEEDED);
     needed.map(|(_, at)| read_name(&file, strings.checked_add(*at)?)).collect()
@@ -63,7 +63,7 @@ impl Segment {
         })
     }
 
-    /// Where in the file an address is that this segment loads.
+    /// The offset in the file of an address that this segment loads.
     fn offset_of(&self, address: u64) -> Option<u64> {
         let within = address.checked_sub(self.address).filter(|within| self.kind == PT_LOAD && *within < self.size)?;
         self.offset.checked_add(within)
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn other_files_do_not_tell() {
+    fn other_files_have_no_list_of_libraries() {
         assert_eq!(needed(b"#!/bin/sh\nexec qemu-system-x86_64 \"$@\"\n"), None);
         assert_eq!(needed(b""), None);
         assert_eq!(needed_libraries(Path::new("/no/such")), None);
@@ -137,7 +137,7 @@ mod tests {
 
     /// Each byte is damaged in turn, and the file is cut at each length.
     #[test]
-    fn damaged_programs_are_no_panic() {
+    fn damaged_program_does_not_panic() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("program");
         for at in 0..532 {

@@ -36,8 +36,8 @@ pub(crate) fn nonzero_length(field: &'static str, path: &Path) -> Result<u64, Co
     }
 }
 
-/// Refuses a length above the limit on the size of files that this process has. A file that grows beyond it is more than an error:
-/// the system sends SIGXFSZ, which ends the program.
+/// Refuses a length above this process's limit on the size of files. If a file grows beyond the limit, the system sends SIGXFSZ,
+/// which ends the program.
 pub(crate) fn check_file_size_limit(length: u64) -> io::Result<()> {
     match file_size_limit() {
         Some(limit) if length > limit => {
@@ -68,9 +68,9 @@ pub(crate) fn inode(path: &Path) -> Option<(u64, u64)> {
     path.metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
-/// Inode and change time of a file or directory. Programs cannot set that time. So two files for which both are the same are one
-/// file, even if they are on different devices: an overlay shows a file of the file system below it.
-pub(crate) fn change(path: &Path) -> Option<(u64, i64, i64)> {
+/// Inode and change time of a file or directory. Programs cannot set the change time. So two files with the same inode and change
+/// time are one file, even if they are on different devices: an overlay shows a file of the file system below it.
+pub(crate) fn inode_and_change_time(path: &Path) -> Option<(u64, i64, i64)> {
     path.metadata().ok().map(|metadata| (metadata.ino(), metadata.ctime(), metadata.ctime_nsec()))
 }
 

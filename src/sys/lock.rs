@@ -15,7 +15,7 @@ use crate::sys::file::open_regular;
 const LOCK_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often a lock is tried that another program holds.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
-/// How often a lock is tried that others may be trying, too.
+/// How often a lock is tried. Other processes may be trying it at the same moment.
 const TRIES: u32 = 4;
 
 /// Opens `path` and waits until nobody else has locked it, but at most a minute. The lock lasts until [`unlock`], or until no
@@ -55,7 +55,7 @@ fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Whether somebody has locked a file. It tries the lock itself, and others may do so at the same moment.
+/// Whether a process has locked a file. The check takes the lock for a moment; other processes may check at the same moment.
 pub(crate) fn is_locked(path: &Path) -> io::Result<bool> {
     let file = match open_regular(path) {
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => return Ok(false),

@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn clean_does_as_go() {
+    fn clean_matches_go() {
         for (path, cleaned) in [
             ("", "."),
             ("./a/b", "a/b"),

@@ -92,7 +92,7 @@ impl Vm {
 
     /// Resumes the guest if it is paused, and presses the power button. Both calls together end within `grace` from `start`.
     fn press_power_button(&self, presses: u32, start: Instant, grace: Duration) {
-        // An answer that is late on a busy host is waited for longer the next time.
+        // On a busy host the answer may be late, so the next press waits longer.
         let timeout = (PRESS_TIMEOUT * 2_u32.pow(presses.min(8))).min(CONTROL_TIMEOUT);
         let left = || grace.saturating_sub(start.elapsed()).min(timeout);
         let dir = self.state_dir().unwrap_or(Path::new("")).display();
@@ -100,11 +100,12 @@ impl Vm {
             // hyperkit does not report it, and a resume kills it if its first vCPU does not run yet.
             Ok(is_paused) => is_paused.unwrap_or(presses > 0),
             Err(error) => {
-                log::debug!(target: "hyperkit", "{dir}: is it paused? {error:#}");
+                log::debug!(target: "hyperkit", "{dir}: cannot find out whether the VM is paused: {error:#}");
                 let events = self.child().and_then(|child| child.events());
-                let pressed = self.driver().press_power_button_by_events(self.hypervisor(), events.as_deref(), left());
+                let pressed =
+                    self.driver().press_power_button_over_events(self.hypervisor(), events.as_deref(), left());
                 if let Err(error) = pressed {
-                    log::debug!(target: "hyperkit", "{dir}: press the power button by events: {error:#}");
+                    log::debug!(target: "hyperkit", "{dir}: cannot press the power button over the events socket: {error:#}");
                 }
                 return;
             }
@@ -130,7 +131,7 @@ impl Vm {
         Ok(match (exit, self.state()) {
             (Exit::Unknown, Some(state)) if self.is_recorded_as_killed(state)? => ShutdownOutcome::Forced(exit),
             (Exit::Unknown, Some(state)) if state.pid()? != Some(self.pid()) => ShutdownOutcome::Graceful(exit),
-            // It has removed the file at the old path of a directory that was moved, where it was not.
+            // The directory was moved. The hypervisor removes its pid file at the old path, so the file proves nothing.
             (Exit::Unknown, Some(state)) if !has_recorded_pid_file(state)? => ShutdownOutcome::Unknown,
             (Exit::Unknown, Some(_)) => ShutdownOutcome::Forced(exit),
             (Exit::Unknown, None) => ShutdownOutcome::Unknown,
@@ -140,7 +141,8 @@ impl Vm {
     }
 }
 
-/// Whether the directory is still where it was at the start. The hypervisor removes its pid file by the path that was an argument.
+/// Whether the directory is still where it was at the start. The hypervisor removes its pid file at the path in its
+/// arguments.
 fn has_recorded_pid_file(state: &StateDir) -> Result<bool> {
     let Some(record) = state.load_whole_record()? else { return Ok(true) };
     let recorded = record.arguments.iter().map(Path::new).find(|path| path.ends_with(PID_FILE) && path.is_absolute());
@@ -177,8 +179,8 @@ impl Vm {
 
     /// Stops the guest's vCPUs until [`resume`](Self::resume). The hypervisor runs on.
     ///
-    /// Afterwards the guest's clock is behind by the length of the pause. In a Linux guest, `hwclock -s -u` sets it by the VM's
-    /// clock (RTC), which runs on.
+    /// Afterwards the guest's clock is behind by the length of the pause. In a Linux guest, `hwclock -s -u` sets the clock
+    /// from the VM's RTC, which runs on during a pause.
     ///
     /// On hyperkit, a pause before the first vCPU runs kills the VM.
     ///

@@ -24,8 +24,8 @@ impl Vm {
     /// Connects to a vsock port of the guest, on which a program in the guest listens.
     ///
     /// hyperkit does not report a refused connection: the first read then returns the end of the stream. While the guest has not
-    /// loaded its driver for vsock, the connection waits on hyperkit, and so does a read. On QEMU, it is refused, and a stream
-    /// that is shut down in one direction ends in both. So read the guest's answer before you shut down the stream.
+    /// loaded its vsock driver, hyperkit keeps the connection waiting, and a read waits, too; QEMU refuses the connection. On QEMU,
+    /// a stream that is shut down in one direction ends in both. So read the guest's answer before you shut down the stream.
     ///
     #[cfg_attr(target_os = "linux", doc = "```")]
     #[cfg_attr(not(target_os = "linux"), doc = "```no_run")]

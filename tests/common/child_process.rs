@@ -15,7 +15,7 @@ pub fn in_child_process(test: &str, body: impl FnOnce()) {
     in_child_of(Command::new("env"), test, body);
 }
 
-/// Runs the body of a test in a child process that can mount. Nobody else sees its mounts.
+/// Runs the body of a test in a child process that can mount file systems. No other process sees them.
 pub fn in_mount_namespace(test: &str, body: impl FnOnce()) {
     let mut unshare = Command::new("unshare");
     unshare.args(["--map-root-user", "--mount"]);

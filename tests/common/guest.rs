@@ -79,9 +79,9 @@ pub fn run_in_guest(console: &ConsoleStream, command: &str) -> String {
     output.strip_suffix("end-42").unwrap_or(&output).replace('\r', "")
 }
 
-/// Creates a script that runs shell commands in a new mount namespace, and then QEMU there. It needs no root.
+/// Creates a script that runs shell commands and then QEMU in a new mount namespace. It needs no root.
 #[cfg(target_os = "linux")]
-pub fn qemu_after(dir: &Path, commands: &str) -> PathBuf {
+pub fn qemu_in_mount_namespace(dir: &Path, commands: &str) -> PathBuf {
     let setup = dir.join("setup.sh");
     fs::write(&setup, format!("{commands}\nexec qemu-system-x86_64 \"$@\"\n")).unwrap();
     let script =

@@ -97,9 +97,9 @@ fn arguments_equal_those_of_go() {
     }
 }
 
-/// What no recording has; from the source of the newest Go package (buildArgs).
+/// No recording has these cases. The source is buildArgs of the newest Go package.
 #[test]
-fn state_dir_is_cleaned_where_go_cleans_it_and_asl_comes_before_the_log() {
+fn paths_are_cleaned_and_asl_is_written_as_in_the_newest_go_package() {
     let description = HyperKit::new().kernel("/k").state_dir("./a//b/../c").disk(Disk::in_state_dir(1));
     let arguments = description.serial(Serial::pty().log().apple_log()).arguments("").unwrap();
     let has = |option: &str, value: &str| arguments.windows(2).any(|pair| pair == [option, value]);
@@ -108,9 +108,9 @@ fn state_dir_is_cleaned_where_go_cleans_it_and_asl_comes_before_the_log() {
     assert!(has("-l", "com1,autopty=./a//b/../c/tty1,asl,log=./a//b/../c/console-ring"), "{arguments:?}");
 }
 
-/// With the empty word of the Go package, hyperkit does nothing on a flush. Only what that package wrote keeps it.
+/// With the empty word of the Go package, hyperkit does nothing on a flush. Only descriptions by that package keep it.
 #[test]
-fn a_flush_reaches_the_disk_unless_go_wrote_that_it_does_not() {
+fn flush_mode_is_os_unless_the_go_package_wrote_another() {
     let flush = |disk: Value| {
         let description = HyperKit::new().kernel("/k").hyperkit("hyperkit");
         let description = with_keys(&description, json!({ "disks": [disk] }));

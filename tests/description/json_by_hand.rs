@@ -1,5 +1,5 @@
-//! `hyperkit.json` as people and other programs leave it: keys as Go matches them, keys that this version does not know, and what
-//! the recorded arguments tell about the disks.
+//! `hyperkit.json` as people and other programs write it: keys in any case, unknown keys, and interfaces of disks that only the
+//! recorded arguments contain.
 
 use hyperkit::{Disk, DiskFormat, DiskInterface, HyperKit};
 use serde_json::{Value, json};
@@ -131,7 +131,7 @@ fn trimmed_disk_of_older_go_states_is_a_sata_disk() {
 
     let new = go_state(json!([raw, qcow]), &["virtio-blk,/a.img", &qcow_argument("virtio-blk")]);
     assert_eq!(interfaces(&new), [VirtioBlk, VirtioBlk]);
-    // Without arguments nothing tells, and a driver that was set by hand counts.
+    // Without arguments the interface is that of the later package. A driver that was set by hand counts.
     assert_eq!(interfaces(&go_state(json!([raw]), &[])), [VirtioBlk]);
     let by_hand = json!({ "path": "/a.img", "size": 1, "driver": "virtio-blk", "trim": true });
     assert_eq!(interfaces(&go_state(json!([by_hand]), &["ahci-hd,/a.img"])), [VirtioBlk]);

@@ -170,9 +170,9 @@ fn defaults_and_alternative_spellings_are_parsed() {
     assert_eq!(parsed(&spelled), (expected, String::new()));
 }
 
-/// The VM of another program need not have the `earlyprintk=serial` of the Go package.
+/// Another program may have started the VM without the `earlyprintk=serial` of the Go package.
 #[test]
-fn line_without_early_console_goes_back_without_it() {
+fn kernel_command_line_without_earlyprintk_round_trips() {
     for line in ["console=ttyS0 a=1,2", "earlyprintk=serialx", "auto"] {
         for given in [line.to_owned(), format!("earlyprintk=serial {line}")] {
             let (description, cmdline) = parsed(&format!("{BARE} -f kexec,/k,,{given}"));

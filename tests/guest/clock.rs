@@ -9,7 +9,7 @@ fn seconds() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs()
 }
 
-/// What the guide says about `pause`.
+/// The guide says so about `pause`.
 #[test]
 fn clock_is_behind_after_a_pause_until_it_is_read_from_the_rtc() {
     const PAUSE: u64 = 10;

@@ -6,7 +6,7 @@ use hyperkit::ConfigError;
 
 use crate::common::guest::{Guest, QUIET_CMDLINE, open_shell, run_in_guest};
 
-/// Returns those of the flags that Linux in the guest finds.
+/// Returns the flags in this list that Linux in the guest finds.
 fn flags_of(guest: &Guest, flags: &str) -> String {
     let vm = guest.description.start(QUIET_CMDLINE).unwrap();
     let console = open_shell(&vm);
@@ -18,7 +18,7 @@ fn flags_of(guest: &Guest, flags: &str) -> String {
     found.lines().collect::<Vec<_>>().join(" ")
 }
 
-/// Programs of RHEL 9, for instance, do not run on less.
+/// Programs of RHEL 9, for instance, require these instructions.
 #[test]
 fn default_cpu_has_x86_64_v2_and_a_random_number_generator() {
     let flags = "cx16 lahf_lm popcnt sse4_1 sse4_2 ssse3 rdrand";

@@ -7,7 +7,7 @@ use hyperkit::{Disk, Exit, ShutdownOutcome, VmStatus};
 
 use crate::common::TEST_TIMEOUT;
 use crate::common::child_process::in_child_process;
-use crate::common::guest::{BOOT_TIMEOUT, Guest, QUIET_CMDLINE, open_shell, qemu_after, run_in_guest};
+use crate::common::guest::{BOOT_TIMEOUT, Guest, QUIET_CMDLINE, open_shell, qemu_in_mount_namespace, run_in_guest};
 
 struct Logger(Mutex<mpsc::Sender<String>>);
 
@@ -41,7 +41,7 @@ fn guest_gets_io_errors_and_the_log_a_warning() {
         fs::create_dir(&images).unwrap();
         fs::create_dir(dir.join("small")).unwrap();
         // QEMU sees the images in a file system of 8 MiB.
-        let qemu = qemu_after(
+        let qemu = qemu_in_mount_namespace(
             &dir,
             "cd \"$(dirname \"$0\")\"\nmount -t tmpfs -o size=8m none small\ncp --sparse=always images/* small\n\
              mount --bind small images",

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::process::{Command, Stdio};
 
-use crate::common::guest::{Guest, QUIET_CMDLINE, guest_file, qemu_after, setup_file};
+use crate::common::guest::{Guest, QUIET_CMDLINE, guest_file, qemu_in_mount_namespace, setup_file};
 use crate::common::{example_path, file_names};
 
 /// The number of filters through which the system calls of a process pass.
@@ -20,7 +20,7 @@ fn qemu_runs_in_its_sandbox_unless_that_is_turned_off() {
     let guest = Guest::new();
     let description = guest.description.clone().vsock(true);
     let description = description.vhost_device_vsock(setup_file("target/tools/bin", "vhost-device-vsock"));
-    let script = qemu_after(guest.state_dir.parent().unwrap(), "");
+    let script = qemu_in_mount_namespace(guest.state_dir.parent().unwrap(), "");
     for (description, is_sandboxed) in [
         (description.clone(), true),
         (description.clone().hyperkit("kvm"), true),

@@ -1,14 +1,14 @@
 //! Directories of the host that the guest mounts by 9p.
 
-use crate::common::guest::{Guest, QUIET_CMDLINE, create_share, open_shell, qemu_after, run_in_guest};
+use crate::common::guest::{Guest, QUIET_CMDLINE, create_share, open_shell, qemu_in_mount_namespace, run_in_guest};
 
 /// Each new tmpfs gives its first file the same inode number.
 #[test]
-fn files_of_a_file_system_that_is_mounted_in_a_share_are_told_apart() {
+fn file_system_mounted_in_a_share_has_distinct_inode_numbers() {
     let mut guest = Guest::new();
     let dir = guest.state_dir.parent().unwrap().to_owned();
     let share = create_share(&dir, "share", "not seen by the guest");
-    let qemu = qemu_after(
+    let qemu = qemu_in_mount_namespace(
         &dir,
         "cd \"$(dirname \"$0\")\"\nmount -t tmpfs none share\necho outer >share/first\nmkdir share/inner\n\
          mount -t tmpfs none share/inner\necho inner >share/inner/first\n\

@@ -169,11 +169,10 @@ fn hung_qemu_is_killed_after_the_timeout() {
     assert_eq!(outcome.recv_timeout(BOOT_TIMEOUT), Ok(ShutdownOutcome::Forced(Exit::Killed(9))));
 }
 
-/// QEMU serves one client at a time on each socket. The starter has the socket for events. Without a starter, `shutdown` uses it.
+/// QEMU serves one client at a time on each socket. The starter uses the socket for events. Without a starter, `shutdown` uses it.
 #[test]
-fn another_client_of_the_control_socket_does_not_keep_the_power_button_from_being_pressed() {
-    const TEST: &str =
-        "shutdown::another_client_of_the_control_socket_does_not_keep_the_power_button_from_being_pressed";
+fn shutdown_presses_the_power_button_while_another_client_holds_the_control_socket() {
+    const TEST: &str = "shutdown::shutdown_presses_the_power_button_while_another_client_holds_the_control_socket";
     let hold_control_socket = |state_dir: &Path| {
         let mut client = BufReader::new(UnixStream::connect(state_dir.join("qmp.sock")).unwrap());
         client.read_line(&mut String::new()).unwrap(); // QEMU's greeting: it serves this client
@@ -192,7 +191,7 @@ fn another_client_of_the_control_socket_does_not_keep_the_power_button_from_bein
     assert_eq!(vm.shutdown(BOOT_TIMEOUT).unwrap(), ShutdownOutcome::Graceful(Exit::PowerOff));
 }
 
-/// QEMU removes its pid file by the old path, so the file stays in the new place.
+/// QEMU removes its pid file at the old path, so the file stays in the new directory.
 #[test]
 fn shutdown_of_a_vm_of_another_process_in_a_moved_directory_is_not_reported_as_forced() {
     const TEST: &str = "shutdown::shutdown_of_a_vm_of_another_process_in_a_moved_directory_is_not_reported_as_forced";

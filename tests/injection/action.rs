@@ -46,7 +46,7 @@ pub enum Kind {
 
 /// QEMU's option with which the guest does not run, so that it needs no CPU.
 const PAUSED: &str = "-S";
-/// How long `shutdown` waits before it kills QEMU, in seconds. The kernel is none, so the guest never powers off.
+/// How long `shutdown` waits before it kills QEMU, in seconds. The kernel file is not a kernel, so the guest never powers off.
 const GRACE_QEMU: &str = "1";
 /// Where `vhost-device-vsock` is.
 pub const TOOLS: &str = "target/tools/bin";

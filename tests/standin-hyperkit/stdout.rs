@@ -1,5 +1,5 @@
-//! Standard output, which carries only hyperkit's own messages. hyperkit leaves it fully buffered, so that they appear when
-//! the buffer is full and at a normal exit. A signal and an abort lose them.
+//! Standard output, which carries only hyperkit's own messages. hyperkit leaves it fully buffered, so messages appear when
+//! the buffer is full and at a normal exit. They are lost at a signal or an abort.
 
 use std::io::{Write, stdout};
 use std::sync::Mutex;

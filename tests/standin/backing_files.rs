@@ -34,7 +34,7 @@ fn base_disk(format: &str, base: &Path) -> Disk {
 }
 
 #[test]
-fn overlay_beside_its_backing_file_is_a_duplicate() {
+fn overlay_together_with_its_backing_file_is_a_duplicate() {
     let test_dir = TestDir::new();
     for format in ["raw", "qcow2"] {
         let absolute = test_dir.path("base");
@@ -133,7 +133,7 @@ fn backing_file_of_a_protocol_is_left_to_the_engine() {
 }
 
 #[test]
-fn external_data_file_beside_its_image_is_a_duplicate() {
+fn external_data_file_together_with_its_image_is_a_duplicate() {
     let test_dir = TestDir::new();
     qemu_img(&["create", "-q", "-f", "qcow2", "-o", "data_file=data,data_file_raw=on", "image", "1M"], &test_dir.dir());
     let (image, data) = (test_dir.path("image"), test_dir.path("data"));

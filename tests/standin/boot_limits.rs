@@ -134,7 +134,7 @@ fn kernel_without_padding_is_accepted_on_qemu_only() {
 }
 
 #[test]
-fn compressed_kernels_are_named_so() {
+fn compressed_kernel_is_reported_as_compressed() {
     let test_dir = TestDir::new();
     test_dir.write("plain", &[multiboot(1 << 16), vec![0; 2000]].concat());
     for compress in ["gzip", "xz", "xz --format=lzma"] {
@@ -149,7 +149,7 @@ fn compressed_kernels_are_named_so() {
 }
 
 #[test]
-fn kernel_with_nothing_behind_its_setup_sectors_is_rejected() {
+fn kernel_with_nothing_after_its_setup_sectors_is_rejected() {
     let test_dir = TestDir::new();
     let mut image = bz_image(2047);
     image[0x1f4..0x1f8].fill(0); // size of what follows
@@ -157,7 +157,7 @@ fn kernel_with_nothing_behind_its_setup_sectors_is_rejected() {
     assert_boots(test_dir.description());
     let kernel = test_dir.write("vmlinuz", &image[..2 * 512]);
     let error = rejection_with(&test_dir, "", |d| d);
-    assert_error!(error, ConfigError::NotABzImage { path, reason: "nothing behind its setup sectors" } if path == kernel);
+    assert_error!(error, ConfigError::NotABzImage { path, reason: "nothing after its setup sectors" } if path == kernel);
 }
 
 /// Returns the header of a multiboot kernel.
@@ -231,7 +231,7 @@ fn multiboot_header_is_validated() {
     }
 }
 
-/// hyperkit loads the kernel and then its modules, each at the next page boundary, and behind them the command lines, 28 bytes of
+/// hyperkit loads the kernel and then its modules, each at the next page boundary, and after them the command lines, 28 bytes of
 /// information, and 16 bytes for each module. This VM has 4 MiB of memory.
 #[test]
 fn multiboot_kernel_and_modules_have_to_fit_into_memory() {
@@ -299,7 +299,7 @@ fn end_of_multiboot_kernel_is_computed_from_header_or_segments() {
         kernel
     };
     let apart = elf(&[load, [1, 0, 0x10_0000, 64]]);
-    // A page behind the module is for command lines and information.
+    // A page after the module is for command lines and information.
     for (kernel, room) in [
         (whole, 2 * MIB - 3 * PAGE),
         (long(part), MIB - PAGE),

@@ -183,7 +183,7 @@ fn symlink_in_the_state_directory_leads_to_no_image_that_is_grown() {
     test_dir.description().disk(Disk::in_state_dir(1)).start("guest").unwrap().kill().unwrap();
 }
 
-/// Opening a FIFO waits for a writer, and a socket cannot be opened.
+/// Opening a FIFO for reading waits for a writer, and opening a socket fails.
 #[test]
 fn fifo_or_socket_in_place_of_any_file_blocks_no_call() {
     let names = ["hyperkit.json", "hyperkit.pid", "hyperkit.log", "console-ring", "tty", "vhost.line"];

@@ -36,7 +36,7 @@ fn started(test_dir: &TestDir, disk: Disk) -> Disk {
 }
 
 #[test]
-fn image_behind_a_url_is_attached() {
+fn image_named_by_a_url_is_attached() {
     let test_dir = TestDir::new();
     fs::create_dir(test_dir.path("a b%")).unwrap();
     let image = test_dir.path("a b%/real.qcow2");
@@ -66,7 +66,7 @@ fn image_behind_a_url_is_attached() {
 }
 
 #[test]
-fn raw_image_behind_a_url_is_attached_created_and_grown() {
+fn raw_image_named_by_a_url_is_attached_created_and_grown() {
     let test_dir = TestDir::new();
     let url = |name: &str| format!("file://{}{QUERY}", test_dir.path(name).display());
     assert_eq!(started(&test_dir, Disk::new(url("a.img")).size_mib(1)).path, Some(test_dir.path("a.img")));

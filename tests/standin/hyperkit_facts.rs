@@ -1,4 +1,5 @@
-//! What hyperkit does that a program may not expect, and the stand-in with it. The facts were seen by running hyperkit's own code.
+//! Behaviour of hyperkit that a program may not expect, and that the stand-in has, too. The facts were observed by running
+//! hyperkit's own code.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
@@ -76,7 +77,7 @@ fn stdout_is_buffered_until_a_normal_exit() {
     assert_eq!(log(), "");
 }
 
-/// hyperkit's stdout comes behind its errors, and is not what it said last.
+/// hyperkit's stdout is written after the errors, but is not its last message.
 #[test]
 fn log_tail_has_errors_instead_of_progress() {
     let test_dir = TestDir::new();

@@ -1,5 +1,5 @@
-//! Files that are no image of a disk which an engine can attach: each is rejected by name, before anything is created or
-//! changed. With `Disk::raw`, any file is a raw disk.
+//! Files that no engine can attach as a disk: each is rejected with the name of its format, before anything is created or changed.
+//! With `Disk::raw`, any file is a raw disk.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -115,7 +115,7 @@ fn compressed_images_and_archives_are_rejected_by_name() {
     assert_foreign(&test_dir, &test_dir.write("image", &lz4), "lz4");
 }
 
-/// What is a disk: a partition table, a GPT, a file system, an ISO image, nothing yet.
+/// Contents of disks: a partition table, a GPT, a file system, an ISO image, and zeros.
 #[test]
 fn content_of_disks_is_raw() {
     let test_dir = TestDir::new();
@@ -214,7 +214,7 @@ fn usable_qcow2_images_are_accepted() {
 
 /// The file's length is the disk's size, whatever the guest has written to the disk.
 #[test]
-fn size_of_a_raw_disk_does_not_follow_a_qcow2_header_in_it() {
+fn qcow2_header_in_a_raw_disk_does_not_change_the_size() {
     let test_dir = TestDir::new();
     let image = qcow2_with(&test_dir, &[], 24, 1); // the header says 65536 TiB
     let disk = Disk::raw(&image).size_mib(4);

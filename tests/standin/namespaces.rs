@@ -110,7 +110,7 @@ fn overlay_of_a_running_vm_is_neither_started_nor_removed() {
     });
 }
 
-/// A command that runs this program in a pid namespace in which no other process is.
+/// A command that runs this program in a new pid namespace.
 fn in_a_container() -> Command {
     let mut unshare = Command::new("unshare");
     unshare.args(["--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc"]);
@@ -118,8 +118,8 @@ fn in_a_container() -> Command {
 }
 
 #[test]
-fn vm_in_a_container_is_found_from_the_host_and_is_no_stopped_vm_in_another_container() {
-    const TEST: &str = "namespaces::vm_in_a_container_is_found_from_the_host_and_is_no_stopped_vm_in_another_container";
+fn vm_in_a_container_is_found_from_the_host_and_is_not_stopped_for_another_container() {
+    const TEST: &str = "namespaces::vm_in_a_container_is_found_from_the_host_and_is_not_stopped_for_another_container";
     match starter::arguments_of(TEST).as_deref() {
         Some([dir, call]) if call == "start" => {
             report(starter::description_in(dir).start("guest").unwrap().pid());
@@ -152,7 +152,7 @@ fn vm_in_a_container_is_found_from_the_host_and_is_no_stopped_vm_in_another_cont
     }
 }
 
-/// As a container that is started again on the same volume.
+/// For instance, a container is started again on the same volume.
 #[test]
 fn vm_that_has_exited_with_its_container_is_started_in_the_next_one() {
     const TEST: &str = "namespaces::vm_that_has_exited_with_its_container_is_started_in_the_next_one";

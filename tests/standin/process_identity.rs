@@ -41,7 +41,7 @@ fn zombie_is_not_running() {
 
 /// `parse_arguments` rejects such a command line, but hyperkit runs with it.
 #[test]
-fn hypervisor_with_words_behind_its_options_is_found() {
+fn hypervisor_with_words_after_its_options_is_found() {
     for words in [&["--"][..], &["--", "operand"], &["-", "-z"], &["operand", "-F", "/elsewhere/hyperkit.pid"]] {
         let test_dir = TestDir::new();
         fs::create_dir(test_dir.path("vm")).unwrap();

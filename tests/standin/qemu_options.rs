@@ -44,8 +44,8 @@ fn elf(libraries: &str) -> Vec<u8> {
     file
 }
 
-/// A QEMU without seccomp refuses the option. A script or another program that becomes QEMU does not tell, and counts as having the
-/// sandbox.
+/// A QEMU without seccomp refuses the option. A script or another program that executes QEMU counts as having
+/// the sandbox.
 #[test]
 fn sandbox_is_used_unless_qemu_is_linked_without_seccomp() {
     let is_linux = usize::from(cfg!(target_os = "linux"));
@@ -76,7 +76,7 @@ fn cpu_model_is_given_once() {
     assert_eq!(model(&arguments(&test_dir, &script, |d| d.cpu("max,-avx"))), "max,-avx");
 }
 
-/// Such a script adds `-enable-kvm`, behind which QEMU refuses `-accel`.
+/// Such a script adds `-enable-kvm`. After that option, QEMU refuses `-accel`.
 #[test]
 fn accelerator_of_a_kvm_script_is_a_property_of_the_machine() {
     let test_dir = TestDir::new();

@@ -317,7 +317,7 @@ fn panic_in_spawn_with_leaves_no_vm_and_no_lock() {
 
 /// The interpreter of the program's first line is missing, so it cannot be started.
 #[test]
-fn start_that_fails_before_the_hypervisor_runs_leaves_what_it_has_found() {
+fn start_that_fails_before_the_hypervisor_runs_restores_the_directory() {
     let test_dir = TestDir::new();
     let program = test_dir.write_executable("hyperkit", b"#!/nonexistent/interpreter\n");
     let fails = |description: &HyperKit| {
@@ -329,7 +329,7 @@ fn start_that_fails_before_the_hypervisor_runs_leaves_what_it_has_found() {
     fails(&description);
     assert_eq!(file_names(&test_dir.dir()), ["hyperkit", "initrd.img", "vmlinuz"]);
 
-    // A directory that somebody else has created, or in which a file is.
+    // A directory that the start has not created, and one in which another file is.
     fs::create_dir_all(test_dir.path("new/vm")).unwrap();
     test_dir.write("new/vm/notes", b"mine");
     fails(&description);

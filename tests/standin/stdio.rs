@@ -131,8 +131,8 @@ fn output_reaches_a_file_if_stdin_is_a_terminal() {
 }
 
 #[test]
-fn output_of_a_vm_in_the_background_reaches_stdout_also_after_its_starter() {
-    const TEST: &str = "stdio::output_of_a_vm_in_the_background_reaches_stdout_also_after_its_starter";
+fn output_of_a_background_vm_reaches_stdout_after_its_starter_has_ended() {
+    const TEST: &str = "stdio::output_of_a_background_vm_reaches_stdout_after_its_starter_has_ended";
     if let Some(arguments) = starter::arguments_of(TEST) {
         let pid = on_stdio(&arguments).start("guest").unwrap().pid();
         return fs::write(Path::new(&arguments[0]).join("pid"), pid.to_string()).unwrap();
@@ -143,5 +143,5 @@ fn output_of_a_vm_in_the_background_reaches_stdout_also_after_its_starter() {
     wait_until("the guest is up", || output(&test_dir).contains("Command line"));
     let pid = fs::read_to_string(test_dir.path("pid")).unwrap().parse().unwrap();
     kill_process(to_pid(pid), Signal::TERM).unwrap();
-    wait_until("the guest's last words are there", || output(&test_dir).contains("power button"));
+    wait_until("the guest's last output is there", || output(&test_dir).contains("power button"));
 }

@@ -35,7 +35,7 @@ fn features_unsupported_by_hyperkit_are_rejected() {
     refuse(&|d| d.vmnet(true).tap("tap0").mac("02:00:00:00:00:01"), "MAC address");
 }
 
-/// They emulate another CPU, or are no hypervisors.
+/// These programs emulate another CPU, or are not hypervisors.
 #[test]
 fn other_programs_of_qemu_are_unsupported() {
     for name in ["qemu-system-aarch64", "qemu-system-i386", "qemu-system-x86_64le", "qemu-img", "qemu-x86_64", "qemu-x"]

@@ -137,7 +137,7 @@ impl<'de> Deserialize<'de> for Disk {
         });
         let mut format = format.flatten();
         if let Some(DiskFormat::Qcow2(qcow)) = &mut format {
-            // An empty word is what the Go package writes. A missing key is a description by hand.
+            // The Go package writes an empty word. If the key is missing, the description was written by hand.
             if from.get(keys::ON_FLUSH).is_some_and(|value| !value.is_null()) {
                 qcow.flush = take_word(from, keys::ON_FLUSH, FlushMode::from_word).unwrap_or_default();
             }

@@ -39,7 +39,7 @@ const RECORD_KEYS: &[&str] =
     &["arguments", "cmdline", "killed", "made_disks", "pid", "pid_identity", "pid_started", "vmnet_mac"];
 
 impl Schema {
-    /// The known key that this key means. The same key is preferred to one that differs in case.
+    /// The known key that `key` stands for. An equal one is preferred to one that differs in case.
     fn known(&self, key: &str) -> Option<&'static str> {
         let all = || self.keys.iter().flat_map(|keys| keys.iter().copied());
         all().find(|known| *known == key).or_else(|| all().find(|known| is_same_folded(known, key)))
@@ -50,7 +50,7 @@ impl Schema {
     }
 }
 
-/// Go also takes the long s and the Kelvin sign for their letters.
+/// Go also matches the long s (`ſ`) with `s`, and the Kelvin sign with `k`.
 fn is_same_folded(known: &str, key: &str) -> bool {
     let fold = |c: char| match c {
         '\u{17f}' => 's',
@@ -60,7 +60,8 @@ fn is_same_folded(known: &str, key: &str) -> bool {
     known.chars().map(fold).eq(key.chars().map(fold))
 }
 
-/// Reads an object with known keys in their usual case. Others are kept, or ignored with `known_only`, which is faster.
+/// Reads an object with known keys in their usual case. Other keys are kept. With `known_only`, they
+/// are ignored, which is faster.
 pub(super) fn folded<'de, D: Deserializer<'de>>(
     deserializer: D,
     schema: &'static Schema,
@@ -90,7 +91,7 @@ impl<'de> Visitor<'de> for Folding {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a value of JSON")
+        f.write_str("a JSON value")
     }
 
     fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
@@ -152,7 +153,7 @@ impl<'de> Visitor<'de> for Folding {
             let key = known.map_or(key, str::to_owned);
             let child = self.schema.and_then(|schema| schema.child(&key));
             let value = from.next_value_seed(Folding { schema: child, known_only: false })?;
-            // In Go, `null` changes no number, text or switch that an earlier key has set.
+            // In Go, `null` does not change a number, text or Boolean that an earlier key has set.
             let is_set = |earlier: &Value| !earlier.is_array() && !earlier.is_object();
             if !(value.is_null() && object.get(&key).is_some_and(is_set)) {
                 object.insert(key, value);

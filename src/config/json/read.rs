@@ -20,7 +20,7 @@ pub(super) fn take<T: DeserializeOwned, E: de::Error>(from: &mut Object, key: &s
     optional(value).map_err(|error| E::custom(format_args!("`{key}`: {error}")))
 }
 
-/// The same for a value whose default is that of its type.
+/// Like [`take`], with the default of the type if the key is not set.
 pub(super) fn take_or_default<T: DeserializeOwned + Default, E: de::Error>(
     from: &mut Object,
     key: &str,
@@ -28,7 +28,7 @@ pub(super) fn take_or_default<T: DeserializeOwned + Default, E: de::Error>(
     Ok(take(from, key)?.unwrap_or_default())
 }
 
-/// The same for a number for which 0 means unset.
+/// Like [`take`], for a number that is unset if it is 0.
 pub(super) fn take_count<T, E>(from: &mut Object, key: &str) -> Result<Option<T>, E>
 where
     T: DeserializeOwned + Default + PartialEq,
@@ -55,12 +55,12 @@ impl<'de> Deserialize<'de> for HyperKit {
             Some(Isos::Many(many)) => many,
         };
         isos.retain(|iso| !iso.as_os_str().is_empty());
-        // Later generations of the Go package have another name for it.
+        // Later versions of the Go package call `vpnkit_key` `vpnkit_uuid`.
         let (vpnkit_key, vpnkit_uuid) = (take(from, "vpnkit_key")?, take(from, "vpnkit_uuid")?);
         let is_later_go = !from.contains_key("disk");
-        let names_driver = |disk: &Value| disk["driver"].as_str().is_some_and(|driver| !driver.is_empty());
+        let has_driver = |disk: &Value| disk["driver"].as_str().is_some_and(|driver| !driver.is_empty());
         let disks = from.get("disks").and_then(Value::as_array).into_iter().flatten();
-        let may_be_ahci: Vec<_> = disks.map(|disk| is_later_go && !names_driver(disk)).collect();
+        let may_be_ahci: Vec<_> = disks.map(|disk| is_later_go && !has_driver(disk)).collect();
         let mut description = Self {
             hyperkit: take(from, "hyperkit")?,
             argv0: take(from, "argv0")?,
@@ -133,8 +133,9 @@ fn take_record<E: de::Error>(from: &mut Object) -> Result<Record, E> {
     })
 }
 
-/// Between 2017-11-23 and 2020-03-06 the Go package attached a disk with `trim` as `ahci-hd`, and afterwards as `virtio-blk`. Its
-/// state files do not say so, but the arguments that they record do. Without arguments, the disk is one of the later package.
+/// Between 2017-11-23 and 2020-03-06 the Go package attached a disk with `trim` as `ahci-hd`, and afterwards as `virtio-blk`. The
+/// state files do not contain the interface, but the recorded arguments do. Without recorded arguments, the disk counts as
+/// attached by the later package.
 fn restore_interfaces<'a>(disks: impl Iterator<Item = &'a mut Disk>, arguments: &[String]) {
     let ahci = arguments.windows(2).filter(|pair| pair[0] == "-s").filter_map(|pair| {
         let (_, device) = pair[1].split_once(',')?;

@@ -38,7 +38,7 @@ pub(super) fn arguments(description: &HyperKit, cmdline: &str) -> Result<Vec<Str
         add("-g", port.to_string());
     }
     if !state_dir.is_empty() {
-        // The Go package cleans this path and those of disks in the state directory, and no others.
+        // The Go package cleans this path and the paths of disks in the state directory, but no others.
         add("-F", utf8("state_dir", &clean(&Path::new(state_dir).join(PID_FILE)))?.to_owned());
     }
     add("-c", description.cpus.to_string());
@@ -153,7 +153,7 @@ fn serial(port: &Port, state_dir: &str) -> String {
         Line::Pty(file) => format!("autopty={state_dir}/{file}"),
     };
     let log = port.log.map(|file| format!(",log={state_dir}/{file}")).unwrap_or_default();
-    // In the order of the newest Go package. The one of 2018 writes the log first.
+    // The order is that of the newest Go package. The package of 2018 writes the log first.
     format!("{},{line}{}{log}", port.name, if port.apple_log { ",asl" } else { "" })
 }
 

@@ -34,7 +34,7 @@ use crate::sys::memory::memory_of_host;
 /// The options that take no value.
 const SWITCHES: &[char] = &['b', 'e', 'h', 'v', 'u', 'w', 'x', 'M', 'A', 'C', 'H', 'P', 'W'];
 
-/// How lines begin that hyperkit prints on stdout while all goes well (uart_emul.c, pci_virtio_net_vpnkit.c, hyperkit.c).
+/// The beginnings of lines that hyperkit prints on stdout without an error (uart_emul.c, pci_virtio_net_vpnkit.c, hyperkit.c).
 const PROGRESS: [&str; 9] = [
     "linkname ",
     "COM1 connected to ",
@@ -122,8 +122,8 @@ impl EngineDriver for Driver {
             let DiskFormat::Qcow2(options) = disk.format_by_name() else { continue };
             if matches!(options.flush, FlushMode::Unset | FlushMode::None) && !disk.read_only {
                 let path = disk.path.as_deref().unwrap_or(Path::new("a qcow2 image")).display();
-                warnings
-                    .push(format!("a flush by the guest does nothing, as its `flush` is {:?}: {path}", options.flush));
+                let flush = options.flush;
+                warnings.push(format!("a flush by the guest does nothing, because `flush` is {flush:?}: {path}"));
             }
         }
         if let Some(port) = description.gdb_port {
@@ -195,7 +195,7 @@ impl EngineDriver for Driver {
         vmnet::mac(description)
     }
 
-    /// The handshake with VPNKit has no timeout.
+    /// hyperkit's handshake with VPNKit has no timeout.
     fn awaited_socket<'a>(&self, description: &'a HyperKit) -> Option<&'a Path> {
         if let Network::VpnKit(socket) = &description.network { Some(socket) } else { None }
     }
@@ -283,7 +283,7 @@ impl EngineDriver for Driver {
         true
     }
 
-    /// hyperkit's stdout is fully buffered, so these lines come at its exit, behind the errors on stderr.
+    /// hyperkit's stdout is fully buffered, so these lines are written at the exit, after the errors on stderr.
     fn is_progress(&self, line: &str) -> bool {
         PROGRESS.iter().any(|start| line.starts_with(start))
     }

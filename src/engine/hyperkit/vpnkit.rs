@@ -28,7 +28,7 @@ pub(super) fn check(socket: &Path) -> Result<(), ConfigError> {
         return Err(ConfigError::NotFound { field: "network", path: socket.to_owned() });
     }
     match connect(socket, Duration::ZERO) {
-        // A program listens, and its queue is full.
+        // The queue of the listening program is full.
         Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
         connected => connected.and_then(greet),
     }

@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_shutdown_event_tells_how_the_guest_ended() {
+    fn last_shutdown_event_determines_the_exit() {
         assert_eq!(reported_exit(&[]), None);
         assert_eq!(reported_exit(&["guest-shutdown"]), Some(Exit::PowerOff));
         assert_eq!(reported_exit(&["guest-shutdown", "guest-reset"]), Some(Exit::Reset));

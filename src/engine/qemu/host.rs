@@ -8,23 +8,23 @@ use crate::engine::qemu::names::may_ask_for_kvm;
 use crate::sys::elf::needed_libraries;
 
 /// An emulated CPU with the instructions of x86-64-v2, which RHEL 9 and others require, and with a source of random numbers. A
-/// guest boots on it as fast as on QEMU's default, which has neither. On `max`, the model with all that QEMU emulates, it boots
-/// slower.
+/// boot takes 5 % more CPU time than on QEMU's default, which has neither. On `max`, the model with all features that QEMU
+/// emulates, a boot is slower.
 const EMULATED_CPU: &str = "Nehalem,+rdrand";
-/// The model with all that the host's CPU has.
+/// The model with all features of the host's CPU.
 const HOST_CPU: &str = "host";
 /// QEMU itself needs none of these system calls once it runs. The manual describes each group.
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
-/// What QEMU is linked with if it has the sandbox.
+/// The library with which QEMU is linked if it has the sandbox.
 const SANDBOX_LIBRARY: &str = "libseccomp.so";
-/// What every QEMU is linked with.
+/// A library with which every QEMU is linked.
 const QEMU_LIBRARY: &str = "libglib-2.0.so";
 
 /// The arguments before all others.
 pub(super) fn arguments(description: &HyperKit) -> Vec<String> {
     let program = description.hyperkit.as_deref().unwrap_or(Path::new(""));
     let accelerator = accelerator();
-    // QEMU refuses `-accel` behind `-enable-kvm`, and here takes the later value.
+    // QEMU refuses `-accel` after `-enable-kvm`. Of several values of `-machine accel`, it takes the last.
     let mut arguments = match may_ask_for_kvm(program.file_name().unwrap_or_default().as_encoded_bytes()) {
         true => vec!["-machine".to_owned(), format!("accel={accelerator}")],
         false => vec!["-accel".to_owned(), accelerator.to_owned()],
@@ -39,15 +39,15 @@ pub(super) fn arguments(description: &HyperKit) -> Vec<String> {
     arguments
 }
 
-/// Whether QEMU emulates the CPU although the description asks for that of the host.
+/// Whether QEMU emulates the CPU although the description asks for the host's CPU.
 pub(super) fn lacks_host_cpu(description: &HyperKit) -> bool {
     description.cpu.as_deref().and_then(|cpu| cpu.split(',').next()) == Some(HOST_CPU) && accelerator() == TCG
 }
 
-/// Whether QEMU has the sandbox, which is Linux's seccomp. A QEMU without it refuses the option. The program file tells this
-/// in microseconds; running QEMU to ask it would take as long as a start. A script or another program that becomes QEMU does not tell,
-/// nor does a QEMU without shared libraries. It counts as having the sandbox: otherwise its VMs would lack it, and nobody would
-/// notice.
+/// Whether QEMU has the sandbox, which is Linux's seccomp. A QEMU without it refuses the option. Reading the
+/// program file takes microseconds; running QEMU to ask it would take as long as a start. The file does not show whether a script
+/// or another program that executes QEMU has the sandbox, or a QEMU without shared libraries. These count as having the sandbox:
+/// otherwise their VMs would run without one, and nobody would notice.
 fn has_sandbox(program: &Path) -> bool {
     if !cfg!(target_os = "linux") {
         return false;
@@ -65,8 +65,8 @@ fn has_sandbox(program: &Path) -> bool {
 /// QEMU's emulation of the CPU.
 const TCG: &str = "tcg";
 
-/// QEMU's accelerator for this host. That `/dev/kvm` can be opened proves nothing: on some hosts whose CPU has no
-/// virtualization it opens and passes every probe, and then the guest hangs.
+/// QEMU's accelerator for this host. A `/dev/kvm` that can be opened proves nothing: on some hosts whose CPU has no
+/// virtualization, it passes every probe, and then the guest hangs.
 fn accelerator() -> &'static str {
     if !cfg!(target_arch = "x86_64") {
         return TCG;

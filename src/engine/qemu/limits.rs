@@ -52,10 +52,7 @@ pub(super) fn unsupported_features(description: &HyperKit) -> Vec<ConfigError> {
     let is_other = names::program(program.as_encoded_bytes()) == Some(Program::Other);
     let apple_log = ports(description).is_ok_and(|ports| ports.iter().any(|port| port.apple_log));
     for (is_set, feature) in [
-        (
-            is_other,
-            "guests of another architecture than x86-64, or a tool of QEMU (`hyperkit`); use qemu-system-x86_64",
-        ),
+        (is_other, "x86-64 guests in this program of QEMU (`hyperkit`); use qemu-system-x86_64"),
         (
             matches!(description.network, Network::VpnKit(_)),
             "a network on a VPNKit socket (`network`); use `Network::Nat`, its user-mode network",
@@ -127,7 +124,7 @@ pub(super) fn check_host(description: &HyperKit) -> Vec<ConfigError> {
         found.collect(utf8("state_dir", dir).and_then(|dir| check_length(limit, "state_dir", dir)));
     }
     if lacks_host_cpu(description) {
-        found.add(unsupported("the host's CPU (`cpu`) without KVM or HVF; leave it unset, or choose another model"));
+        found.add(unsupported("the host's CPU (`cpu`) without KVM or HVF; leave `cpu` unset, or choose another model"));
     }
     if let Some(name) = &description.tap {
         found.collect(check_tap(name));

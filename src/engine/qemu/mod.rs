@@ -118,9 +118,9 @@ impl EngineDriver for Driver {
         events::listener(description, state, pid)
     }
 
-    /// QEMU serves one client at a time on each socket. On the socket for events that is the starter, as long as it lives. `cont`
+    /// QEMU serves one client at a time on each socket. On the socket for events, the client is the starter while it lives. `cont`
     /// does nothing to a VM that is not paused.
-    fn press_power_button_by_events(
+    fn press_power_button_over_events(
         &self,
         hypervisor: Hypervisor<'_>,
         events: Option<&UnixStream>,

@@ -3,9 +3,9 @@
 /// A program of QEMU, by its file name.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Program {
-    /// It runs x86-64 guests.
+    /// Runs x86-64 guests.
     X86,
-    /// It runs guests of another architecture, or is one of QEMU's tools.
+    /// Runs guests of another architecture, or is one of QEMU's tools.
     Other,
 }
 
@@ -13,7 +13,7 @@ pub(super) enum Program {
 const X86: [&[u8]; 4] = [b"qemu-system-x86_64", b"qemu-system-amd64", b"qemu-kvm", b"kvm"];
 const QEMU: &[u8] = b"qemu";
 
-/// The program with this file name; `None` if the name is none of QEMU's. A version or suffix can follow the name:
+/// The program with this file name; `None` if the name is not one of QEMU's. A version or suffix can follow the name:
 /// `qemu-system-x86_64-7.2`, `kvm-spice`, `qemu.sh`.
 pub(super) fn program(name: &[u8]) -> Option<Program> {
     let ends = |rest: &[u8]| matches!(rest, [] | [b'-' | b'.', ..]);
@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_tell_what_a_program_of_qemu_runs() {
+    fn program_of_qemu_is_recognized_by_its_name() {
         for name in [
             "qemu-system-x86_64",
             "qemu-system-x86_64-7.2",

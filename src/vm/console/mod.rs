@@ -53,8 +53,8 @@ pub(crate) fn pty_paths(description: &HyperKit) -> Result<Vec<PathBuf>> {
 /// thread can read while another writes, through `&ConsoleStream` or [`try_clone`](Self::try_clone). If two threads or
 /// programs read, each gets a part of the output. Dropping the stream does not affect the VM.
 ///
-/// Write when the guest reads, that is, after its prompt: hyperkit discards input that comes before the guest has turned on its
-/// serial port, and a Linux guest turns it on again when a program opens it.
+/// Write only when the guest reads, for instance after its prompt. hyperkit discards input until the guest has turned on its serial
+/// port, and a Linux guest turns the port on again when a program opens it.
 ///
 /// # Read the stream while it is open
 /// A pty holds 4 KiB of unread output. On QEMU, when an open console's pty is full, the guest stops at its next write

@@ -27,7 +27,7 @@ fn keys(text: &str, separator: char) -> Option<BTreeMap<&str, &str>> {
 /// [`layout`](crate::plan::slots::layout). All others, and those on functions and buses other than 0, become extra
 /// arguments.
 ///
-/// The URL of a raw disk that this crate does not support is refused: hyperkit would take it for a path.
+/// Refuses a raw disk whose path is an unsupported URL: hyperkit would take the URL for a path.
 pub(super) fn read(slots: &Slots, description: &mut HyperKit) -> Result<()> {
     let mut last = Rank::Network;
     let mut next_slot = 1;

@@ -59,8 +59,8 @@ const DEVICES: [&str; 12] = [
 /// # Ok::<(), hyperkit::Error>(())
 /// ```
 ///
-/// The kernel command line is returned without the `earlyprintk=serial` that [`HyperKit::arguments`] adds. If there was none, it adds
-/// none to this description.
+/// The kernel command line is returned without the `earlyprintk=serial` that [`HyperKit::arguments`] adds. If the command
+/// line had none, `arguments` adds none to this description.
 ///
 /// # Errors
 /// [`Error::InvalidArguments`] if hyperkit would refuse the arguments, if it would ignore some of them (it stops at the first word
@@ -152,7 +152,7 @@ pub(super) fn is_firmware(value: &OsStr) -> bool {
     FIRMWARE_KINDS.iter().any(|known| known.as_bytes() == kind)
 }
 
-/// Whether hyperkit could accept this value of an option: `sh -c COMMAND` is no number of vCPUs.
+/// Whether hyperkit could accept this value of an option. The command in `sh -c COMMAND` is not a number of vCPUs.
 pub(super) fn is_plausible_value(option: char, value: &OsStr) -> bool {
     let value = value.as_encoded_bytes();
     match option {
@@ -176,7 +176,7 @@ struct Options {
 
 impl Options {
     /// Reads options as getopt does: letters may share a dash, a value may follow its letter directly. An operand ends the options.
-    /// hyperkit ignores it and what follows, so it is an error here.
+    /// hyperkit ignores the operand and all words after it, so an operand is an error here.
     fn read<'a>(
         mut arguments: std::iter::Peekable<impl Iterator<Item = &'a str>>,
         description: &mut HyperKit,
