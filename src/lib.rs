@@ -116,8 +116,8 @@
 //! `hyperkit.log` in the state directory, and to the `log` crate with the target `hyperkit`. It downloads no images, and has no
 //! graphics and no snapshots.
 //!
-//! The [`guide`] answers "How do I …" with programs. It has pages on the state directory, on use in a larger program, on security, and for users of
-//! the Go package that this crate mirrors.
+//! The [`guide`] answers "How do I …" with programs. It has pages on the engines, on crash recovery, on the state directory, on use in
+//! a larger program, on security, and for users of the Go package that this crate mirrors.
 
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]

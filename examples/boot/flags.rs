@@ -37,7 +37,8 @@ What to boot:
 
 The VM:
   --cpus N              vCPUs (default: 1)
-  --cpu MODEL           the model of the CPU, in QEMU's words (default: the host's, or Nehalem,+rdrand if emulated)
+  --cpu MODEL           the CPU's model, by its name in QEMU; QEMU only (default: the host's CPU, or
+                        Nehalem,+rdrand if QEMU emulates it)
   --memory MIB          memory (default: 1024)
   --disk FILE           a raw or qcow2 disk image; can be repeated
   --disk-size MIB       the size of a new image, for the --disk before it if that file is missing. Without --disk,

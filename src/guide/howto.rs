@@ -74,6 +74,7 @@
 //! VMs do not collide; [`host_port`](crate::Vm::host_port) returns its number. QEMU accepts a connection at once. If no program
 //! in the guest listens yet, QEMU closes it again. So reconnect until an answer comes. On hyperkit the network is VPNKit, a
 //! user-mode network stack that is part of Docker Desktop for Mac. There the crate cannot forward ports; use vsock.
+//! With [`Network::Isolated`](crate::Network::Isolated) instead, on QEMU, the guest has forwarded ports and reaches nothing else.
 //!
 //! The guest must get an address by DHCP, and listen on it or on all addresses, not on 127.0.0.1. The guest in
 //! `target/guest` does so, with an echo server if `hyperkit.echo=PORT` is on its kernel command line.
@@ -94,8 +95,8 @@
 //!   it.
 //! - Under emulation, an image with cloud-init answers after 45 to 90 s. It answers before cloud-init is done; the command
 //!   `cloud-init status --wait` waits for that.
-//! - Distributions that require x86-64-v2 (RHEL 9
-//!   and its relatives) need a newer CPU than QEMU's default: `.extra_argument("-cpu").extra_argument("Nehalem")`.
+//! - A CPU that QEMU emulates has the instructions of x86-64-v2, which RHEL 9 and its relatives require.
+//!   [`cpu`](crate::HyperKit::cpu) chooses another model.
 //! - The host needs `ovmf`, `qemu-utils`, `genisoimage` and `openssh-client`, as Debian's packages are called. Homebrew's QEMU has
 //!   its firmware in `share/qemu/edk2-x86_64-code.fd`.
 //!
