@@ -7,13 +7,14 @@ use hyperkit::{ConfigError, Error as VmError};
 use crate::ctl_command::ctl_command;
 
 /// What the library calls its fields and values, and the flags of the examples that set them.
-const FLAGS: [(&str, &str); 26] = [
+const FLAGS: [(&str, &str); 27] = [
     ("console`, `serials", "--console"),
     ("kernel", "--kernel"),
     ("initrd", "--initrd"),
     ("bootrom", "--bootrom"),
     ("kernel_cmdline", "--cmdline"),
     ("cpus", "--cpus"),
+    ("cpu", "--cpu"),
     ("memory_mib", "--memory"),
     ("disks", "--disk"),
     ("isos", "--iso"),

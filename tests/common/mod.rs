@@ -5,6 +5,7 @@ pub mod child_process;
 pub mod guest;
 pub mod inputs;
 pub mod rejection;
+pub mod tools;
 pub mod vpnkit;
 
 use std::ffi::OsString;

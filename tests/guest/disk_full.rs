@@ -1,39 +1,19 @@
 //! The file system of a disk's image is full.
 
 use std::fs;
-use std::sync::{Mutex, OnceLock, mpsc};
 
 use hyperkit::{Disk, Exit, ShutdownOutcome, VmStatus};
 
 use crate::common::TEST_TIMEOUT;
 use crate::common::child_process::in_child_process;
 use crate::common::guest::{BOOT_TIMEOUT, Guest, QUIET_CMDLINE, open_shell, qemu_in_mount_namespace, run_in_guest};
-
-struct Logger(Mutex<mpsc::Sender<String>>);
-
-impl log::Log for Logger {
-    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
-        metadata.target() == "hyperkit" && metadata.level() == log::Level::Warn
-    }
-
-    fn log(&self, record: &log::Record<'_>) {
-        if self.enabled(record.metadata()) {
-            self.0.lock().unwrap().send(record.args().to_string()).unwrap();
-        }
-    }
-
-    fn flush(&self) {}
-}
+use crate::log_lines::log_lines;
 
 /// By default QEMU stops the vCPUs, so that the guest freezes.
 #[test]
 fn guest_gets_io_errors_and_the_log_a_warning() {
     in_child_process("disk_full::guest_gets_io_errors_and_the_log_a_warning", || {
-        static LOGGER: OnceLock<Logger> = OnceLock::new();
-        let (send, warnings) = mpsc::channel();
-        let _ = LOGGER.set(Logger(Mutex::new(send)));
-        log::set_logger(LOGGER.get().unwrap()).unwrap();
-        log::set_max_level(log::LevelFilter::Warn);
+        let warnings = log_lines(log::Level::Warn);
 
         let mut guest = Guest::new();
         let dir = guest.state_dir.parent().unwrap().to_owned();

@@ -1,12 +1,11 @@
 //! Disk images that another QEMU uses.
 
-use std::process::Command;
-
 use hyperkit::{ConfigError, Console, Disk, Disks, Error, HyperKit, QcowOptions, create_disk_image};
 
 use crate::common::StopOnDrop;
 use crate::common::guest::description;
 use crate::common::rejection::only_violation;
+use crate::common::tools::run_tool;
 
 /// QEMU locks its images, with different locks for writing and for reading only.
 #[test]
@@ -47,9 +46,7 @@ fn backing_file_in_use_by_qemu_is_rejected_before_start() {
     let dir = dir.path().canonicalize().unwrap();
     let (base, top) = (dir.join("base.img"), dir.join("top.qcow2"));
     create_disk_image(&base, 1).unwrap();
-    let mut make = Command::new("qemu-img");
-    make.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b", "base.img"]).arg(&top).current_dir(&dir);
-    assert!(make.status().unwrap().success());
+    run_tool("qemu-img", &["create", "-q", "-f", "qcow2", "-F", "raw", "-b", "base.img", "top.qcow2"], &dir);
     let describe = |name: &str, disk: Disk| description().state_dir(dir.join(name)).disk(disk).console(Console::Pty);
     let writer = describe("writer", Disk::raw(&base));
     let overlay = describe("overlay", Disk::qcow2(&top, QcowOptions::default()));

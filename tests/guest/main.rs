@@ -3,6 +3,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/log_lines.rs"]
+mod log_lines;
 
 mod boot;
 mod clock;

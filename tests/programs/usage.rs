@@ -131,6 +131,7 @@ fn errors_of_the_library_name_flags() {
         (&["--vpnkit-key", "x"], "`--vpnkit-key` must be a UUID"),
         (&["--vpnkit", "socket"], "; use `--vpnkit auto`"),
         (&["--memory", "0"], "`--memory` must be at least 2 MiB"),
+        (&["--cpu", "help"], "`--cpu` must be a CPU model of QEMU"),
         (&["--iso", "/no/such.iso"], "`--iso` not found: /no/such.iso"),
         (&["--console", "log"], "(`--console`); use `pty` for a log in the state directory"),
     ] {

@@ -4,11 +4,11 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use hyperkit::{ConfigError, Disk, Disks, Error, HyperKit, QcowOptions};
 
 use crate::common::rejection::{assert_error, only_violation, rejection_with};
+use crate::common::tools::run_tool;
 use crate::common::{StopOnDrop, TEST_TIMEOUT, TestDir, make_fifo, standin_path};
 
 fn qcow2(path: impl Into<PathBuf>) -> Disk {
@@ -16,9 +16,7 @@ fn qcow2(path: impl Into<PathBuf>) -> Disk {
 }
 
 fn qemu_img(arguments: &[&str], dir: &Path) {
-    let run = Command::new("qemu-img").args(arguments).current_dir(dir).output();
-    let output = run.expect("qemu-img is missing: run examples/setup.sh --tests first");
-    assert!(output.status.success(), "{output:?}");
+    run_tool("qemu-img", arguments, dir);
 }
 
 /// Creates a backing file of this format, and an overlay that names it by `name`.

@@ -9,6 +9,7 @@ use std::sync::Barrier;
 use hyperkit::{ConfigError, Disk, DiskFormat, Disks, Error, HyperKit, QcowOptions, create_disk_image};
 
 use crate::common::rejection::{assert_error, only_violation};
+use crate::common::tools::run_tool;
 use crate::common::{TestDir, file_names};
 
 const MIB: u64 = 1024 * 1024;
@@ -103,9 +104,9 @@ fn create_does_not_follow_a_symlink_to_the_unfinished_image() {
 
 /// Returns the format and the virtual size of an image, as `qemu-img` reports them.
 fn image_info(path: &Path) -> (String, u64) {
-    let output = Command::new("qemu-img").args(["info", "--output=json"]).arg(path).output();
-    let output = output.expect("qemu-img is missing: run examples/setup.sh --tests first");
-    let info: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let path = path.to_str().unwrap();
+    let output = run_tool("qemu-img", &["info", "--output=json", path], Path::new("/"));
+    let info: serde_json::Value = serde_json::from_slice(&output).unwrap();
     (info["format"].as_str().unwrap().to_owned(), info["virtual-size"].as_u64().unwrap())
 }
 
@@ -301,9 +302,8 @@ fn probed_qcow2_image_with_backing_file_is_rejected() {
     let _stop = test_dir.stop_on_drop();
     let secret = test_dir.write("secret", &[b's'; 4096]);
     let image = test_dir.path("image");
-    let mut make = Command::new("qemu-img");
-    make.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]).arg(&secret).arg(&image);
-    assert!(make.status().unwrap().success());
+    let create = ["create", "-q", "-f", "qcow2", "-F", "raw", "-b", secret.to_str().unwrap(), "image"];
+    run_tool("qemu-img", &create, &test_dir.dir());
     let violation = only_violation(detected_format(&test_dir, Disk::new(&image)));
     assert_eq!(violation, ConfigError::DiskHasBackingFile { path: image.clone() });
     assert!(detected_format(&test_dir, qcow2(&image)).is_ok(), "a disk that is set to qcow2 may have a backing file");

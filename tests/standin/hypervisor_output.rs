@@ -2,42 +2,19 @@
 
 use std::fs;
 use std::net::UdpSocket;
-use std::sync::{Mutex, OnceLock, mpsc};
 use std::time::Duration;
 
 use hyperkit::{Console, Disk, Error, Exit, FlushMode, QcowOptions};
 
 use crate::common::child_process::in_child_process;
 use crate::common::{TestDir, qcow2_header};
-
-/// Forwards each line of target `hyperkit`, and panics if the line requests it.
-struct Logger(Mutex<mpsc::Sender<String>>);
-
-impl log::Log for Logger {
-    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
-        metadata.target() == "hyperkit"
-    }
-
-    fn log(&self, record: &log::Record<'_>) {
-        if self.enabled(record.metadata()) && record.level() <= log::Level::Info {
-            let line = record.args().to_string();
-            assert!(!line.contains("logger-panics"), "the logger panics on request");
-            let _ = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).send(line);
-        }
-    }
-
-    fn flush(&self) {}
-}
+use crate::log_lines::log_lines;
 
 /// This is a single test, in a separate process, since a process has one logger.
 #[test]
 fn output_reaches_the_logger_while_the_vm_runs_and_at_exit() {
     in_child_process("hypervisor_output::output_reaches_the_logger_while_the_vm_runs_and_at_exit", || {
-        static LOGGER: OnceLock<Logger> = OnceLock::new();
-        let (send, lines) = mpsc::channel();
-        let _ = LOGGER.set(Logger(Mutex::new(send)));
-        log::set_logger(LOGGER.get().unwrap()).unwrap();
-        log::set_max_level(log::LevelFilter::Trace);
+        let lines = log_lines(log::Level::Info);
         let next = || lines.recv_timeout(Duration::from_secs(60)).expect("a line was not logged");
 
         let test_dir = TestDir::new();

@@ -3,22 +3,14 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use hyperkit::{ConfigError, Disk, QcowOptions};
 
 use crate::common::TestDir;
 use crate::common::rejection::{assert_boots, assert_error, only_violation, rejection_with};
+use crate::common::tools::run_tool;
 
 const MIB: usize = 1024 * 1024;
-
-/// Runs a program of the host, which `examples/setup.sh --tests` installs.
-fn run(program: &str, arguments: &[&str], dir: &Path) -> Vec<u8> {
-    let output = Command::new(program).args(arguments).current_dir(dir).output();
-    let output = output.unwrap_or_else(|error| panic!("{program}: {error}: run examples/setup.sh --tests first"));
-    assert!(output.status.success(), "{program}: {output:?}");
-    output.stdout
-}
 
 /// Asserts that a probed disk with this image is rejected as this format, with and without a size, and stays as it is. As a raw
 /// disk it boots.
@@ -63,7 +55,7 @@ fn images_of_other_hypervisors_are_rejected_by_name() {
             arguments.extend(["-o", options]);
         }
         arguments.extend(["-f", "raw", "raw", "converted"]);
-        run("qemu-img", &arguments, &test_dir.dir());
+        run_tool("qemu-img", &arguments, &test_dir.dir());
         assert_foreign(&test_dir, &test_dir.path("converted"), name);
         fs::remove_file(test_dir.path("converted")).unwrap();
     }
@@ -105,7 +97,7 @@ fn compressed_images_and_archives_are_rejected_by_name() {
         ("tar", &["--format=ustar", "-c", "disk.ovf", "raw"], "ova"),
         ("tar", &["--format=gnu", "-c", "disk.ovf", "raw"], "ova"),
     ] {
-        let content = run(program, arguments, &test_dir.dir());
+        let content = run_tool(program, arguments, &test_dir.dir());
         assert_foreign(&test_dir, &test_dir.write("image", &content), name);
     }
     // The beginnings of files by zstd and lz4, which may not be installed.
@@ -121,7 +113,7 @@ fn content_of_disks_is_raw() {
     let test_dir = TestDir::new();
     fs::create_dir(test_dir.path("files")).unwrap();
     test_dir.write("files/a", b"a");
-    run("genisoimage", &["-quiet", "-o", "cd.iso", "files"], &test_dir.dir());
+    run_tool("genisoimage", &["-quiet", "-o", "cd.iso", "files"], &test_dir.dir());
     let with = |at: usize, bytes: &[u8]| {
         let mut disk = vec![0; MIB];
         disk[at..at + bytes.len()].copy_from_slice(bytes);
@@ -141,7 +133,7 @@ fn content_of_disks_is_raw() {
 /// Creates a qcow2 image of 2 MiB, and changes one byte of its header.
 fn qcow2_with(test_dir: &TestDir, create: &[&str], at: usize, value: u8) -> PathBuf {
     let _ = fs::remove_file(test_dir.path("image"));
-    run("qemu-img", &[&["create", "-q", "-f", "qcow2"], create, &["image", "2M"]].concat(), &test_dir.dir());
+    run_tool("qemu-img", &[&["create", "-q", "-f", "qcow2"], create, &["image", "2M"]].concat(), &test_dir.dir());
     let mut image = fs::read(test_dir.path("image")).unwrap();
     image[at] = value;
     test_dir.write("image", &image)

@@ -2,6 +2,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/log_lines.rs"]
+mod log_lines;
 
 mod attaching;
 mod backing_files;

@@ -3,40 +3,19 @@
 use std::fs;
 use std::io::Write;
 use std::path::Path;
-use std::sync::{Mutex, OnceLock, mpsc};
 
 use hyperkit::{Console, Error, Exit, ShutdownOutcome};
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 
 use crate::common::child_process::in_child_process;
 use crate::common::{TEST_TIMEOUT, TestDir, file_names, hypervisors_in, wait_until};
+use crate::log_lines::log_lines;
 use crate::starter::{self, Starter, report, wait_until_group_is_empty};
-
-/// Forwards each line of target `hyperkit`.
-struct Logger(Mutex<mpsc::Sender<String>>);
-
-impl log::Log for Logger {
-    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
-        metadata.target() == "hyperkit" && metadata.level() <= log::Level::Info
-    }
-
-    fn log(&self, record: &log::Record<'_>) {
-        if self.enabled(record.metadata()) {
-            let _ = self.0.lock().unwrap().send(record.args().to_string());
-        }
-    }
-
-    fn flush(&self) {}
-}
 
 #[test]
 fn output_reaches_the_log_file_and_the_logger() {
     in_child_process("scoped_output::output_reaches_the_log_file_and_the_logger", || {
-        static LOGGER: OnceLock<Logger> = OnceLock::new();
-        let (send, lines) = mpsc::channel();
-        let _ = LOGGER.set(Logger(Mutex::new(send)));
-        log::set_logger(LOGGER.get().unwrap()).unwrap();
-        log::set_max_level(log::LevelFilter::Info);
+        let lines = log_lines(log::Level::Info);
         let test_dir = TestDir::new();
         let _stop = test_dir.stop_on_drop();
         let dir = test_dir.path("vm").display().to_string();
