@@ -44,7 +44,7 @@ impl<'a> Undo<'a> {
             match lock_image(image, &DiskFormat::Qcow2(QcowOptions::default()), false) {
                 Ok(_lock) => remove_file(image)?,
                 Err(Error::DiskInUse { .. }) => {}
-                // The record stays, with the image. `remove` deletes both.
+                // The record stays together with the image, so `remove` can delete both.
                 Err(error) => return Err(error),
             }
         }
@@ -63,7 +63,7 @@ impl Drop for Undo<'_> {
             let dir = self.state.as_ref().map_or(Default::default(), |(state, ..)| state.path().display().to_string());
             log::warn!(target: "hyperkit", "{dir}: cleaning up after a failed start: {error:#}");
         }
-        // `remove_dir` keeps one that is not empty.
+        // `remove_dir` keeps a directory that is not empty.
         self.dirs.iter().for_each(|dir| drop(fs::remove_dir(dir)));
     }
 }

@@ -28,8 +28,8 @@ fn is_file_or_device(metadata: &Metadata) -> bool {
     kind.is_file() || kind.is_block_device() || kind.is_char_device()
 }
 
-/// Refuses an image without content. On Linux, a device that is a disk has a length. On other systems only an ioctl tells it, and
-/// devices are accepted.
+/// Refuses an image without content. On Linux, a device that is a disk has a length. On other systems only an ioctl returns
+/// the length, so devices are accepted.
 fn check_content(field: &'static str, path: &Path) -> Result<()> {
     let (mut file, metadata) = open(field, path, is_file_or_device)?;
     let length = match metadata.is_file() {

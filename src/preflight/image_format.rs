@@ -34,7 +34,7 @@ impl DiskAction {
 }
 
 /// Whether an image is smaller than `size_mib`; `None` if it does not exist. A larger image is an error. An image that
-/// [`found_format`] refuses is not to be changed.
+/// [`found_format`] refuses must not be changed.
 pub(crate) fn needs_growth(path: &Path, format: Option<&DiskFormat>, size_mib: u64) -> Result<Option<bool>> {
     let invalid = || ConfigError::InvalidDiskSize { path: path.to_owned(), value: size_mib };
     let wanted = bytes(size_mib).ok_or_else(invalid)?;

@@ -24,7 +24,7 @@ pub(crate) enum Content {
     Qcow2(Qcow2),
     /// Has the magic of qcow2, but no engine can open it; with the reason.
     UnusableQcow2(&'static str),
-    /// A format that no engine reads; by the name that `qemu-img` or the program that made it gives it.
+    /// A format that no engine reads, with its name in `qemu-img` or the name of its program.
     Foreign(&'static str),
 }
 
@@ -39,7 +39,7 @@ pub(crate) struct Qcow2 {
     pub is_backing_raw: bool,
     /// The external data file, as the image names it.
     pub data_file: Option<String>,
-    /// Whether the image is marked as corrupt. QEMU opens it only for reading.
+    /// Whether the image is marked as corrupt. QEMU opens such an image only for reading.
     pub is_corrupt: bool,
 }
 
@@ -84,8 +84,8 @@ fn number(bytes: &[u8], at: usize, length: usize) -> u64 {
     (at..at + length).fold(0, |number, at| (number << 8) | u64::from(bytes.get(at).copied().unwrap_or_default()))
 }
 
-/// Reads a header of qcow or qcow2, whose numbers are big-endian. The layout is from QEMU's docs/interop/qcow2.txt, and what
-/// is refused from block/qcow2.c (`qcow2_do_open`).
+/// Reads a header of qcow or qcow2, whose numbers are big-endian. The layout is from QEMU's docs/interop/qcow2.txt, and the
+/// refused values are from block/qcow2.c (`qcow2_do_open`).
 fn qcow(file: &File, head: &[u8], file_length: u64) -> io::Result<Content> {
     const V2_BYTES: u64 = 72;
     const V3_BYTES: u64 = 104;

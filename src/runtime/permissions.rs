@@ -13,14 +13,14 @@ use crate::state::{PID_FILE, StateDir};
 const OWNER_ONLY: u32 = 0o600;
 
 impl StateDir {
-    /// Creates the console logs, empty. hyperkit and QEMU truncate a file that exists, and keep its mode. A file that they create
-    /// can be read by others, unless the umask prevents it.
+    /// Creates the console logs, empty. hyperkit and QEMU truncate an existing file and keep its mode. If they create the file, other
+    /// users can read it, unless the umask prevents this.
     pub fn create_logs(&self, description: &HyperKit) -> Result<()> {
         for log in ports(description)?.iter().filter_map(|port| port.log) {
             let path = self.file(log);
             let log = OpenOptions::new().write(true).create_new(true).mode(OWNER_ONLY).open(&path);
-            // So `has_used_log` finds out whether the hypervisor has truncated it. A file system that refuses this is no obstacle:
-            // then the log counts as used.
+            // This time shows `has_used_log` whether the hypervisor has truncated the log. If the file system refuses it, the log
+            // counts as used.
             let _ = log.map_err(Error::io("create", &path))?.set_modified(SystemTime::UNIX_EPOCH);
         }
         Ok(())

@@ -117,7 +117,7 @@ fn cycle_of_backing_files_is_rejected() {
     }
 }
 
-/// The engine connects to it.
+/// Only the engine connects to the server.
 #[test]
 fn backing_file_of_a_protocol_is_left_to_the_engine() {
     let test_dir = TestDir::new();

@@ -25,20 +25,20 @@ fn strangers(test_dir: &TestDir, arguments: &[String]) -> Vec<(&'static str, Com
     found.push(("tail -f FILE -F", tail));
     let mut sh = command("sh");
     sh.args(["-c", "read line", "hyperkit"]).args(arguments);
-    found.push(("sh -c, with the arguments behind it", sh));
+    found.push(("sh -c, with the arguments after it", sh));
     let mut sh = command("sh");
     sh.args(["-c", "read line", "qemu-system-x86_64", "-pidfile"]).arg(&pid_file);
-    found.push(("sh -c, with QEMU's option behind it", sh));
+    found.push(("sh -c, with QEMU's option after it", sh));
     // hyperkit takes these options, too.
     let mut tail = command("tail");
     tail.arg("-c").arg("1").arg("-F").arg(&pid_file).args(["-f", "kexec,vmlinuz,initrd.img"]);
     found.push(("tail with options of hyperkit", tail));
     let mut sh = command("sh");
     sh.args(["-c", "read line", "-F"]).arg(&pid_file).args(["-f", "kexec,vmlinuz"]);
-    found.push(("sh -c, with options of hyperkit behind it", sh));
+    found.push(("sh -c, with options of hyperkit after it", sh));
     let mut sh = command("sh");
     sh.args(["-c", "read line"]).args(arguments);
-    found.push(("sh -c, with the arguments and no name behind it", sh));
+    found.push(("sh -c, with the arguments and no name after it", sh));
     let mut sh = command("sh");
     sh.arg0("/usr/bin/qemu-system-x86_64").args(["-c", "read line", "-pidfile"]).arg(&pid_file);
     found.push(("sh that shows the name of QEMU", sh));
