@@ -41,8 +41,8 @@ pub(super) fn check_files(description: &HyperKit, found: &mut Violations) {
     check_images(description, found);
 }
 
-/// The kernel command line must fit, with its final NUL, into what the kernel reserves for it. That of a multiboot kernel must
-/// fit into memory.
+/// Checks that the kernel command line, with its final NUL, fits into the space that the kernel reserves for it. The command line of
+/// a multiboot kernel must fit into memory.
 pub(crate) fn check_cmdline_length(description: &HyperKit, cmdline: &str) -> Result<()> {
     if let Some(multiboot) = &description.multiboot {
         return check_multiboot(description, multiboot, cmdline).into_iter().next().map_or(Ok(()), Err);

@@ -76,7 +76,7 @@ fn unknown_keys_are_kept() {
     }
 }
 
-/// The numbers of unknown keys are those of 64 bits.
+/// Numbers under unknown keys are read as 64-bit numbers.
 #[test]
 fn unknown_numbers_keep_their_value_and_not_their_digits() {
     for (number, written) in [

@@ -8,7 +8,7 @@ use crate::common::guest::{Guest, QUIET_CMDLINE, guest_file, qemu_in_mount_names
 use crate::common::{example_path, file_names};
 
 /// The number of filters through which the system calls of a process pass.
-fn filters(pid: u32) -> u32 {
+fn seccomp_filters(pid: u32) -> u32 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let filters = status.lines().find_map(|line| line.strip_prefix("Seccomp_filters:"));
     filters.expect("the kernel has no seccomp").trim().parse().unwrap()
@@ -16,7 +16,7 @@ fn filters(pid: u32) -> u32 {
 
 #[test]
 fn qemu_runs_in_its_sandbox_unless_that_is_turned_off() {
-    let own = filters(std::process::id());
+    let own = seccomp_filters(std::process::id());
     let guest = Guest::new();
     let description = guest.description.clone().vsock(true);
     let description = description.vhost_device_vsock(setup_file("target/tools/bin", "vhost-device-vsock"));
@@ -28,10 +28,10 @@ fn qemu_runs_in_its_sandbox_unless_that_is_turned_off() {
         (description.sandbox(false), false),
     ] {
         let vm = description.start(QUIET_CMDLINE).unwrap();
-        assert_eq!(filters(vm.pid()) > own, is_sandboxed, "{:?}", vm.description().recorded_arguments());
+        assert_eq!(seccomp_filters(vm.pid()) > own, is_sandboxed, "{:?}", vm.description().recorded_arguments());
         vm.kill().unwrap();
         let vm = description.start_scoped(QUIET_CMDLINE).unwrap();
-        assert_eq!(filters(vm.pid()) > own, is_sandboxed, "{:?}", vm.description().recorded_arguments());
+        assert_eq!(seccomp_filters(vm.pid()) > own, is_sandboxed, "{:?}", vm.description().recorded_arguments());
     }
 }
 

@@ -1,5 +1,5 @@
-//! qcow2 images with backing files: a VM must not write to a file that an image of its own or of another VM uses as a backing
-//! file. Several images can use one backing file.
+//! qcow2 images with backing files: a VM must not write to the backing file of an image of the same VM or of another VM. Several
+//! images can use one backing file.
 
 use std::fs;
 use std::os::unix::fs::symlink;

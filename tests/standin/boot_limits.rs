@@ -182,7 +182,7 @@ fn multiboot_header_is_validated() {
     let elf = |elf_machine: u8| elf_with(elf_machine, [0x10_0000, 64]);
     let after = |length: usize, flags| [vec![0; length], multiboot(flags), vec![0]].concat();
     let in_elf = |elf_machine, flags| [elf(elf_machine), multiboot(flags), vec![0]].concat();
-    // A kernel of one page. The addresses are those of the header, and of the begin and end of the loaded part.
+    // A kernel of one page. The three addresses are of the header, and of the start and the end of the loaded part.
     let with_addresses = |addresses: [u32; 3]| {
         let mut kernel = multiboot(HAS_ADDRESSES);
         kernel.resize(PAGE as usize, 0);

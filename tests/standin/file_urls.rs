@@ -1,4 +1,4 @@
-//! URLs as paths of disk images, as the Go package takes them: the file that a URL names is attached, or the URL is rejected
+//! URLs as paths of disk images, as in the Go package: the file that a URL names is attached, or the URL is rejected
 //! before anything is created.
 
 use std::fs;
@@ -17,7 +17,7 @@ const MIB: u64 = 1024 * 1024;
 /// The options of the URL of a qcow2 image, as the Go package passes them.
 const QUERY: &str = "?sync=os&buffered=1";
 
-/// What is created at a URL taken for a relative path.
+/// A start that takes a URL for a relative path would create these.
 fn assert_nothing_is_in_the_working_directory() {
     assert!(!Path::new("file:").exists() && !Path::new("FILE:").exists());
 }

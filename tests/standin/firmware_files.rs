@@ -9,7 +9,7 @@ use crate::common::TestDir;
 use crate::common::rejection::{assert_boots, assert_error, rejection_with, rom, without_boot_source};
 
 /// Files of Debian's packages `ovmf` and `seabios`, which QEMU's package and `examples/setup.sh --tests` install.
-fn real(path: &str) -> &Path {
+fn debian_file(path: &str) -> &Path {
     assert!(Path::new(path).exists(), "{path} is missing: run examples/setup.sh --tests first");
     Path::new(path)
 }
@@ -23,7 +23,7 @@ fn firmware_of_debian_is_accepted() {
         "/usr/share/seabios/bios.bin",
         "/usr/share/seabios/bios-256k.bin",
     ] {
-        assert_boots(without_boot_source(test_dir.description()).bootrom(real(path)));
+        assert_boots(without_boot_source(test_dir.description()).bootrom(debian_file(path)));
     }
 }
 
@@ -31,7 +31,7 @@ fn firmware_of_debian_is_accepted() {
 fn uefi_variables_of_debian_are_rejected() {
     let test_dir = TestDir::new();
     for path in ["/usr/share/OVMF/OVMF_VARS_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.ms.fd"] {
-        let error = rejection_with(&test_dir, "", |d| without_boot_source(d).bootrom(real(path)));
+        let error = rejection_with(&test_dir, "", |d| without_boot_source(d).bootrom(debian_file(path)));
         assert_eq!(error, ConfigError::NotFirmware { path: path.into() });
     }
 }
@@ -55,7 +55,7 @@ fn option_roms_are_rejected() {
 
 /// Debian's QEMU_EFI.fd of `qemu-efi-aarch64` ends with zeros. Most option ROMs end with padding and a checksum.
 #[test]
-fn rom_without_code_where_the_processor_begins_is_rejected() {
+fn rom_without_code_where_the_processor_starts_is_rejected() {
     let test_dir = TestDir::new();
     for (end, is_code) in [
         ([0; 16], false),

@@ -188,7 +188,7 @@ fn encrypted_image_of_qemu_img_is_rejected() {
     assert_unusable(&test_dir, &image, "encrypted");
 }
 
-/// Dirty images are repaired when they are opened; the other features are those of current versions of QEMU.
+/// An engine repairs dirty images when it opens them. Current versions of QEMU have the other features.
 #[test]
 fn usable_qcow2_images_are_accepted() {
     let test_dir = TestDir::new();

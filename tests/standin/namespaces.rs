@@ -118,8 +118,8 @@ fn in_a_container() -> Command {
 }
 
 #[test]
-fn vm_in_a_container_is_found_from_the_host_and_is_not_stopped_for_another_container() {
-    const TEST: &str = "namespaces::vm_in_a_container_is_found_from_the_host_and_is_not_stopped_for_another_container";
+fn vm_in_a_container_is_found_from_the_host_and_is_cannot_tell_in_another_container() {
+    const TEST: &str = "namespaces::vm_in_a_container_is_found_from_the_host_and_is_cannot_tell_in_another_container";
     match starter::arguments_of(TEST).as_deref() {
         Some([dir, call]) if call == "start" => {
             report(starter::description_in(dir).start("guest").unwrap().pid());

@@ -317,7 +317,7 @@ fn panic_in_spawn_with_leaves_no_vm_and_no_lock() {
 
 /// The interpreter of the program's first line is missing, so it cannot be started.
 #[test]
-fn start_that_fails_before_the_hypervisor_runs_restores_the_directory() {
+fn start_that_fails_before_the_hypervisor_runs_cleans_up() {
     let test_dir = TestDir::new();
     let program = test_dir.write_executable("hyperkit", b"#!/nonexistent/interpreter\n");
     let fails = |description: &HyperKit| {

@@ -31,7 +31,7 @@ fn on_stdio(arguments: &[String]) -> HyperKit {
     starter::description_in(&arguments[0]).console(Console::Stdio)
 }
 
-fn succeeds(child: &mut Child) {
+fn assert_succeeds(child: &mut Child) {
     assert!(child.wait().unwrap().success());
 }
 
@@ -65,7 +65,7 @@ fn output_reaches_stdout_whatever_stdin_is() {
             };
             let mut child = spawn(TEST, &test_dir, &[mode], stdin);
             let pipe = child.0.stdin.take().filter(|_| kind == "pipe"); // otherwise its end is closed
-            succeeds(&mut child.0);
+            assert_succeeds(&mut child.0);
             drop(pipe);
             let output = output(&test_dir);
             assert!(output.contains(PRINTED), "{output}");
@@ -103,7 +103,7 @@ fn closed_stdout_neither_stops_nor_blocks_the_vm() {
     child.0.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
     drop(child.0.stdout.take());
     child.0.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
-    succeeds(&mut child.0);
+    assert_succeeds(&mut child.0);
     assert_eq!(fs::read_to_string(test_dir.path("exit")).unwrap(), "requested a reset");
 }
 
@@ -127,7 +127,7 @@ fn output_reaches_a_file_if_stdin_is_a_terminal() {
     wait_until("the guest has the input", || output(&test_dir).contains("typed"));
     let vm = HyperKit::from_state(test_dir.path("vm")).unwrap().vm().unwrap().unwrap();
     vm.shutdown(TEST_TIMEOUT).unwrap();
-    succeeds(&mut child.0);
+    assert_succeeds(&mut child.0);
 }
 
 #[test]
@@ -139,7 +139,7 @@ fn output_of_a_background_vm_reaches_stdout_after_its_starter_has_ended() {
     }
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
-    succeeds(&mut spawn(TEST, &test_dir, &[], Stdio::null()).0);
+    assert_succeeds(&mut spawn(TEST, &test_dir, &[], Stdio::null()).0);
     wait_until("the guest is up", || output(&test_dir).contains("Command line"));
     let pid = fs::read_to_string(test_dir.path("pid")).unwrap().parse().unwrap();
     kill_process(to_pid(pid), Signal::TERM).unwrap();

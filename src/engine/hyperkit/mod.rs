@@ -163,7 +163,7 @@ impl EngineDriver for Driver {
         let (mut file, mut firmware) = (None, None);
         let mut words = command.get(1..)?.iter();
         while let Some(word) = words.next() {
-            // hyperkit ignores what follows the options, which end at an operand or at `--`.
+            // hyperkit ignores all words after the options. The options end at an operand or at `--`.
             let Some(letters) =
                 word.to_str().and_then(|word| word.strip_prefix('-')).filter(|letters| !["", "-"].contains(letters))
             else {
