@@ -3,7 +3,6 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Barrier;
 
 use hyperkit::{ConfigError, Disk, DiskFormat, Disks, Error, HyperKit, QcowOptions, create_disk_image};
@@ -332,7 +331,7 @@ fn qcow2_images_are_created_although_sigchld_is_ignored() {
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
     let boot = crate::common::boot_command(&test_dir, "guest");
-    let mut env = Command::new("env");
+    let mut env = std::process::Command::new("env");
     env.arg("--ignore-signal=CHLD").arg(boot.get_program()).args(boot.get_args());
     let output = env.arg("--disk").arg(test_dir.path("new.qcow2")).args(["--disk-size", "4"]).output().unwrap();
     assert!(output.status.success(), "{output:?}");
