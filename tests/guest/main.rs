@@ -3,6 +3,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[cfg(target_os = "linux")]
 #[path = "../common/log_lines.rs"]
 mod log_lines;
 
