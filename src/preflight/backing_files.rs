@@ -37,13 +37,15 @@ pub(crate) fn used_files(image: &Path) -> Result<Vec<UsedFile>, ConfigError> {
             }
             Err(error) => return Err(ConfigError::inaccessible("disks", &current, &error)),
         };
-        if let Some(path) = header.data_file.as_deref().and_then(|name| local_file(name, &current)) {
+        // QEMU looks for a data file in the working directory.
+        if let Some(path) = header.data_file.as_deref().and_then(|name| local_file(name, Path::new(""))) {
             if !path.exists() {
                 return Err(ConfigError::NotFound { field: "disks", path });
             }
             files.push(UsedFile { path, is_written: current == image });
         }
-        let Some(next) = header.backing_file.as_deref().and_then(|name| local_file(name, &current)) else {
+        let dir = current.parent().unwrap_or(Path::new(""));
+        let Some(next) = header.backing_file.as_deref().and_then(|name| local_file(name, dir)) else {
             return Ok(files);
         };
         let Some(id) = inode(&next) else {
@@ -54,25 +56,29 @@ pub(crate) fn used_files(image: &Path) -> Result<Vec<UsedFile>, ConfigError> {
         }
         seen.push(id);
         files.push(UsedFile { path: next.clone(), is_written: false });
-        if header.is_backing_raw {
-            return Ok(files);
+        match header.backing_format.as_deref() {
+            Some("raw") => return Ok(files),
+            Some("qcow2") if next.is_file() && Image::read(&next).is_ok_and(|image| !image.is_qcow2()) => {
+                return Err(ConfigError::NotQcow2 { path: next });
+            }
+            _ => current = next,
         }
-        current = next;
     }
 }
 
-/// The file to which a name in an image refers, as in QEMU's `path_combine`: relative to the directory in which the image was found.
-fn local_file(name: &str, image: &Path) -> Option<PathBuf> {
-    let combine = |name: &str| (!name.is_empty()).then(|| image.parent().unwrap_or(Path::new("")).join(name));
+/// The file to which a name in an image refers, relative to `dir`. A name with a protocol is relative to the working directory
+/// (`bdrv_make_absolute_filename` in QEMU's block.c).
+fn local_file(name: &str, dir: &Path) -> Option<PathBuf> {
+    let some = |name: &str| (!name.is_empty()).then(|| PathBuf::from(name));
     if let Some(options) = name.strip_prefix("json:") {
         let options: Value = serde_json::from_str(options).ok()?;
-        return combine(file_name(&options)?);
+        return some(file_name(&options)?);
     }
     if let Some(path) = name.strip_prefix("file:") {
-        return combine(path.strip_prefix("//").unwrap_or(path));
+        return some(path);
     }
     let has_protocol = name.find([':', '/']).is_some_and(|at| name[at..].starts_with(':'));
-    if has_protocol { None } else { combine(name) }
+    if has_protocol { None } else { some(name).map(|name| dir.join(name)) }
 }
 
 /// The file name in the options of a block device, which may be nested or have keys with dots.
@@ -93,21 +99,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_relative_to_the_image_unless_they_have_a_protocol() {
-        let of = |name: &str| local_file(name, Path::new("/images/top.qcow2"));
+    fn names_are_relative_to_the_image_or_with_a_protocol_to_the_working_directory() {
+        let of = |name: &str| local_file(name, Path::new("/images"));
         let file = |path: &str| Some(PathBuf::from(path));
         assert_eq!(of("base.img"), file("/images/base.img"));
         assert_eq!(of("sub/a:b"), file("/images/sub/a:b"));
         assert_eq!(of("./a:b"), file("/images/./a:b"));
         assert_eq!(of("/base.img"), file("/base.img"));
-        assert_eq!(of("file:base.img"), file("/images/base.img"));
+        assert_eq!(of("file:base.img"), file("base.img"));
         assert_eq!(of("file:///base.img"), file("/base.img"));
+        assert_eq!(of("file://host/base.img"), file("/host/base.img"));
         for nested in [
             r#"json:{"driver":"qcow2","file":{"driver":"file","filename":"base"}}"#,
             r#"json:{"driver":"qcow2","file.driver":"file","file.filename":"base"}"#,
             r#"json:{"filename":"base"}"#,
         ] {
-            assert_eq!(of(nested), file("/images/base"), "{nested}");
+            assert_eq!(of(nested), file("base"), "{nested}");
         }
         for elsewhere in [
             "nbd://host/x",

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use crate::config::disk::{Disk, DiskFormat, QcowOptions, bytes};
 use crate::error::ConfigError;
-use crate::preflight::image_header::{Content, Image, Qcow2};
+use crate::preflight::image_header::{Content, Image};
+use crate::preflight::qcow2_header::Qcow2;
 
 type Result<T> = std::result::Result<T, ConfigError>;
 

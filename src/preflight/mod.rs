@@ -9,6 +9,7 @@ pub(crate) mod image_format;
 pub(crate) mod image_header;
 pub(crate) mod image_lock;
 pub(crate) mod kernel;
+pub(crate) mod qcow2_header;
 
 use std::path::Path;
 

@@ -44,6 +44,8 @@ pub fn qcow2_header() -> Vec<u8> {
     header[29] = 16; // the size: 1 MiB
     header[99] = 4; // reference counts of 16 bits
     header[103] = 104; // the length of the header
+    header[39] = 1; // entries of the table of clusters
+    header[59] = 1; // clusters of reference counts
     header
 }
 

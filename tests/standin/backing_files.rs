@@ -6,6 +6,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use hyperkit::{ConfigError, Disk, Disks, Error, HyperKit, QcowOptions};
+use serde_json::json;
 
 use crate::common::rejection::{assert_error, only_violation, rejection_with};
 use crate::common::tools::run_tool;
@@ -35,15 +36,9 @@ fn base_disk(format: &str, base: &Path) -> Disk {
 fn overlay_together_with_its_backing_file_is_a_duplicate() {
     let test_dir = TestDir::new();
     for format in ["raw", "qcow2"] {
-        let absolute = test_dir.path("base");
-        for name in [
-            "base",
-            "./base",
-            "file:base",
-            absolute.to_str().unwrap(),
-            r#"json:{"file":{"driver":"file","filename":"base"}}"#,
-        ] {
-            // `qemu-img` resolves names in JSON by the working directory, which is the image's.
+        let absolute = test_dir.path("base").to_str().unwrap().to_owned();
+        let (url, json) = (format!("file:{absolute}"), json!({ "file": { "driver": "file", "filename": absolute } }));
+        for name in ["base", "./base", &absolute, &url, &format!("json:{json}")] {
             let (base, top) = overlay(&test_dir, format, name);
             let writer = base_disk(format, &base);
             for disks in [
@@ -90,6 +85,46 @@ fn relative_backing_file_is_relative_to_the_overlay() {
     assert_eq!(violation, ConfigError::NotFound { field: "disks", path: test_dir.path("sub/base") });
 }
 
+/// QEMU looks for these in the working directory, which is that of the caller.
+#[test]
+fn relative_backing_file_with_a_protocol_is_relative_to_the_working_directory() {
+    let test_dir = TestDir::new();
+    test_dir.write("base", &[0; 512]);
+    assert!(Path::new("Cargo.toml").exists() && !Path::new("base").exists());
+    let json =
+        |name: &str| format!("json:{}", json!({ "driver": "raw", "file": { "driver": "file", "filename": name } }));
+    for (name, exists) in
+        [("file:Cargo.toml", true), (&json("Cargo.toml"), true), ("file:base", false), (&json("base"), false)]
+    {
+        qemu_img(&["create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", name, "top", "1M"], &test_dir.dir());
+        let checked = test_dir.description().disk(qcow2(test_dir.path("top"))).check();
+        match exists {
+            true => checked.unwrap(),
+            false => {
+                assert_eq!(only_violation(checked), ConfigError::NotFound { field: "disks", path: "base".into() });
+            }
+        }
+    }
+}
+
+/// QEMU does not look for it beside the image.
+#[test]
+fn relative_data_file_is_relative_to_the_working_directory() {
+    let test_dir = TestDir::new();
+    qemu_img(&["create", "-q", "-f", "qcow2", "-o", "data_file=data.img", "image", "1M"], &test_dir.dir());
+    let violation = rejection_with(&test_dir, "", |d| d.disk(qcow2(test_dir.path("image"))));
+    assert_eq!(violation, ConfigError::NotFound { field: "disks", path: "data.img".into() });
+}
+
+#[test]
+fn backing_file_must_have_the_format_that_the_image_names() {
+    let test_dir = TestDir::new();
+    let base = test_dir.write("base", &[0; 512]);
+    qemu_img(&["create", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b", "base", "top", "1M"], &test_dir.dir());
+    let violation = rejection_with(&test_dir, "", |d| d.disk(qcow2(test_dir.path("top"))));
+    assert_eq!(violation, ConfigError::NotQcow2 { path: base });
+}
+
 #[test]
 fn missing_or_unusable_backing_file_is_rejected() {
     let test_dir = TestDir::new();
@@ -133,8 +168,9 @@ fn backing_file_of_a_protocol_is_left_to_the_engine() {
 #[test]
 fn external_data_file_together_with_its_image_is_a_duplicate() {
     let test_dir = TestDir::new();
-    qemu_img(&["create", "-q", "-f", "qcow2", "-o", "data_file=data,data_file_raw=on", "image", "1M"], &test_dir.dir());
     let (image, data) = (test_dir.path("image"), test_dir.path("data"));
+    let options = format!("data_file={},data_file_raw=on", data.display());
+    qemu_img(&["create", "-q", "-f", "qcow2", "-o", &options, "image", "1M"], &test_dir.dir());
     for disk in [Disk::raw(&data), Disk::raw(&data).read_only()] {
         let violation = rejection_with(&test_dir, "", |d| d.disk(qcow2(&image)).disk(disk));
         assert_eq!(violation, ConfigError::DuplicateDisk { path: data.clone() });

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use hyperkit::{ConfigError, Disk, QcowOptions};
 
@@ -157,7 +158,9 @@ fn assert_unusable(test_dir: &TestDir, image: &Path, why: &str) {
 #[test]
 fn unusable_qcow2_images_are_rejected_and_not_changed() {
     let test_dir = TestDir::new();
-    // Offsets of QEMU's docs/interop/qcow2.txt: version 7, clusters 23, encryption 35, incompatible features 72 to 79.
+    // Offsets of QEMU's docs/interop/qcow2.txt: version 7, clusters 23, encryption 35, entries and place of the table of clusters 36
+    // to 47, place and clusters of reference counts 48 to 59, snapshots 60 to 71, incompatible features 72 to 79, autoclear
+    // features 88 to 95, header length 100 to 103, compression 104.
     for (at, value, reason) in [
         (7, 4, "unknown version"),
         (23, 30, "invalid cluster size"),
@@ -166,8 +169,28 @@ fn unusable_qcow2_images_are_rejected_and_not_changed() {
         (79, 2, "marked as corrupt"),
         (79, 1 << 5, "unknown incompatible feature"),
         (72, 1, "unknown incompatible feature"),
+        (103, 0, "invalid header length"),
+        (104, 1, "invalid compression type"),
+        (104, 5, "invalid compression type"),
+        (79, 1 << 3, "invalid compression type"),
+        (79, 1 << 2, "external data without the name of a data file"),
+        (95, 1 << 1, "raw external data without a data file"),
+        (24, 0x7f, "invalid table of clusters"),
+        (39, 0, "invalid table of clusters"),
+        (36, 0x40, "invalid table of clusters"),
+        (47, 1, "invalid table of clusters"),
+        (59, 0, "invalid table of reference counts"),
+        (56, 0x40, "invalid table of reference counts"),
+        (60, 0xff, "invalid table of snapshots"),
     ] {
-        assert_unusable(&test_dir, &qcow2_with(&test_dir, &[], at, value), reason);
+        let image = qcow2_with(&test_dir, &[], at, value);
+        assert_unusable(&test_dir, &image, reason);
+        // QEMU refuses them, too. It opens a corrupt image for reading, and an encrypted one without its content.
+        if !["marked as corrupt", "encrypted"].contains(&reason) {
+            let mut qemu_io = Command::new("qemu-io");
+            let output = qemu_io.args(["-r", "-f", "qcow2", "-c", "quit"]).arg(&image).output().unwrap();
+            assert_eq!(output.status.code(), Some(1), "{at}: {output:?}");
+        }
     }
     for length in [4, 24, 71, 103] {
         let whole = fs::read(qcow2_with(&test_dir, &[], 0, b'Q')).unwrap();

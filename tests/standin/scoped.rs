@@ -8,7 +8,8 @@ use hyperkit::{Disks, Error, Exit, HyperKit, Result, Vm};
 use rustix::process::{Signal, kill_process};
 
 use crate::common::{
-    KillOnDrop, StopOnDrop, TEST_TIMEOUT, TestDir, console_output, file_names, hypervisors_in, to_pid, wait_until,
+    KillOnDrop, StopOnDrop, TEST_TIMEOUT, TestDir, console_output, file_names, hypervisors_in, qcow2_header, to_pid,
+    wait_until,
 };
 use crate::starter::{self, group_members, report, wait_until_group_is_empty};
 
@@ -295,10 +296,8 @@ fn other_children_of_a_killed_starter_do_not_keep_the_vm_running() {
 fn watchers_are_not_taken_for_the_hypervisor() {
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
-    let mut image = vec![0; 4096];
-    image[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
-    (image[23], image[29]) = (16, 1);
-    let disk = hyperkit::Disk::qcow2(test_dir.write("disk.qcow2", &image), hyperkit::QcowOptions::default());
+    let image = test_dir.write("disk.qcow2", &qcow2_header());
+    let disk = hyperkit::Disk::qcow2(image, hyperkit::QcowOptions::default());
     let description = test_dir.description().disk(disk);
     let json = test_dir.path("vm/hyperkit.json");
     for _ in 0..20 {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use hyperkit::{Console, Disk, DiskFormat, Disks, Error, HyperKit, QcowOptions, Vm};
 
 use crate::common::child_process::in_child_process;
-use crate::common::{StopOnDrop, TEST_TIMEOUT, TestDir, file_names, hypervisors_in};
+use crate::common::{StopOnDrop, TEST_TIMEOUT, TestDir, file_names, hypervisors_in, qcow2_header};
 
 /// Returns the arguments of the hypervisor that contain the path of a directory.
 fn arguments_in(vm: &Vm, dir: &Path) -> Vec<String> {
@@ -142,10 +142,7 @@ fn probed_qcow2_image_with_the_default_name_is_not_shared() {
     let (a, b) = (test_dir.path("a"), test_dir.path("b"));
     let _stops = [StopOnDrop(a.clone()), StopOnDrop(b.clone())];
     fs::create_dir(&a).unwrap();
-    let mut image = vec![0; 4096];
-    image[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
-    (image[23], image[29]) = (16, 0x10); // 1 MiB
-    fs::write(a.join("disk.img"), &image).unwrap();
+    fs::write(a.join("disk.img"), qcow2_header()).unwrap();
     let mut disk = Disk::in_state_dir(1);
     disk.format = None;
     let first = test_dir.description().state_dir(&a).disk(disk).start("guest").unwrap();

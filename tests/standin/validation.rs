@@ -16,15 +16,7 @@ use crate::common::rejection::{
     assert_error, error_of_start, modify, only_violation, rejection, rejection_by_arguments, rejection_with, rom,
     violations_of_start,
 };
-use crate::common::{TestDir, bz_image, file_names, standin_path};
-
-/// Returns the header of a qcow2 image of 64 KiB.
-fn qcow2_header() -> Vec<u8> {
-    let mut header = b"QFI\xfb\0\0\0\x03".to_vec();
-    header.resize(104, 0);
-    (header[23], header[29]) = (16, 1); // clusters of 2^16 bytes; the image's size (bytes 24 to 31) is 2^16, too
-    header
-}
+use crate::common::{TestDir, bz_image, file_names, qcow2_header, standin_path};
 
 #[test]
 fn unchanged_description_of_these_tests_is_valid() {
