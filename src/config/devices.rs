@@ -28,7 +28,8 @@ pub enum Network {
     /// 10.0.2.2, is the host's 127.0.0.1.
     Nat,
     /// The host reaches the guest by [`port_forwards`](crate::HyperKit#structfield.port_forwards), and the guest reaches nothing:
-    /// neither the host nor its networks. QEMU only.
+    /// neither the host nor its networks. QEMU only. This holds for this card: `vmnet` and `tap` give the guest other cards, and a start
+    /// with one of them logs a warning.
     Isolated,
     /// The network of the VPNKit that listens on this unix socket. VPNKit is the network stack of Docker Desktop: a program
     /// that gives guests access to the network without root. hyperkit only. [`check`](crate::HyperKit::check) exchanges greetings

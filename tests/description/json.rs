@@ -123,6 +123,9 @@ fn unknown_keys_are_preserved() {
 #[test]
 fn unusual_values_are_preserved_or_unset() {
     assert_eq!(load(json!({"iso": [""]})), HyperKit::new());
+    assert_eq!(load(json!({"iso": [null, "/a.iso"]})), HyperKit::new().iso("/a.iso"));
+    let error = serde_json::from_value::<HyperKit>(json!({"iso": 5})).unwrap_err();
+    assert_eq!(error.to_string(), "`iso`: expected a path or a list of paths");
     assert_eq!(load(json!({"pid_started": ""})), HyperKit::new());
     let state = r#"{"later":7.777777777777777e96,"disks":[{"path":"/a","format":2,"driver":["x"]}]}"#;
     let description: HyperKit = serde_json::from_str(state).unwrap();

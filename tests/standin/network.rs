@@ -49,8 +49,21 @@ fn socket_of_a_program_that_does_not_greet_as_vpnkit_is_rejected() {
     };
     answers_with("short", b"VMN3T");
     answers_with("other", &[b'V'; 49]);
+    // All bytes would take half a minute.
+    let listener = UnixListener::bind(test_dir.path("slow")).unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                b"VMN3T".iter().cycle().take(49).try_for_each(|byte| {
+                    std::thread::sleep(Duration::from_millis(600));
+                    stream.write_all(&[*byte])
+                })
+            });
+        }
+    });
     for (name, part) in [
         ("silent", "the program that listens sends no greeting of VPNKit"),
+        ("slow", "the program that listens sends no greeting of VPNKit"),
         ("short", "the program that listens closes the connection without a greeting of VPNKit"),
         ("other", "the program that listens is not VPNKit"),
     ] {

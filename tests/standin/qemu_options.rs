@@ -90,3 +90,28 @@ fn accelerator_of_a_kvm_script_is_a_property_of_the_machine() {
         );
     }
 }
+
+/// Of two accelerators and of two sandboxes, QEMU takes the first or refuses both.
+#[test]
+fn accelerator_and_sandbox_of_the_extra_arguments_are_the_only_ones() {
+    let test_dir = TestDir::new();
+    let script = test_dir.write_executable("qemu-system-x86_64", b"#!/bin/sh\nexit 9\n");
+    for (extra, model) in [
+        (&["-accel", "tcg,thread=single"][..], "Nehalem,+rdrand"),
+        (&["--accel", "kvm"], "host"),
+        (&["-enable-kvm"], "host"),
+        (&["-machine", "usb=off,accel=tcg:kvm"], "Nehalem,+rdrand"),
+        (&["-M", "accel=kvm"], "host"),
+    ] {
+        let arguments = arguments(&test_dir, &script, |d| extra.iter().fold(d, |d, word| d.extra_argument(*word)));
+        let is_accelerator = |word: &&String| word.contains("accel") || word.contains("enable-kvm");
+        let of_extra = extra.iter().filter(|word| word.contains("accel") || word.contains("enable-kvm")).count();
+        assert_eq!(arguments.iter().filter(is_accelerator).count(), of_extra, "{arguments:?}");
+        assert!(arguments.windows(2).any(|pair| pair == ["-cpu", model]), "{arguments:?}");
+    }
+    let default = arguments(&test_dir, &script, |d| d);
+    let other = arguments(&test_dir, &script, |d| d.extra_argument("-machine").extra_argument("usb=off"));
+    assert_eq!(count(&other, "-accel"), count(&default, "-accel"));
+    let own = arguments(&test_dir, &script, |d| d.extra_argument("-sandbox").extra_argument("off"));
+    assert_eq!(count(&own, "-sandbox"), 1);
+}

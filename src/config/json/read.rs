@@ -39,10 +39,10 @@ where
 
 /// `iso`: a string, or a list of two or more images.
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a path or a list of paths")]
 enum Isos {
     One(PathBuf),
-    Many(Vec<PathBuf>),
+    Many(Vec<Option<PathBuf>>),
 }
 
 impl<'de> Deserialize<'de> for HyperKit {
@@ -52,7 +52,7 @@ impl<'de> Deserialize<'de> for HyperKit {
         let mut isos = match take(from, "iso")? {
             None => Vec::new(),
             Some(Isos::One(one)) => vec![one],
-            Some(Isos::Many(many)) => many,
+            Some(Isos::Many(many)) => many.into_iter().flatten().collect(),
         };
         isos.retain(|iso| !iso.as_os_str().is_empty());
         // Later versions of the Go package call `vpnkit_key` `vpnkit_uuid`.

@@ -3,7 +3,7 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::ConfigError;
 use crate::sys::unix_socket::connect;
@@ -35,16 +35,33 @@ pub(super) fn check(socket: &Path) -> Result<(), ConfigError> {
     .map_err(|error| ConfigError::inaccessible("network", socket, &error))
 }
 
+/// Fills the buffer before the timeout, also if the bytes come one by one.
+fn read_exact(stream: &mut UnixStream, mut buffer: &mut [u8], timeout: Duration) -> io::Result<()> {
+    let end = Instant::now() + timeout;
+    while !buffer.is_empty() {
+        let rest = end.saturating_duration_since(Instant::now());
+        // A timeout of 0 is an error.
+        stream.set_read_timeout(Some(rest.max(Duration::from_millis(1))))?;
+        match stream.read(buffer) {
+            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok(_) if rest.is_zero() => return Err(ErrorKind::TimedOut.into()),
+            Ok(length) => buffer = &mut buffer[length..],
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 /// Exchanges greetings, the first step of the handshake with VPNKit (vpnkit_connect in pci_virtio_net_vpnkit.c): its magic number,
 /// the version, and a commit of 40 characters. It has no effect on VPNKit, which creates a network card only in the next step.
 fn greet(mut stream: UnixStream) -> io::Result<()> {
     const MAGIC: [u8; 5] = *b"VMN3T";
     const VERSION: [u8; 4] = 22_u32.to_le_bytes();
 
-    stream.set_read_timeout(Some(TIMEOUT))?;
     stream.write_all(&[&MAGIC[..], &VERSION, &[b'0'; 40]].concat())?;
     let mut greeting = [0; 49];
-    let reason = match stream.read_exact(&mut greeting).map_err(|error| error.kind()) {
+    let reason = match read_exact(&mut stream, &mut greeting, TIMEOUT).map_err(|error| error.kind()) {
         Ok(()) if greeting.starts_with(&MAGIC) => return Ok(()),
         Ok(()) => "the program that listens is not VPNKit",
         Err(ErrorKind::WouldBlock | ErrorKind::TimedOut) => "the program that listens sends no greeting of VPNKit",

@@ -20,20 +20,27 @@ const SANDBOX_LIBRARY: &str = "libseccomp.so";
 /// A library with which every QEMU is linked.
 const QEMU_LIBRARY: &str = "libglib-2.0.so";
 
-/// The arguments before all others.
+/// The arguments before all others. What an extra argument chooses is left to it: of two accelerators and of two sandboxes, QEMU takes
+/// the first or refuses both.
 pub(super) fn arguments(description: &HyperKit) -> Vec<String> {
     let program = description.hyperkit.as_deref().unwrap_or(Path::new(""));
-    let accelerator = accelerator();
-    // QEMU refuses `-accel` after `-enable-kvm`. Of several values of `-machine accel`, it takes the last.
-    let mut arguments = match may_ask_for_kvm(program.file_name().unwrap_or_default().as_encoded_bytes()) {
-        true => vec!["-machine".to_owned(), format!("accel={accelerator}")],
-        false => vec!["-accel".to_owned(), accelerator.to_owned()],
-    };
+    let chosen = chosen_accelerator(&description.extra_arguments);
+    let accelerator = chosen.unwrap_or_else(accelerator);
+    let mut arguments = Vec::new();
+    if chosen.is_none() {
+        // QEMU refuses `-accel` after `-enable-kvm`. Of several values of `-machine accel`, it takes the last.
+        let option = match may_ask_for_kvm(program.file_name().unwrap_or_default().as_encoded_bytes()) {
+            true => ["-machine".to_owned(), format!("accel={accelerator}")],
+            false => ["-accel".to_owned(), accelerator.to_owned()],
+        };
+        arguments.extend(option);
+    }
     if description.cpu.is_none() {
         let model = if accelerator == TCG { EMULATED_CPU } else { HOST_CPU };
         arguments.extend(["-cpu".to_owned(), model.to_owned()]);
     }
-    if description.sandbox && has_sandbox(program) {
+    let chooses_sandbox = description.extra_arguments.iter().any(|argument| option_name(argument) == Some("sandbox"));
+    if description.sandbox && !chooses_sandbox && has_sandbox(program) {
         arguments.extend(["-sandbox".to_owned(), SANDBOX.to_owned()]);
     }
     arguments
@@ -41,7 +48,29 @@ pub(super) fn arguments(description: &HyperKit) -> Vec<String> {
 
 /// Whether QEMU emulates the CPU although the description asks for the host's CPU.
 pub(super) fn lacks_host_cpu(description: &HyperKit) -> bool {
+    let accelerator = || chosen_accelerator(&description.extra_arguments).unwrap_or_else(accelerator);
     description.cpu.as_deref().and_then(|cpu| cpu.split(',').next()) == Some(HOST_CPU) && accelerator() == TCG
+}
+
+/// The name of an option, which one or two dashes precede.
+fn option_name(argument: &str) -> Option<&str> {
+    let name = argument.strip_prefix('-')?;
+    Some(name.strip_prefix('-').unwrap_or(name))
+}
+
+/// The accelerator that arguments choose. Of several, QEMU tries the first one first; an unknown one counts as emulation.
+fn chosen_accelerator(arguments: &[String]) -> Option<&'static str> {
+    arguments.iter().enumerate().find_map(|(index, argument)| {
+        let value = || arguments.get(index + 1).map_or("", String::as_str);
+        let first = |text| str::split(text, [',', ':']).next().unwrap_or_default();
+        let chosen = match option_name(argument)? {
+            "enable-kvm" => "kvm",
+            "accel" => first(value().trim_start_matches("accel=")),
+            "machine" | "M" => first(value().split(',').find_map(|option| option.strip_prefix("accel="))?),
+            _ => return None,
+        };
+        Some(["kvm", "hvf"].into_iter().find(|known| *known == chosen).unwrap_or(TCG))
+    })
 }
 
 /// Whether QEMU has the sandbox, which is Linux's seccomp. A QEMU without it refuses the option. Reading the

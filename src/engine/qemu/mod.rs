@@ -21,7 +21,7 @@ use rustix::io::Errno;
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::config::{HyperKit, PortForward, Protocol};
+use crate::config::{HyperKit, Network, PortForward, Protocol};
 use crate::engine::Engine;
 use crate::engine::driver::{
     Control, EngineDriver, ExitListener, GuestAddresses, Hypervisor, VsockDaemon, VsockEndpoint,
@@ -56,6 +56,15 @@ impl EngineDriver for Driver {
 
     fn check_host(&self, description: &HyperKit) -> Vec<ConfigError> {
         limits::check_host(description)
+    }
+
+    fn warnings(&self, description: &HyperKit) -> Vec<String> {
+        let is_isolated = description.network == Network::Isolated;
+        [("vmnet", description.vmnet), ("tap", description.tap.is_some())]
+            .into_iter()
+            .filter(|(_, is_set)| is_isolated && *is_set)
+            .map(|(field, _)| format!("the guest is not isolated: `network` is, and the card of `{field}` is not"))
+            .collect()
     }
 
     fn resolve(&self, description: &mut HyperKit) -> Result<(), ConfigError> {
