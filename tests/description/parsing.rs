@@ -209,6 +209,8 @@ fn options_without_a_field_become_extra_arguments() {
         ),
         ("-s 1,virtio-blk,/d,nocache", "-s 1,virtio-blk,/d,nocache"),
         ("-s 1,virtio-blk,/d,", "-s 1,virtio-blk,/d,"),
+        ("-s 1,virtio-blk,/d,ro=", "-s 1,virtio-blk,/d,ro="),
+        ("-s 1,ahci-hd,/d,sync=", "-s 1,ahci-hd,/d,sync="),
         ("-s 1,virtio-blk,/d,format=qcow", "-s 1,virtio-blk,/d,format=qcow"),
         ("-s 1,virtio-blk,/d,qcow-config=discard=true", "-s 1,virtio-blk,/d,qcow-config=discard=true"),
         ("-s 1,virtio-blk,file:///d?sync=os,format=qcow", "-s 1,virtio-blk,file:///d?sync=os,format=qcow"),

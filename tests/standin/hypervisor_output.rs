@@ -4,7 +4,7 @@ use std::fs;
 use std::net::UdpSocket;
 use std::time::Duration;
 
-use hyperkit::{Console, Disk, Error, Exit, FlushMode, QcowOptions};
+use hyperkit::{Console, Disk, Error, Exit, FlushMode, Network, QcowOptions};
 
 use crate::common::child_process::in_child_process;
 use crate::common::{TestDir, qcow2_header};
@@ -51,6 +51,16 @@ fn output_reaches_the_logger_while_the_vm_runs_and_at_exit() {
             let line = next();
             assert!(line.starts_with(&format!("{dir}: ")) && line.contains(part), "{line}");
         }
+        while lines.try_recv().is_ok() {}
+
+        // The same on QEMU, which is a script here.
+        let qemu = test_dir.write_executable("qemu-system-x86_64", b"#!/bin/sh\nexit 9\n");
+        let isolated = test_dir.description().hyperkit(qemu).network(Network::Isolated);
+        isolated.clone().start("guest").unwrap_err();
+        assert!(lines.try_recv().is_err(), "a warning without a reason");
+        isolated.vmnet(true).start("guest").unwrap_err();
+        let line = next();
+        assert!(line.contains("the guest is not isolated") && line.contains("`vmnet`"), "{line}");
         while lines.try_recv().is_ok() {}
 
         // If the logger panics, the hypervisor is still reaped, later lines still reach the logger, and the error still

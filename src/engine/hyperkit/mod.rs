@@ -294,13 +294,19 @@ impl EngineDriver for Driver {
     }
 
     /// hyperkit does not lock qcow2 images, so they are found on its command line. The Go package passes paths as they are;
-    /// this crate escapes characters with a meaning in URLs.
+    /// this crate escapes characters with a meaning in URLs. Others give URLs without options, or plain paths.
     fn uses_image(&self, conflicts: &dyn Fn(&Path, bool) -> bool) -> io::Result<bool> {
         let uses_it = |argument: &OsString| {
             let argument = argument.to_string_lossy();
-            let url = argument.split_once(",file://").and_then(|(_, url)| url.split_once('?'));
-            let Some((path, options)) = url else { return false };
-            let is_read_only = options.split(',').any(|option| option == "ro");
+            let mut parts = argument.split(',').skip(2);
+            let Some(url) = parts.next() else { return false };
+            let options: Vec<_> = parts.collect();
+            let path = match url.strip_prefix("file://") {
+                Some(rest) => rest.split_once('?').map_or(rest, |(path, _)| path),
+                None if options.contains(&"format=qcow") => url,
+                None => return false,
+            };
+            let is_read_only = options.contains(&"ro");
             let is_conflict = |path: &str| conflicts(Path::new(path), is_read_only);
             is_conflict(path) || percent_decoded(path).is_some_and(|path| is_conflict(&path))
         };

@@ -147,9 +147,16 @@ fn disk(interface: DiskInterface, config: &str) -> Option<Disk> {
     let mut disk = Disk { interface, ..Disk::raw(path) };
     let (mut is_qcow, mut stats, mut options_text) = (false, None, None);
     for option in options {
-        match option.split_once('=').unwrap_or((option, "")) {
-            ("ro", "") => disk.read_only = true,
-            ("sync" | "direct", "") => disk.sync = true,
+        // hyperkit compares whole words: `ro=` is not `ro` (blockif_open in block_if.c).
+        let Some((key, value)) = option.split_once('=') else {
+            match option {
+                "ro" => disk.read_only = true,
+                "sync" | "direct" => disk.sync = true,
+                _ => return None,
+            }
+            continue;
+        };
+        match (key, value) {
             ("sectorsize", size) => disk.sector_size = Some(size.parse().ok()?),
             ("format", "raw") => {} // hyperkit refuses it, though the Go package passes it on
             ("format", "qcow") => is_qcow = true,

@@ -65,7 +65,7 @@ const DEVICES: [&str; 12] = [
 /// # Errors
 /// [`Error::InvalidArguments`] if hyperkit would refuse the arguments, if it would ignore some of them (it stops at the first word
 /// that belongs to no option), or if this crate cannot start such a VM. A line of `ps` that is split at its blanks is such a case: the
-/// kernel command line is one argument.
+/// kernel command line is one argument. What becomes an extra argument is not checked further.
 /// [`ConfigError::Unsupported`] if the program is not hyperkit.
 pub fn parse_arguments<S: AsRef<str>>(arguments: &[S]) -> Result<(HyperKit, String)> {
     let mut arguments = arguments.iter().map(AsRef::as_ref).peekable();
