@@ -171,7 +171,7 @@ fn image_in_use_is_found_in_the_arguments_of_other_programs() {
         other.wait().unwrap();
         match is_used {
             true => assert!(matches!(started, Err(Error::DiskInUse { .. })), "{config}: {started:?}"),
-            false => drop(started.unwrap()),
+            false => started.unwrap(),
         }
     }
 }
