@@ -8,7 +8,7 @@ use hyperkit::{
     ConfigError, Disk, DiskFormat, Engine, Error, HyperKit, Multiboot, Network, QcowOptions, Share9pSource,
 };
 
-use crate::common::{TestDir, file_names};
+use crate::common::{TestDir, file_names, qcow2_header};
 
 /// Returns what `resolve` returns, after asserting that it changes neither the description nor a file.
 fn resolved(test_dir: &TestDir, description: &HyperKit) -> Result<HyperKit, Error> {
@@ -68,11 +68,8 @@ fn hypervisor_is_found_on_the_path_or_is_an_error() {
 #[test]
 fn formats_of_disks_are_probed() {
     let test_dir = TestDir::new();
-    let mut qcow2 = b"QFI\xfb\0\0\0\x03".to_vec();
-    qcow2.resize(104, 0);
-    qcow2[23] = 16; // a cluster has 2^16 bytes
-    qcow2[29] = 1; // part of the image's size
-    let [qcow2, raw] = [("a", qcow2), ("b.qcow2", vec![0; 512])].map(|(name, image)| test_dir.write(name, &image));
+    let [qcow2, raw] =
+        [("a", qcow2_header()), ("b.qcow2", vec![0; 512])].map(|(name, image)| test_dir.write(name, &image));
     let options = QcowOptions::default();
     let disks = [
         (Disk::new(&qcow2), DiskFormat::Qcow2(options.clone())),
