@@ -160,9 +160,8 @@ pub struct StopOnDrop(pub PathBuf);
 
 impl Drop for StopOnDrop {
     fn drop(&mut self) {
-        if let Ok(description) = HyperKit::from_state(&self.0) {
-            let _ = description.stop();
-        }
+        // Without its record, the VM is found by its command line.
+        let _ = HyperKit::new().state_dir(&self.0).stop();
     }
 }
 
