@@ -287,7 +287,11 @@ impl GuestChild {
 
 impl Drop for GuestChild {
     fn drop(&mut self) {
-        let is_running = self.wait.stream(&mut self.wait.lock()).is_some_and(|stream| stream.status.is_none());
+        let mut state = self.wait.lock();
+        // After a failure, the agent is not reached, and finding out why may take seconds.
+        let is_running =
+            state.failure.is_none() && self.wait.stream(&mut state).is_some_and(|stream| stream.status.is_none());
+        drop(state);
         if is_running {
             let _ = self.kill();
         }

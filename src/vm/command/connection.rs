@@ -30,6 +30,8 @@ pub(super) enum Failure {
     Protocol(String),
     /// A system call failed.
     Io(String),
+    /// This process is a fork of the one that opened the connection. The thread has not been copied with it.
+    Forked,
 }
 
 /// A connection that is open while it is used. Dropping it closes it; the agent then kills the commands that still run.
@@ -54,6 +56,8 @@ pub(super) struct State {
     pub outgoing: VecDeque<u8>,
     pub streams: HashMap<u32, Stream>,
     pub next: u32,
+    /// The process with the thread.
+    pub process: u32,
 }
 
 impl Connection {
@@ -71,6 +75,7 @@ impl Connection {
             outgoing: hello(&nonce).into(),
             streams: HashMap::new(),
             next: 1,
+            process: std::process::id(),
         };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), wake });
         let link = Link::new(socket, woken, shared.clone(), nonce, is_paused);
@@ -122,7 +127,14 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.shared.lock().is_closing = true;
+        let mut state = self.shared.lock();
+        if state.failure == Some(Failure::Forked) {
+            // Joining a thread that does not exist would never return.
+            std::mem::forget(self.thread.take());
+            return;
+        }
+        state.is_closing = true;
+        drop(state);
         self.shared.wake();
         // The thread does not wait for anything else.
         if let Some(thread) = self.thread.take() {
@@ -134,7 +146,11 @@ impl Drop for Connection {
 impl Shared {
     /// A thread that panicked while it held the lock has not left anything half done that matters.
     pub fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.process != std::process::id() {
+            state.fail(Failure::Forked);
+        }
+        state
     }
 
     /// Waits for a change, at most until the deadline.

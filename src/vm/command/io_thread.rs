@@ -1,6 +1,7 @@
 //! The thread that reads and writes the socket to the agent, while a connection is open.
 
 use std::io::{self, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -46,15 +47,17 @@ impl Link {
         let failure = loop {
             match self.step(&mut buffer) {
                 Ok(true) => {}
-                Ok(false) => return,
-                Err(failure) => break failure,
+                Ok(false) => break None,
+                Err(failure) => break Some(failure),
             }
         };
-        // The socket is closed before a command can hear of it and connect again.
-        let Self { shared, socket, .. } = self;
-        drop(socket);
-        shared.lock().fail(failure);
-        shared.changed.notify_all();
+        // The connection ends before a command can hear of it and connect again. Closing the socket alone would leave it
+        // to a child that another thread has forked, until its `exec` or its exit.
+        let _ = self.socket.shutdown(Shutdown::Both);
+        if let Some(failure) = failure {
+            self.shared.lock().fail(failure);
+            self.shared.changed.notify_all();
+        }
     }
 
     /// Waits for an event and handles it. Returns false at the end of the connection.

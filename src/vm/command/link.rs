@@ -100,6 +100,7 @@ impl Vm {
                 None => "the hypervisor has closed the connection".to_owned(),
             },
             Failure::Silent => return self.agent_not_responding(SILENCE_LIMIT),
+            Failure::Forked => "this process has not opened the connection, but its parent, before a fork".to_owned(),
             Failure::Protocol(reason) | Failure::Io(reason) => reason,
         };
         Error::AgentFailed { reason, state_dir }

@@ -117,6 +117,40 @@ fn closing_the_connection_ends_its_thread_and_the_socket() {
 }
 
 #[test]
+fn closed_connection_does_not_stay_open_in_a_process_forked_meanwhile() {
+    for is_failing in [false, true] {
+        let (mut socket, host) = UnixStream::pair().unwrap();
+        // As a child has it that another thread has forked.
+        let _inherited = host.try_clone().unwrap();
+        let connection = Connection::new(host, Box::new(|| false)).unwrap();
+        let nonce = read_hello(&socket);
+        socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        if is_failing {
+            socket.write_all(&[&welcome(&nonce)[..], &[255; 9]].concat()).unwrap();
+        } else {
+            drop(connection);
+        }
+        socket.read_to_end(&mut Vec::new()).unwrap();
+    }
+}
+
+/// Safe Rust cannot fork. The copy of a connection in a forked process differs in the process only: no thread serves it.
+#[test]
+fn connection_of_the_parent_fails_in_a_forked_process() {
+    let FakeAgent { mut socket, connection, .. } = FakeAgent::new(Vec::new());
+    let shared = connection.shared().clone();
+    shared.lock().process = 0;
+    assert!(!connection.is_usable());
+    assert_eq!(connection.wait_ready(None), Err(Failure::Forked));
+    drop(connection);
+    // Dropping it leaves the parent's connection and its thread alone.
+    assert_eq!(Arc::strong_count(&shared), 2);
+    socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    let received = std::iter::repeat_with(|| socket.read(&mut [0; 1024])).find(|read| !matches!(read, Ok(1..)));
+    assert!(received.unwrap().is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock));
+}
+
+#[test]
 fn frames_that_the_agent_must_not_send_end_the_connection() {
     fn started(out: &mut VecDeque<u8>, number: u32) {
         put_frame(out, Kind::Started, number, &[1, 0, 0, 0]);
