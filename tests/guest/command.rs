@@ -32,7 +32,7 @@ impl Agent {
         self.vm.command(program).agent_timeout(BOOT_TIMEOUT)
     }
 
-    fn shell(&self, script: &str) -> GuestCommand {
+    pub fn shell(&self, script: &str) -> GuestCommand {
         self.command("sh").args(["-c", script])
     }
 
@@ -44,7 +44,7 @@ impl Agent {
     }
 
     /// Returns the command lines of running processes in the guest that begin with one of these words.
-    fn running(&self, words: &[&str]) -> Vec<String> {
+    pub fn running(&self, words: &[&str]) -> Vec<String> {
         let processes =
             self.answer("for dir in /proc/[0-9]*; do tr '\\0' ' ' <$dir/cmdline 2>/dev/null; echo; done; true");
         let is_meant =

@@ -11,6 +11,7 @@ mod boot;
 mod clock;
 mod command;
 mod command_copy;
+mod command_hostile;
 mod console;
 mod cpu;
 mod crash_recovery;

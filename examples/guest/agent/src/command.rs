@@ -215,6 +215,7 @@ impl Command {
     pub fn kill(&mut self) {
         self.is_killed = true;
         self.send(Kind::Kill, &[]);
+        self.supervisor.resume();
     }
 
     pub fn has_exited(&self) -> bool {

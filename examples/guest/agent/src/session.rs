@@ -113,6 +113,7 @@ impl Session {
         self.out.clear();
         for command in self.commands.drain(..) {
             let _ = command.supervisor.control.shutdown(std::net::Shutdown::Write);
+            command.supervisor.resume();
             self.dying.push(command.supervisor);
         }
     }

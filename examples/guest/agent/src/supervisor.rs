@@ -71,6 +71,13 @@ impl Supervisor {
         self.control.set_nonblocking(true)
     }
 
+    /// Lets a supervisor that a command has stopped receive what was sent to it.
+    pub fn resume(&self) {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        // It is not reaped yet, so no other process has its pid.
+        let _ = pid.map(|pid| kill_process(pid, Signal::CONT));
+    }
+
     /// Reaps a supervisor that has closed its socket or is about to.
     pub fn reap(mut self) {
         drop(self.control);
