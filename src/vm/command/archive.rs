@@ -117,9 +117,23 @@ pub fn unpack(target: &Path, input: &mut impl Read) -> io::Result<()> {
         .and_then(|()| renameat(&dir, &unfinished, &dir, name).map_err(|error| with_path(target)(error.into())));
     if complete.is_err() {
         // Neither follows symlinks.
-        let _ = fs::remove_file(&unfinished_path).or_else(|_| fs::remove_dir_all(&unfinished_path));
+        let removed = fs::remove_file(&unfinished_path).or_else(|_| fs::remove_dir_all(&unfinished_path));
+        if removed.is_err() {
+            make_removable(&unfinished_path);
+            let _ = fs::remove_dir_all(&unfinished_path);
+        }
     }
     complete
+}
+
+/// Lets the owner, who may not be root, remove what is in directories that have got their modes.
+fn make_removable(dir: &Path) {
+    let _ = fs::set_permissions(dir, fs::Permissions::from_mode(0o700));
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            make_removable(&entry.path());
+        }
+    }
 }
 
 /// A name that no file has. Several threads may write to the same target.
