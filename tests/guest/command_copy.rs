@@ -51,6 +51,11 @@ fn files_and_directories_are_copied_with_modes_and_symlinks() {
     fs::write(path("target"), "old").unwrap();
     agent.vm.copy_out("/tmp/copy/link/empty", path("target")).unwrap();
     assert_eq!(fs::read(path("target")).unwrap(), b"");
+    // A file replaces a symlink, and not what it points to.
+    fs::remove_file(path("target")).unwrap();
+    symlink("source", path("target")).unwrap();
+    agent.vm.copy_out("/tmp/copy/link/empty", path("target")).unwrap();
+    assert!(path("target").symlink_metadata().unwrap().is_file());
     symlink("source/secret", path("to-secret")).unwrap();
     agent.vm.copy_in(path("to-secret"), "tmp/secret").unwrap();
     assert_eq!(agent.answer("wc -c </tmp/secret; stat -c %a /tmp/secret"), "300000\n400");

@@ -37,7 +37,11 @@ const MAX_MESSAGE: u64 = 4096;
 /// as symlinks. They do not copy owners, times, set-user-ID and set-group-ID. Devices, sockets and FIFOs are an error.
 ///
 /// The target is the path of the copy itself, and its parent directory must exist. The copy gets this name when it is
-/// complete. It replaces a file, and an empty directory if it is a directory. Anything else at this path is an error.
+/// complete. It replaces a file, and an empty directory if it is a directory. A copy of a file replaces a symlink at this path,
+/// not what the symlink points to. Anything else at this path is an error.
+///
+/// A copy has no time limit. It fails if the agent stops answering, but a program in the guest that answers and sends nothing
+/// can delay it without end. A sparse file is copied with its holes filled by zeros.
 impl Vm {
     /// Copies a file or directory of the host into the guest.
     ///
