@@ -10,7 +10,7 @@ use crate::vm::command::status::GuestStatus;
 /// The agent may send more when a quarter of the window is consumed.
 const CREDIT_STEP: usize = WINDOW / 4;
 
-/// What is known about a command.
+/// The state of a command.
 #[derive(Default)]
 pub(super) struct Stream {
     pub pid: Option<u32>,
@@ -47,7 +47,7 @@ pub(super) struct Buffer {
 }
 
 impl Buffer {
-    /// Counts consumed bytes. Returns how many the agent is to be told of.
+    /// Counts consumed bytes. Returns how many of them to report to the agent.
     pub fn consume(&mut self, length: usize) -> u32 {
         self.consumed += length;
         if self.consumed < CREDIT_STEP {

@@ -54,7 +54,7 @@ pub fn serve(port: &Port) -> io::Result<()> {
 struct Session {
     scanner: Scanner,
     frames: Frames,
-    /// Whether a host has said HELLO.
+    /// Whether a host has sent HELLO.
     has_host: bool,
     /// Requests that have not arrived completely, by the number of the command.
     requests: Vec<(u32, Vec<u8>)>,
