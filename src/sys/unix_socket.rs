@@ -32,8 +32,7 @@ pub(crate) fn connect(socket: &Path, timeout: Duration) -> io::Result<UnixStream
     }
 }
 
-/// The process that listens at the other end of a connection. `None` on macOS, where this takes a call that rustix does not have
-/// (`LOCAL_PEERPID`).
+/// The process that listens at the other end of a connection. `None` on systems that do not report it.
 pub(crate) fn peer_pid(stream: &UnixStream) -> io::Result<Option<u32>> {
     #[cfg(target_os = "linux")]
     {
@@ -41,7 +40,12 @@ pub(crate) fn peer_pid(stream: &UnixStream) -> io::Result<Option<u32>> {
         let pid = rustix::net::sockopt::socket_peercred(stream)?.pid.as_raw_nonzero().get();
         Ok(Some(pid.unsigned_abs()))
     }
-    #[cfg(not(target_os = "linux"))]
+    #[cfg(target_vendor = "apple")]
+    {
+        let pid = nix::sys::socket::getsockopt(stream, nix::sys::socket::sockopt::LocalPeerPid)?;
+        Ok(u32::try_from(pid).ok())
+    }
+    #[cfg(not(any(target_os = "linux", target_vendor = "apple")))]
     {
         let _ = stream;
         Ok(None)
