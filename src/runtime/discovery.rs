@@ -150,11 +150,12 @@ impl StateDir {
     fn check_not_in_a_container(&self, record: Option<&Record>) -> Result<()> {
         let cannot_tell = |error| Error::cannot_tell(Some(self.path()))(error);
         let Some(identity) = record.and_then(|record| record.pid_identity.as_ref()) else { return Ok(()) };
-        if !is_in_another_pid_namespace(identity).map_err(cannot_tell)?
-            || !is_locked(&self.file(LOG_FILE)).map_err(cannot_tell)?
-        {
+        // The lock comes first, since finding out the own namespace takes several times as long.
+        let is_locked = is_locked(&self.file(LOG_FILE));
+        if matches!(is_locked, Ok(false)) || !is_in_another_pid_namespace(identity).map_err(cannot_tell)? {
             return Ok(());
         }
+        is_locked.map_err(cannot_tell)?;
         Err(cannot_tell(io::Error::other(format!("a process in another container has {LOG_FILE} open"))))
     }
 
