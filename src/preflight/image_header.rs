@@ -134,10 +134,11 @@ fn is_vmdk_descriptor(head: &[u8]) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn parse(bytes: &[u8]) -> Content {
+    /// The content of a file with these bytes.
+    pub fn parse(bytes: &[u8]) -> Content {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         io::Write::write_all(&mut file, bytes).unwrap();
         Image::read(file.path()).unwrap().content

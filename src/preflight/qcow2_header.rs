@@ -203,13 +203,7 @@ impl<'a> Extensions<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::preflight::image_header::Image;
-
-    fn parse(bytes: &[u8]) -> Content {
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        io::Write::write_all(&mut file, bytes).unwrap();
-        Image::read(file.path()).unwrap().content
-    }
+    use crate::preflight::image_header::tests::parse;
 
     /// A header of version 3 with a disk of one byte.
     fn header() -> [u8; 112] {

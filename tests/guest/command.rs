@@ -186,7 +186,7 @@ fn program_that_leaves_processes_running_ends_at_its_exit() {
     let mut running = agent.running(&["sleep"]);
     running.sort();
     assert_eq!(running, ["sleep 1001", "sleep 1002", "sleep 1003", "sleep 1004"]);
-    // What is written within the grace period counts, and all of it if the caller waits for the end of the outputs.
+    // Output that is written within the grace period is returned. Without a limit of the grace period, all output is.
     let late = "(sleep 1; echo late) & echo early";
     assert_eq!(agent.shell(late).output_grace(Duration::MAX).output().unwrap().stdout, b"early\nlate\n");
     let late = "(sleep 1005; echo late) & echo early";

@@ -91,7 +91,7 @@ fn accelerator_of_a_kvm_script_is_a_property_of_the_machine() {
     }
 }
 
-/// Of two accelerators and of two sandboxes, QEMU takes the first or refuses both.
+/// If an accelerator or a sandbox is given twice, QEMU takes the first one or fails.
 #[test]
 fn accelerator_and_sandbox_of_the_extra_arguments_are_the_only_ones() {
     let test_dir = TestDir::new();

@@ -20,8 +20,8 @@ const SANDBOX_LIBRARY: &str = "libseccomp.so";
 /// A library with which every QEMU is linked.
 const QEMU_LIBRARY: &str = "libglib-2.0.so";
 
-/// The arguments before all others. What an extra argument chooses is left to it: of two accelerators and of two sandboxes, QEMU takes
-/// the first or refuses both.
+/// The arguments before all others. The crate adds no accelerator and no sandbox if an extra argument sets one: if they are given twice,
+/// QEMU takes the first one or fails.
 pub(super) fn arguments(description: &HyperKit) -> Vec<String> {
     let program = description.hyperkit.as_deref().unwrap_or(Path::new(""));
     let chosen = chosen_accelerator(&description.extra_arguments);
