@@ -1,245 +1,103 @@
-//! Runs a program in a VM: `cargo run --example exec -- examples/exec/hello.sh a b`.
+//! Runs a program in a VM: `cargo run --example exec -- --host-root -- uname -a`.
 
+mod alone;
+mod command_line;
 #[path = "../shared/cpio.rs"]
 mod cpio;
 #[path = "../shared/ctl_command.rs"]
 mod ctl_command;
+mod environment;
 #[path = "../shared/guest.rs"]
 mod guest;
+mod host;
+mod input;
+mod kernels;
 #[path = "../shared/messages.rs"]
 mod messages;
 #[path = "../shared/output.rs"]
 mod output;
+mod output_copy;
+mod run_dir;
 #[path = "../shared/shell.rs"]
 mod shell;
+mod signals;
 #[path = "../shared/unread.rs"]
 mod unread;
 #[path = "../shared/usage.rs"]
 mod usage;
+#[path = "../shared/vms.rs"]
+mod vms;
 
 use std::error::Error;
-use std::ffi::{OsStr, OsString};
-use std::fs::File;
-use std::io::{self, IsTerminal, Write, stderr, stdin, stdout};
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
-use std::{fs, thread};
 
-use hyperkit::{HyperKit, Serial, Vm};
-use shell::quoted;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGPIPE, SIGQUIT, SIGTERM};
-use signal_hook::iterator::Signals;
-use unread::when_unread;
-use usage::{number, print_help, unexpected};
+use command_line::{Mode, Options};
+use input::Input;
+use signal_hook::consts::SIGPIPE;
+use signals::EndingSignal;
 
-const HELP: &str = "\
-Runs a program for x86-64 Linux in a new VM, with hyperkit or QEMU: a statically linked one, or a script for /bin/sh.
-
-    cargo run --example exec -- [OPTIONS] PROGRAM [ARGUMENTS]
-
-  --child               runs the program as an ordinary process instead of as process 1
-  --cpus N              vCPUs (default: 1)
-  --memory MIB          memory (default: 1024)
-  --hyperkit PROGRAM    hyperkit or qemu-system-x86_64, by name or path (default: the first that is installed)
-  --help                prints this text
-
-Without --child, the program is process 1 of the guest. Linux does not deliver to process 1 signals that it does
-not handle, not even those that it sends to itself. With --child, abort and alarm, for instance, work as elsewhere.
-
-Standard output, standard error and exit status are those of the program. The status is 128 plus the number of the signal if
-a signal killed the program or exec, 141 if nobody reads the output any more, 125 if the program could not be run, and 2 if
-the command line is wrong. The output passes through serial ports: on an emulated CPU, these are slow (400 KB/s). On
-standard error, bytes that are not UTF-8 are replaced. If standard input and output are both a terminal, the program reads
-from the terminal once it runs; otherwise its standard input is empty. The guest has a /bin/sh, /proc, /sys, /dev and /tmp,
-and no files of the host. The VM ends with exec, also if exec is killed. Only SIGKILL leaves a temporary directory.
-";
-
-const BEGIN: &str = "exec: begin";
 /// The exit status if the program could not be run.
 const FAILED: u8 = 125;
+/// The exit status after a timeout, as of `timeout` of the GNU coreutils.
+const TIMED_OUT: u8 = 124;
+
+/// How a run of the program has ended.
+#[derive(Clone, Copy)]
+enum Ended {
+    /// With this status, or by a signal, which is added to 128.
+    Status(u8),
+    TimedOut,
+    /// Nobody reads the output any more.
+    Unread,
+    /// A signal has ended this program.
+    Signalled(i32),
+}
+
+impl Ended {
+    fn status(self) -> u8 {
+        let of_signal = |signal: i32| 128 + u8::try_from(signal).unwrap_or(0);
+        match self {
+            Self::Status(status) => status,
+            Self::TimedOut => TIMED_OUT,
+            Self::Unread => of_signal(SIGPIPE),
+            Self::Signalled(signal) => of_signal(signal),
+        }
+    }
+
+    /// Whether this program ends, too, so that the program runs with no other kernel.
+    fn ends_exec(self) -> bool {
+        matches!(self, Self::Unread | Self::Signalled(_))
+    }
+}
 
 fn main() -> ExitCode {
-    let (description, is_child, command) = match parse() {
-        Ok(Some(command)) => command,
+    let options = match command_line::parse() {
+        Ok(Some(options)) => options,
         Ok(None) => return ExitCode::SUCCESS,
         Err(error) => return usage::refuse("exec", &*error),
     };
-    match exec(description, is_child, &command) {
+    match exec(&options) {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
-            let _ = pass_on(&format!("exec: {}\n", messages::explain(&*error, true)));
+            report(&*error);
             ExitCode::from(FAILED)
         }
     }
 }
 
-/// A VM, whether the program is a child of process 1, and the program with its arguments. `None` after printing help.
-type Command = Option<(HyperKit, bool, Vec<OsString>)>;
-
-fn parse() -> Result<Command, Box<dyn Error>> {
-    use lexopt::prelude::*;
-    let (mut description, mut is_child) = (HyperKit::new(), false);
-    let mut args = lexopt::Parser::from_env();
-    while let Some(arg) = args.next()? {
-        match arg {
-            Long("help") | Short('h') => {
-                print_help("exec", HELP);
-                return Ok(None);
-            }
-            Long("cpus") => description = description.cpus(number(&mut args, "--cpus")?),
-            Long("memory") => description = description.memory_mib(number(&mut args, "--memory")?),
-            Long("child") => is_child = true,
-            Long("hyperkit") => description = description.hyperkit(args.value()?),
-            Value(program) => {
-                let arguments = args.raw_args()?;
-                return Ok(Some((description, is_child, [program].into_iter().chain(arguments).collect())));
-            }
-            _ => return Err(unexpected(arg, HELP).into()),
+fn exec(options: &Options) -> Result<u8, Box<dyn Error>> {
+    let ending = EndingSignal::new()?;
+    Ok(match &options.mode {
+        Mode::Alone { is_child } => kernels::run_all(options, |kernel| alone::run(options, *is_child, kernel, &ending)),
+        Mode::HostRoot(host) => {
+            let input = Input::new(options.has_table);
+            kernels::run_all(options, |kernel: Option<&Path>| host::run(options, host, kernel, &input, &ending))
         }
-    }
-    Err("missing PROGRAM".into())
+    })
 }
 
-/// Runs the command in a VM that lasts as long as this call. Returns its status.
-fn exec(description: HyperKit, is_child: bool, command: &[OsString]) -> Result<u8, Box<dyn Error>> {
-    let (kernel, guest_initrd) = guest::kernel_and_initrd()?;
-    let temporary = std::env::temp_dir();
-    let in_temporary = |error| format!("cannot create the VM's files in {}: {error}", temporary.display());
-    let dir = tempfile::tempdir_in(&temporary).map_err(in_temporary)?;
-    let initrd = dir.path().join("initrd.img");
-    // No program prints this by itself.
-    let end = format!("exec {}: status ", dir.path().display());
-    fs::write(&initrd, initrd_for(command, &end, &guest_initrd)?).map_err(in_temporary)?;
-    let description = description.state_dir(dir.path().join("vm")).kernel(kernel).initrd(initrd);
-    let description = description.serial(Serial::none().log()).serial(Serial::stdio());
-    let terminal = if stdin().is_terminal() && stdout().is_terminal() {
-        " exec.terminal"
-    } else {
-        // The hypervisor would read it, and a serial port cannot pass on the end of a file.
-        rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
-        ""
-    };
-
-    if stderr().is_terminal() {
-        pass_on("exec: booting a VM, which takes a few seconds\n")?;
-    }
-    // Handled, so that the temporary directory is deleted.
-    let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM])?;
-    let child = if is_child { " exec.child" } else { "" };
-    let vm = description.start_scoped(&format!("console=ttyS0 quiet panic=-1{terminal}{child}"))?;
-    // The hypervisor would run on, and the program in the guest cannot notice.
-    let is_unread = Arc::new(AtomicBool::new(false));
-    let (unread_vm, was_unread) = (Vm::clone(&vm), is_unread.clone());
-    when_unread(move || {
-        was_unread.store(true, Ordering::Relaxed);
-        let _ = unread_vm.kill();
-    });
-    let signals_handle = signals.handle();
-    let (status, signalled) = thread::scope(|scope| {
-        let guard = scope.spawn(|| signals.forever().next().map(|signal| (signal, vm.kill())));
-        let status = vm.console_lines().map_err(Into::into).and_then(|lines| pass_on_errors(lines, &end));
-        signals_handle.close();
-        (status, guard.join())
-    });
-    if status.is_err() {
-        vm.kill()?; // nobody reads the output any more
-    }
-    let exit = vm.wait(); // this also restores the terminal
-    if let Ok(Some((signal, killed))) = signalled {
-        killed?;
-        return Ok(128 + u8::try_from(signal)?);
-    }
-    if is_unread.load(Ordering::Relaxed) && !matches!(status, Ok(Some(_))) {
-        return Ok(128 + u8::try_from(SIGPIPE)?);
-    }
-    status?.ok_or_else(|| format!("the VM {exit} before the program ended; {}", vm.log_tail()).into())
-}
-
-/// Passes the output on the first serial port on to standard error, except what the kernel prints before the program starts.
-/// Returns the status, which follows `end`.
-fn pass_on_errors(
-    lines: impl Iterator<Item = hyperkit::Result<String>>,
-    end: &str,
-) -> Result<Option<u8>, Box<dyn Error>> {
-    for line in lines.skip_while(|line| line.as_ref().is_ok_and(|line| line != BEGIN)).skip(1) {
-        let line = line?;
-        // The program's last line may have no newline.
-        let Some((errors, status)) = line.split_once(end) else {
-            // A terminal is in raw mode while the VM runs.
-            pass_on(&format!("{line}{}", if stderr().is_terminal() { "\r\n" } else { "\n" }))?;
-            continue;
-        };
-        pass_on(errors)?;
-        return Ok(Some(status.trim().parse()?));
-    }
-    Ok(None)
-}
-
-/// Writes a text to standard error, which the hypervisor may have made non-blocking.
-fn pass_on(text: &str) -> io::Result<()> {
-    let mut rest = text.as_bytes();
-    while !rest.is_empty() {
-        match stderr().write(rest) {
-            Ok(length) => rest = &rest[length..],
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(Duration::from_millis(1)),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-/// Returns the initrd of `examples/setup.sh` with another first process, and with the program.
-fn initrd_for(command: &[OsString], end: &str, guest_initrd: &Path) -> Result<Vec<u8>, Box<dyn Error>> {
-    let (program, arguments) = command.split_first().ok_or("no program")?;
-    let path = Path::new(program);
-    let name = path.file_name().ok_or_else(|| format!("not the path of a program: {path:?}"))?;
-    let name = name.to_str().ok_or_else(|| format!("the name of the program is not valid UTF-8: {name:?}"))?;
-    let content = fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
-    runs_alone(&content).map_err(|why| format!("{}: {why}", path.display()))?;
-    let mut initrd = fs::read(guest_initrd)?;
-    let run = [b"#!/bin/sh\ncd /exec/bin\nexec ./", &quoted(OsStr::new(name))[..]].concat();
-    let run = arguments.iter().fold(run, |run, argument| [&run[..], b" ", &quoted(argument)].concat());
-    let (directory, executable) = (0o040_755, 0o100_755);
-    cpio::append(
-        &mut initrd,
-        &[
-            ("init", executable, include_bytes!("init")),
-            ("exec", directory, b""),
-            ("exec/run", executable, &run),
-            ("exec/end", 0o100_644, end.as_bytes()),
-            ("exec/bin", directory, b""),
-            (&format!("exec/bin/{name}"), executable, &content),
-        ],
-    );
-    Ok(initrd)
-}
-
-/// Refuses what the guest would only call "not found": a program for another system, or one that needs a loader. A file that
-/// is not ELF may be a script.
-fn runs_alone(program: &[u8]) -> Result<(), &'static str> {
-    let number = |at: usize, length: usize| {
-        let bytes = program.get(at..at + length)?;
-        Some(bytes.iter().rev().fold(0, |number, &byte| (number << 8) | usize::from(byte)))
-    };
-    if !program.starts_with(b"\x7fELF") {
-        let first_line = program.split(|&byte| byte == b'\n').next().unwrap_or_default();
-        return match first_line.strip_prefix(b"#!").map(<[u8]>::trim_ascii) {
-            Some(b"/bin/sh") => Ok(()),
-            Some(_) => Err("a script for another interpreter than /bin/sh, which is the only one in the guest"),
-            None => Err("neither a program for Linux nor a script with #!/bin/sh in its first line"),
-        };
-    }
-    if (number(4, 1), number(18, 2)) != (Some(2), Some(62)) {
-        return Err("not for x86-64");
-    }
-    let header = |index: usize| number(number(32, 8)? + index * number(54, 2)?, 4);
-    let is_interpreter = |index| header(index) == Some(3);
-    if (0..number(56, 2).unwrap_or(0)).any(is_interpreter) {
-        return Err("it needs shared libraries: link it statically (cc -static, or one of Rust's musl targets)");
-    }
-    Ok(())
+/// Prints an error.
+fn report(error: &(dyn Error + 'static)) {
+    let _ = alone::pass_on(&format!("exec: {}\n", messages::explain(error, true)));
 }

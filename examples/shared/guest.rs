@@ -1,18 +1,56 @@
 //! The Linux guest that `examples/setup.sh` creates.
 
+use std::env::var_os;
 use std::path::{Path, PathBuf};
 
-const GUEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/guest");
-const SETUP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/setup.sh");
+/// The checkout that this program was built from, which may be gone.
+const CHECKOUT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// Returns the paths of the guest's kernel and initrd.
 pub fn kernel_and_initrd() -> Result<(PathBuf, PathBuf), String> {
-    let file = |name| {
-        let path = Path::new(GUEST).join(name);
-        match path.exists() {
-            true => Ok(path),
-            false => Err(format!("no guest: {} not found; create the guest with {SETUP}", path.display())),
+    find([&["vmlinuz"], &["initrd.img"]]).map(Into::into)
+}
+
+/// Returns the paths of a kernel for QEMU, which boots an ELF file faster, and of the initrd that takes over the host's root.
+#[allow(dead_code, reason = "not every example runs the host's programs")]
+pub fn kernel_and_host_root() -> Result<(PathBuf, PathBuf), String> {
+    find([&["vmlinux", "vmlinuz"], &["host-root.img"]]).map(Into::into)
+}
+
+/// Returns the paths of two files of the same guest, since modules in an initrd fit to one kernel. Each is the first of its
+/// names that is there.
+fn find(files: [&[&str]; 2]) -> Result<[PathBuf; 2], String> {
+    let dirs = dirs();
+    for dir in &dirs {
+        let file = |names: &[&str]| names.iter().map(|name| dir.join(name)).find(|path| path.exists());
+        if let [Some(first), Some(second)] = files.map(file) {
+            return Ok([first, second]);
         }
-    };
-    Ok((file("vmlinuz")?, file("initrd.img")?))
+    }
+    let names = files.map(|names| names.join(" or ")).join(", and ");
+    let places = dirs.iter().map(|dir| dir.display().to_string()).collect::<Vec<_>>().join(" or ");
+    Err(format!("no guest: {names} not found in {places}; create the guest with {}", setup(&dirs)))
+}
+
+/// The directories that may contain the guest, in the order of the search.
+fn dirs() -> Vec<PathBuf> {
+    let absolute = |name| var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    if let Some(dir) = var_os("HYPERKIT_GUEST").filter(|dir| !dir.is_empty()) {
+        return vec![dir.into()]; // a typo must not choose another guest
+    }
+    let data_home = absolute("XDG_DATA_HOME").or_else(|| Some(absolute("HOME")?.join(".local/share")));
+    let built_from = Path::new(CHECKOUT).is_dir().then(|| Path::new(CHECKOUT).join("target/guest"));
+    built_from.into_iter().chain(data_home.map(|dir| dir.join("hyperkit/guest"))).collect()
+}
+
+/// The command that creates the guest in the last of the directories, or in the checkout.
+fn setup(dirs: &[PathBuf]) -> String {
+    let script = Path::new(CHECKOUT).join("examples/setup.sh");
+    match dirs {
+        [_, ..] if dirs[0].starts_with(CHECKOUT) && script.exists() => script.display().to_string(),
+        dirs => {
+            let dir = dirs.last().map_or(Path::new("."), PathBuf::as_path).display();
+            format!("examples/setup.sh --guest {dir}, in a checkout of hyperkit's repository")
+        }
+    }
 }

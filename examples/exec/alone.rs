@@ -1,0 +1,162 @@
+//! Runs a static program as process 1 of a guest without the host's files, over serial ports.
+
+use std::error::Error;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, IsTerminal, Write, stderr, stdin, stdout};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use std::{fs, thread};
+
+use hyperkit::{Serial, Vm};
+
+use crate::command_line::Options;
+use crate::shell::quoted;
+use crate::signals::EndingSignal;
+use crate::unread::when_unread;
+use crate::{Ended, cpio, guest};
+
+const BEGIN: &str = "exec: begin";
+
+/// Runs the program in a VM that lasts as long as this call.
+pub fn run(
+    options: &Options,
+    is_child: bool,
+    kernel: Option<&Path>,
+    ending: &EndingSignal,
+) -> Result<Ended, Box<dyn Error>> {
+    let (guest_kernel, guest_initrd) = guest::kernel_and_initrd()?;
+    let temporary = std::env::temp_dir();
+    let in_temporary = |error| format!("cannot create the VM's files in {}: {error}", temporary.display());
+    let dir = tempfile::tempdir_in(&temporary).map_err(in_temporary)?;
+    let initrd = dir.path().join("initrd.img");
+    // No program prints this by itself.
+    let end = format!("exec {}: status ", dir.path().display());
+    fs::write(&initrd, initrd_for(&options.command, &end, &guest_initrd)?).map_err(in_temporary)?;
+    let description = options.description.clone().state_dir(dir.path().join("vm"));
+    let description = description.kernel(kernel.unwrap_or(&guest_kernel)).initrd(initrd);
+    let description = description.serial(Serial::none().log()).serial(Serial::stdio());
+    let terminal = if stdin().is_terminal() && stdout().is_terminal() {
+        " exec.terminal"
+    } else {
+        // The hypervisor would read it, and a serial port cannot pass on the end of a file.
+        rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
+        ""
+    };
+
+    if stderr().is_terminal() {
+        pass_on("exec: booting a VM, which takes a few seconds\n")?;
+    }
+    let child = if is_child { " exec.child" } else { "" };
+    let vm = description.start_scoped(&format!("console=ttyS0 quiet panic=-1{terminal}{child}"))?;
+    // The hypervisor would run on, and the program in the guest cannot notice.
+    let is_unread = Arc::new(AtomicBool::new(false));
+    let (unread_vm, was_unread) = (Vm::clone(&vm), is_unread.clone());
+    when_unread(move || {
+        was_unread.store(true, Ordering::Relaxed);
+        let _ = unread_vm.kill();
+    });
+    let signalled_vm = Vm::clone(&vm);
+    ending.act(move |_| drop(signalled_vm.kill()));
+    let status = vm.console_lines().map_err(Into::into).and_then(|lines| pass_on_errors(lines, &end));
+    if status.is_err() {
+        vm.kill()?; // nobody reads the output any more
+    }
+    let exit = vm.wait(); // this also restores the terminal
+    if let Some(signal) = ending.signal() {
+        return Ok(Ended::Signalled(signal));
+    }
+    if is_unread.load(Ordering::Relaxed) && !matches!(status, Ok(Some(_))) {
+        return Ok(Ended::Unread);
+    }
+    let status = status?.ok_or_else(|| format!("the VM {exit} before the program ended; {}", vm.log_tail()))?;
+    Ok(Ended::Status(status))
+}
+
+/// Passes the output on the first serial port on to standard error, except what the kernel prints before the program starts.
+/// Returns the status, which follows `end`.
+fn pass_on_errors(
+    lines: impl Iterator<Item = hyperkit::Result<String>>,
+    end: &str,
+) -> Result<Option<u8>, Box<dyn Error>> {
+    for line in lines.skip_while(|line| line.as_ref().is_ok_and(|line| line != BEGIN)).skip(1) {
+        let line = line?;
+        // The program's last line may have no newline.
+        let Some((errors, status)) = line.split_once(end) else {
+            // A terminal is in raw mode while the VM runs.
+            pass_on(&format!("{line}{}", if stderr().is_terminal() { "\r\n" } else { "\n" }))?;
+            continue;
+        };
+        pass_on(errors)?;
+        return Ok(Some(status.trim().parse()?));
+    }
+    Ok(None)
+}
+
+/// Writes a text to standard error, which the hypervisor may have made non-blocking.
+pub fn pass_on(text: &str) -> io::Result<()> {
+    let mut rest = text.as_bytes();
+    while !rest.is_empty() {
+        match stderr().write(rest) {
+            Ok(length) => rest = &rest[length..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(Duration::from_millis(1)),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Returns the initrd of `examples/setup.sh` with another first process, and with the program.
+fn initrd_for(command: &[OsString], end: &str, guest_initrd: &Path) -> Result<Vec<u8>, Box<dyn Error>> {
+    let (program, arguments) = command.split_first().ok_or("no program")?;
+    let path = Path::new(program);
+    let name = path.file_name().ok_or_else(|| format!("not the path of a program: {path:?}"))?;
+    let name = name.to_str().ok_or_else(|| format!("the name of the program is not valid UTF-8: {name:?}"))?;
+    let content = fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    runs_alone(&content).map_err(|why| format!("{}: {why}", path.display()))?;
+    let mut initrd = fs::read(guest_initrd)?;
+    let run = [b"#!/bin/sh\ncd /exec/bin\nexec ./", &quoted(OsStr::new(name))[..]].concat();
+    let run = arguments.iter().fold(run, |run, argument| [&run[..], b" ", &quoted(argument)].concat());
+    let (directory, executable) = (0o040_755, 0o100_755);
+    cpio::append(
+        &mut initrd,
+        &[
+            ("init", executable, include_bytes!("init")),
+            ("exec", directory, b""),
+            ("exec/run", executable, &run),
+            ("exec/end", 0o100_644, end.as_bytes()),
+            ("exec/bin", directory, b""),
+            (&format!("exec/bin/{name}"), executable, &content),
+        ],
+    );
+    Ok(initrd)
+}
+
+/// Refuses what the guest would only call "not found": a program for another system, or one that needs a loader. A file that
+/// is not ELF may be a script.
+fn runs_alone(program: &[u8]) -> Result<(), &'static str> {
+    let number = |at: usize, length: usize| {
+        let bytes = program.get(at..at + length)?;
+        Some(bytes.iter().rev().fold(0, |number, &byte| (number << 8) | usize::from(byte)))
+    };
+    if !program.starts_with(b"\x7fELF") {
+        let first_line = program.split(|&byte| byte == b'\n').next().unwrap_or_default();
+        return match first_line.strip_prefix(b"#!").map(<[u8]>::trim_ascii) {
+            Some(b"/bin/sh") => Ok(()),
+            Some(_) => Err("a script for another interpreter than /bin/sh, which is the only one in the guest"),
+            None => Err("neither a program for Linux nor a script with #!/bin/sh in its first line"),
+        };
+    }
+    if (number(4, 1), number(18, 2)) != (Some(2), Some(62)) {
+        return Err("not for x86-64");
+    }
+    let header = |index: usize| number(number(32, 8)? + index * number(54, 2)?, 4);
+    let is_interpreter = |index| header(index) == Some(3);
+    if (0..number(56, 2).unwrap_or(0)).any(is_interpreter) {
+        return Err("it needs shared libraries: link it statically (cc -static, or one of Rust's musl targets)");
+    }
+    Ok(())
+}
