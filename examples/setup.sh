@@ -1,13 +1,14 @@
 #!/bin/sh
 # Sets up what booting needs; see the help text below.
 set -eu
+caller_dir=$PWD
 CDPATH= cd "$(dirname "$0")/.."
 guest=$PWD/target/guest
 guest_source=$PWD/examples/guest
 
 help() {
     cat <<'END'
-usage: examples/setup.sh [--tests]
+usage: examples/setup.sh [--tests] [--guest DIR]
 
 Sets up what the examples need. It says what it will do before it does it, and does nothing if everything is there.
 
@@ -20,26 +21,44 @@ Sets up what the examples need. It says what it will do before it does it, and d
   --tests   also what the tests need: genisoimage, qemu-utils, ovmf and strace (17 MB); vhost-device-vsock, which Cargo builds in
             target/tools/ in a minute (to use vsock outside of the tests, put target/tools/bin on your PATH); and a disk
             image of Debian that answers ssh, made in target/cloud-image/ from 150 MB of packages in two minutes.
+  --guest DIR  makes the guest in DIR instead of target/guest/, for an installed exec: in ~/.local/share/hyperkit/guest
   --help    prints this text
 
 It takes about a minute on a usual line. To undo it, delete target/guest and target/tools, and remove the packages.
 END
 }
 
-if [ $# -gt 1 ]; then
-    echo "setup: takes one flag; examples/setup.sh --help shows how" >&2
+usage() {
+    echo "setup: $1; examples/setup.sh --help shows how" >&2
     exit 2
+}
+tests= wants_help=
+while [ $# -gt 0 ]; do
+    case $1 in
+    --tests) tests=yes ;;
+    --guest)
+        [ "${2:-}" ] || usage "--guest takes a directory"
+        case $2 in /*) guest=$2 ;; *) guest=$caller_dir/$2 ;; esac
+        shift
+        ;;
+    --help | -h) wants_help=yes ;;
+    *) usage "unknown flag $1" ;;
+    esac
+    shift
+done
+if [ "$wants_help" ]; then
+    help
+    exit 0
 fi
-case ${1:-} in
---tests) tests=yes ;;
---help | -h) help; exit 0 ;;
-'') tests= ;;
-*) echo "setup: unknown flag $1; examples/setup.sh --help shows how" >&2; exit 2 ;;
-esac
 
 say() { printf 'setup: %s\n' "$*"; }
 die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 have() { command -v "$1" >/dev/null 2>&1; }
+
+# The directory is replaced as a whole.
+if [ -e "$guest" ] && ! [ -e "$guest/stamp" ] && ! rmdir "$guest" 2>/dev/null; then
+    die "in the way of the guest is $guest: choose another directory, or delete this one"
+fi
 
 dots= work=
 clean_up() {
@@ -125,7 +144,7 @@ if [ "$missing" ] || lacks_vsock || ! guest_is_made; then
     ! lacks_vsock || say "- build vhost-device-vsock in target/tools/, a minute more"
     [ -z "$tests" ] || [ -e target/cloud-image/disk.qcow2 ] ||
         say "- make a disk image of Debian for the test of ssh in target/cloud-image/, two minutes more"
-    guest_is_made || say "- download a Linux kernel and busybox, 71 MB, and make of them a guest in target/guest/"
+    guest_is_made || say "- download a Linux kernel and busybox, 71 MB, and make of them a guest in $guest/"
 fi
 
 updated=
@@ -149,7 +168,7 @@ fi
 
 [ -z "$tests" ] || tests/data/make-cloud-image.sh
 
-all_set() { say "all set: $(qemu-system-x86_64 --version | head -n 1), guest in target/guest/"; }
+all_set() { say "all set: $(qemu-system-x86_64 --version | head -n 1), guest in $guest/"; }
 if guest_is_made; then
     all_set
     exit 0
@@ -255,6 +274,7 @@ pack() {
 step "packing the initial RAM disk" pack
 printf '%s\n' "$stamp" > "$work/out/stamp"
 
+mkdir -p "$(dirname "$guest")"
 rm -rf "$guest"
 mv "$work/out" "$guest"
 all_set
