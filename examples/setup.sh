@@ -90,7 +90,8 @@ agent_sources="src/vm/command/protocol.rs src/vm/command/archive.rs"
 stamp=$(sed '1,/^# --- The guest/d' examples/setup.sh |
     cat - $(find examples/guest $agent_sources -type f | LC_ALL=C sort) | cksum)
 guest_is_made() {
-    [ -s "$guest/vmlinuz" ] && [ -s "$guest/initrd.img" ] && [ "$(cat "$guest/stamp" 2>/dev/null)" = "$stamp" ]
+    [ -s "$guest/vmlinuz" ] && [ -s "$guest/initrd.img" ] && [ -s "$guest/host-root.img" ] &&
+        [ "$(cat "$guest/stamp" 2>/dev/null)" = "$stamp" ]
 }
 
 if ! have apt-get; then
@@ -256,22 +257,36 @@ build_agent() {
     cp "$root/bin/hyperkit-agent" "$work/out/"
 }
 step "building the guest's agent" build_agent
+copy_module() { # module $1 to file $2; built into the kernel where there is no file
+    file=$(find "$work/lib/modules" "$work/usr/lib/modules" -name "$1.ko*" 2>/dev/null | head -n 1)
+    case $file in
+    *.ko) cp "$file" "$2" ;;
+    *.ko.xz) xz -dc "$file" > "$2" ;;
+    *.ko.zst) zstd -qdc "$file" > "$2" ;;
+    esac
+}
+# The second initial RAM disk makes a directory of the host the guest's root. The agent is its only program; it loads the
+# modules in the order of their numbers.
+host_root=$work/host-root
 copy_modules() {
-    while read -r module; do # built into the kernel where there is no file
-        file=$(find "$work/lib/modules" "$work/usr/lib/modules" -name "$module.ko*" 2>/dev/null | head -n 1)
-        case $file in
-        *.ko) cp "$file" "$root/lib/modules/" ;;
-        *.ko.xz) xz -dc "$file" > "$root/lib/modules/$module.ko" ;;
-        *.ko.zst) zstd -qdc "$file" > "$root/lib/modules/$module.ko" ;;
-        esac
+    while read -r module; do
+        copy_module "$module" "$root/lib/modules/$module.ko"
     done < "$guest_source/modules"
+    mkdir -p "$host_root/modules" "$host_root/proc" "$host_root/lower" "$host_root/layer" "$host_root/root"
+    cp "$root/bin/hyperkit-agent" "$host_root/init"
+    number=10
+    while read -r module; do
+        copy_module "$module" "$host_root/modules/$number-$module.ko"
+        number=$((number + 1))
+    done < "$guest_source/root-modules"
 }
 step "copying $(grep -c . "$guest_source/modules") drivers for the guest's devices" copy_modules
-pack() {
-    (cd "$root" && find . > "$work/names" && cpio --quiet -o -H newc -R 0:0 < "$work/names" > "$work/initrd")
-    gzip -9nc "$work/initrd" > "$work/out/initrd.img"
+pack() { # the directory $1 to the initial RAM disk $2
+    (cd "$1" && find . > "$work/names" && cpio --quiet -o -H newc -R 0:0 < "$work/names" > "$work/initrd")
+    gzip -9nc "$work/initrd" > "$work/out/$2"
 }
-step "packing the initial RAM disk" pack
+step "packing the initial RAM disk" pack "$root" initrd.img
+step "packing the one for the host's programs" pack "$host_root" host-root.img
 printf '%s\n' "$stamp" > "$work/out/stamp"
 
 mkdir -p "$(dirname "$guest")"

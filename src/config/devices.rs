@@ -109,6 +109,32 @@ impl fmt::Display for Protocol {
     }
 }
 
+/// The guest's root directory; see [`HyperKit::root`](crate::HyperKit#structfield.root).
+///
+/// The guest cannot change a directory of the host that is its root: what it writes stays in its own memory. Directories of
+/// [`shares_9p`](crate::HyperKit#structfield.shares_9p) that lie inside of the root are mounted at the same place, and the guest
+/// can write to them. The guide's page [`host_programs`](crate::guide::host_programs) has more.
+///
+/// ```
+/// use hyperkit::{HyperKit, Root};
+///
+/// // The host's programs, and `target` for writing.
+/// let description = HyperKit::new().agent(true).root(Root::Host).share_dir("/home/me/project/target", "target");
+/// assert_eq!(description.root, Root::Host);
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Root {
+    /// That of the initrd.
+    #[default]
+    Initrd,
+    /// The host's root directory, `/`. The guest can read everything that the user who starts the VM can read, such as private keys
+    /// in the home directory. The host must be Linux on x86-64.
+    Host,
+    /// A directory of the host with the programs of a Linux system on x86-64, such as one that `debootstrap` has made.
+    Dir(PathBuf),
+}
+
 /// A directory that the guest can mount with the 9p file system: `mount -t 9p -o trans=virtio TAG /mnt`.
 ///
 /// 9p is a file system protocol. QEMU serves a directory of the host by itself; hyperkit passes the requests on to a 9p

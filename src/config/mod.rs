@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 pub use devices::{
-    Console, Multiboot, MultibootModule, Network, PortForward, Protocol, Serial, SerialBackend, Share9p, Share9pSource,
+    Console, Multiboot, MultibootModule, Network, PortForward, Protocol, Root, Serial, SerialBackend, Share9p,
+    Share9pSource,
 };
 
 use crate::config::disk::{Disk, DiskFormat};
@@ -37,7 +38,7 @@ use record::Record;
 /// | disks | [`disks`](#structfield.disks), [`isos`](#structfield.isos) |
 /// | network | [`network`](#structfield.network), [`port_forwards`](#structfield.port_forwards), [`mac`](#structfield.mac), [`tap`](#structfield.tap), [`vmnet`](#structfield.vmnet), [`vpnkit_key`](#structfield.vpnkit_key), [`vpnkit_preferred_ipv4`](#structfield.vpnkit_preferred_ipv4) |
 /// | console and serial ports | [`console`](#structfield.console), [`serials`](#structfield.serials) |
-/// | sharing: 9p, vsock, commands | [`agent`](#structfield.agent), [`shares_9p`](#structfield.shares_9p), [`vsock`](#structfield.vsock), [`vsock_guest_cid`](#structfield.vsock_guest_cid), [`vsock_dir`](#structfield.vsock_dir), [`vsock_ports`](#structfield.vsock_ports), [`vhost_device_vsock`](#structfield.vhost_device_vsock) |
+/// | sharing: 9p, vsock, commands | [`agent`](#structfield.agent), [`root`](#structfield.root), [`shares_9p`](#structfield.shares_9p), [`vsock`](#structfield.vsock), [`vsock_guest_cid`](#structfield.vsock_guest_cid), [`vsock_dir`](#structfield.vsock_dir), [`vsock_ports`](#structfield.vsock_ports), [`vhost_device_vsock`](#structfield.vhost_device_vsock) |
 /// | state directory | [`state_dir`](#structfield.state_dir), [`labels`](#structfield.labels) |
 /// | hypervisor | [`hyperkit`](#structfield.hyperkit), [`argv0`](#structfield.argv0), [`extra_arguments`](#structfield.extra_arguments), [`gdb_port`](#structfield.gdb_port), [`core_dumps`](#structfield.core_dumps), [`sandbox`](#structfield.sandbox) |
 ///
@@ -142,6 +143,11 @@ pub struct HyperKit {
     /// `org.hyperkit.agent`, on which [the agent](crate::guide::agent) in the guest answers. QEMU only.
     #[serde(skip_serializing_if = "json::is_default")]
     pub agent: bool,
+    /// The guest's root directory. By default it is that of the [`initrd`](Self#structfield.initrd). With [`Root::Host`], commands in
+    /// the guest are the host's programs. QEMU only. It requires [`agent`](Self#structfield.agent), a kernel, and the initrd
+    /// `host-root.img`: see the guide's page [`host_programs`](crate::guide::host_programs).
+    #[serde(skip_serializing_if = "json::is_default")]
+    pub root: Root,
     /// Directories that the guest can mount with the 9p file system.
     #[serde(rename = "9p_sockets", serialize_with = "json::list")]
     pub shares_9p: Vec<Share9p>,
@@ -253,6 +259,7 @@ impl Default for HyperKit {
             vhost_device_vsock: None,
             random: true,
             agent: false,
+            root: Root::Initrd,
             shares_9p: Vec::new(),
             kernel: None,
             initrd: None,
@@ -293,17 +300,21 @@ impl HyperKit {
     /// The paths of the description, which a start makes absolute, except those of programs and of the network. The URL of a disk
     /// is not a path.
     pub(crate) fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
-        let Self { kernel, initrd, bootrom, vsock_dir, multiboot, disks, isos, shares_9p, .. } = self;
+        let Self { kernel, initrd, bootrom, vsock_dir, multiboot, disks, isos, root, shares_9p, .. } = self;
         let paths = [kernel, initrd, bootrom, vsock_dir].into_iter().flatten();
         let disks = disks.iter_mut().filter_map(|disk| disk.path.as_mut().filter(|path| !is_url(path)));
         let shares = shares_9p.iter_mut().filter_map(|share| match &mut share.source {
             Share9pSource::Path(path) => Some(path),
             Share9pSource::Port(_) => None,
         });
+        let root = match root {
+            Root::Dir(dir) => Some(dir),
+            Root::Initrd | Root::Host => None,
+        };
         let multiboot = multiboot.iter_mut().flat_map(|multiboot| {
             std::iter::once(&mut multiboot.kernel).chain(multiboot.modules.iter_mut().map(|module| &mut module.path))
         });
-        paths.chain(disks).chain(isos).chain(shares).chain(multiboot)
+        paths.chain(disks).chain(isos).chain(shares).chain(root).chain(multiboot)
     }
 
     /// The directory of the vsock sockets.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::config::disk::Disk;
-use crate::config::{Console, HyperKit, Multiboot, Network, PortForward, Serial, Share9p, Share9pSource};
+use crate::config::{Console, HyperKit, Multiboot, Network, PortForward, Root, Serial, Share9p, Share9pSource};
 
 /// `name(Type)` sets a field, `name(some Type)` an optional one, `name(Type) in list` adds to a list. With `into`, the argument
 /// is anything that converts into the type. The doc comment is one line, since the field has the whole description.
@@ -286,6 +286,9 @@ impl HyperKit {
         #[doc(alias = "virtio-serial")]
         #[doc(alias = "exec")]
         "whether the guest has a channel for `Vm::command`": agent(bool);
+        #[doc(alias = "rootfs")]
+        #[doc(alias = "chroot")]
+        "the guest's root directory": root(Root);
         #[doc(alias = "virtio-vsock")]
         #[doc(alias = "AF_VSOCK")]
         "whether there is a vsock device": vsock(bool);

@@ -3,6 +3,7 @@
 
 pub(crate) mod kernel_cmdline;
 pub(crate) mod limits;
+pub(crate) mod root;
 pub(crate) mod serial_ports;
 pub(crate) mod slots;
 pub(crate) mod text;

@@ -6,6 +6,7 @@ use crate::config::disk::Disk;
 use crate::config::{HyperKit, Network, Share9p};
 use crate::error::ConfigError;
 use crate::plan::limits::MAX_DEVICES;
+use crate::plan::root::root_dir;
 
 /// A device in a slot.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -21,6 +22,8 @@ pub(crate) enum Device<'a> {
     Share(&'a Share9p),
     /// The bus of the agent's serial port.
     Agent,
+    /// The directory of the host that is the guest's root.
+    Root(&'a Path),
 }
 
 /// What a network card is connected to.
@@ -45,7 +48,8 @@ pub(crate) fn layout(description: &HyperKit) -> Result<Vec<(u8, Device<'_>)>, Co
     let shares = description.shares_9p.iter().map(Device::Share);
     // Last, so that no other device changes its slot.
     let agent = description.agent.then_some(Device::Agent);
-    let devices = nics.chain(disks).chain(vsock).chain(isos).chain(random).chain(shares).chain(agent);
+    let root = root_dir(description).map(Device::Root);
+    let devices = nics.chain(disks).chain(vsock).chain(isos).chain(random).chain(shares).chain(agent).chain(root);
     let devices: Vec<_> = devices.collect();
     if devices.len() > MAX_DEVICES {
         return Err(ConfigError::TooManyDevices { count: devices.len(), max: MAX_DEVICES });

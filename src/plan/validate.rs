@@ -10,6 +10,7 @@ use crate::error::ConfigError;
 use crate::plan::limits::{
     CIDS, MAX_CPUS, MAX_SOCKET, MAX_TAG, MAX_TAP, MAX_VSOCK_DIR, MAX_VSOCK_PORT, MAX_VSOCK_PORTS, MIN_MEMORY_MIB,
 };
+use crate::plan::root::{ROOT_TAG, root_dir};
 use crate::plan::serial_ports::ports;
 use crate::plan::slots::layout;
 use crate::plan::text::{
@@ -119,6 +120,7 @@ fn check_prerequisites(description: &HyperKit, found: &mut Violations) {
     }
     let has_network = description.network != Network::None;
     let has_user_network = description.vmnet || has_network;
+    let has_root = root_dir(description).is_some();
     let has_nic = has_user_network || description.tap.is_some();
     for (field, is_set, requires, is_met) in [
         ("vsock_ports", !description.vsock_ports.is_empty(), "vsock", description.vsock),
@@ -132,6 +134,9 @@ fn check_prerequisites(description: &HyperKit, found: &mut Violations) {
         ("vpnkit_preferred_ipv4", description.vpnkit_preferred_ipv4.is_some(), "network", has_network),
         ("mac", description.mac.is_some(), "network", has_nic),
         ("port_forwards", !description.port_forwards.is_empty(), "network", has_user_network),
+        ("root", has_root, "agent", description.agent),
+        ("root", has_root, "kernel", description.kernel.is_some()),
+        ("root", has_root, "initrd", description.initrd.is_some()),
     ] {
         if is_set && !is_met {
             found.add(ConfigError::MissingPrerequisite { field, requires });
@@ -206,6 +211,13 @@ fn check_strings(description: &HyperKit, found: &mut Violations) {
 
 fn check_shares(description: &HyperKit, found: &mut Violations) {
     let field = "shares_9p";
+    if let Some(dir) = root_dir(description) {
+        let dir = utf8("root", dir);
+        found.collect(dir.and_then(|dir| reject_chars(&['\0'], "root", dir)));
+        if description.shares_9p.iter().any(|share| share.tag == ROOT_TAG) {
+            found.add(ConfigError::DuplicateMountTag { tag: ROOT_TAG.to_owned() });
+        }
+    }
     for (index, share) in description.shares_9p.iter().enumerate() {
         // The guest would find only the first one.
         if description.shares_9p[..index].iter().any(|other| other.tag == share.tag) {

@@ -12,6 +12,7 @@ use crate::engine::driver_of;
 use crate::error::ConfigError;
 use crate::plan::kernel_cmdline::with_early_console;
 use crate::plan::limits::MIN_MEMORY_MIB;
+use crate::plan::root::with_root;
 use crate::plan::text::valid_path;
 use crate::plan::validate::{Violations, check_module_path};
 use crate::preflight::disks::check_images;
@@ -48,8 +49,10 @@ pub(crate) fn check_cmdline_length(description: &HyperKit, cmdline: &str) -> Res
         return check_multiboot(description, multiboot, cmdline).into_iter().next().map_or(Ok(()), Err);
     }
     let Some(kernel) = &description.kernel else { return Ok(()) };
-    let (line, limit) =
-        (with_early_console(description, cmdline), bz_image_of(description, kernel)?.cmdline_size.saturating_sub(1));
+    let (line, limit) = (
+        with_early_console(description, &with_root(description, cmdline)),
+        bz_image_of(description, kernel)?.cmdline_size.saturating_sub(1),
+    );
     if line.len() > limit {
         return Err(ConfigError::CommandLineTooLong { length: line.len(), limit });
     }

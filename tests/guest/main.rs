@@ -20,6 +20,8 @@ mod devices;
 mod disk_full;
 mod exit_reasons;
 mod firmware;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod host_programs;
 mod images_in_use;
 #[cfg(target_os = "linux")]
 mod namespaces;

@@ -19,7 +19,7 @@ use serde_json::Value;
 pub(crate) use disk::disks;
 pub(crate) use typos::misspelled;
 
-use crate::config::{Console, Network, SerialBackend, Share9p, Share9pSource};
+use crate::config::{Console, Network, Root, SerialBackend, Share9p, Share9pSource};
 
 /// The value of a key, unless it is `null` or `""`.
 pub(crate) fn optional<'de, T: DeserializeOwned, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
@@ -176,6 +176,31 @@ impl Serialize for Network {
 impl<'de> Deserialize<'de> for Network {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Ok(Path::new(&String::deserialize(deserializer)?).into())
+    }
+}
+
+/// The host's root directory.
+const HOST: &str = "host";
+
+impl Serialize for Root {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Initrd => "".serialize(serializer),
+            Self::Host => HOST.serialize(serializer),
+            // A directory whose name is the word.
+            Self::Dir(dir) if dir.as_os_str() == HOST => lossy(&Path::new(".").join(HOST), serializer),
+            Self::Dir(dir) => lossy(dir, serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Root {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(match String::deserialize(deserializer)?.as_str() {
+            "" => Self::Initrd,
+            HOST => Self::Host,
+            dir => Self::Dir(dir.into()),
+        })
     }
 }
 

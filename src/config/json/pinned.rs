@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use crate::config::record::{Home, Record};
 use crate::{
     Console, Disk, DiskFormat, DiskInterface, FlushMode, HyperKit, Multiboot, MultibootModule, Network, PortForward,
-    Protocol, QcowOptions, SectorSize, Serial, SerialBackend, Share9p, Share9pSource,
+    Protocol, QcowOptions, Root, SectorSize, Serial, SerialBackend, Share9p, Share9pSource,
 };
 
 fn unknown() -> Map<String, Value> {
@@ -53,6 +53,7 @@ fn every_field() -> HyperKit {
         vhost_device_vsock: Some("/bin/vhost-device-vsock".into()),
         random: false,
         agent: true,
+        root: Root::Dir("/root".into()),
         shares_9p: vec![
             Share9p { source: Share9pSource::Path("/9p.sock".into()), tag: "by-path".to_owned() },
             Share9p { source: Share9pSource::Port(8), tag: "by-port".to_owned() },
@@ -106,7 +107,7 @@ const FORM: &str = r#"{
     "RuntimeAsserts": true, "Stats": "tcp:9090", "QcowToolPath": "/bin/qcow-tool", "other": [1]
 }],
 "iso": ["/a.iso", "/b.iso"], "vsock": true, "vsock_dir": "/vsock", "vsock_ports": [6], "vsock_guest_cid": 7,
-"vhost_device_vsock": "/bin/vhost-device-vsock", "random": false, "agent": true,
+"vhost_device_vsock": "/bin/vhost-device-vsock", "random": false, "agent": true, "root": "/root",
 "9p_sockets": [{ "path": "/9p.sock", "tag": "by-path" }, { "path": "", "port": 8, "tag": "by-port" }],
 "kernel": "/kernel", "initrd": "/initrd", "bootrom": "/rom",
 "multiboot": { "kernel": "/multiboot", "modules": [{ "path": "/module", "cmdline": "words" }] },

@@ -82,6 +82,7 @@ impl<'de> Deserialize<'de> for HyperKit {
             vhost_device_vsock: take(from, "vhost_device_vsock")?,
             random: take(from, "random")?.unwrap_or(default.random),
             agent: take_or_default(from, "agent")?,
+            root: take_or_default(from, "root")?,
             shares_9p: take_or_default(from, "9p_sockets")?,
             kernel: take(from, "kernel")?,
             initrd: take(from, "initrd")?,

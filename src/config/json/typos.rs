@@ -32,6 +32,7 @@ pub(super) const KEYS: &[&str] = &[
     "multiboot",
     "port_forwards",
     "random",
+    "root",
     "sandbox",
     "serials",
     "state_dir",

@@ -16,7 +16,7 @@ use rustix::process::Signal;
 
 use crate::config::disk::{DiskFormat, FlushMode, bytes};
 use crate::config::file_url::percent_decoded;
-use crate::config::{HyperKit, Network, PortForward, Share9pSource};
+use crate::config::{HyperKit, Network, PortForward, Root, Share9pSource};
 use crate::engine::Engine;
 use crate::engine::dhcp_leases::leased_address;
 use crate::engine::driver::{Control, EngineDriver, GuestAddresses, Hypervisor, VsockEndpoint};
@@ -48,6 +48,7 @@ const PROGRESS: [&str; 9] = [
 ];
 
 const NO_AGENT: &str = "commands in the guest (`agent`); use QEMU";
+const NO_ROOT: &str = "a directory of the host as the guest's root (`root`); use QEMU";
 /// The host's context identifier on vsock.
 const HOST_CID: u32 = 2;
 
@@ -89,6 +90,7 @@ impl EngineDriver for Driver {
             ),
             (!description.port_forwards.is_empty(), "port forwarding (`port_forwards`); use VPNKit's own, or QEMU"),
             (description.agent, NO_AGENT),
+            (description.root != Root::Initrd, NO_ROOT),
             (has_foreign_mac, "a MAC address for a card that is not a tap (`mac`); that of vmnet follows from `uuid`"),
         ]
         .into_iter()

@@ -11,6 +11,7 @@ use crate::engine::qemu::limits::shared_dir;
 use crate::engine::qemu::network::{VMNET, forwards, subnet};
 use crate::engine::qemu::vsock_device;
 use crate::error::ConfigError;
+use crate::plan::root::{ROOT_TAG, with_root};
 use crate::plan::serial_ports::{Line, ports};
 use crate::plan::slots::{Device, NicBackend, layout};
 use crate::plan::text::utf8;
@@ -136,6 +137,13 @@ impl Arguments {
                 self.add("-fsdev", format!("local,id=share{slot},path={path},security_model=none,multidevs=remap"));
                 self.add("-device", format!("virtio-9p-pci,fsdev=share{slot},mount_tag={},{at}", share.tag));
             }
+            Device::Root(dir) => {
+                // A comma ends a value of QEMU's, and two of them are one in it.
+                let dir = utf8("root", dir)?.replace(',', ",,");
+                let options = "security_model=none,multidevs=remap,readonly=on";
+                self.add("-fsdev", format!("local,id=root,path={dir},{options}"));
+                self.add("-device", format!("virtio-9p-pci,fsdev=root,mount_tag={ROOT_TAG},{at}"));
+            }
             Device::Agent => {
                 let dir = description.state_dir.as_deref().unwrap_or(Path::new(""));
                 let dir = utf8("state_dir", dir)?;
@@ -189,7 +197,7 @@ impl Arguments {
         if let Some(initrd) = description.initrd.as_deref() {
             self.add("-initrd", utf8("initrd", initrd)?.to_owned());
         }
-        self.add("-append", cmdline.to_owned());
+        self.add("-append", with_root(description, cmdline));
         Ok(())
     }
 }

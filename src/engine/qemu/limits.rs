@@ -1,10 +1,12 @@
 //! What hyperkit can do and QEMU cannot, or not on this host.
 
+use std::fs;
+use std::io;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
 use crate::config::disk::{Disk, DiskInterface, SectorSize};
-use crate::config::{HyperKit, Network, Share9p, Share9pSource};
+use crate::config::{HyperKit, Network, Root, Share9p, Share9pSource};
 use crate::engine::Engine;
 use crate::engine::qemu::host::lacks_host_cpu;
 use crate::engine::qemu::names::{self, Program};
@@ -12,6 +14,7 @@ use crate::engine::qemu::network::{VMNET, preferred_address};
 use crate::engine::qemu::vsock_device;
 use crate::error::ConfigError;
 use crate::plan::limits::MAX_SOCKET;
+use crate::plan::root::root_dir;
 use crate::plan::serial_ports::ports;
 use crate::plan::text::{check_length, utf8};
 use crate::plan::validate::Violations;
@@ -132,6 +135,13 @@ pub(super) fn check_host(description: &HyperKit) -> Vec<ConfigError> {
     if description.vsock {
         found.collect(vsock_device::check_host(description));
     }
+    if description.root == Root::Host && !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+        found.add(unsupported(
+            "this host's programs in the guest (`root`), which runs those of Linux on x86-64; use `Root::Dir`",
+        ));
+    } else if let Some(dir) = root_dir(description) {
+        found.collect(check_root(dir));
+    }
     for share in &description.shares_9p {
         match &share.source {
             Share9pSource::Path(path) if !path.exists() => {
@@ -144,6 +154,21 @@ pub(super) fn check_host(description: &HyperKit) -> Vec<ConfigError> {
         }
     }
     found.into_iter().collect()
+}
+
+/// Checks that QEMU can read the directory.
+fn check_root(dir: &Path) -> Result<(), ConfigError> {
+    let field = "root";
+    match fs::read_dir(dir) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(ConfigError::NotFound { field, path: dir.to_owned() })
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+            Err(ConfigError::NotADirectory { field, path: dir.to_owned() })
+        }
+        Err(error) => Err(ConfigError::inaccessible(field, dir, &error)),
+    }
 }
 
 /// Linux truncates a name that is too long, replaces `%d`, and creates an interface that does not exist: each would

@@ -27,6 +27,7 @@ use crate::engine::driver::{
     Control, EngineDriver, ExitListener, GuestAddresses, Hypervisor, VsockDaemon, VsockEndpoint,
 };
 use crate::error::{ConfigError, Error, Result};
+use crate::plan::root::without_root;
 use crate::plan::serial_ports::{Line, ports};
 use crate::state::{AGENT_SOCKET, EVENTS_SOCKET, QMP_SOCKET, StateDir, VHOST_SOCKET, VSOCK_SOCKET};
 use qmp::Qmp;
@@ -85,7 +86,8 @@ impl EngineDriver for Driver {
         if description.bootrom.is_some() {
             return (!arguments.is_empty()).then(String::new);
         }
-        arguments.iter().skip_while(|argument| *argument != "-append").nth(1).cloned()
+        let line = arguments.iter().skip_while(|argument| *argument != "-append").nth(1)?;
+        Some(without_root(description, line).to_owned())
     }
 
     fn pid_file<'a>(&self, command: &'a [OsString]) -> Option<&'a OsStr> {

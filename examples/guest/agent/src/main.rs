@@ -3,6 +3,7 @@
 //! ```text
 //! hyperkit-agent          serves the virtio serial port named org.hyperkit.agent, and waits until there is one
 //! hyperkit-agent PATH     serves this device
+//! /init                   as the first process: makes a directory of the host the root, then serves the port (`init.rs`)
 //! ```
 //!
 //! It needs `/proc`, `/sys` and `/dev`, and no right or file besides. It runs until it is killed. The process that reads the port
@@ -21,6 +22,8 @@ mod protocol;
 
 #[cfg(target_os = "linux")]
 mod command;
+#[cfg(target_os = "linux")]
+mod init;
 #[cfg(target_os = "linux")]
 mod port;
 #[cfg(target_os = "linux")]
@@ -41,6 +44,12 @@ fn main() {
     use std::io;
     use std::path::Path;
 
+    // Linux gives its first process words of the kernel command line as arguments.
+    if init::is_init() {
+        let error = init::run();
+        eprintln!("hyperkit-agent: cannot power off after that: {error}");
+        std::process::exit(1);
+    }
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     let words: Vec<_> = arguments.iter().map(|argument| argument.to_str().unwrap_or_default()).collect();
     let result = match &words[..] {

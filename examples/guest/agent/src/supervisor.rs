@@ -39,8 +39,8 @@ pub const PACK: &str = "--pack";
 pub const UNPACK: &str = "--unpack";
 
 /// This program, also if its file was replaced.
-const SELF: &str = "/proc/self/exe";
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub const SELF: &str = "/proc/self/exe";
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A process that waits for a request, and the socket to it. The socket's end says that the process is about to exit.
 pub struct Supervisor {

@@ -1,0 +1,78 @@
+//! The guest's root directory: the words on the kernel command line that tell the agent what to mount.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+use crate::config::{HyperKit, Root, Share9pSource};
+use crate::sys::path::clean;
+
+/// The mount tag of the root directory.
+pub(crate) const ROOT_TAG: &str = "hyperkit-root";
+
+/// The directory of the host that is the guest's root, unless it is that of the initrd.
+pub(crate) fn root_dir(description: &HyperKit) -> Option<&Path> {
+    match &description.root {
+        Root::Initrd => None,
+        Root::Host => Some(Path::new("/")),
+        Root::Dir(dir) => Some(dir),
+    }
+}
+
+/// Puts the words for the agent before a kernel command line: Linux passes what follows `--` to its first program.
+pub(crate) fn with_root(description: &HyperKit, cmdline: &str) -> String {
+    words(description) + cmdline
+}
+
+/// Removes the words for the agent from the beginning of a kernel command line.
+pub(crate) fn without_root<'a>(description: &HyperKit, line: &'a str) -> &'a str {
+    line.strip_prefix(words(description).as_str()).unwrap_or(line)
+}
+
+/// `hyperkit.root=TAG`, and `hyperkit.mount=TAG,PATH` for each share inside of the root, each with a space after it.
+fn words(description: &HyperKit) -> String {
+    if description.root == Root::Initrd {
+        return String::new();
+    }
+    let mut mounts: Vec<_> = description
+        .shares_9p
+        .iter()
+        .filter_map(|share| match &share.source {
+            Share9pSource::Path(path) => Some((path_in_guest(&description.root, path)?, &share.tag)),
+            Share9pSource::Port(_) => None,
+        })
+        .collect();
+    // A directory before those inside of it, which it would hide.
+    mounts.sort_by_key(|(path, _)| path.components().count());
+    let mut words = format!("hyperkit.root={ROOT_TAG} ");
+    for (path, tag) in mounts {
+        let path = encoded(path.as_os_str().as_encoded_bytes());
+        // Writing to a text cannot fail.
+        let _ = write!(words, "hyperkit.mount={},{path} ", encoded(tag.as_bytes()));
+    }
+    words
+}
+
+/// Where the guest finds a directory of the host that lies inside of its root.
+fn path_in_guest(root: &Root, path: &Path) -> Option<PathBuf> {
+    let inside = match root {
+        Root::Initrd => return None,
+        // The guest resolves symlinks and `..` as the host does.
+        Root::Host => path.strip_prefix("/").ok()?.to_owned(),
+        Root::Dir(dir) => clean(path).strip_prefix(clean(dir)).ok()?.to_owned(),
+    };
+    (!inside.as_os_str().is_empty()).then(|| Path::new("/").join(inside))
+}
+
+/// The bytes with `%` and two hexadecimal digits for all that Linux or the agent could take for something else: spaces, quotes,
+/// commas, percent signs, and bytes that are not ASCII.
+fn encoded(bytes: &[u8]) -> String {
+    let mut encoded = String::with_capacity(bytes.len());
+    for &byte in bytes {
+        if byte.is_ascii_alphanumeric() || b"/._-+@:".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            let _ = write!(encoded, "%{byte:02x}");
+        }
+    }
+    encoded
+}
