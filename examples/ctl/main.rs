@@ -15,6 +15,8 @@ mod shell;
 mod terminal;
 #[path = "../shared/usage.rs"]
 mod usage;
+#[path = "../shared/vms.rs"]
+mod vms;
 
 use std::io::{self, BufRead, IsTerminal, Write, stderr, stdin, stdout};
 use std::path::{Path, PathBuf};
@@ -36,7 +38,8 @@ Controls the VMs that state directories record.
 
     cargo run --example ctl -- [--json] COMMAND [DIR ...]
 
-  list [DIR]                   lists the VM in DIR and those in the directories in DIR (default: .), one level deep
+  list [DIR]                   lists the VM in DIR and those in the directories in DIR, one level deep. Without DIR, those in
+                               the current directory and those that `exec` has started or left
   show DIR                     shows one VM: its state, how to reach it, its description and its hypervisor's arguments
   start [--cmdline TEXT] DIR   starts it again in the background, as the last time
   console DIR                  makes this terminal its console. Ctrl-] (byte 29) detaches, the end of input does not.
@@ -117,7 +120,11 @@ fn parse() -> Result<Option<(Options, Vec<PathBuf>)>> {
     match words.len() {
         0 => Err("missing command".into()),
         _ if !is_for(&COMMANDS) => Err(unknown("command", &words[0].to_string_lossy(), COMMANDS).into()),
-        1 if command == "list" => Ok(Some((options, vec!["list".into(), ".".into()]))),
+        1 if command == "list" => {
+            words.push(".".into());
+            words.extend(Some(vms::exec_dir()).filter(|dir| dir.is_dir()));
+            Ok(Some((options, words)))
+        }
         1 => Err(format!("{command} requires a DIR").into()),
         3.. if is_for(&["list", "console"]) => Err(format!("{command} takes one DIR").into()),
         _ if words.iter().any(|word| word.as_os_str().is_empty()) => Err("DIR is empty".into()),

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::ctl_command::ctl_command;
 use crate::output::warn;
 use crate::shell::quoted;
+use crate::vms::exec_dir;
 use crate::{Options, Result, print, try_print};
 
 const MIB: u64 = 1 << 20;
@@ -45,14 +46,21 @@ pub fn list(root: &Path, options: &Options) -> Result<()> {
     print(&format!("{:<24} {:>10} {:>8} {:>5} {:>7}  ENGINE", "DIR", "PID", "STATE", "CPUS", "MIB"));
     for entry in &entries {
         let summary = summary_or_error(entry);
-        let name = Path::new(entry.dir.file_name().unwrap_or(entry.dir.as_os_str())).display();
+        // Commands take a path. Nobody is in the directory of `exec`.
+        let has_path = std::fs::canonicalize(exec_dir()).is_ok_and(|dir| dir == root);
+        let name = entry.dir.file_name().filter(|_| !has_path).unwrap_or(entry.dir.as_os_str());
+        let name = Path::new(name).display();
         if let Some(error) = summary["error"].as_str() {
             print(&format!("{name:<24} {error}"));
         } else {
             let text = |key| summary[key].as_str().unwrap_or("-").to_owned();
             let pid = summary["pid"].as_u64().map_or("-".to_owned(), |pid| pid.to_string());
             let (cpus, memory) = (summary["cpus"].to_string(), summary["memory"].to_string());
-            print(&format!("{name:<24} {pid:>10} {:>8} {cpus:>5} {memory:>7}  {}", text("state"), text("engine")));
+            let labels = summary["labels"].as_object().into_iter().flatten();
+            let labels: String =
+                labels.map(|(key, label)| format!("  {key}: {}", label.as_str().unwrap_or("-"))).collect();
+            let (state, engine) = (text("state"), text("engine"));
+            print(&format!("{name:<24} {pid:>10} {state:>8} {cpus:>5} {memory:>7}  {engine}{labels}"));
         }
     }
     Ok(())
@@ -94,6 +102,7 @@ fn summary(description: &HyperKit, vm: Option<&Vm>) -> Value {
         "engine": description.hyperkit.as_ref().map(|program| Engine::of(program).to_string()),
         "cpus": description.cpus,
         "memory": description.memory_mib,
+        "labels": description.labels,
     })
 }
 

@@ -1,13 +1,14 @@
 //! Runs a program of the host, with the host's files.
 
 use std::error::Error;
+use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use hyperkit::{Error as VmError, GuestChild, GuestCommand, GuestStatus, HyperKit, Serial, Vm};
+use hyperkit::{Error as VmError, GuestChild, GuestCommand, GuestStatus, HyperKit, Root, Serial, Vm};
 use rustix::io::Errno;
 
 use crate::command_line::{HostOptions, Options};
@@ -49,7 +50,7 @@ pub fn run(
     let (guest_kernel, initrd) = guest::kernel_and_host_root()?;
     let dir = RunDir::new()?;
     let description =
-        describe(options, host).state_dir(dir.path()).kernel(kernel.unwrap_or(&guest_kernel)).initrd(initrd);
+        describe(options, host)?.state_dir(dir.path()).kernel(kernel.unwrap_or(&guest_kernel)).initrd(initrd);
     let vm = description.start_scoped(CMDLINE)?;
     let (sender, events) = channel();
     let (signalled, signalled_vm) = (sender.clone(), Vm::clone(&vm));
@@ -67,13 +68,21 @@ pub fn run(
     }
 }
 
-fn describe(options: &Options, host: &HostOptions) -> HyperKit {
+fn describe(options: &Options, host: &HostOptions) -> Result<HyperKit, Box<dyn Error>> {
     let words: Vec<_> =
         options.command.iter().map(|word| String::from_utf8_lossy(&quoted(word)).into_owned()).collect();
     let label = words.join(" ").chars().take(LABEL_LENGTH).collect::<String>();
     let description = options.description.clone().agent(true).serial(Serial::none().log()).label("exec", label);
-    let _ = host;
-    description
+    // A tag has at most 31 bytes, so it does not contain the path.
+    let mut description = description.root(Root::Host);
+    for (index, dir) in host.shares.iter().enumerate() {
+        let path = fs::canonicalize(dir).map_err(|error| format!("--share {}: {error}", dir.display()))?;
+        if path == Path::new("/") {
+            return Err("--share /: the program could change every file of the host".into());
+        }
+        description = description.share_dir(path, format!("share{index}"));
+    }
+    Ok(description)
 }
 
 fn command(vm: &Vm, options: &Options, host: &HostOptions) -> Result<GuestCommand, Box<dyn Error>> {
