@@ -23,8 +23,6 @@ use crate::{Ended, environment, guest, messages};
 /// `quiet` and `cryptomgr.notests` make an emulated guest boot 0.1 s faster. Without `no_timer_check`, the kernel panics if an
 /// emulated timer interrupt is late, which happens on busy hosts.
 const CMDLINE: &str = "console=ttyS0 quiet panic=-1 no_timer_check cryptomgr.notests";
-/// How many lines of the console a message contains.
-const CONSOLE_LINES: usize = 12;
 /// How long output that is still on its way is passed on after a timeout: its reader may hang.
 const OUTPUT_TIMEOUT: Duration = Duration::from_secs(2);
 /// The longest command in a label.
@@ -58,13 +56,22 @@ pub fn run(
         let _ = signalled.send(Event::Signal(signal));
         let _ = signalled_vm.kill();
     });
-    let ended = match command(&vm, options, host)?.spawn() {
-        Ok(child) => follow(child, input, sender, &events),
-        Err(error) => Err(error.into()),
+    let spawned = command(&vm, options, host)?.spawn();
+    let ended = match spawned {
+        Ok(child) => follow(child, input, sender, &events).map_err(|error| explain(&*error, &vm)),
+        Err(VmError::VmExited { exit, .. }) => Err(with_log(format!("the guest did not boot: the VM {exit}"), &vm)),
+        Err(VmError::AgentNotResponding { timeout, .. }) => {
+            let seconds = timeout.as_secs();
+            Err(with_log(
+                format!("the guest did not boot, or its agent did not answer, within {seconds} s; see --boot-timeout"),
+                &vm,
+            ))
+        }
+        Err(error) => Err(explain(&error, &vm)),
     };
     match ending.signal() {
         Some(signal) => Ok(Ended::Signalled(signal)),
-        None => ended.map_err(|error| with_console(&*error, &vm).into()),
+        None => Ok(ended?),
     }
 }
 
@@ -152,24 +159,20 @@ fn spawn(run: impl FnOnce() + Send + 'static) -> io::Result<()> {
 }
 
 /// An error as text, with the last lines of the console if the guest has failed.
-fn with_console(error: &(dyn Error + 'static), vm: &Vm) -> String {
+fn explain(error: &(dyn Error + 'static), vm: &Vm) -> String {
     let text = messages::explain(error, true);
-    let is_of_guest = error.downcast_ref().is_some_and(|error| {
-        matches!(error, VmError::VmExited { .. } | VmError::AgentNotResponding { .. } | VmError::AgentFailed { .. })
-    });
-    let lines = if is_of_guest { console_lines(vm) } else { Vec::new() };
-    match lines.is_empty() {
-        true if is_of_guest => format!("{text}; the console is empty"),
-        true => text,
-        false => format!("{text}; the last lines of the console:\n  {}", lines.join("\n  ")),
+    match error.downcast_ref() {
+        Some(VmError::VmExited { .. } | VmError::AgentNotResponding { .. } | VmError::AgentFailed { .. }) => {
+            with_log(text, vm)
+        }
+        _ => text,
     }
 }
 
-/// The last lines of the console, without control characters, which a terminal could obey.
-fn console_lines(vm: &Vm) -> Vec<String> {
-    let log = vm.console_log().unwrap_or_default();
-    let log = String::from_utf8_lossy(&log);
-    let plain = |line: &str| line.chars().filter(|c| !c.is_control() || *c == '\t').collect::<String>();
-    let lines: Vec<_> = log.lines().map(plain).filter(|line| !line.trim().is_empty()).collect();
-    lines[lines.len().saturating_sub(CONSOLE_LINES)..].to_vec()
+fn with_log(text: String, vm: &Vm) -> String {
+    let tail = vm.log_tail();
+    match tail.is_empty() {
+        true => format!("{text}; the console is empty"),
+        false => format!("{text}; the last lines of its output:\n{tail:#}"),
+    }
 }

@@ -111,11 +111,17 @@ pub fn compile_program(dir: &Path) -> PathBuf {
 
 /// Creates an initrd that contains a program as `/bin/program`.
 pub fn initrd_with(program: &Path) -> PathBuf {
-    let mut initrd = fs::read(guest_file("initrd.img")).unwrap();
-    cpio::append(&mut initrd, &[("bin/program", 0o100_755, &fs::read(program).unwrap())]);
+    let initrd = initrd_with_files(&[("bin/program", 0o100_755, &fs::read(program).unwrap())]);
     let path = program.with_file_name("initrd.img");
     fs::write(&path, initrd).unwrap();
     path
+}
+
+/// Returns the guest's initrd with more files, or others instead: names, modes and contents.
+pub fn initrd_with_files(files: &[(&str, u32, &[u8])]) -> Vec<u8> {
+    let mut initrd = fs::read(guest_file("initrd.img")).unwrap();
+    cpio::append(&mut initrd, files);
+    initrd
 }
 
 /// Creates a directory whose file `hello.txt` contains a text.

@@ -8,6 +8,10 @@ mod embedder;
 mod engine_lookup;
 #[cfg(target_os = "linux")]
 mod exec; // needs the host's C compiler to build Linux programs
+#[cfg(target_os = "linux")]
+mod exec_host; // runs the host's programs
+#[cfg(target_os = "linux")]
+mod exec_runner;
 mod foreground;
 mod howto;
 mod pty;
