@@ -13,6 +13,7 @@ use rustix::io::Errno;
 
 use crate::command_line::{HostOptions, Options};
 use crate::input::Input;
+use crate::kernel_initrd::for_kernel;
 use crate::output::warn;
 use crate::output_copy::copy;
 use crate::run_dir::RunDir;
@@ -45,10 +46,12 @@ pub fn run(
     input: &Input,
     ending: &EndingSignal,
 ) -> Result<Ended, Box<dyn Error>> {
-    let (guest_kernel, initrd) = guest::kernel_and_host_root()?;
+    let (guest_kernel, guest_initrd) = guest::kernel_and_host_root()?;
+    let kernel = kernel.unwrap_or(&guest_kernel);
+    let own_initrd = for_kernel(kernel, &guest_kernel, &guest_initrd.with_file_name("hyperkit-agent"))?;
+    let initrd = own_initrd.as_ref().map_or(&guest_initrd, |initrd| &initrd.path);
     let dir = RunDir::new()?;
-    let description =
-        describe(options, host)?.state_dir(dir.path()).kernel(kernel.unwrap_or(&guest_kernel)).initrd(initrd);
+    let description = describe(options, host)?.state_dir(dir.path()).kernel(kernel).initrd(initrd);
     let vm = description.start_scoped(CMDLINE)?;
     let (sender, events) = channel();
     let (signalled, signalled_vm) = (sender.clone(), Vm::clone(&vm));
@@ -57,13 +60,18 @@ pub fn run(
         let _ = signalled_vm.kill();
     });
     let spawned = command(&vm, options, host)?.spawn();
+    let of_modules = own_initrd.map(|initrd| format!(" ({})", initrd.modules)).unwrap_or_default();
     let ended = match spawned {
         Ok(child) => follow(child, input, sender, &events).map_err(|error| explain(&*error, &vm)),
-        Err(VmError::VmExited { exit, .. }) => Err(with_log(format!("the guest did not boot: the VM {exit}"), &vm)),
+        Err(VmError::VmExited { exit, .. }) => {
+            Err(with_log(format!("the guest did not boot: the VM {exit}{of_modules}"), &vm))
+        }
         Err(VmError::AgentNotResponding { timeout, .. }) => {
             let seconds = timeout.as_secs();
             Err(with_log(
-                format!("the guest did not boot, or its agent did not answer, within {seconds} s; see --boot-timeout"),
+                format!(
+                    "the guest did not boot, or its agent did not answer, within {seconds} s{of_modules}; see --boot-timeout"
+                ),
                 &vm,
             ))
         }

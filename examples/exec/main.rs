@@ -11,6 +11,7 @@ mod environment;
 mod guest;
 mod host;
 mod input;
+mod kernel_initrd;
 mod kernels;
 #[path = "../shared/messages.rs"]
 mod messages;
