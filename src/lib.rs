@@ -151,6 +151,7 @@ pub use error::{ConfigError, Error, ErrorKind, NotStarted, Result};
 pub use exit::{Exit, ShutdownOutcome};
 pub use machine::{Found, StartOrAttach, Starting};
 pub use preflight::image::create_disk_image;
+pub use preflight::kernel::{Architecture, Kernel, KernelFormat};
 pub use runtime::log_tail::LogTail;
 pub use vm::command::{GuestChild, GuestCommand, GuestOutput, GuestReader, GuestStatus, GuestStdin};
 pub use vm::console::ConsoleStream;

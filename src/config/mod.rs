@@ -152,7 +152,8 @@ pub struct HyperKit {
     #[serde(rename = "9p_sockets", serialize_with = "json::list")]
     pub shares_9p: Vec<Share9p>,
 
-    /// The Linux kernel: an x86 bzImage, the format of `/boot/vmlinuz-…`. The hypervisor loads it without a boot loader.
+    /// The Linux kernel: an x86 bzImage, the format of `/boot/vmlinuz-…`, or on QEMU an ELF `vmlinux` with a PVH entry.
+    /// [`Kernel`](crate::Kernel) tells what a file is. The hypervisor loads it without a boot loader.
     #[serde(with = "json::path")]
     pub kernel: Option<PathBuf>,
     /// The initial RAM disk, from which the kernel starts its first program.

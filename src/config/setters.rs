@@ -96,6 +96,8 @@ impl HyperKit {
     setters! {
         #[doc(alias = "bzImage")]
         #[doc(alias = "vmlinuz")]
+        #[doc(alias = "vmlinux")]
+        #[doc(alias = "pvh")]
         #[doc(alias = "linux")]
         "a Linux kernel": kernel(into PathBuf);
         #[doc(alias = "initramfs")]

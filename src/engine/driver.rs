@@ -72,6 +72,17 @@ pub(crate) struct VsockDaemon {
     pub lifetime_fifo: PathBuf,
 }
 
+/// The guest's memory below 4 GiB, into which kernels are loaded.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct LowMemory {
+    /// Its length, in bytes.
+    pub end: u64,
+    /// The highest address that an initrd may have.
+    pub initrd_max: u64,
+    /// The length in bytes of the part at its end that firmware uses while a vmlinux is in memory already.
+    pub firmware: u64,
+}
+
 /// The running hypervisor that a call is about.
 #[derive(Clone, Copy)]
 pub(crate) struct Hypervisor<'a> {
@@ -236,6 +247,14 @@ pub(crate) trait EngineDriver: Sync {
     fn boots_kernel_without_padding(&self) -> bool {
         false
     }
+
+    /// Why the engine does not boot a vmlinux; `None` if it does.
+    fn refuses_vmlinux(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// The memory below 4 GiB of a VM with this much memory.
+    fn low_memory(&self, memory_mib: u64) -> LowMemory;
 
     /// What a hypervisor prints, with the path, if it cannot lock an image.
     fn locked_image_message(&self) -> &'static str;

@@ -12,7 +12,7 @@ use std::fs::FileType;
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub(crate) use driver::{Control, EngineDriver, ExitListener, Hypervisor, VsockDaemon, VsockEndpoint};
+pub(crate) use driver::{Control, EngineDriver, ExitListener, Hypervisor, LowMemory, VsockDaemon, VsockEndpoint};
 
 use crate::config::HyperKit;
 use crate::error::{Error, Result};

@@ -7,22 +7,7 @@ use crate::{Engine, SectorSize};
 
 /// One violation: a field of a [`HyperKit`](crate::HyperKit) whose value, or whose file, cannot be used.
 ///
-/// [`check`](crate::HyperKit::check) reports all violations of a description in
-/// [`Error::InvalidConfig`](crate::Error::InvalidConfig). The person or program that wrote the description can correct each
-/// of them; trying again without a change fails again. The message names the field, its value and what to do;
-/// [`field`](Self::field) returns the name of the field. The [kind](crate::Error::kind) of an error with any of these is
-/// [`Config`](crate::ErrorKind::Config), unless all of them are about programs that are not installed. Then it is
-/// [`NotInstalled`](crate::ErrorKind::NotInstalled).
-///
-/// | about | variants |
-/// |---|---|
-/// | The description by itself | [`Missing`](Self::Missing), [`MissingPrerequisite`](Self::MissingPrerequisite), [`ConflictingBootSources`](Self::ConflictingBootSources), [`CommandLineForRom`](Self::CommandLineForRom), [`StateDirRequired`](Self::StateDirRequired), [`ForbiddenCharacter`](Self::ForbiddenCharacter), [`NotUtf8`](Self::NotUtf8), [`TooLong`](Self::TooLong), [`InvalidCpus`](Self::InvalidCpus), [`InvalidCpu`](Self::InvalidCpu), [`InvalidMemory`](Self::InvalidMemory), [`MemoryExceedsHost`](Self::MemoryExceedsHost), [`InvalidUuid`](Self::InvalidUuid), [`TooManyDevices`](Self::TooManyDevices), [`UnknownSetting`](Self::UnknownSetting), [`Unsupported`](Self::Unsupported) |
-/// | Network | [`InvalidIpv4`](Self::InvalidIpv4), [`InvalidMac`](Self::InvalidMac), [`DuplicateHostPort`](Self::DuplicateHostPort), [`ZeroPort`](Self::ZeroPort) |
-/// | Serial ports, vsock and 9p | [`TooManySerials`](Self::TooManySerials), [`DuplicateStdio`](Self::DuplicateStdio), [`InvalidCid`](Self::InvalidCid), [`InvalidVsockPort`](Self::InvalidVsockPort), [`TooManyVsockPorts`](Self::TooManyVsockPorts), [`DuplicateMountTag`](Self::DuplicateMountTag) |
-/// | Files and directories | [`NotFound`](Self::NotFound), [`NotAFile`](Self::NotAFile), [`NotADirectory`](Self::NotADirectory), [`Inaccessible`](Self::Inaccessible), [`EmptyFile`](Self::EmptyFile), [`NotABzImage`](Self::NotABzImage), [`NotMultiboot`](Self::NotMultiboot), [`InvalidBootrom`](Self::InvalidBootrom), [`NotFirmware`](Self::NotFirmware), [`DoesNotFit`](Self::DoesNotFit), [`CommandLineTooLong`](Self::CommandLineTooLong) |
-/// | Disks | [`MissingDiskPath`](Self::MissingDiskPath), [`UnsupportedUrl`](Self::UnsupportedUrl), [`DiskSizeMissing`](Self::DiskSizeMissing), [`InvalidDiskSize`](Self::InvalidDiskSize), [`InvalidSectorSize`](Self::InvalidSectorSize), [`InvalidQcowOption`](Self::InvalidQcowOption), [`RelativePath`](Self::RelativePath), [`DuplicateDisk`](Self::DuplicateDisk), [`DiskNotWritable`](Self::DiskNotWritable), [`DiskShrinks`](Self::DiskShrinks), [`NotQcow2`](Self::NotQcow2), [`InvalidQcow2`](Self::InvalidQcow2), [`ForeignImage`](Self::ForeignImage), [`DiskHasBackingFile`](Self::DiskHasBackingFile) |
-/// | Programs that are not installed | [`VpnKitNotFound`](Self::VpnKitNotFound), [`ToolNotFound`](Self::ToolNotFound) |
-///
+#[doc = include_str!("violations.md")]
 /// ```
 /// use hyperkit::{ConfigError, Error, HyperKit};
 ///
@@ -239,12 +224,28 @@ pub enum ConfigError {
         /// The file.
         path: PathBuf,
     },
-    /// The kernel is not an x86 bzImage that hyperkit can boot. Use a file such as `/boot/vmlinuz-…`, and not `vmlinux`.
+    /// The kernel is neither a whole x86 bzImage nor an ELF file. Use a file such as `/boot/vmlinuz-…`.
     NotABzImage {
         /// The file.
         path: PathBuf,
         /// The reason.
         reason: &'static str,
+    },
+    /// The kernel is an ELF file that the engine does not boot. Use a bzImage or, on QEMU, a vmlinux for x86-64 with a PVH entry.
+    UnusableVmlinux {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        reason: &'static str,
+    },
+    /// The kernel is compressed as a whole. Unpack the file, for instance with `gzip -d`, `xz -d` or `zstd -d`.
+    CompressedKernel {
+        /// The field: `kernel` or `multiboot`.
+        field: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The format, such as `gzip`.
+        format: &'static str,
     },
     /// The kernel does not follow the Multiboot specification, or needs more than hyperkit offers. Use another kernel.
     NotMultiboot {
@@ -266,8 +267,8 @@ pub enum ConfigError {
         /// The file.
         path: PathBuf,
     },
-    /// The kernel, its initrd or its modules do not fit into the guest's memory below 3 GiB. Set `memory_mib` to at least
-    /// `needed`, or use a smaller file if that is more than 3072. More memory than 3072 MiB does not help.
+    /// The kernel, its initrd or its modules do not fit into the guest's memory below 3 GiB, on QEMU below 2 GiB. Set `memory_mib` to
+    /// at least `needed`, or use a smaller file if that is more than 3072 (QEMU: 2048). More memory does not help.
     DoesNotFit {
         /// The field: `kernel`, `initrd` or `multiboot`.
         field: &'static str,

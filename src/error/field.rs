@@ -35,6 +35,7 @@ impl ConfigError {
             | Self::Inaccessible { field, .. }
             | Self::EmptyFile { field, .. }
             | Self::DoesNotFit { field, .. }
+            | Self::CompressedKernel { field, .. }
             | Self::ToolNotFound { field, .. } => field,
             Self::InvalidIpv4 { .. } => "vpnkit_preferred_ipv4",
             Self::InvalidMac { .. } => "mac",
@@ -50,7 +51,7 @@ impl ConfigError {
             // The key of a list's element: `disks.driver: "x"`.
             Self::UnknownSetting { key } => key.split(['.', ':']).next().unwrap_or(key),
             Self::Unsupported { feature, .. } => feature.split('`').nth(1).unwrap_or(feature),
-            Self::NotABzImage { .. } => "kernel",
+            Self::NotABzImage { .. } | Self::UnusableVmlinux { .. } => "kernel",
             Self::NotMultiboot { .. } => "multiboot",
             Self::InvalidBootrom { .. } | Self::NotFirmware { .. } => "bootrom",
             Self::VpnKitNotFound { .. } => "network",

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::LogTail;
-use crate::error::text::{advice, list};
+use crate::error::text::{advice, list, unpacking};
 use crate::error::{ConfigError, Error, escape_control, text};
 use crate::plan::limits::{MAX_CPUS, MIN_MEMORY_MIB};
 
@@ -234,6 +234,17 @@ impl fmt::Display for ConfigError {
             Self::NotABzImage { path, reason } => {
                 write!(f, "`kernel` must be an x86 bzImage: {reason}: {}", path.display())
             }
+            Self::UnusableVmlinux { path, reason } => write!(
+                f,
+                "unusable vmlinux in `kernel`: {reason}: {}; use a bzImage or, on QEMU, a vmlinux for x86-64 with CONFIG_PVH",
+                path.display()
+            ),
+            Self::CompressedKernel { field, path, format } => write!(
+                f,
+                "`{field}` is compressed with {format}: {}; unpack it with `{}`",
+                path.display(),
+                unpacking(format)
+            ),
             Self::NotMultiboot { path, reason } => {
                 write!(f, "`multiboot` must be a multiboot kernel: {reason}: {}", path.display())
             }
@@ -251,7 +262,7 @@ impl fmt::Display for ConfigError {
             }
             Self::CommandLineTooLong { length, limit } => write!(
                 f,
-                "kernel command line must be at most {limit} bytes long with `earlyprintk=serial`, not {length}"
+                "kernel command line must be at most {limit} bytes long, not {length} (a bzImage's includes `earlyprintk=serial`)"
             ),
             Self::VpnKitNotFound { searched } => write!(
                 f,

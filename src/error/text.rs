@@ -2,14 +2,28 @@
 
 use std::path::PathBuf;
 
-use crate::plan::limits::LOW_MEMORY_MIB;
+use crate::plan::limits::{LOW_MEMORY_MIB, QEMU_LOW_MEMORY_MIB};
 
 /// What to do if `needed` MiB are needed to load a kernel.
 pub(super) fn advice(needed: u64) -> String {
-    match needed <= LOW_MEMORY_MIB {
-        true => format!("set `memory_mib` to at least {needed}"),
-        false if needed == u64::MAX => "the kernel accepts no initrd of this size; use a smaller file".to_owned(),
-        false => format!("it needs {needed} MiB, but only {LOW_MEMORY_MIB} are below 4 GiB; use a smaller file"),
+    let at_least = format!("set `memory_mib` to at least {needed}");
+    if needed == u64::MAX {
+        "the kernel accepts no initrd of this size; use a smaller file".to_owned()
+    } else if needed > LOW_MEMORY_MIB {
+        format!("it needs {needed} MiB, but only {LOW_MEMORY_MIB} are below 4 GiB; use a smaller file")
+    } else if needed > QEMU_LOW_MEMORY_MIB {
+        format!("{at_least}, or on QEMU, which has {QEMU_LOW_MEMORY_MIB} MiB below 4 GiB, use a smaller file")
+    } else {
+        at_least
+    }
+}
+
+/// How to unpack a file of this format.
+pub(super) fn unpacking(format: &str) -> String {
+    match format {
+        "compress" => "gzip -dc".to_owned(),
+        "lzma" => "xz --format=lzma -dc".to_owned(),
+        format => format!("{format} -dc"),
     }
 }
 

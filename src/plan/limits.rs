@@ -8,8 +8,12 @@ use std::ops::RangeInclusive;
 pub(crate) const MAX_CPUS: u32 = 64;
 /// 1 MiB and 4 KiB, in whole MiB.
 pub(crate) const MIN_MEMORY_MIB: u64 = 2;
-/// The memory below 4 GiB, into which a kernel is loaded.
+/// The most memory that hyperkit has below 4 GiB, where a kernel is loaded.
 pub(crate) const LOW_MEMORY_MIB: u64 = 3072;
+/// The most memory that QEMU always has below 4 GiB. A VM with 2816 MiB or more has 2048 there (pc_q35_init in hw/i386/pc_q35.c).
+pub(crate) const QEMU_LOW_MEMORY_MIB: u64 = 2048;
+/// The size of a page of memory, in bytes.
+pub(crate) const PAGE: u64 = 4096;
 /// Context identifiers of guests on vsock; 0 to 2 are reserved.
 pub(crate) const CIDS: RangeInclusive<u32> = 3..=0x7fff_ffff;
 pub(crate) const MAX_VSOCK_PORTS: usize = 4;

@@ -11,12 +11,13 @@ use crate::config::{HyperKit, Multiboot};
 use crate::engine::driver_of;
 use crate::error::ConfigError;
 use crate::plan::kernel_cmdline::with_early_console;
-use crate::plan::limits::MIN_MEMORY_MIB;
+use crate::plan::limits::{MIN_MEMORY_MIB, PAGE};
 use crate::plan::root::with_root;
 use crate::plan::text::valid_path;
 use crate::plan::validate::{Violations, check_module_path};
 use crate::preflight::disks::check_images;
-use crate::preflight::kernel::{BzImage, PAGE, bz_image, check_multiboot_fits, multiboot_end};
+use crate::preflight::kernel::{self, KernelFormat};
+use crate::preflight::multiboot::{check_multiboot_fits, multiboot_end};
 use crate::sys::file::{nonzero_length, open};
 
 type Result<T> = std::result::Result<T, ConfigError>;
@@ -49,14 +50,15 @@ pub(crate) fn check_cmdline_length(description: &HyperKit, cmdline: &str) -> Res
         return check_multiboot(description, multiboot, cmdline).into_iter().next().map_or(Ok(()), Err);
     }
     let Some(kernel) = &description.kernel else { return Ok(()) };
-    let (line, limit) = (
-        with_early_console(description, &with_root(description, cmdline)),
-        bz_image_of(description, kernel)?.cmdline_size.saturating_sub(1),
-    );
-    if line.len() > limit {
-        return Err(ConfigError::CommandLineTooLong { length: line.len(), limit });
-    }
-    Ok(())
+    let kernel = kernel::read(kernel)?;
+    let cmdline = with_root(description, cmdline);
+    // Only hyperkit gets the early console, and it boots no vmlinux.
+    let length = match kernel.format() {
+        KernelFormat::Vmlinux => cmdline.len(),
+        _ => with_early_console(description, &cmdline).len(),
+    };
+    let limit = kernel.longest_cmdline();
+    if length > limit { Err(ConfigError::CommandLineTooLong { length, limit }) } else { Ok(()) }
 }
 
 fn check_vsock_dir(dir: &Path) -> Result<()> {
@@ -68,22 +70,19 @@ fn check_vsock_dir(dir: &Path) -> Result<()> {
     }
 }
 
-fn bz_image_of(description: &HyperKit, kernel: &Path) -> Result<BzImage> {
-    bz_image(kernel, driver_of(description).boots_kernel_without_padding())
-}
-
 fn check_kernel(description: &HyperKit, found: &mut Violations) {
+    let driver = driver_of(description);
     let kernel = description.kernel.as_ref().and_then(|path| {
-        let kernel = valid_path("kernel", path).and_then(|path| bz_image_of(description, path));
-        Some((path, found.collect(kernel)?))
+        let kernel = valid_path("kernel", path).and_then(kernel::read);
+        found.collect(kernel.and_then(|kernel| kernel.check_engine(driver).map(|()| kernel)))
     });
     let initrd = description.initrd.as_ref().map(|path| {
         let length = valid_path("initrd", path).and_then(|path| nonzero_length("initrd", path));
         found.collect(length.map(|length| (path, length)))
     });
     let is_comparable = initrd.as_ref().is_none_or(Option::is_some) && description.memory_mib >= MIN_MEMORY_MIB;
-    if let (Some((path, kernel)), true) = (kernel, is_comparable) {
-        found.collect(kernel.check_fits(description.memory_mib, path, initrd.flatten()));
+    if let (Some(kernel), true) = (kernel, is_comparable) {
+        found.collect(kernel.check_fits(driver, description.memory_mib, initrd.flatten()));
     }
 }
 
@@ -106,7 +105,8 @@ fn check_bootrom(path: &Path) -> Result<()> {
 
 fn check_multiboot(description: &HyperKit, multiboot: &Multiboot, cmdline: &str) -> Violations {
     let mut found = Violations::default();
-    let is_copied_whole = driver_of(description).copies_multiboot_elf_whole();
+    let driver = driver_of(description);
+    let is_copied_whole = driver.copies_multiboot_elf_whole();
     let end = valid_path("multiboot", &multiboot.kernel).and_then(|kernel| multiboot_end(kernel, is_copied_whole));
     let end = found.collect(end);
     let lengths = multiboot.modules.iter().map(|module| {
@@ -118,7 +118,13 @@ fn check_multiboot(description: &HyperKit, multiboot: &Multiboot, cmdline: &str)
     let memory_mib = description.memory_mib;
     let modules = modules.into_iter().collect::<Option<Vec<_>>>().filter(|_| memory_mib >= MIN_MEMORY_MIB);
     if let (Some(end), Some(modules)) = (end, modules) {
-        found.collect(check_multiboot_fits(memory_mib, &multiboot.kernel, end, &modules, cmdline));
+        found.collect(check_multiboot_fits(
+            driver.low_memory(memory_mib).end,
+            &multiboot.kernel,
+            end,
+            &modules,
+            cmdline,
+        ));
     }
     found
 }

@@ -118,10 +118,10 @@ fn foreign(head: &[u8], tail: &[u8; 512]) -> Option<&'static str> {
     tail.starts_with(b"koly\0\0\0\x04").then_some("dmg")
 }
 
-/// Whether a file that begins with `head` is the output of a program that compresses a single file.
-pub(crate) fn is_compressed(head: &[u8]) -> bool {
+/// The format of a file that begins with `head`, if it is the output of a program that compresses a single file.
+pub(crate) fn compression(head: &[u8]) -> Option<&'static str> {
     let compressed = ["gzip", "xz", "zstd", "lz4", "lzip", "lzop", "compress", "bzip2", "lzma"];
-    foreign(head, &[0; 512]).is_some_and(|format| compressed.contains(&format))
+    foreign(head, &[0; 512]).filter(|format| compressed.contains(format))
 }
 
 /// Whether this is the text file that names the parts of a VMDK image: comments and blank lines, and then its version.

@@ -9,6 +9,7 @@ pub(crate) mod image_format;
 pub(crate) mod image_header;
 pub(crate) mod image_lock;
 pub(crate) mod kernel;
+pub(crate) mod multiboot;
 pub(crate) mod qcow2_header;
 
 use std::path::Path;
@@ -86,4 +87,9 @@ fn resolve(description: &HyperKit) -> Result<(HyperKit, Violations, Option<Error
         }
     }
     Ok((resolved, violations, not_found))
+}
+
+/// A little-endian number of `length` bytes; missing bytes are 0.
+fn little_endian(bytes: &[u8], at: usize, length: usize) -> u64 {
+    bytes.iter().skip(at).take(length).rev().fold(0, |number, &byte| (number << 8) | u64::from(byte))
 }

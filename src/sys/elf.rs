@@ -1,4 +1,5 @@
-//! The shared libraries that a program is linked with, as its ELF file names them. (ELF is the format of programs on Linux.)
+//! ELF, the format of programs and of kernels on Linux: the parts of a file, and the shared libraries that a program is linked
+//! with.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -7,8 +8,9 @@ use std::path::Path;
 /// Sizes and values from elf.h, for 64-bit files.
 const HEADER: usize = 64;
 const PROGRAM_HEADER: usize = 56;
-const PT_LOAD: u64 = 1;
+pub(crate) const PT_LOAD: u64 = 1;
 const PT_DYNAMIC: u64 = 2;
+pub(crate) const PT_NOTE: u64 = 4;
 const DYNAMIC_ENTRY: usize = 16;
 const DT_NEEDED: u64 = 1;
 const DT_STRTAB: u64 = 5;
@@ -17,21 +19,52 @@ const MAX_DYNAMIC_BYTES: u64 = 64 * 1024;
 /// A longer name is truncated.
 const MAX_NAME_BYTES: usize = 256;
 
+/// The header of an ELF file. Of 32-bit files and those of the other byte order, only the first four fields are meaningful.
+pub(crate) struct Header {
+    pub is_64_bit: bool,
+    pub is_little_endian: bool,
+    /// Executable, shared library, core dump and so on.
+    pub kind: u64,
+    pub machine: u64,
+    pub flags: u64,
+    first_segment: u64,
+    segment_size: u64,
+    segments: u64,
+}
+
+impl Header {
+    /// Parses the header of a file that begins with `head`. `None` if it is no ELF file.
+    pub(crate) fn parse(head: &[u8]) -> Option<Self> {
+        let is_elf = head.starts_with(b"\x7fELF") && [1, 2].contains(head.get(4)?) && [1, 2].contains(head.get(5)?);
+        let at = |at, length| number(head, at, length).filter(|_| is_elf);
+        Some(Self {
+            is_64_bit: at(4, 1)? == 2,
+            is_little_endian: at(5, 1)? == 1,
+            kind: at(16, 2)?,
+            machine: at(18, 2)?,
+            flags: at(48, 4)?,
+            first_segment: at(32, 8)?,
+            segment_size: at(54, 2)?,
+            segments: at(56, 2)?,
+        })
+    }
+
+    /// Reads the headers of the segments of a 64-bit little-endian file. `None` if the file does not contain them.
+    pub(crate) fn segments(&self, file: &File) -> Option<Vec<Segment>> {
+        if self.segments > 0 && self.segment_size != PROGRAM_HEADER as u64 {
+            return None;
+        }
+        let headers = read(file, self.first_segment, usize::try_from(self.segments).ok()? * PROGRAM_HEADER)?;
+        headers.chunks_exact(PROGRAM_HEADER).map(Segment::parse).collect()
+    }
+}
+
 /// The file names of the shared libraries that a program is linked with. `None` if the file does not name them: a script, a program
 /// without shared libraries, a file that cannot be read, or one for a CPU with 32 bits or another byte order.
 pub(crate) fn needed_libraries(program: &Path) -> Option<Vec<String>> {
     let file = File::open(program).ok()?;
-    let header = read(&file, 0, HEADER)?;
-    // 64-bit, little-endian.
-    if !header.starts_with(b"\x7fELF\x02\x01") {
-        return None;
-    }
-    let (first, count) = (number(&header, 32, 8)?, number(&header, 56, 2)?);
-    if number(&header, 54, 2)? != PROGRAM_HEADER as u64 {
-        return None;
-    }
-    let segments = read(&file, first, usize::try_from(count).ok()? * PROGRAM_HEADER)?;
-    let segments: Vec<Segment> = segments.chunks_exact(PROGRAM_HEADER).filter_map(Segment::parse).collect();
+    let header = Header::parse(&read(&file, 0, HEADER)?).filter(|it| it.is_64_bit && it.is_little_endian)?;
+    let segments = header.segments(&file)?;
     let dynamic = segments.iter().find(|segment| segment.kind == PT_DYNAMIC)?;
     let dynamic = read(&file, dynamic.offset, usize::try_from(dynamic.size.min(MAX_DYNAMIC_BYTES)).ok()?)?;
     let entries: Vec<_> = dynamic
@@ -46,11 +79,16 @@ pub(crate) fn needed_libraries(program: &Path) -> Option<Vec<String>> {
 }
 
 /// A part of the file that is loaded into memory, or described by a program header.
-struct Segment {
-    kind: u64,
-    offset: u64,
+pub(crate) struct Segment {
+    pub kind: u64,
+    pub offset: u64,
     address: u64,
-    size: u64,
+    /// The address at which a kernel is loaded.
+    pub physical: u64,
+    /// The length in the file.
+    pub size: u64,
+    pub memory_size: u64,
+    pub alignment: u64,
 }
 
 impl Segment {
@@ -59,7 +97,10 @@ impl Segment {
             kind: number(header, 0, 4)?,
             offset: number(header, 8, 8)?,
             address: number(header, 16, 8)?,
+            physical: number(header, 24, 8)?,
             size: number(header, 32, 8)?,
+            memory_size: number(header, 40, 8)?,
+            alignment: number(header, 48, 8)?,
         })
     }
 

@@ -2,6 +2,7 @@
 #![allow(dead_code, unused_imports, unused_macros, reason = "each test binary uses a part")]
 
 pub mod child_process;
+pub mod elf_kernel;
 pub mod guest;
 pub mod inputs;
 pub mod rejection;

@@ -176,6 +176,8 @@ fn violations() -> Vec<(&'static str, ConfigError)> {
         ("isos", E::NotADirectory { field, path: path() }),
         ("isos", E::Inaccessible { field, path: path(), kind, reason: reason.clone() }),
         ("kernel", E::NotABzImage { path: path(), reason: "truncated" }),
+        ("kernel", E::UnusableVmlinux { path: path(), reason: "truncated" }),
+        ("isos", E::CompressedKernel { field, path: path(), format: "gzip" }),
         ("multiboot", E::NotMultiboot { path: path(), reason: "truncated" }),
         ("bootrom", E::InvalidBootrom { path: path(), length: 1 }),
         ("bootrom", E::NotFirmware { path: path() }),

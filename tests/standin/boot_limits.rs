@@ -2,7 +2,6 @@
 //! limit is tested with the last valid and the first invalid value.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use hyperkit::{ConfigError, HyperKit, Multiboot};
 
@@ -130,21 +129,6 @@ fn kernel_without_padding_is_accepted_on_qemu_only() {
                 }
             }
         }
-    }
-}
-
-#[test]
-fn compressed_kernel_is_reported_as_compressed() {
-    let test_dir = TestDir::new();
-    test_dir.write("plain", &[multiboot(1 << 16), vec![0; 2000]].concat());
-    for compress in ["gzip", "xz", "xz --format=lzma"] {
-        let shell = format!("{compress} -c plain >kernel && head -c 2000 /dev/urandom >>kernel");
-        assert!(Command::new("sh").args(["-c", &shell]).current_dir(test_dir.dir()).status().unwrap().success());
-        let path = test_dir.path("kernel");
-        let error = rejection_with(&test_dir, "", |d| without_boot_source(d).multiboot(Multiboot::new(&path)));
-        assert_eq!(error, ConfigError::NotMultiboot { path: path.clone(), reason: "compressed" });
-        let error = rejection_with(&test_dir, "", |d| d.kernel(&path));
-        assert_eq!(error, ConfigError::NotABzImage { path, reason: "compressed" });
     }
 }
 

@@ -56,5 +56,6 @@ mod strangers;
 mod templates;
 mod unsupported;
 mod validation;
+mod vmlinux;
 mod vsock;
 mod wrappers;

@@ -19,10 +19,10 @@ use crate::config::file_url::percent_decoded;
 use crate::config::{HyperKit, Network, PortForward, Root, Share9pSource};
 use crate::engine::Engine;
 use crate::engine::dhcp_leases::leased_address;
-use crate::engine::driver::{Control, EngineDriver, GuestAddresses, Hypervisor, VsockEndpoint};
+use crate::engine::driver::{Control, EngineDriver, GuestAddresses, Hypervisor, LowMemory, VsockEndpoint};
 use crate::error::{ConfigError, Result};
 use crate::exit::Exit;
-use crate::plan::limits::MAX_SOCKET;
+use crate::plan::limits::{LOW_MEMORY_MIB, MAX_SOCKET};
 use crate::plan::serial_ports::{Line, ports};
 use crate::plan::slots::{Device, NicBackend, layout};
 use crate::plan::text::{check_length, check_path};
@@ -136,6 +136,16 @@ impl EngineDriver for Driver {
             warnings.push("hyperkit ignores `core_dumps`".to_owned());
         }
         warnings
+    }
+
+    /// hyperkit loads the initrd at the end of the memory, below what the kernel's header allows.
+    fn low_memory(&self, memory_mib: u64) -> LowMemory {
+        let end = memory_mib.min(LOW_MEMORY_MIB) << 20;
+        LowMemory { end, initrd_max: end.saturating_sub(1), firmware: 0 }
+    }
+
+    fn refuses_vmlinux(&self) -> Option<&'static str> {
+        Some("hyperkit boots only bzImages")
     }
 
     fn copies_multiboot_elf_whole(&self) -> bool {

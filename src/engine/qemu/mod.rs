@@ -24,7 +24,7 @@ use serde_json::json;
 use crate::config::{HyperKit, Network, PortForward, Protocol};
 use crate::engine::Engine;
 use crate::engine::driver::{
-    Control, EngineDriver, ExitListener, GuestAddresses, Hypervisor, VsockDaemon, VsockEndpoint,
+    Control, EngineDriver, ExitListener, GuestAddresses, Hypervisor, LowMemory, VsockDaemon, VsockEndpoint,
 };
 use crate::error::{ConfigError, Error, Result};
 use crate::plan::root::without_root;
@@ -198,6 +198,10 @@ impl EngineDriver for Driver {
 
     fn boots_kernel_without_padding(&self) -> bool {
         true
+    }
+
+    fn low_memory(&self, memory_mib: u64) -> LowMemory {
+        limits::low_memory(memory_mib)
     }
 
     fn agent_socket(&self, state: &StateDir) -> Result<PathBuf, ConfigError> {

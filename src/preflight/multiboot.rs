@@ -1,102 +1,35 @@
-//! Kernel files: whether hyperkit can boot them, and whether they fit into the guest's memory.
+//! Multiboot kernels: whether hyperkit can boot them, and whether they fit into the guest's memory.
 
 use std::fs::Metadata;
-use std::io::{self, Read};
+use std::io::Read;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::config::MultibootModule;
 use crate::error::ConfigError;
-use crate::plan::limits::LOW_MEMORY_MIB;
-use crate::preflight::image_header::is_compressed;
+use crate::plan::limits::PAGE;
+use crate::preflight::image_header::compression;
+use crate::preflight::little_endian as number;
 use crate::sys::file::open;
 
 type Result<T> = std::result::Result<T, ConfigError>;
 
 const MIB: u64 = 1024 * 1024;
-pub(crate) const PAGE: u64 = 4096;
-/// Where hyperkit loads a relocatable kernel.
-const BASE: u64 = MIB;
-const MAX_LOW_MEMORY: u64 = LOW_MEMORY_MIB * MIB;
 
-/// The boot protocol's header of an x86 bzImage, which starts at 0x1f1.
-pub(crate) struct BzImage {
-    /// The length of the longest command line, with its NUL.
-    pub cmdline_size: usize,
-    start: u64,
-    /// The memory that the kernel needs to unpack itself.
-    init_size: u64,
-    initrd_max: u64,
-}
-
-/// Reads the header. Refuses what hyperkit's kexec refuses. With `lacks_padding`, the last block of 16 bytes may be shorter, as in
-/// memtest86+.
-pub(crate) fn bz_image(path: &Path, lacks_padding: bool) -> Result<BzImage> {
-    let (mut file, metadata) = open("kernel", path, Metadata::is_file)?;
-    let no = |reason| Err(ConfigError::NotABzImage { path: path.to_owned(), reason });
-    let mut header = [0; 0x264];
-    if let Err(source) = file.read_exact(&mut header) {
-        return match source.kind() {
-            io::ErrorKind::UnexpectedEof => no("file too short"),
-            _ => Err(ConfigError::inaccessible("kernel", path, &source)),
-        };
-    }
-    let number = |at, length| number(&header, at, length);
-    let setup = (number(0x1f1, 1) + 1) * 512;
-    if number(0x1fe, 2) != 0xaa55 || &header[0x202..0x206] != b"HdrS" {
-        return no(if is_compressed(&header) { "compressed" } else { "no boot header" });
-    }
-    if number(0x206, 2) < 0x020a {
-        return no("boot protocol older than 2.10");
-    }
-    if header[0x1f1] == 0 || header[0x211] & 1 == 0 {
-        return no("zImage");
-    }
-    if metadata.len() + if lacks_padding { 15 } else { 0 } < setup + number(0x1f4, 4) * 16 {
-        return no("truncated");
-    }
-    if metadata.len() == setup {
-        return no("nothing after its setup sectors");
-    }
-    let is_relocatable = header[0x234] != 0;
-    let aligned = BASE.checked_next_multiple_of(number(0x230, 4)).unwrap_or(0);
-    let start = if is_relocatable { aligned } else { number(0x258, 8) };
-    let init_size = number(0x260, 4).next_multiple_of(PAGE);
-    if start < BASE || metadata.len() - setup > init_size {
-        return no("inconsistent header");
-    }
-    Ok(BzImage { cmdline_size: number(0x238, 4) as usize, start, init_size, initrd_max: number(0x22c, 4) })
-}
-
-impl BzImage {
-    /// Refuses the kernel or its initrd if they do not fit into memory. The initrd comes with its length in bytes. hyperkit
-    /// loads the initrd as high as possible, and would overwrite the kernel.
-    pub(crate) fn check_fits(&self, memory_mib: u64, kernel: &Path, initrd: Option<(&PathBuf, u64)>) -> Result<()> {
-        let low_memory = low_memory(memory_mib);
-        let end = self.start.saturating_add(self.init_size);
-        let behind = initrd.map_or(0, |(_, size)| size.next_multiple_of(PAGE) + PAGE);
-        let needed = end.saturating_add(behind).div_ceil(MIB);
-        let refuse = |field, path: &Path, needed| Err(ConfigError::DoesNotFit { field, path: path.to_owned(), needed });
-        if end > low_memory {
-            return refuse("kernel", kernel, needed);
-        }
-        let Some((path, size)) = initrd else { return Ok(()) };
-        let fits_below = |top: u64| top.checked_sub(size).is_some_and(|start| start / PAGE * PAGE >= end);
-        match fits_below(self.initrd_max.min(low_memory - 1)) {
-            true => Ok(()),
-            // The kernel's header allows no initrd of this size, whatever the memory is.
-            false if !fits_below(self.initrd_max) => refuse("initrd", path, u64::MAX),
-            false => refuse("initrd", path, needed),
-        }
-    }
+/// The position of the header in the first bytes of a file.
+pub(super) fn multiboot_header(head: &[u8]) -> Option<usize> {
+    const MAGIC: u64 = 0x1bad_b002;
+    const HEADER: usize = 48;
+    let word = |at: usize| number(head, at, 4);
+    let is_header = |&at: &usize| word(at) == MAGIC && (MAGIC + word(at + 4) + word(at + 8)) & 0xffff_ffff == 0;
+    // hyperkit and QEMU overlook a header at the very end.
+    (0..head.len().saturating_sub(HEADER)).step_by(4).find(is_header)
 }
 
 /// Reads the header of the Multiboot specification, which is in the first 8 KiB. Refuses what hyperkit refuses. Returns
 /// where the kernel ends in memory. `is_copied_whole` is whether the engine copies the segments of an ELF file as one piece.
 pub(crate) fn multiboot_end(path: &Path, is_copied_whole: bool) -> Result<u64> {
-    const MAGIC: u64 = 0x1bad_b002;
     const SEARCHED: u64 = 0x2000;
-    const HEADER: usize = 48;
     /// The features that hyperkit offers of those a kernel can require: page-aligned modules, and the size of memory.
     const KNOWN: u64 = 0b11;
     const HAS_ADDRESSES: u64 = 1 << 16;
@@ -107,10 +40,11 @@ pub(crate) fn multiboot_end(path: &Path, is_copied_whole: bool) -> Result<u64> {
     let read = (&file).take(SEARCHED).read_to_end(&mut head);
     read.map_err(|error| ConfigError::inaccessible("multiboot", path, &error))?;
     let word = |at: usize| number(&head, at, 4);
-    let is_header = |&at: &usize| word(at) == MAGIC && (MAGIC + word(at + 4) + word(at + 8)) & 0xffff_ffff == 0;
-    // hyperkit overlooks a header at the very end.
-    let Some(at) = (0..head.len().saturating_sub(HEADER)).step_by(4).find(is_header) else {
-        return no(if is_compressed(&head) { "compressed" } else { "no multiboot header" });
+    let Some(at) = multiboot_header(&head) else {
+        return match compression(&head) {
+            Some(format) => Err(ConfigError::CompressedKernel { field: "multiboot", path: path.to_owned(), format }),
+            None => no("no multiboot header"),
+        };
     };
     let flags = word(at + 4);
     if flags & 0xffff & !KNOWN != 0 {
@@ -162,9 +96,9 @@ pub(crate) fn multiboot_end(path: &Path, is_copied_whole: bool) -> Result<u64> {
 pub(crate) type Module<'a> = (&'a MultibootModule, u64);
 
 /// Refuses a multiboot kernel that ends at `end`, its modules, or what hyperkit puts after them, if they do not fit
-/// into memory.
+/// into the memory below 4 GiB, which has `low_memory` bytes.
 pub(crate) fn check_multiboot_fits(
-    memory_mib: u64,
+    low_memory: u64,
     kernel: &Path,
     end: u64,
     modules: &[Module<'_>],
@@ -178,7 +112,7 @@ pub(crate) fn check_multiboot_fits(
     let lengths = modules.iter().map(|(module, length)| (module.path.as_path(), *length));
     for (path, length) in [(kernel, 0)].into_iter().chain(lengths) {
         end = end.next_multiple_of(PAGE).saturating_add(length);
-        if end > low_memory(memory_mib) {
+        if end > low_memory {
             return refuse(path, end);
         }
         last = path;
@@ -189,15 +123,5 @@ pub(crate) fn check_multiboot_fits(
     let kernel_line = if cmdline.is_empty() { 0 } else { line(kernel, cmdline) };
     let lines: u64 = modules.iter().map(|(module, _)| line(&module.path, &module.cmdline)).sum();
     end = end.next_multiple_of(PAGE) + (lines + kernel_line).next_multiple_of(4) + 28 + 16 * modules.len() as u64;
-    if end > low_memory(memory_mib) { refuse(last, end) } else { Ok(()) }
-}
-
-/// The memory below 4 GiB, in bytes.
-fn low_memory(memory_mib: u64) -> u64 {
-    memory_mib.saturating_mul(MIB).min(MAX_LOW_MEMORY)
-}
-
-/// A little-endian number of `length` bytes; missing bytes are 0.
-fn number(bytes: &[u8], at: usize, length: usize) -> u64 {
-    bytes.iter().skip(at).take(length).rev().fold(0, |number, &byte| (number << 8) | u64::from(byte))
+    if end > low_memory { refuse(last, end) } else { Ok(()) }
 }
