@@ -13,9 +13,11 @@ usage: examples/setup.sh [--tests] [--guest DIR]
 Sets up what the examples need. It says what it will do before it does it, and does nothing if everything is there.
 
   - On Debian and Ubuntu it installs what is missing of qemu-system-x86 (40 MB with its libraries), cpio, xz-utils and a
-    C linker (50 MB) with apt-get; with sudo, if you are not root.
-  - It downloads a Linux kernel and busybox (71 MB), and makes of them a small guest in target/guest/ (11 MB), without root.
-    The guest contains the agent, a program of this repository, which Cargo builds.
+    C linker (50 MB) with apt-get; with sudo, if you are not root. If the kernel is packed with zstd or lz4, it installs that
+    program, too (1 MB).
+  - It downloads a Linux kernel and busybox (71 MB), and makes of them a small guest in target/guest/ (45 MB), without root.
+    The guest contains the agent, a program of this repository, which Cargo builds. The kernel is there twice: packed
+    (vmlinuz), and unpacked (vmlinux), which QEMU boots sooner.
   - On macOS it installs QEMU with Homebrew. The guest has to be made on Debian or Ubuntu, and target/guest/ to be copied.
 
   --tests   also what the tests need: genisoimage, qemu-utils, ovmf and strace (17 MB); vhost-device-vsock, which Cargo builds in
@@ -90,7 +92,7 @@ agent_sources="src/vm/command/protocol.rs src/vm/command/archive.rs"
 stamp=$(sed '1,/^# --- The guest/d' examples/setup.sh |
     cat - $(find examples/guest $agent_sources -type f | LC_ALL=C sort) | cksum)
 guest_is_made() {
-    [ -s "$guest/vmlinuz" ] && [ -s "$guest/initrd.img" ] && [ -s "$guest/host-root.img" ] &&
+    [ -s "$guest/vmlinuz" ] && [ -s "$guest/vmlinux" ] && [ -s "$guest/initrd.img" ] && [ -s "$guest/host-root.img" ] &&
         [ "$(cat "$guest/stamp" 2>/dev/null)" = "$stamp" ]
 }
 
@@ -134,14 +136,17 @@ find_missing() {
 lacks_vsock() { [ "$tests" ] && ! have vhost-device-vsock && ! [ -x target/tools/bin/vhost-device-vsock ]; }
 
 find_missing
-root=
-if [ "$missing" ] && [ "$(id -u)" != 0 ]; then
-    have sudo || die "these packages are missing and there is no sudo: install them as root:$missing"
-    root=sudo
-fi
+as_root=
+needs_root() { # packages
+    [ "$(id -u)" != 0 ] || return 0
+    have sudo || die "these packages are missing and there is no sudo: install them as root: $*"
+    as_root=sudo
+}
+# shellcheck disable=SC2086  # several packages
+[ -z "$missing" ] || needs_root $missing
 if [ "$missing" ] || lacks_vsock || ! guest_is_made; then
     say "this takes about a minute on a usual line, and will"
-    [ -z "$missing" ] || say "- install${root:+, with $root,} these packages and what they need, some $megabytes MB:$missing"
+    [ -z "$missing" ] || say "- install${as_root:+, with $as_root,} these packages and what they need, some $megabytes MB:$missing"
     ! lacks_vsock || say "- build vhost-device-vsock in target/tools/, a minute more"
     [ -z "$tests" ] || [ -e target/cloud-image/disk.qcow2 ] ||
         say "- make a disk image of Debian for the test of ssh in target/cloud-image/, two minutes more"
@@ -149,14 +154,19 @@ if [ "$missing" ] || lacks_vsock || ! guest_is_made; then
 fi
 
 updated=
-for _ in once again; do # an older QEMU may push out the qemu-utils of a newer one
-    [ "$missing" ] || break
-    say "installing$missing"
-    # shellcheck disable=SC2086  # options and packages
-    [ "$updated" ] || $root apt-get $quiet update
+install_packages() {
+    needs_root "$@"
+    say "installing $*"
+    # shellcheck disable=SC2086  # several options
+    [ "$updated" ] || $as_root apt-get $quiet update
     updated=yes
     # shellcheck disable=SC2086
-    $root env DEBIAN_FRONTEND=noninteractive apt-get $quiet install -y --no-install-recommends $missing
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get $quiet install -y --no-install-recommends "$@"
+}
+for _ in once again; do # an older QEMU may push out the qemu-utils of a newer one
+    [ "$missing" ] || break
+    # shellcheck disable=SC2086  # several packages
+    install_packages $missing
     find_missing
 done
 
@@ -230,6 +240,28 @@ unpack() {
 step "unpacking the kernel, its modules and busybox" unpack
 
 cp "$work"/boot/vmlinuz* "$work/out/vmlinuz"
+
+# An emulated CPU takes 2 s to unpack the kernel, so it is unpacked here. Its boot header says where the packed part is:
+# setup_sects, payload_offset and payload_length in Documentation/arch/x86/boot.rst of Linux.
+field() { od -An -v --endian=little -t "u$2" -j "$1" -N "$2" "$work/out/vmlinuz" | tr -d ' '; } # position, length
+payload_start=$((($(field 497 1) + 1) * 512 + $(field 584 4)))
+payload_length=$(field 588 4)
+payload() { tail -c "+$((payload_start + 1))" "$work/out/vmlinuz" | head -c "$payload_length"; }
+# Behind the packed kernel, all formats but gzip have its length in 4 bytes.
+payload_length=$((payload_length - 4))
+case $(payload | od -An -v -t x1 -N 4 | tr -d ' ') in
+fd377a58) unpacker=xz package=xz-utils ;;
+28b52ffd) unpacker=zstd package=zstd ;;
+02214c18) unpacker=lz4 package=lz4 ;;
+1f8b08*) unpacker=gzip package=gzip payload_length=$((payload_length + 4)) ;;
+*) die "$kernel is packed in an unknown format, so it has no vmlinux for the guest" ;;
+esac
+have "$unpacker" || install_packages "$package"
+unpack_kernel() {
+    payload | "$unpacker" -dc > "$work/out/vmlinux" && [ "$(head -c 4 "$work/out/vmlinux" | tail -c 3)" = ELF ] ||
+        die "could not unpack the kernel with $unpacker"
+}
+step "unpacking vmlinux with $unpacker" unpack_kernel
 mkdir -p "$root/bin" "$root/etc" "$root/lib/modules" "$root/proc" "$root/sys" "$root/dev" "$root/mnt" "$root/tmp"
 find "$work/bin" "$work/usr/bin" -name busybox -exec cp {} "$root/bin/busybox" \; 2>/dev/null || true
 [ -x "$root/bin/busybox" ] || die "the busybox-static package holds no busybox"

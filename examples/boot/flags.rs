@@ -28,7 +28,7 @@ What to do:
   --verbose             also prints what the hypervisor prints
 
 What to boot:
-  --kernel FILE         an x86 bzImage (default: the guest that examples/setup.sh creates)
+  --kernel FILE         an x86 bzImage, or on QEMU a vmlinux (default: the guest that examples/setup.sh creates)
   --initrd FILE         its initial RAM disk
   --cmdline TEXT        its command line (default: console=ttyS0 panic=1 no_timer_check quiet). boot adds
                         console=ttyS0 if TEXT has no console=, and panic=1 if it has no panic=. With panic=1,

@@ -29,7 +29,7 @@ use std::time::Duration;
 use attach::{Attachment, Left, Output};
 use ctl_command::ctl_command;
 use flags::{Action, Command};
-use hyperkit::{Console, Error, Exit, HyperKit, Vm};
+use hyperkit::{Console, Engine, Error, Exit, HyperKit, Vm};
 use output::{print, warn};
 use unread::when_unread;
 
@@ -58,7 +58,12 @@ fn main() -> ExitCode {
 fn execute(command: Command) -> Result<ExitCode> {
     let Command { action, mut description, cmdline, .. } = command;
     if description.kernel.is_none() && description.bootrom.is_none() {
-        let (kernel, initrd) = guest::kernel_and_initrd()?;
+        let engine = match (&action, &description.hyperkit) {
+            (Action::PrintArguments, None) => Engine::HyperKit,
+            // A start reports that there is none.
+            _ => description.engine().unwrap_or(Engine::HyperKit),
+        };
+        let (kernel, initrd) = guest::kernel_and_initrd(engine)?;
         description = description.kernel(kernel);
         description.initrd.get_or_insert(initrd);
     }

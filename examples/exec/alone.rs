@@ -27,7 +27,7 @@ pub fn run(
     kernel: Option<&Path>,
     ending: &EndingSignal,
 ) -> Result<Ended, Box<dyn Error>> {
-    let (guest_kernel, guest_initrd) = guest::kernel_and_initrd()?;
+    let (guest_kernel, guest_initrd) = guest::kernel_and_initrd(options.description.engine()?)?;
     let temporary = std::env::temp_dir();
     let in_temporary = |error| format!("cannot create the VM's files in {}: {error}", temporary.display());
     let dir = tempfile::tempdir_in(&temporary).map_err(in_temporary)?;

@@ -3,18 +3,24 @@
 use std::env::var_os;
 use std::path::{Path, PathBuf};
 
+use hyperkit::Engine;
+
 /// The checkout that this program was built from, which may be gone.
 const CHECKOUT: &str = env!("CARGO_MANIFEST_DIR");
 
+/// The kernels for QEMU. The first one is unpacked already, for which an emulated CPU takes 2 s.
+const FOR_QEMU: [&str; 2] = ["vmlinux", "vmlinuz"];
+
 /// Returns the paths of the guest's kernel and initrd.
-pub fn kernel_and_initrd() -> Result<(PathBuf, PathBuf), String> {
-    find([&["vmlinuz"], &["initrd.img"]]).map(Into::into)
+pub fn kernel_and_initrd(engine: Engine) -> Result<(PathBuf, PathBuf), String> {
+    let kernels = if engine == Engine::Qemu { &FOR_QEMU[..] } else { &FOR_QEMU[1..] };
+    find([kernels, &["initrd.img"]]).map(Into::into)
 }
 
-/// Returns the paths of a kernel for QEMU, which boots an ELF file faster, and of the initrd that takes over the host's root.
+/// Returns the paths of the guest's kernel for QEMU, and of the initrd with which the host's root is that of the guest.
 #[allow(dead_code, reason = "not every example runs the host's programs")]
 pub fn kernel_and_host_root() -> Result<(PathBuf, PathBuf), String> {
-    find([&["vmlinux", "vmlinuz"], &["host-root.img"]]).map(Into::into)
+    find([&FOR_QEMU, &["host-root.img"]]).map(Into::into)
 }
 
 /// Returns the paths of two files of the same guest, since modules in an initrd fit to one kernel. Each is the first of its

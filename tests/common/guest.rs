@@ -24,7 +24,7 @@ pub const PROMPT: &str = "# ";
 /// the kernel panics if an emulated timer interrupt is late, which happens on busy hosts.
 pub const QUIET_CMDLINE: &str = "console=ttyS0 panic=1 quiet no_timer_check";
 
-/// Returns the path of `vmlinuz` or `initrd.img` of the guest.
+/// Returns the path of `vmlinux`, `vmlinuz` or `initrd.img` of the guest.
 pub fn guest_file(name: &str) -> PathBuf {
     setup_file("target/guest", name)
 }
@@ -36,9 +36,9 @@ pub fn setup_file(dir: &str, name: &str) -> PathBuf {
     path
 }
 
-/// Returns the description of a VM on QEMU that boots the guest.
+/// Returns the description of a VM on QEMU that boots the guest. Tests of `boot` and of the documentation boot `vmlinuz`.
 pub fn description() -> HyperKit {
-    HyperKit::new().hyperkit("qemu-system-x86_64").kernel(guest_file("vmlinuz")).initrd(guest_file("initrd.img"))
+    HyperKit::new().hyperkit("qemu-system-x86_64").kernel(guest_file("vmlinux")).initrd(guest_file("initrd.img"))
 }
 
 /// Returns the description of a VM on QEMU with 256 MiB and a state directory that boots the guest.

@@ -34,5 +34,6 @@ mod scoped;
 #[cfg(target_os = "linux")]
 mod shares;
 mod shutdown;
+mod vmlinux;
 #[cfg(target_os = "linux")]
 mod vsock;
