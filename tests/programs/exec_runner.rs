@@ -105,13 +105,11 @@ fn tests_of_another_crate_pass_fail_abort_and_hang_apart() {
     assert!(stdout.contains("left: 1") && stdout.contains("1 passed; 1 failed"), "{stdout}");
 
     let (status, stdout, stderr) = run("", &["aborts"]);
-    assert!(stderr.contains("(exit status: 134)"), "{status:?} {stdout}{stderr}");
+    assert!(status == Some(134) && stderr.contains("(exit status: 134)"), "{status:?} {stdout}{stderr}");
 
     let (status, stdout, stderr) = run("--timeout 3", &["hangs"]);
-    assert!(
-        stderr.contains("exec: timed out after 3 s") && stderr.contains("(exit status: 124)"),
-        "{status:?} {stdout}{stderr}"
-    );
+    assert_eq!(status, Some(124), "{stdout}{stderr}");
+    assert!(stderr.contains("exec: timed out after 3 s") && stderr.contains("(exit status: 124)"), "{stdout}{stderr}");
 }
 
 /// Cargo has built the unit tests already, if all tests run. `FULL=1` runs all of them.

@@ -11,6 +11,8 @@ mod exec; // needs the host's C compiler to build Linux programs
 #[cfg(target_os = "linux")]
 mod exec_host; // runs the host's programs
 #[cfg(target_os = "linux")]
+mod exec_installed;
+#[cfg(target_os = "linux")]
 mod exec_runner;
 mod foreground;
 mod howto;
