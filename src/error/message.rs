@@ -81,23 +81,24 @@ impl Error {
                 };
                 format!("{reason} for {text:?} on the console{}{}", of(state_dir), tail(log_tail))
             }
-            Self::VmExited { program, exit, state_dir } => format!("VM {exit} while {program:?} ran{}", of(state_dir)),
+            Self::VmExited { program, exit, state_dir, log_tail } => {
+                format!("VM {exit} while {program:?} ran{}{}", of(state_dir), tail(log_tail))
+            }
             Self::CommandNotStarted { program, reason, .. } => format!("{reason}: {program:?}"),
             Self::CommandOutputTooLong { program, limit } => {
                 format!("output of {program:?} longer than {limit} bytes; raise `output_limit` or use `spawn`")
             }
             Self::CopyFailed { from, to, .. } => format!("cannot copy {} to {}", from.display(), to.display()),
             Self::AgentFailed { reason, state_dir } => format!("agent in the guest failed: {reason}{}", of(state_dir)),
-            Self::AgentNotResponding { timeout, is_paused: true, state_dir } => {
-                format!("no answer from the agent after {}; the VM is paused{}", seconds(*timeout), of(state_dir))
-            }
-            Self::AgentNotResponding { timeout, is_paused: false, state_dir } => {
-                format!(
-                    "no answer from the agent after {}{}; the guest may still boot or not run the agent, or another program \
-                     may use the agent",
-                    seconds(*timeout),
-                    of(state_dir)
-                )
+            Self::AgentNotResponding { timeout, is_paused, state_dir, log_tail } => {
+                let (timeout, dir, tail) = (seconds(*timeout), of(state_dir), tail(log_tail));
+                match is_paused {
+                    true => format!("no answer from the agent after {timeout}; the VM is paused{dir}"),
+                    false => format!(
+                        "no answer from the agent after {timeout}{dir}; the guest may still boot or not run the agent, or \
+                         another program may use the agent{tail}"
+                    ),
+                }
             }
             Self::CommandTimedOut { program, timeout, .. } => {
                 format!("{program:?} did not end within {} and was killed", seconds(*timeout))

@@ -222,7 +222,7 @@ pub enum Error {
         log_tail: LogTail,
     },
 
-    /// The VM exited while a command ran in it.
+    /// The VM exited while a command ran in it, or before the agent answered.
     VmExited {
         /// The program of the command.
         program: String,
@@ -230,6 +230,8 @@ pub enum Error {
         exit: Exit,
         /// The state directory, if the VM has one.
         state_dir: Option<PathBuf>,
+        /// The last lines of the hypervisor and the console.
+        log_tail: LogTail,
     },
     /// A program in the guest was not started. [`NotStarted`] says why.
     CommandNotStarted {
@@ -278,6 +280,8 @@ pub enum Error {
         is_paused: bool,
         /// The state directory, if the VM has one.
         state_dir: Option<PathBuf>,
+        /// The last lines of the hypervisor and the console.
+        log_tail: LogTail,
     },
     /// A program in the guest ran longer than its [timeout](crate::GuestCommand::timeout), and was killed with its descendants.
     CommandTimedOut {

@@ -16,6 +16,12 @@ pub(crate) fn check_path<'a>(field: &'static str, path: &'a Path) -> Result<&'a 
     check_text(field, utf8(field, path)?)
 }
 
+/// Accepts a path that an engine passes on with its commas escaped.
+pub(crate) fn check_escaped_path<'a>(field: &'static str, path: &'a Path) -> Result<&'a str> {
+    let text = reject_chars(&['\0'], field, utf8(field, path)?)?;
+    if text.is_empty() { Err(ConfigError::Missing { field }) } else { Ok(text) }
+}
+
 /// The path itself, if it can stand in an argument. Otherwise only that is reported, and no file is searched by that name.
 pub(crate) fn valid_path<'a>(field: &'static str, path: &'a Path) -> Result<&'a Path> {
     check_path(field, path).map(|_| path)

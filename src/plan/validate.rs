@@ -14,7 +14,8 @@ use crate::plan::root::{ROOT_TAG, root_dir};
 use crate::plan::serial_ports::ports;
 use crate::plan::slots::layout;
 use crate::plan::text::{
-    check_length, check_path, check_text, has_known_variant, is_cpu, is_unicast_mac, is_uuid, reject_chars, utf8,
+    check_escaped_path, check_length, check_path, check_text, has_known_variant, is_cpu, is_unicast_mac, is_uuid,
+    reject_chars, utf8,
 };
 
 /// Collects violations.
@@ -212,8 +213,7 @@ fn check_strings(description: &HyperKit, found: &mut Violations) {
 fn check_shares(description: &HyperKit, found: &mut Violations) {
     let field = "shares_9p";
     if let Some(dir) = root_dir(description) {
-        let dir = utf8("root", dir);
-        found.collect(dir.and_then(|dir| reject_chars(&['\0'], "root", dir)));
+        found.collect(check_escaped_path("root", dir));
         if description.shares_9p.iter().any(|share| share.tag == ROOT_TAG) {
             found.add(ConfigError::DuplicateMountTag { tag: ROOT_TAG.to_owned() });
         }
@@ -224,7 +224,7 @@ fn check_shares(description: &HyperKit, found: &mut Violations) {
             found.add(ConfigError::DuplicateMountTag { tag: share.tag.clone() });
         }
         if let Share9pSource::Path(path) = &share.source {
-            found.collect(check_path(field, path).and_then(|path| check_length(MAX_SOCKET, field, path)));
+            found.collect(check_escaped_path(field, path));
         }
         found.collect(check_text(field, &share.tag).and_then(|tag| check_length(MAX_TAG, field, tag)));
     }

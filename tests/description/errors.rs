@@ -47,7 +47,15 @@ fn errors() -> Vec<(ErrorKind, Error)> {
         (ErrorKind::Hypervisor, Error::VsockDaemonFailed { program: path(), log_tail: tail() }),
         (ErrorKind::Hypervisor, Error::Qmp { socket: path(), reason: "\u{1b}[2J".to_owned() }),
         (ErrorKind::Guest, Error::VsockConnectionRefused { port: 1 }),
-        (ErrorKind::Guest, Error::VmExited { program: "a\n".to_owned(), exit: Exit::PowerOff, state_dir: state_dir() }),
+        (
+            ErrorKind::Guest,
+            Error::VmExited {
+                program: "a\n".to_owned(),
+                exit: Exit::PowerOff,
+                state_dir: state_dir(),
+                log_tail: tail(),
+            },
+        ),
         (
             ErrorKind::Guest,
             Error::CommandNotStarted { program: "x".to_owned(), reason: NotStarted::CurrentDir, source: denied() },
@@ -55,8 +63,14 @@ fn errors() -> Vec<(ErrorKind, Error)> {
         (ErrorKind::Guest, Error::CommandOutputTooLong { program: "x".to_owned(), limit: 1 }),
         (ErrorKind::Guest, Error::CopyFailed { from: path(), to: path(), source: denied() }),
         (ErrorKind::Guest, Error::AgentFailed { reason: "\u{1b}[2J".to_owned(), state_dir: None }),
-        (ErrorKind::Timeout, Error::AgentNotResponding { timeout, is_paused: true, state_dir: state_dir() }),
-        (ErrorKind::Timeout, Error::AgentNotResponding { timeout, is_paused: false, state_dir: None }),
+        (
+            ErrorKind::Timeout,
+            Error::AgentNotResponding { timeout, is_paused: true, state_dir: state_dir(), log_tail: tail() },
+        ),
+        (
+            ErrorKind::Timeout,
+            Error::AgentNotResponding { timeout, is_paused: false, state_dir: None, log_tail: tail() },
+        ),
         (
             ErrorKind::Timeout,
             Error::CommandTimedOut { program: "x".to_owned(), timeout, stdout: Vec::new(), stderr: Vec::new() },

@@ -1,6 +1,6 @@
 //! Arguments for QEMU that the tests with a real guest do not cover.
 
-use hyperkit::{Console, Disk, Engine, HyperKit, Multiboot, Network, PortForward, QcowOptions, Serial};
+use hyperkit::{Console, Disk, Engine, HyperKit, Multiboot, Network, PortForward, QcowOptions, Root, Serial};
 
 const UUID: &str = "1f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55";
 
@@ -75,6 +75,43 @@ fn agent_has_a_port_in_the_slot_after_all_other_devices() {
     assert_eq!(values(&description, "-device"), [without, agent.map(str::to_owned).to_vec()].concat());
     let chardevs = values(&description, "-chardev");
     assert!(chardevs.contains(&"socket,id=agent,path=/vm/agent.sock,server=on,wait=off".to_owned()), "{chardevs:?}");
+}
+
+/// Commas are doubled, and on the kernel command line all that Linux would take for something else is encoded.
+#[test]
+fn root_is_a_read_only_share_that_the_kernel_command_line_names() {
+    let bare = description()
+        .state_dir("/vm")
+        .agent(true)
+        .share_dir("/srv/my, root/a b%\u{e4}'/c", "c d")
+        .share_dir("/other", "o");
+    let bare = bare
+        .share_dir("/srv/my, root/a b%\u{e4}'", "b")
+        .share_dir("/srv/my, root", "root")
+        .share_dir("/srv/my, rooted", "near");
+    let options = |description: &HyperKit, option| values(description, option).pop().unwrap();
+    let dir = bare.clone().root(Root::Dir("/srv/./x/../my, root".into()));
+    assert_eq!(
+        options(&dir, "-append"),
+        "hyperkit.root=hyperkit-root hyperkit.mount=b,/a%20b%25%c3%a4%27 hyperkit.mount=c%20d,/a%20b%25%c3%a4%27/c a, b"
+    );
+    assert_eq!(
+        options(&dir, "-fsdev"),
+        "local,id=root,path=/srv/./x/../my,, root,security_model=none,multidevs=remap,readonly=on"
+    );
+    assert_eq!(options(&dir, "-device"), "virtio-9p-pci,fsdev=root,mount_tag=hyperkit-root,bus=pcie.0,addr=8.0");
+    let without_root = values(&bare, "-fsdev");
+    assert_eq!(without_root[2], "local,id=share4,path=/srv/my,, root/a b%\u{e4}',security_model=none,multidevs=remap");
+    assert_eq!(values(&dir, "-fsdev")[..5], without_root, "other shares are as without a root");
+    assert_eq!(options(&bare, "-append"), "a, b");
+
+    let host = description()
+        .state_dir("/vm")
+        .agent(true)
+        .root(Root::Host)
+        .share_dir("/home/../srv", "srv")
+        .share_dir("/", "all");
+    assert_eq!(options(&host, "-append"), "hyperkit.root=hyperkit-root hyperkit.mount=srv,/home/../srv a, b");
 }
 
 #[test]

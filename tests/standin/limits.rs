@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use hyperkit::{ConfigError, Disk, HyperKit, Multiboot, Network, PortForward, QcowOptions, Serial};
+use hyperkit::{ConfigError, Disk, HyperKit, Multiboot, Network, PortForward, QcowOptions, Root, Serial};
 
 use crate::common::rejection::{
     assert_boots, assert_boots_with, assert_error, modify, only_violation, rejection_by_arguments, rejection_with, rom,
@@ -78,6 +78,13 @@ fn kernel_command_line_limit_is_enforced() {
     let fixed = "earlyprintk=serial ".len();
     assert_boots_with(test_dir.description(), &"x".repeat(99 - fixed));
     let error = rejection_with(&test_dir, &"x".repeat(100 - fixed), |d| d);
+    assert_error!(error, ConfigError::CommandLineTooLong { length: 100, limit: 99 });
+    // The words for the agent count, too.
+    let qemu = test_dir.write_executable("qemu-system-x86_64", b"#!/bin/sh\nexit 9\n");
+    let root = "hyperkit.root=hyperkit-root ".len();
+    let error = rejection_with(&test_dir, &"x".repeat(100 - fixed - root), |d| {
+        d.hyperkit(&qemu).agent(true).root(Root::Dir(test_dir.dir()))
+    });
     assert_error!(error, ConfigError::CommandLineTooLong { length: 100, limit: 99 });
 }
 

@@ -5,9 +5,11 @@ use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
-use hyperkit::{ConfigError, Console, Disk, Engine, HyperKit, Multiboot, Network, PortForward, Serial};
+use hyperkit::{ConfigError, Console, Disk, Engine, HyperKit, Multiboot, Network, PortForward, Root, Serial};
 
-use crate::common::rejection::{assert_error, modify, only_violation, rejection_by_arguments, rejection_with};
+use crate::common::rejection::{
+    assert_error, modify, only_violation, rejection_by_arguments, rejection_with, violations_of_start,
+};
 use crate::common::{TestDir, standin_path};
 
 /// vhost-device-vsock is needed only for vsock, and only on QEMU. Otherwise a missing daemon is no error.
@@ -31,6 +33,10 @@ fn features_unsupported_by_hyperkit_are_rejected() {
     refuse(&|d| d.cpu("max"), "cpu");
     refuse(&|d| d.network(Network::Isolated), "network");
     refuse(&|d| d.agent(true), "`agent`");
+    let both = violations_of_start(&TestDir::new(), "", |d| d.agent(true).root(Root::Host));
+    assert!(
+        matches!(&both[..], [ConfigError::Unsupported { .. }, ConfigError::Unsupported { feature, .. }] if feature.contains("`root`"))
+    );
     refuse(&|d| d.vmnet(true).mac("02:00:00:00:00:01"), "MAC address");
     refuse(&|d| d.vmnet(true).tap("tap0").mac("02:00:00:00:00:01"), "MAC address");
 }
@@ -76,6 +82,19 @@ fn features_unsupported_by_qemu_are_rejected() {
     refuse(&|d| d.port_9p(564, "tag"), "9p from a TCP port");
     let error = rejection_with(&test_dir, "", |d| d.hyperkit(&qemu).socket_9p("/no/such", "tag"));
     assert_error!(error, ConfigError::NotFound { field: "shares_9p", .. });
+    let with_root = |d: HyperKit, dir: &Path| d.agent(true).root(Root::Dir(dir.to_owned()));
+    with_root(test_dir.description().hyperkit(&qemu), &test_dir.dir()).check().unwrap();
+    let error = rejection_with(&test_dir, "", |d| with_root(d.hyperkit(&qemu), Path::new("/no/such")));
+    assert_error!(error, ConfigError::NotFound { field: "root", .. });
+    let error = rejection_with(&test_dir, "", |d| with_root(d.hyperkit(&qemu), &test_dir.path("vmlinuz")));
+    assert_error!(error, ConfigError::NotADirectory { field: "root", .. });
+    let error = rejection_with(&test_dir, "", |d| with_root(d.hyperkit(&qemu), Path::new("/a\0b")));
+    assert_error!(error, ConfigError::ForbiddenCharacter { field: "root", character: '\0', .. });
+    let tagged = |d: HyperKit| with_root(d.hyperkit(&qemu), &test_dir.dir()).share_dir(test_dir.dir(), "hyperkit-root");
+    assert_error!(rejection_with(&test_dir, "", tagged), ConfigError::DuplicateMountTag { .. });
+    if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+        refuse(&|d| d.agent(true).root(Root::Host), "this host's programs");
+    }
     let bare = |d: HyperKit| modify(d, |d| (d.kernel, d.initrd) = (None, None));
     let multiboot = test_dir.write("kernel", &multiboot());
     let module = test_dir.write("a module", b"module");

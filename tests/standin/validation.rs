@@ -10,7 +10,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use hyperkit::{ConfigError, Console, Disk, Error, ErrorKind, HyperKit, Multiboot, Network, PortForward, Serial};
+use hyperkit::{ConfigError, Console, Disk, Error, ErrorKind, HyperKit, Multiboot, Network, PortForward, Root, Serial};
 
 use crate::common::rejection::{
     assert_error, error_of_start, modify, only_violation, rejection, rejection_by_arguments, rejection_with, rom,
@@ -72,7 +72,7 @@ fn missing_prerequisite_is_rejected() {
     // QEMU forwards ports, and needs no VPNKit for `Network::Nat`. It is never started.
     const QEMU: &str = "/no/such/qemu-system-x86_64";
     type Change = fn(HyperKit) -> HyperKit;
-    let all: [(&str, &str, Change); 6] = [
+    let all: [(&str, &str, Change); 8] = [
         ("vsock_ports", "vsock", |d| d.vsock_port(1)),
         ("vsock_dir", "vsock", |d| d.vsock_dir("/tmp")),
         ("vpnkit_preferred_ipv4", "vpnkit_key", |d| {
@@ -81,6 +81,8 @@ fn missing_prerequisite_is_rejected() {
         ("vpnkit_preferred_ipv4", "network", |d| d.vmnet(true).vpnkit_key(KEY).vpnkit_preferred_ipv4("10.0.2.4")),
         ("mac", "network", |d| d.mac("02:00:00:00:00:01")),
         ("port_forwards", "network", |d| d.hyperkit(QEMU).tap("tap0").port_forward(PortForward::tcp(0, 80))),
+        ("root", "agent", |d| d.hyperkit(QEMU).root(Root::Dir("/".into()))),
+        ("root", "initrd", |d| modify(d.hyperkit(QEMU).agent(true).root(Root::Dir("/".into())), |d| d.initrd = None)),
     ];
     for (name, other, change) in all {
         assert_error!(rejection_by_arguments(change), ConfigError::MissingPrerequisite { field, requires } if (field, requires) == (name, other));

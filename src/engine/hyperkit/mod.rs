@@ -81,6 +81,13 @@ impl EngineDriver for Driver {
     fn unsupported(&self, description: &HyperKit) -> Vec<ConfigError> {
         let first = layout(description).ok().and_then(|devices| devices.first().map(|(_, device)| *device));
         let first_is_no_tap = matches!(first, Some(Device::Nic(NicBackend::Network(_) | NicBackend::Vmnet)));
+        let check_socket = |source: &Share9pSource| match source {
+            Share9pSource::Path(path) => {
+                check_path("shares_9p", path).and_then(|path| check_length(MAX_SOCKET, "shares_9p", path)).err()
+            }
+            Share9pSource::Port(_) => None,
+        };
+        let sockets = description.shares_9p.iter().filter_map(|share| check_socket(&share.source));
         let has_foreign_mac = description.mac.is_some() && first_is_no_tap;
         [
             (description.cpu.is_some(), "a choice of the CPU's model (`cpu`); the guest has the host's CPU"),
@@ -96,6 +103,7 @@ impl EngineDriver for Driver {
         .into_iter()
         .filter(|(is_set, _)| *is_set)
         .map(|(_, feature)| unsupported(feature))
+        .chain(sockets)
         .collect()
     }
 

@@ -1,7 +1,7 @@
 //! The arguments of `qemu-system-x86_64` for a description, with each device in the PCI slot that hyperkit uses.
 //!
-//! Tried with QEMU 7.2. Commas would have to be doubled in most values; validation refuses them, since hyperkit cannot
-//! escape them.
+//! Tried with QEMU 7.2. Commas have to be doubled in most values. Validation refuses them, since hyperkit cannot escape them, except
+//! in directories, which hyperkit cannot share.
 
 use std::path::Path;
 
@@ -131,15 +131,14 @@ impl Arguments {
                 self.add("-device", format!("virtio-rng-pci,rng=rng0,{at}"));
             }
             Device::Share(share) => {
-                let path = utf8("shares_9p", shared_dir(share)?)?;
+                let path = escaped("shares_9p", shared_dir(share)?)?;
                 // Where several file systems are mounted in the directory, their inode numbers would collide, and the guest's kernel
                 // would take two files for one.
                 self.add("-fsdev", format!("local,id=share{slot},path={path},security_model=none,multidevs=remap"));
                 self.add("-device", format!("virtio-9p-pci,fsdev=share{slot},mount_tag={},{at}", share.tag));
             }
             Device::Root(dir) => {
-                // A comma ends a value of QEMU's, and two of them are one in it.
-                let dir = utf8("root", dir)?.replace(',', ",,");
+                let dir = escaped("root", dir)?;
                 let options = "security_model=none,multidevs=remap,readonly=on";
                 self.add("-fsdev", format!("local,id=root,path={dir},{options}"));
                 self.add("-device", format!("virtio-9p-pci,fsdev=root,mount_tag={ROOT_TAG},{at}"));
@@ -200,6 +199,11 @@ impl Arguments {
         self.add("-append", with_root(description, cmdline));
         Ok(())
     }
+}
+
+/// The path as a value of an option. A comma would end the value; two of them are one in it.
+fn escaped(field: &'static str, path: &Path) -> Result<String> {
+    Ok(utf8(field, path)?.replace(',', ",,"))
 }
 
 /// The name of a disk's drive.

@@ -17,7 +17,7 @@ use crate::error::ConfigError;
 use crate::plan::limits::{MAX_SOCKET, QEMU_LOW_MEMORY_MIB};
 use crate::plan::root::root_dir;
 use crate::plan::serial_ports::ports;
-use crate::plan::text::{check_length, utf8};
+use crate::plan::text::{check_escaped_path, check_length, utf8};
 use crate::plan::validate::Violations;
 use crate::state::EVENTS_SOCKET;
 
@@ -160,7 +160,7 @@ pub(super) fn check_host(description: &HyperKit) -> Vec<ConfigError> {
             "this host's programs in the guest (`root`), which runs those of Linux on x86-64; use `Root::Dir`",
         ));
     } else if let Some(dir) = root_dir(description) {
-        found.collect(check_root(dir));
+        found.collect(check_escaped_path("root", dir).and_then(|_| check_root(dir)));
     }
     for share in &description.shares_9p {
         match &share.source {

@@ -88,6 +88,7 @@ impl Vm {
             timeout,
             is_paused: matches!(self.status(), Ok(VmStatus::Paused)),
             state_dir: self.state_dir().map(Path::to_owned),
+            log_tail: self.log_tail(),
         }
     }
 
@@ -96,7 +97,10 @@ impl Vm {
         let state_dir = self.state_dir().map(Path::to_owned);
         let reason = match failure {
             Failure::Closed => match self.wait_timeout(EXIT_TIMEOUT) {
-                Some(exit) => return Error::VmExited { program: program.to_owned(), exit, state_dir },
+                Some(exit) => {
+                    let (program, log_tail) = (program.to_owned(), self.log_tail());
+                    return Error::VmExited { program, exit, state_dir, log_tail };
+                }
                 None => "the hypervisor has closed the connection".to_owned(),
             },
             Failure::Silent => return self.agent_not_responding(SILENCE_LIMIT),

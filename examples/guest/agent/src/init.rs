@@ -4,7 +4,7 @@
 //!
 //! The root is an overlay: the share below, which nothing changes, and a layer in memory above it, which takes all writes.
 
-use std::ffi::{CString, OsString};
+use std::ffi::{CStr, CString, OsString};
 use std::fmt::Display;
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
@@ -24,18 +24,30 @@ use rustix::system::{RebootCommand, finit_module, reboot, sethostname};
 
 use crate::supervisor::{DEFAULT_PATH, SELF};
 
+/// The option with which the first process starts the agent.
+pub const SERVE: &str = "--serve";
 /// The modules in the initrd, each with a number before its name, in the order in which they are loaded.
 const MODULES: &str = "/modules";
 /// Where the parts of the root are mounted in the initrd.
 const LOWER: &str = "/lower";
 const LAYER: &str = "/layer";
 const ROOT: &str = "/root";
-/// The largest messages that Linux's virtio transport for 9p can send.
-const TRANSPORT: &str = "trans=virtio,version=9p2000.L,msize=512000";
+/// The largest messages that Linux's virtio transport for 9p can send. With `cache=mmap`, what the host changes is seen at once. With
+/// `cache=none`, Linux reads a program in single pages, and maps no file into memory for writing. With `cache=loose`, it would not see
+/// the host's changes.
+const OPTIONS_9P: &CStr = c"trans=virtio,version=9p2000.L,msize=512000,cache=mmap";
 /// What systemd sets for the processes of a host. Linux's own limit is 4096.
 const MAX_OPEN_FILES: u64 = 524_288;
 /// A program that ends at once, again and again, should not fill the console.
 const RESTART_DELAY: Duration = Duration::from_secs(1);
+
+/// Refuses to serve a guest whose root should be another one.
+pub fn check_root() -> io::Result<()> {
+    match fs::read("/proc/cmdline").is_ok_and(|cmdline| parse(&cmdline).is_ok()) {
+        true => Err(io::Error::other("`root` is set, but this initrd does not mount it; use host-root.img")),
+        false => Ok(()),
+    }
+}
 
 /// Whether this process is the first one.
 pub fn is_init() -> bool {
@@ -80,6 +92,7 @@ fn serve_for_ever() -> io::Error {
 /// Starts this program once more. The first process itself cannot serve: it has to reap processes that it does not know.
 fn start_agent() -> io::Result<Option<Pid>> {
     let mut agent = Command::new(SELF);
+    agent.arg(SERVE);
     // Linux gives its first process words of the kernel command line as variables.
     agent.env_clear().envs([("PATH", DEFAULT_PATH), ("HOME", "/root"), ("USER", "root"), ("LOGNAME", "root")]);
     let child = agent.stdin(Stdio::null()).spawn()?;
@@ -100,7 +113,7 @@ fn enter_root() -> io::Result<()> {
     let (root, shares) = parse(&cmdline).map_err(io::Error::other)?;
     load_modules()?;
 
-    mount_9p(&root, Path::new(LOWER), MountFlags::RDONLY, "")?;
+    mount_9p(&root, Path::new(LOWER), MountFlags::RDONLY)?;
     mount("tmpfs", "tmpfs", LAYER, "mode=755")?;
     let (upper, work) = (format!("{LAYER}/upper"), format!("{LAYER}/work"));
     create_dir(&upper, 0o755)?;
@@ -121,8 +134,7 @@ fn enter_root() -> io::Result<()> {
             .recursive(true)
             .create(&share.path)
             .map_err(|error| failed(format_args!("create {}", share.path.display()), error))?;
-        // Without a cache, a file could not be mapped into memory for writing.
-        mount_9p(&share.tag, &share.path, MountFlags::empty(), ",cache=mmap")?;
+        mount_9p(&share.tag, &share.path, MountFlags::empty())?;
     }
     bring_loopback_up().map_err(|error| failed("bring up lo", error))?;
     sethostname(host_name().as_bytes()).map_err(|error| failed("set the host name", error))?;
@@ -140,6 +152,9 @@ fn mount_system() -> io::Result<()> {
     ] {
         create_dir(path, mode)?;
         mount(kind, kind, path, options)?;
+    }
+    if !Path::new("/sys/bus/virtio/drivers/virtio_console").exists() {
+        return Err(failed("serve the port", "the kernel lacks the module virtio_console"));
     }
     for (link, target) in [("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")] {
         let _ = symlink(format!("/proc/self/fd{target}"), Path::new("/dev").join(link));
@@ -178,14 +193,16 @@ fn mount(kind: &str, source: &str, path: &str, options: &str) -> io::Result<()> 
         .map_err(|error| mount_failed(kind, Path::new(path), error))
 }
 
-fn mount_9p(tag: &OsString, path: &Path, flags: MountFlags, options: &str) -> io::Result<()> {
-    let options = CString::new(format!("{TRANSPORT}{options}"))?;
-    rustix::mount::mount(tag, path, "9p", flags, options.as_c_str()).map_err(|error| match error {
+fn mount_9p(tag: &OsString, path: &Path, flags: MountFlags) -> io::Result<()> {
+    rustix::mount::mount(tag, path, "9p", flags, OPTIONS_9P).map_err(|error| match error {
         // From v9fs_parse_options in fs/9p/v9fs.c, and p9_virtio_create in net/9p/trans_virtio.c.
-        Errno::INVAL => failed(format_args!("mount {}", path.display()), "the kernel has no module 9pnet_virtio"),
-        Errno::NOENT => {
-            failed(format_args!("mount {}", path.display()), format_args!("no 9p device has the tag {tag:?}"))
+        Errno::INVAL => {
+            failed(format_args!("mount 9p on {}", path.display()), "the kernel lacks the module 9pnet_virtio")
         }
+        Errno::NOENT => failed(
+            format_args!("mount 9p on {}", path.display()),
+            format_args!("no device with the tag {tag:?}; the kernel may lack the module virtio_pci"),
+        ),
         error => mount_failed("9p", path, error),
     })
 }
@@ -193,7 +210,7 @@ fn mount_9p(tag: &OsString, path: &Path, flags: MountFlags, options: &str) -> io
 fn mount_failed(kind: &str, path: &Path, error: Errno) -> io::Error {
     let what = format_args!("mount {} on {}", kind, path.display()).to_string();
     match error {
-        Errno::NODEV => failed(what, format_args!("the kernel has no module {kind}")),
+        Errno::NODEV => failed(what, format_args!("the kernel lacks the module {kind}")),
         error => failed(what, error),
     }
 }
@@ -212,11 +229,26 @@ fn load_modules() -> io::Result<()> {
         let file = File::open(&path).map_err(|error| failed(what(), error))?;
         match finit_module(&file, c"", 0) {
             Ok(()) | Err(Errno::EXIST) => {}
-            Err(Errno::NOENT) => return Err(failed(what(), "a module that it needs is missing")),
+            Err(Errno::NOENT) => return Err(failed(what(), missing_modules(&path))),
+            Err(Errno::NOEXEC) => return Err(failed(what(), "damaged, or a module of another kernel")),
             Err(error) => return Err(failed(what(), error)),
         }
     }
     Ok(())
+}
+
+/// Says which modules are missing that a module needs. Each module has a text `depends=NAME,NAME`.
+fn missing_modules(path: &Path) -> String {
+    const DEPENDS: &[u8] = b"\0depends=";
+    let module = fs::read(path).unwrap_or_default();
+    let at =
+        module.windows(DEPENDS.len()).position(|bytes| bytes == DEPENDS).map_or(module.len(), |at| at + DEPENDS.len());
+    let depends = module[at..].split(|byte| *byte == 0).next().unwrap_or_default();
+    let loaded = fs::read_to_string("/proc/modules").unwrap_or_default();
+    let is_loaded = |name: &str| loaded.lines().any(|line| line.split(' ').next() == Some(&name.replace('-', "_")));
+    let depends = String::from_utf8_lossy(depends);
+    let missing: Vec<_> = depends.split(',').filter(|name| !is_loaded(name)).collect();
+    format!("the initrd lacks the module {}", missing.join(", "))
 }
 
 /// Reads the words of the library in a kernel command line.

@@ -60,7 +60,8 @@ fn main() {
         [archive_option, _] if *archive_option == supervisor::UNPACK => {
             archive::unpack(Path::new(&arguments[1]), &mut io::BufReader::with_capacity(128 * 1024, io::stdin()))
         }
-        [] => port::find().and_then(|port| session::serve(&port)),
+        [] => init::check_root().and_then(|()| port::find()).and_then(|port| session::serve(&port)),
+        [init::SERVE] => port::find().and_then(|port| session::serve(&port)),
         [path] if !path.starts_with('-') => port::open(Path::new(&arguments[0])).and_then(|port| session::serve(&port)),
         _ => Err(io::Error::other("usage: hyperkit-agent [DEVICE]")),
     };
