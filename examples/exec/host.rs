@@ -12,6 +12,7 @@ use hyperkit::{Error as VmError, GuestChild, GuestCommand, GuestStatus, HyperKit
 use rustix::io::Errno;
 
 use crate::command_line::{HostOptions, Options};
+use crate::failure::{before_start, while_running};
 use crate::input::Input;
 use crate::kernel_initrd::for_kernel;
 use crate::output::warn;
@@ -19,7 +20,7 @@ use crate::output_copy::copy;
 use crate::run_dir::RunDir;
 use crate::shell::quoted;
 use crate::signals::EndingSignal;
-use crate::{Ended, environment, guest, messages};
+use crate::{Ended, environment, guest};
 
 /// `quiet` and `cryptomgr.notests` make an emulated guest boot 0.1 s faster. Without `no_timer_check`, the kernel panics if an
 /// emulated timer interrupt is late, which happens on busy hosts.
@@ -60,22 +61,10 @@ pub fn run(
         let _ = signalled_vm.kill();
     });
     let spawned = command(&vm, options, host)?.spawn();
-    let of_modules = own_initrd.map(|initrd| format!(" ({})", initrd.modules)).unwrap_or_default();
+    let modules = own_initrd.map(|initrd| format!(" ({})", initrd.modules)).unwrap_or_default();
     let ended = match spawned {
-        Ok(child) => follow(child, input, sender, &events).map_err(|error| explain(&*error, &vm)),
-        Err(VmError::VmExited { exit, .. }) => {
-            Err(with_log(format!("the guest did not boot: the VM {exit}{of_modules}"), &vm))
-        }
-        Err(VmError::AgentNotResponding { timeout, .. }) => {
-            let seconds = timeout.as_secs();
-            Err(with_log(
-                format!(
-                    "the guest did not boot, or its agent did not answer, within {seconds} s{of_modules}; see --boot-timeout"
-                ),
-                &vm,
-            ))
-        }
-        Err(error) => Err(explain(&error, &vm)),
+        Ok(child) => follow(child, input, sender, &events).map_err(|error| while_running(&*error, &vm)),
+        Err(error) => Err(before_start(&error, &modules, &vm)),
     };
     match ending.signal() {
         Some(signal) => Ok(Ended::Signalled(signal)),
@@ -164,23 +153,4 @@ fn follow(
 
 fn spawn(run: impl FnOnce() + Send + 'static) -> io::Result<()> {
     thread::Builder::new().spawn(run).map(drop)
-}
-
-/// An error as text, with the last lines of the console if the guest has failed.
-fn explain(error: &(dyn Error + 'static), vm: &Vm) -> String {
-    let text = messages::explain(error, true);
-    match error.downcast_ref() {
-        Some(VmError::VmExited { .. } | VmError::AgentNotResponding { .. } | VmError::AgentFailed { .. }) => {
-            with_log(text, vm)
-        }
-        _ => text,
-    }
-}
-
-fn with_log(text: String, vm: &Vm) -> String {
-    let tail = vm.log_tail();
-    match tail.is_empty() {
-        true => format!("{text}; the console is empty"),
-        false => format!("{text}; the last lines of its output:\n{tail:#}"),
-    }
 }

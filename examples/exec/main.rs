@@ -7,6 +7,7 @@ mod cpio;
 #[path = "../shared/ctl_command.rs"]
 mod ctl_command;
 mod environment;
+mod failure;
 #[path = "../shared/guest.rs"]
 mod guest;
 mod host;

@@ -373,6 +373,14 @@ fn guest_that_does_not_boot_is_125_with_the_consoles_last_lines() {
 }
 
 #[test]
+fn vm_that_exits_while_the_program_runs_is_125() {
+    let host = HostExec::new();
+    let output = host.run(&["--", "sh", "-c", "echo before; echo o >/proc/sysrq-trigger; sleep 1000"]);
+    assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(125), "before\n"), "{output:?}");
+    assert!(text(&output.stderr).starts_with("exec: the VM powered off while the program ran; "), "{output:?}");
+}
+
+#[test]
 fn missing_guest_is_125_and_says_how_to_create_it() {
     let host = HostExec::new();
     let output = host.command(&["--", "true"]).env("HYPERKIT_GUEST", host.path("none")).output().unwrap();
