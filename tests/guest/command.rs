@@ -21,14 +21,18 @@ pub struct Agent {
 
 impl Agent {
     pub fn start() -> Self {
+        Self::start_on_cpus(1)
+    }
+
+    pub fn start_on_cpus(cpus: u32) -> Self {
         let guest = Guest::new();
-        let vm = guest.description.clone().agent(true).start(QUIET_CMDLINE).unwrap();
+        let vm = guest.description.clone().agent(true).cpus(cpus).start(QUIET_CMDLINE).unwrap();
         let agent = Self { vm, guest };
         assert!(agent.command("true").status().unwrap().success());
         agent
     }
 
-    fn command(&self, program: &str) -> GuestCommand {
+    pub fn command(&self, program: &str) -> GuestCommand {
         self.vm.command(program).agent_timeout(BOOT_TIMEOUT)
     }
 

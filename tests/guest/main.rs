@@ -12,6 +12,7 @@ mod clock;
 mod command;
 mod command_copy;
 mod command_hostile;
+mod command_sessions;
 mod console;
 mod cpu;
 mod crash_recovery;

@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::vm::command::connection::{Failure, Shared, State};
-use crate::vm::command::protocol::{Frames, Kind, Nonce, Scanner, VERSION, put_frame};
+use crate::vm::command::protocol::{AGAIN, Frames, Kind, MAX_PAYLOAD, Nonce, Scanner, VERSION, hello, put_frame};
 
 /// After this time without a byte from the agent, the host asks whether it is there.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
@@ -124,6 +124,10 @@ impl Link {
             // Until then, these are bytes for an earlier program.
             let Some((end, version, nonce)) = self.scanner.feed(bytes) else { return Ok(()) };
             bytes = &bytes[end..];
+            // A guest that asks and does not read gets no more.
+            if nonce == AGAIN && state.outgoing.len() < MAX_PAYLOAD {
+                state.outgoing.extend(hello(&self.nonce));
+            }
             if nonce != self.nonce {
                 continue;
             }

@@ -2,7 +2,8 @@
 //!
 //! A virtio serial port has no connections: half a frame of a host program that was killed may lie in it, and the guest
 //! may not notice that another host program has taken its place. So each host program begins with HELLO, a pattern that
-//! the agent looks for at all times, and ignores everything until a WELCOME with the random bytes of its HELLO.
+//! the agent looks for at all times, and ignores everything until a WELCOME with the random bytes of its HELLO. To a host program
+//! that the agent has not noticed before, it sends a WELCOME with [`AGAIN`].
 //!
 //! | bytes | HELLO and WELCOME | a frame |
 //! |---|---|---|
@@ -129,6 +130,9 @@ fn preamble(is_welcome: bool, version: u32, nonce: &Nonce) -> Vec<u8> {
 pub fn hello(nonce: &Nonce) -> Vec<u8> {
     preamble(false, VERSION, nonce)
 }
+
+/// The nonce of a WELCOME that asks for another HELLO: the agent may have lost the first one.
+pub const AGAIN: Nonce = [0; NONCE];
 
 /// The agent's answer to [`hello`].
 pub fn welcome(nonce: &Nonce) -> Vec<u8> {

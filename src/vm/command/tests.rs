@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use crate::vm::command::archive::{pack, unpack};
 use crate::vm::command::connection::{Connection, Failure};
 use crate::vm::command::protocol::{
-    Frames, Kind, MAX_PAYLOAD, Nonce, Request, Scanner, VERSION, WINDOW, hello, pieces, put_frame, put_numbers, welcome,
+    AGAIN, Frames, Kind, MAX_PAYLOAD, Nonce, Request, Scanner, VERSION, WINDOW, hello, pieces, put_frame, put_numbers,
+    welcome,
 };
 use crate::vm::command::stream::Stream;
 
@@ -98,6 +99,30 @@ fn only_the_answer_with_the_own_nonce_counts() {
     assert!(
         matches!(connection.wait_ready(in_a_minute()), Err(Failure::Protocol(reason)) if reason.contains("version"))
     );
+}
+
+#[test]
+fn hello_is_repeated_when_the_agent_asks_for_it_and_not_later() {
+    let (mut socket, connection) = connect();
+    let nonce = read_hello(&socket);
+    for _ in 0..3 {
+        socket.write_all(&welcome(&AGAIN)).unwrap();
+        assert_eq!(read_hello(&socket), nonce);
+    }
+    socket.write_all(&welcome(&nonce)).unwrap();
+    assert_eq!(connection.wait_ready(in_a_minute()), Ok(true));
+    // A frame cannot begin like a WELCOME.
+    socket.write_all(&welcome(&AGAIN)).unwrap();
+    assert_eq!(socket.read_to_end(&mut Vec::new()).unwrap(), 0);
+
+    // An agent that asks and does not read.
+    let (mut socket, _connection) = connect();
+    let questions = welcome(&AGAIN).repeat(100_000);
+    socket.write_all(&questions).unwrap();
+    socket.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut answers = Vec::new();
+    socket.read_to_end(&mut answers).unwrap();
+    assert!(answers.len() < questions.len(), "{} bytes of answers were waiting", answers.len());
 }
 
 #[test]

@@ -4,7 +4,10 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::netlink::{KOBJECT_UEVENT, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, bind, recv, socket_with};
 
@@ -12,6 +15,8 @@ const NAME: &str = "org.hyperkit.agent";
 const PORTS: &str = "/sys/class/virtio-ports";
 /// The kernel's events, not those of udev.
 const KERNEL_EVENTS: u32 = 1;
+/// How long a port may be closed until its host is taken for gone, in 1, 2, 4, … ms.
+const CLOSED_CHECKS: u32 = 10;
 
 /// Opens the port with the agent's name. Waits until the kernel reports one: it names a port some time after its driver is
 /// loaded.
@@ -49,6 +54,21 @@ pub fn open(path: &Path) -> io::Result<Port> {
     Ok(port)
 }
 
+/// What the agent serves.
+pub trait Channel: AsFd {
+    /// Reads what has arrived. 0: no host program has the channel open. `None`: nothing has arrived.
+    fn read(&self, buffer: &mut [u8]) -> io::Result<Option<usize>>;
+
+    /// Writes what fits.
+    fn write(&self, bytes: &[u8]) -> io::Result<Option<usize>>;
+
+    /// Whether no host program has the channel open any more, after a read has returned 0.
+    fn is_closed(&self) -> io::Result<bool>;
+
+    /// Waits until a host program has the channel open, and sends it these bytes.
+    fn wait_for_host(&self, greeting: &[u8]) -> io::Result<()>;
+}
+
 /// An open port. It does not block.
 pub struct Port(File);
 
@@ -64,22 +84,39 @@ impl Port {
                 },
         )?)
     }
+}
 
-    /// Reads what has arrived. 0: no host program has the port open. `None`: nothing has arrived.
-    pub fn read(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+impl Channel for Port {
+    fn read(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         retry((&self.0).read(buffer))
     }
 
-    /// Writes what fits.
-    pub fn write(&self, bytes: &[u8]) -> io::Result<Option<usize>> {
+    fn write(&self, bytes: &[u8]) -> io::Result<Option<usize>> {
         retry((&self.0).write(bytes))
     }
 
-    /// Waits until a host program has the port open. `poll` cannot wait for that: while no program has the port open, it
-    /// returns at once. A blocking write waits. The host ignores bytes before WELCOME.
-    pub fn wait_for_host(&self) -> io::Result<()> {
+    /// The kernel passes on bytes at once, and lets a worker handle the hypervisor's messages that the port was closed and opened. So
+    /// the bytes of the next host program can arrive before these messages, and the port seems to be closed once more while that
+    /// program has it open, until the worker has handled the next message.
+    fn is_closed(&self) -> io::Result<bool> {
+        for check in 0..CLOSED_CHECKS {
+            let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
+            match poll(&mut fds, Some(&Timespec::default())) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            if !fds[0].revents().contains(PollFlags::HUP) {
+                return Ok(false);
+            }
+            thread::sleep(Duration::from_millis(1 << check));
+        }
+        Ok(true)
+    }
+
+    /// `poll` cannot wait for that: while no program has the port open, it returns at once. A blocking write waits.
+    fn wait_for_host(&self, greeting: &[u8]) -> io::Result<()> {
         self.set_nonblocking(false)?;
-        let written = (&self.0).write_all(&[0]);
+        let written = (&self.0).write_all(greeting);
         self.set_nonblocking(true)?;
         written
     }

@@ -8,8 +8,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::command::Command;
-use crate::port::{Port, retry};
-use crate::protocol::{Frames, Kind, MAX_REQUEST, Nonce, Scanner, Stage, put_frame, put_numbers, welcome};
+use crate::port::{Channel, retry};
+use crate::protocol::{AGAIN, Frames, Kind, MAX_REQUEST, Nonce, Scanner, Stage, put_frame, put_numbers, welcome};
 use crate::supervisor::Supervisor;
 
 /// While more is queued for the host, outputs are not read.
@@ -20,11 +20,11 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 const READ: usize = 64 * 1024;
 
 /// Serves one host program after another.
-pub fn serve(port: &Port) -> io::Result<()> {
+pub fn serve(port: &impl Channel) -> io::Result<()> {
     let mut session = Session {
         scanner: Scanner::new(false),
         frames: Frames::default(),
-        has_host: false,
+        host: None,
         requests: Vec::new(),
         out: VecDeque::new(),
         commands: Vec::new(),
@@ -36,17 +36,18 @@ pub fn serve(port: &Port) -> io::Result<()> {
     std::env::set_current_dir("/")?;
     loop {
         if session.receive(port)? {
-            if session.has_host && session.spare.is_none() {
+            if session.host.is_some() && session.spare.is_none() {
                 // Without one, the next command starts it, and reports why it cannot.
                 session.spare = Supervisor::start().ok();
             }
             session.wait(port)?;
-        } else {
+        } else if port.is_closed()? {
             session.end_host();
             while !session.dying.is_empty() {
                 session.wait_for_the_dying()?;
             }
-            port.wait_for_host()?;
+            // This host may have sent its HELLO already, to a port that seemed to be closed afterwards.
+            port.wait_for_host(&welcome(&AGAIN))?;
         }
     }
 }
@@ -54,8 +55,8 @@ pub fn serve(port: &Port) -> io::Result<()> {
 struct Session {
     scanner: Scanner,
     frames: Frames,
-    /// Whether a host has sent HELLO.
-    has_host: bool,
+    /// The nonce of the host that has sent HELLO.
+    host: Option<Nonce>,
     /// Requests that have not arrived completely, by the number of the command.
     requests: Vec<(u32, Vec<u8>)>,
     out: VecDeque<u8>,
@@ -82,7 +83,7 @@ enum Source {
 
 impl Session {
     /// Reads the port. Returns false if no host program has it open.
-    fn receive(&mut self, port: &Port) -> io::Result<bool> {
+    fn receive(&mut self, port: &impl Channel) -> io::Result<bool> {
         let mut buffer = vec![0; READ];
         while let Some(length) = port.read(&mut buffer)? {
             if length == 0 {
@@ -91,11 +92,14 @@ impl Session {
             let mut bytes = &buffer[..length];
             while let Some((end, _, nonce)) = self.scanner.feed(bytes) {
                 bytes = &bytes[end..];
+                if self.host == Some(nonce) {
+                    continue; // the answer to AGAIN
+                }
                 self.end_host();
-                self.has_host = true;
+                self.host = Some(nonce);
                 self.answer = Some((nonce, Instant::now() + KILL_TIMEOUT));
             }
-            if self.has_host {
+            if self.host.is_some() {
                 self.frames.push(bytes);
                 self.obey();
             }
@@ -106,7 +110,7 @@ impl Session {
 
     /// Forgets the host: its commands are killed with everything that they have started.
     fn end_host(&mut self) {
-        self.has_host = false;
+        self.host = None;
         self.answer = None;
         self.frames.clear();
         self.requests.clear();
@@ -203,7 +207,7 @@ impl Session {
     }
 
     /// Waits until something happens, and handles it, except for what the port has received.
-    fn wait(&mut self, port: &Port) -> io::Result<()> {
+    fn wait(&mut self, port: &impl Channel) -> io::Result<()> {
         let (mut sources, mut fds) = (vec![Source::Port], Vec::new());
         let port_flags = if self.out.is_empty() { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT };
         fds.push(PollFd::new(port, port_flags));
@@ -272,7 +276,7 @@ impl Session {
         }
     }
 
-    fn write(&mut self, port: &Port) -> io::Result<()> {
+    fn write(&mut self, port: &impl Channel) -> io::Result<()> {
         while !self.out.is_empty() {
             match port.write(self.out.as_slices().0)? {
                 Some(length @ 1..) => drop(self.out.drain(..length)),
