@@ -6,7 +6,8 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use serde_json::Value;
 
-use crate::common::inputs;
+use crate::common::elf_kernel::{ElfKernel, segment};
+use crate::common::{bz_image, inputs};
 
 /// Returns the recorded states and command lines of the Go packages.
 fn recorded() -> Vec<Value> {
@@ -27,6 +28,25 @@ fn pty_paths() -> Vec<Vec<u8>> {
     ["/dev/ttys001", "/dev/pts/7\n", "/dev", "/dev/", "/dev/../etc/passwd", "/dev/./x", "/dev/pts/..", "dev/ttys001"]
         .map(|tty| tty.as_bytes().to_vec())
         .to_vec()
+}
+
+fn kernels() -> Vec<Vec<u8>> {
+    vec![ElfKernel::new(b"data", 0x20_0000).0, bz_image(2047)]
+}
+
+/// A kernel with other bytes in its headers, perhaps cut.
+fn damaged_kernel() -> impl Strategy<Value = Vec<u8>> {
+    // The headers of the ELF file, its note, and the header of the bzImage.
+    let at = prop_oneof![0..segment(3), 0x2000..0x2018_usize, 0x1f1..0x264_usize];
+    let value = select(vec![0, 1, 2, 3, 4, 0x12, 0x10, 0x7f, 0x80, 0xff]);
+    let changes = vec((at, value, 1..9_usize), 0..4);
+    (select(kernels()), changes, any::<Index>(), any::<bool>()).prop_map(|(mut bytes, changes, end, is_cut)| {
+        for (at, value, length) in changes {
+            bytes.iter_mut().skip(at).take(length).for_each(|byte| *byte = value);
+        }
+        bytes.truncate(if is_cut { end.index(bytes.len()) } else { usize::MAX });
+        bytes
+    })
 }
 
 /// Pieces that are inserted into recorded input: separators, terminators and words of JSON and of hyperkit.
@@ -94,6 +114,11 @@ proptest! {
     }
 
     #[test]
+    fn any_kernel_file_is_read_or_rejected(bytes in prop_oneof![1 => vec(any::<u8>(), 0..700), 9 => damaged_kernel()]) {
+        inputs::check_kernel(&bytes);
+    }
+
+    #[test]
     fn any_tty_file_names_a_device_or_nothing(bytes in random_or_changed(pty_paths())) {
         inputs::check_tty_file(&bytes);
     }
@@ -110,6 +135,7 @@ fn pid_of_a_running_unrelated_process_matches_no_vm() {
 /// The property tests would prove little if the recorded inputs, which they change, were rejected.
 #[test]
 fn recorded_inputs_are_accepted() {
+    kernels().iter().for_each(|kernel| inputs::check_kernel(kernel));
     for (state, command_line) in states().iter().zip(command_lines()) {
         assert!(serde_json::from_slice::<hyperkit::HyperKit>(state).is_ok());
         inputs::check_json(state);
