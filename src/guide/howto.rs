@@ -127,15 +127,16 @@
 //! The VMs do not survive a reboot of the host. Start them again then: disks in the state directory are reused.
 #![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/keep.rs"), "```"))]
 //! # Boot a kernel of your own
-//! For Linux, [`kernel`](crate::HyperKit::kernel) is a bzImage for x86-64 (`arch/x86/boot/bzImage`; not `vmlinux`), and
-//! [`initrd`](crate::HyperKit::initrd) one or more cpio archives, compressed or not. Linux unpacks them and runs `/init`. The
-//! program below packs a statically linked program as `/init`. For that, save this C program as `init.c`, and run `cc -static -o
-//! hello init.c`:
+//! For Linux, [`kernel`](crate::HyperKit::kernel) is a bzImage for x86-64 (`arch/x86/boot/bzImage`) or, on QEMU, `vmlinux`. An
+//! emulated CPU boots `vmlinux` two seconds sooner; [the differences](super::engines#kernels). [`initrd`](crate::HyperKit::initrd) is
+//! one or more cpio archives, compressed or not. Linux unpacks them and runs `/init`. The program below packs a statically linked
+//! program as `/init`. For that, save this C program as `init.c`, and run `cc -static -o hello init.c`:
 #![cfg_attr(not(doctest), doc = concat!("```c\n", include_str!("../../examples/howto/init.c"), "```"))]
 //! `make x86_64_defconfig kvm_guest.config` enables almost all that the kernel needs:
 //!
 //! | for | options |
 //! |---|---|
+//! | boot of `vmlinux` | `PVH` |
 //! | console | `SERIAL_8250`, `SERIAL_8250_CONSOLE` |
 //! | initrd | `BLK_DEV_INITRD`, and `RD_GZIP` or another compression |
 //! | all devices | `PCI`, `PCI_MSI`, `VIRTIO_PCI` |

@@ -16,7 +16,6 @@ use crate::common::rejection::{
 use crate::common::{TestDir, bz_image, standin_path};
 
 const MIB: u64 = 1024 * 1024;
-const PAGE: u64 = 4096;
 /// What SeaBIOS uses at the end of the memory: 16 MiB for tables, and 1 MiB for itself.
 const FIRMWARE: u64 = 17 * MIB;
 /// The tables are smaller if the VM has at most 32 MiB.

@@ -143,8 +143,8 @@ impl Kernel {
     }
 
     /// Returns the address at which QEMU enters a vmlinux, if the file names one in a note. *PVH* is the protocol by which Xen
-    /// and QEMU start a kernel without a boot loader. Linux has the note if it is built with `CONFIG_PVH` or `CONFIG_XEN_PVH`,
-    /// as those of Debian and Ubuntu are. A bzImage needs none.
+    /// and QEMU start a kernel without a boot loader. Linux has the note if it is built with `CONFIG_PVH`, as Debian's is. A bzImage
+    /// needs none.
     #[must_use]
     pub fn pvh_entry(&self) -> Option<u32> {
         match &self.image {
