@@ -258,8 +258,8 @@ fd377a58) unpacker=xz package=xz-utils ;;
 esac
 have "$unpacker" || install_packages "$package"
 unpack_kernel() {
-    payload | "$unpacker" -dc > "$work/out/vmlinux" && [ "$(head -c 4 "$work/out/vmlinux" | tail -c 3)" = ELF ] ||
-        die "could not unpack the kernel with $unpacker"
+    payload | "$unpacker" -dc > "$work/out/vmlinux"
+    [ "$(head -c 4 "$work/out/vmlinux" | tail -c 3)" = ELF ] || die "could not unpack the kernel with $unpacker"
 }
 step "unpacking vmlinux with $unpacker" unpack_kernel
 mkdir -p "$root/bin" "$root/etc" "$root/lib/modules" "$root/proc" "$root/sys" "$root/dev" "$root/mnt" "$root/tmp"

@@ -29,7 +29,7 @@ pub(crate) struct Header {
     pub flags: u64,
     first_segment: u64,
     segment_size: u64,
-    segments: u64,
+    pub segment_count: u64,
 }
 
 impl Header {
@@ -45,16 +45,16 @@ impl Header {
             flags: at(48, 4)?,
             first_segment: at(32, 8)?,
             segment_size: at(54, 2)?,
-            segments: at(56, 2)?,
+            segment_count: at(56, 2)?,
         })
     }
 
     /// Reads the headers of the segments of a 64-bit little-endian file. `None` if the file does not contain them.
     pub(crate) fn segments(&self, file: &File) -> Option<Vec<Segment>> {
-        if self.segments > 0 && self.segment_size != PROGRAM_HEADER as u64 {
+        if self.segment_count > 0 && self.segment_size != PROGRAM_HEADER as u64 {
             return None;
         }
-        let headers = read(file, self.first_segment, usize::try_from(self.segments).ok()? * PROGRAM_HEADER)?;
+        let headers = read(file, self.first_segment, usize::try_from(self.segment_count).ok()? * PROGRAM_HEADER)?;
         headers.chunks_exact(PROGRAM_HEADER).map(Segment::parse).collect()
     }
 }

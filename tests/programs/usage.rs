@@ -30,6 +30,21 @@ fn kernel_cmdline(words: &[&str], test_dir: &TestDir) -> String {
     arguments.lines().skip_while(|line| *line != "-append").nth(1).unwrap().to_owned()
 }
 
+/// QEMU boots the unpacked kernel sooner, and hyperkit does not boot it.
+#[test]
+fn boot_picks_the_kernel_that_suits_the_engine() {
+    for (program, kernel) in [(Some("qemu-system-x86_64"), "vmlinux"), (Some("hyperkit"), "vmlinuz"), (None, "vmlinuz")]
+    {
+        let mut boot = Command::new(example_path("boot"));
+        boot.arg("--arguments").args(program.map(|program| ["--hyperkit", program]).into_iter().flatten());
+        let output = boot.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let arguments = String::from_utf8(output.stdout).unwrap();
+        let mut words = arguments.split([',', '\n']);
+        assert!(words.any(|word| word.ends_with(&format!("target/guest/{kernel}"))), "{program:?}: {arguments}");
+    }
+}
+
 #[test]
 fn usage_errors_have_status_2_and_name_the_nearest_word() {
     let test_dir = TestDir::new();

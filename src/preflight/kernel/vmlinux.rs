@@ -25,6 +25,8 @@ const PVH_NOTE: u64 = 18;
 const PVH_NOTE_OWNER: &[u8] = b"Xen\0";
 /// The lengths of name and content, and the type.
 const NOTE_HEADER: usize = 12;
+/// A kernel has some 5 segments. More would take long to read.
+const MAX_SEGMENTS: u64 = 100;
 /// Of longer notes, only the beginning is read. Those of Linux have some 500 bytes.
 const MAX_NOTE_BYTES: u64 = 64 * 1024;
 
@@ -41,6 +43,9 @@ pub(super) fn parse(file: &File, length: u64, head: &[u8], header: &Header) -> R
     // QEMU looks for this header first.
     if multiboot_header(head).is_some() {
         return Err("a multiboot kernel, which the field `multiboot` boots");
+    }
+    if header.segment_count > MAX_SEGMENTS {
+        return Err("too many segments");
     }
     let segments = header.segments(file).ok_or("truncated")?;
     let is_cut = |segment: &Segment| segment.offset.checked_add(segment.size).is_none_or(|end| end > length);
