@@ -15,9 +15,10 @@ Sets up what the examples need. It says what it will do before it does it, and d
   - On Debian and Ubuntu it installs what is missing of qemu-system-x86 (40 MB with its libraries), cpio, xz-utils and a
     C linker (50 MB) with apt-get; with sudo, if you are not root. If the kernel is packed with zstd or lz4, it installs that
     program, too (1 MB).
-  - It downloads a Linux kernel and busybox (71 MB), and makes of them a small guest in target/guest/ (45 MB), without root.
+  - It downloads a Linux kernel and busybox (71 MB), and makes of them a small guest in target/guest/ (47 MB), without root.
     The guest contains the agent, a program of this repository, which Cargo builds. The kernel is there twice: packed
-    (vmlinuz), and unpacked (vmlinux), which QEMU boots sooner.
+    (vmlinuz), and unpacked (vmlinux), which QEMU boots sooner. A second initial RAM disk, host-root.img, is for guests that
+    execute the host's programs.
   - On macOS it installs QEMU with Homebrew. The guest has to be made on Debian or Ubuntu, and target/guest/ to be copied.
 
   --tests   also what the tests need: genisoimage, qemu-utils, ovmf and strace (17 MB); vhost-device-vsock, which Cargo builds in

@@ -76,6 +76,7 @@
 //!
 //! # Reach the guest
 //! - Run a program in it, and copy files in and out: [`Vm::command`], [`Vm::copy_in`], on QEMU, with a small program in the guest.
+//! - Run the host's programs in it, on QEMU: [`HyperKit::root`] with [`Root::Host`].
 //! - Type on its console, and read what it prints: [`Vm::console`].
 //! - Read only what it has printed: [`Vm::console_log`], [`Vm::console_lines`], [`Vm::wait_for_console`].
 //! - Give it a network: [`Network::Nat`]. On QEMU, ports of the host can lead to the guest: [`PortForward`], [`Vm::host_port`].

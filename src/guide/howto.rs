@@ -3,6 +3,7 @@
 //! - [test in a VM](#test-in-a-vm)
 //! - [talk to the guest](#talk-to-the-guest)
 //! - [run a command in the guest](#run-a-command-in-the-guest)
+//! - [run the host's programs in a guest](#run-the-hosts-programs-in-a-guest)
 //! - [share a directory with the guest](#share-a-directory)
 //! - [reach a port of the guest](#reach-a-port-of-the-guest)
 //! - [ssh into a cloud image](#ssh-into-a-cloud-image)
@@ -53,6 +54,12 @@
 //! does. For another guest, [put the agent into its image](super::agent). The first command waits until the agent answers, so
 //! there is no need to wait for the boot; its [`agent_timeout`](crate::GuestCommand::agent_timeout) limits that.
 #![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/command.rs"), "```"))]
+//! # Run the host's programs in a guest
+//! With [`Root::Host`](crate::Root::Host) the guest's root is the host's root directory, and commands are the host's programs: dynamically
+//! linked ones, scripts of any interpreter, shell pipelines. The guest can read what your user can read. What it writes stays in its
+//! memory, except in directories that you share. The page [`host_programs`](super::host_programs) says what works and what is different.
+//! The program reads `host-root.img` instead of `initrd.img`; it is in `target/guest`, too. The host must be Linux on x86-64, and QEMU the engine.
+#![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/host_programs.rs"), "```"))]
 //! # Share a directory
 //! [`share_dir`](crate::HyperKit::share_dir) shares a directory of the host under a tag. It uses 9p, a network file system, over
 //! a virtio device, so the guest needs no network. QEMU serves the directory with the rights of your user, and the guest can

@@ -1,5 +1,5 @@
 // Sets up what the examples in the documentation need, before each of them runs: a temporary working directory with the
-// guest of `examples/setup.sh` (`vmlinuz`, `vmlinux`, `initrd.img`) and with the state directory `vm`. `vm` is a symlink to
+// guest of `examples/setup.sh` (`vmlinuz`, `vmlinux`, `initrd.img`, `host-root.img`) and with the state directory `vm`. `vm` is a symlink to
 // `machines/vm`, for the examples of `list`. When the example ends, its VMs are killed.
 
 use std::env::set_current_dir;
@@ -37,7 +37,7 @@ pub fn alone() -> Here {
     set_current_dir(&dir).unwrap();
     create_dir_all("machines/vm").unwrap();
     symlink("machines/vm", "vm").unwrap();
-    for name in ["vmlinuz", "vmlinux", "initrd.img"] {
+    for name in ["vmlinuz", "vmlinux", "initrd.img", "host-root.img"] {
         let file = Path::new(ROOT).join("target/guest").join(name);
         assert!(file.exists(), "{} is missing: run examples/setup.sh --tests first", file.display());
         symlink(file, name).unwrap();

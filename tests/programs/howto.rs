@@ -78,6 +78,22 @@ fn command_prints_output_and_status_of_programs() {
     here.assert_left(&["question.txt", "answer.txt"]);
 }
 
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#[test]
+fn host_programs_changes_one_directory_of_the_host() {
+    let here = Here::new();
+    symlink(guest_file("host-root.img"), here.path().join("host-root.img")).unwrap();
+    let output = here.run("host-programs", &[]);
+    assert_eq!(
+        output,
+        "exited with code 0:\napple\npear\nhost-root.img\ninitrd.img\ninput2.txt\nresults\nvm\nvmlinuz\n\
+         python3 exited with code 7\n\
+         on the host, input.txt is \"pear\\napple\\n\"\n\
+         and results/sorted.txt is \"apple\\npear\\n\"\n"
+    );
+    here.assert_left(&["host-root.img", "input.txt", "results"]);
+}
+
 #[test]
 fn share_exchanges_files_with_the_guest() {
     let here = Here::new();
