@@ -43,6 +43,8 @@ The VM:
   --disk FILE           a raw or qcow2 disk image; can be repeated
   --disk-size MIB       the size of a new image, for the --disk before it if that file is missing. Without --disk,
                         creates a disk in the state directory
+  --overlay             what the guest writes to the --disk before it goes to an overlay, which is deleted with the VM;
+                        QEMU only
   --iso FILE            an ISO image in a CD drive; can be repeated
   --vpnkit auto         gives the guest a network: QEMU's own, or on hyperkit Docker Desktop's VPNKit
   --vpnkit isolated     a network on which only --forward works; QEMU only
@@ -130,6 +132,10 @@ pub fn parse() -> Result<Option<Command>, Box<dyn Error>> {
             "disk-size" => match (number(&mut flags, "--disk-size")?, description.disks.last_mut()) {
                 (size, Some(disk)) if disk.size_mib.is_none() => disk.size_mib = Some(size),
                 (size, _) => description = description.disk(Disk::in_state_dir(size)),
+            },
+            "overlay" => match description.disks.last_mut() {
+                Some(disk) => disk.overlay = true,
+                None => return Err("--overlay follows a --disk".into()),
             },
             "iso" => description = description.iso(flags.value()?),
             "vpnkit" => description = description.vpnkit(flags.value()?),

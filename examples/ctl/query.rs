@@ -161,6 +161,10 @@ pub fn show(dir: &Path, options: &Options) -> Result<()> {
     }
     line("memory", &format!("{} MiB", description.memory_mib).into());
     created_disks(&description).iter().for_each(|(name, size)| line("disk", &format!("{name} ({size})").into()));
+    for disk in description.disks.iter().filter(|disk| disk.overlay) {
+        let base = disk.path.as_deref().unwrap_or(Path::new("")).display();
+        line("disk", &format!("overlay of {base}, which is deleted with the VM").into());
+    }
     line("kernel command line", &json!(kernel_cmdline));
     // This function prints these separately.
     for key in ["arguments", "cmdline", "pid"] {

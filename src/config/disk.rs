@@ -19,6 +19,7 @@ use crate::error::ConfigError;
 /// let in_the_state_directory = Disk::in_state_dir(64);
 /// let qcow2 = Disk::qcow2("cache.qcow2", QcowOptions::default()).size_mib(8192).ahci();
 /// let probed = Disk::new("image").read_only();
+/// let thrown_away_with_the_vm = Disk::raw("root.img").overlay();
 /// assert_eq!(created_if_missing.size_mib, Some(4096));
 /// assert_eq!(in_the_state_directory.path, None);
 /// assert_eq!(HyperKit::new().disk("image").disks, [Disk::new("image")]);
@@ -34,7 +35,7 @@ pub struct Disk {
     /// looks like a URL.
     pub path: Option<PathBuf>,
     /// The size in MiB. A start creates a missing image with this size, grows a smaller one, and refuses a larger one. If
-    /// unset, the image must exist.
+    /// unset, the image must exist. With an [`overlay`](Self::overlay), it is the size of the overlay, and the image stays as it is.
     pub size_mib: Option<u64>,
     /// The format of the image file. If unset, it is probed: an existing image is qcow2 if it has a qcow2 header, and raw
     /// otherwise; a new one is qcow2 if its name ends in `.qcow2` or `.qcow`.
@@ -50,6 +51,8 @@ pub struct Disk {
     /// Whether space that the guest discards (`fstrim`) is returned to the host. For raw images, hyperkit ignores this and
     /// decides by itself.
     pub trim: bool,
+    /// Whether the guest writes to an overlay instead of the image, as [`overlay`](Self::overlay) describes.
+    pub overlay: bool,
     /// Keys of `hyperkit.json` that this version does not know. They are written as they were read.
     pub(crate) unknown: serde_json::Map<String, serde_json::Value>,
 }
@@ -276,6 +279,46 @@ impl Disk {
         self
     }
 
+    /// Sets [`overlay`](Self#structfield.overlay): the disk begins with the content of the image, and what the guest writes is
+    /// thrown away with the VM. QEMU only.
+    ///
+    /// The guest's writes go to a file in the state directory, the overlay, which refers to the image as its *base*. Each start
+    /// creates an empty overlay. It is deleted when the VM has ended, at the latest by the next start or by
+    /// [`remove`](crate::HyperKit::remove): the guide's page [`state_directory`](crate::guide::state_directory#cleanup) says when.
+    ///
+    /// The image must exist, and need not be writable. It is never written to, not even created or grown: with a size, only the
+    /// overlay is larger than the image. Any number of VMs can use one base at once. A start is refused while a VM or `qemu-img`
+    /// writes to the base, and so is a start of a VM that would write to a base in use. Do not change the base by other
+    /// programs, either: the guest would see a mixture of both contents.
+    ///
+    /// The format of the image is probed if it is unset, as for any disk. A base that has a backing file itself is then refused.
+    ///
+    /// ```
+    /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
+    /// # let _here = here::alone();
+    /// use hyperkit::{Disk, Disks, HyperKit, create_disk_image};
+    ///
+    /// create_disk_image("base.img", 64)?;
+    /// let template = HyperKit::new().kernel("vmlinuz").initrd("initrd.img").disk(Disk::raw("base.img").overlay());
+    /// let first = template.clone().state_dir("vm").start("console=ttyS0")?;
+    /// let second = template.state_dir("vm2").start("console=ttyS0")?; // at the same time
+    /// second.kill()?;
+    /// second.remove(Disks::Delete)?; // keeps base.img
+    /// # Ok::<(), hyperkit::Error>(())
+    /// ```
+    #[doc(alias = "snapshot")]
+    #[doc(alias = "ephemeral")]
+    #[must_use]
+    pub fn overlay(mut self) -> Self {
+        self.overlay = true;
+        self
+    }
+
+    /// Whether the VM only reads the image at the path.
+    pub(crate) fn only_reads_image(&self) -> bool {
+        self.read_only || self.overlay
+    }
+
     /// The format that is set, or else the one that the name of the image suggests. Does not look at the image.
     pub(crate) fn format_by_name(&self) -> DiskFormat {
         let by_name = || match self.path.as_deref().and_then(Path::extension) {
@@ -283,6 +326,15 @@ impl Disk {
             _ => DiskFormat::Raw,
         };
         self.format.clone().unwrap_or_else(by_name)
+    }
+
+    /// The path of the file that the engine attaches for the `index`th disk: the overlay or the image.
+    pub(crate) fn attached_path(&self, index: usize, state_dir: Option<&Path>) -> Result<PathBuf, ConfigError> {
+        match (self.overlay, state_dir) {
+            (false, _) => self.image_path(index, state_dir),
+            (true, Some(dir)) => Ok(overlay_path(dir, index)),
+            (true, None) => Err(ConfigError::StateDirRequired { field: "disks" }),
+        }
     }
 
     /// The path of the image of the `index`th disk: the one that is set, or the default one in the state directory.
@@ -296,12 +348,25 @@ impl Disk {
     }
 }
 
+/// The path of the overlay of the `index`th disk. The name is not one that a user would give to an image: a start deletes the file.
+pub(crate) fn overlay_path(state_dir: &Path, index: usize) -> PathBuf {
+    state_dir.join(format!("{OVERLAY}{index}"))
+}
+
+/// Whether a file has a name that [`overlay_path`] gives.
+pub(crate) fn is_overlay_name(name: &str) -> bool {
+    let digits = name.strip_prefix(OVERLAY).filter(|digits| !digits.is_empty());
+    digits.is_some_and(|digits| digits.bytes().all(|digit| digit.is_ascii_digit()))
+}
+
 impl<P: Into<PathBuf>> From<P> for Disk {
     /// The same as [`Disk::new`].
     fn from(path: P) -> Self {
         Self::new(path)
     }
 }
+
+const OVERLAY: &str = "hyperkit.overlay";
 
 /// The default path of the image of the `index`th disk.
 pub(crate) fn default_path(state_dir: &Path, index: usize, extension: &str) -> PathBuf {

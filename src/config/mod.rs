@@ -323,6 +323,10 @@ impl HyperKit {
         self.vsock_dir.as_deref().or(self.state_dir.as_deref()).unwrap_or(Path::new(""))
     }
 
+    pub(crate) fn has_overlays(&self) -> bool {
+        self.disks.iter().any(|disk| disk.overlay)
+    }
+
     /// Moves disks to the state directory that the description names, if it was read from another one or started in another
     /// one. It moves those that this crate created there, and those with a size and a default name, as the Go package
     /// creates them. So the two VMs share no disk.
@@ -331,7 +335,9 @@ impl HyperKit {
             return;
         };
         for disk in &mut self.disks {
-            let Some(path) = disk.path.as_ref().filter(|path| path.parent() == Some(&home)) else { continue };
+            // The image of an overlay is not of this VM alone.
+            let path = disk.path.as_ref().filter(|path| !disk.overlay && path.parent() == Some(&home));
+            let Some(path) = path else { continue };
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let is_default = disk.size_mib.is_some() && disk::is_default_name(name);
             if is_default || self.record.created_disks.iter().any(|created| created == name) {

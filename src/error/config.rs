@@ -216,8 +216,7 @@ pub enum ConfigError {
         /// The operating system's message.
         reason: String,
     },
-    /// An initrd, a multiboot module, an ISO image or a disk without a size is empty, or a device that is not a disk. Use another
-    /// file.
+    /// An initrd, a multiboot module, an ISO image or a disk without a size is empty, or no disk. Use another file.
     EmptyFile {
         /// The field.
         field: &'static str,
@@ -261,8 +260,8 @@ pub enum ConfigError {
         /// Its length, in bytes.
         length: u64,
     },
-    /// The boot ROM is not firmware for x86: it has no code at the address where the processor starts. Files of UEFI
-    /// variables, option ROMs and firmware for other processors have none there. Use a file such as `OVMF.fd`.
+    /// The boot ROM has no code where an x86 processor starts. Files of UEFI variables, option ROMs and firmware for other
+    /// processors have none there. Use a file such as `OVMF.fd`.
     NotFirmware {
         /// The file.
         path: PathBuf,
@@ -325,8 +324,7 @@ pub enum ConfigError {
         /// Its value.
         value: String,
     },
-    /// hyperkit requires an absolute path for a qcow2 image. `start` and `check` make paths absolute; only `arguments` returns
-    /// this.
+    /// hyperkit requires an absolute path for a qcow2 image. Only `arguments` returns this: other calls make paths absolute.
     RelativePath {
         /// The field.
         field: &'static str,
@@ -381,6 +379,11 @@ pub enum ConfigError {
     /// guest could write to it as a raw image, the guest may have written that header: set the format to raw.
     DiskHasBackingFile {
         /// The image.
+        path: PathBuf,
+    },
+    /// `create` or `grow` was called for a disk with an [overlay](crate::Disk::overlay). Call it for the disk without one.
+    OverlayOnly {
+        /// The image, which was not changed.
         path: PathBuf,
     },
     /// `network` is `Nat` on hyperkit, and Docker Desktop's VPNKit is not running. Start Docker Desktop, or use another network.

@@ -67,6 +67,7 @@ impl ConfigError {
             | Self::NotQcow2 { .. }
             | Self::InvalidQcow2 { .. }
             | Self::ForeignImage { .. }
+            | Self::OverlayOnly { .. }
             | Self::DiskHasBackingFile { .. } => "disks",
         }
     }

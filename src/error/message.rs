@@ -292,6 +292,9 @@ impl fmt::Display for ConfigError {
                 "disk image has the unsupported format {format}: {}; convert or unpack it, or set its format to raw",
                 path.display()
             ),
+            Self::OverlayOnly { path } => {
+                write!(f, "the image of an overlay is not changed: {}; use the disk without `overlay`", path.display())
+            }
             Self::DiskHasBackingFile { path } => write!(
                 f,
                 "disk image has a backing file or external data file: {}; set its format to qcow2 to allow it",

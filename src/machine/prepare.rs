@@ -5,15 +5,16 @@ use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::config::disk::DiskFormat;
+use crate::config::disk::{DiskFormat, overlay_path};
 use crate::config::record::Record;
 use crate::config::{HyperKit, Protocol};
 use crate::engine::driver_of;
-use crate::error::{Error, Result};
+use crate::error::{ConfigError, Error, Result};
 use crate::plan::serial_ports::{Line, ports};
 use crate::preflight::image;
 use crate::preflight::image_format::DiskAction;
 use crate::preflight::image_lock::{ImageLock, lock_disk, lock_image};
+use crate::preflight::overlay;
 use crate::process::Process;
 use crate::state::{Lock, StateDir};
 use crate::sys::path::canonical;
@@ -81,7 +82,7 @@ pub(super) fn refuse_resources_in_use(description: &HyperKit) -> Result<Vec<Imag
     let mut image_locks = Vec::new();
     for (index, disk) in description.disks.iter().enumerate() {
         let path = disk.image_path(index, description.state_dir.as_deref())?;
-        image_locks.extend(lock_disk(&path, &disk.format_by_name(), disk.read_only)?);
+        image_locks.extend(lock_disk(disk, &path)?);
     }
     for iso in &description.isos {
         lock_image(iso, &DiskFormat::Raw, true)?;
@@ -122,12 +123,21 @@ pub(super) fn plan_disks(description: &mut HyperKit, state: Option<&StateDir>) -
     Ok(plans)
 }
 
-/// Creates and grows the images. Adds the path of each created image to `created`, also if a later image fails, and its lock to
+/// Creates and grows the images, and creates the overlays in `state_dir`. Adds the path of each created image to `created`, also if a later image fails, and its lock to
 /// `locks`: another start must not take the image before the hypervisor uses it.
-pub(super) fn apply(plans: Vec<DiskPlan>, created: &mut Vec<PathBuf>, locks: &mut Vec<ImageLock>) -> Result<()> {
-    for (path, format, action) in plans {
+pub(super) fn apply(
+    plans: Vec<DiskPlan>,
+    state_dir: Option<&Path>,
+    created: &mut Vec<PathBuf>,
+    locks: &mut Vec<ImageLock>,
+) -> Result<()> {
+    for (index, (path, format, action)) in plans.into_iter().enumerate() {
         match action {
             DiskAction::Nothing => {}
+            DiskAction::CreateOverlay { length } => {
+                let dir = state_dir.ok_or(ConfigError::StateDirRequired { field: "disks" })?;
+                overlay::create(&overlay_path(dir, index), &path, &format, length)?;
+            }
             DiskAction::Grow { size_mib } => image::grow(&path, &format, size_mib)?,
             DiskAction::Create { size_mib } => {
                 image::create(&path, &format, size_mib).map_err(|error| match error {

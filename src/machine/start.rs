@@ -300,7 +300,7 @@ fn launch(
     let disk_plans = plan_disks(&mut description, state.as_ref())?;
     // Saved before the hypervisor runs, so that a crash in between leaves nothing unknown.
     state.iter().try_for_each(|state| state.save(&description))?;
-    apply(disk_plans, &mut undo.images, &mut undo.image_locks)?;
+    apply(disk_plans, state.as_ref().map(StateDir::path), &mut undo.images, &mut undo.image_locks)?;
     undo.image_locks.retain(ImageLock::outlasts_spawn);
 
     let dir = state.as_ref().map(|state| format!("{}: ", state.path().display())).unwrap_or_default();
@@ -371,7 +371,7 @@ fn spawn_with_output(
         command.process_group(0);
     }
     customize(&mut command);
-    let resources = Resources { terminal, console, vsock_daemon, owner };
+    let resources = Resources { terminal, console, vsock_daemon, owner, has_overlays: description.has_overlays() };
     Child::spawn(driver, command, output.try_clone()?, state.cloned(), resources)
 }
 

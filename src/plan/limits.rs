@@ -5,6 +5,8 @@
 
 use std::ops::RangeInclusive;
 
+/// The longest name of a backing file in a qcow2 image, in bytes (docs/interop/qcow2.txt of QEMU).
+pub(crate) const MAX_BACKING_FILE: usize = 1023;
 pub(crate) const MAX_CPUS: u32 = 64;
 /// 1 MiB and 4 KiB, in whole MiB.
 pub(crate) const MIN_MEMORY_MIB: u64 = 2;

@@ -8,7 +8,8 @@ use crate::config::file_url::file_url;
 use crate::config::{HyperKit, Network, Protocol, Share9pSource};
 use crate::error::ConfigError;
 use crate::plan::limits::{
-    CIDS, MAX_CPUS, MAX_SOCKET, MAX_TAG, MAX_TAP, MAX_VSOCK_DIR, MAX_VSOCK_PORT, MAX_VSOCK_PORTS, MIN_MEMORY_MIB,
+    CIDS, MAX_BACKING_FILE, MAX_CPUS, MAX_SOCKET, MAX_TAG, MAX_TAP, MAX_VSOCK_DIR, MAX_VSOCK_PORT, MAX_VSOCK_PORTS,
+    MIN_MEMORY_MIB,
 };
 use crate::plan::root::{ROOT_TAG, root_dir};
 use crate::plan::serial_ports::ports;
@@ -113,7 +114,12 @@ fn check_prerequisites(description: &HyperKit, found: &mut Violations) {
         let serials = if description.serials.is_some() { "serials" } else { "console" };
         let has_vsock_sockets = description.vsock && description.vsock_dir.is_none();
         let has_files = ports.iter().any(|port| port.has_files());
-        for (field, is_needed) in [(serials, has_files), ("vsock", has_vsock_sockets), ("agent", description.agent)] {
+        for (field, is_needed) in [
+            (serials, has_files),
+            ("vsock", has_vsock_sockets),
+            ("agent", description.agent),
+            ("disks", description.has_overlays()),
+        ] {
             if is_needed {
                 found.add(ConfigError::StateDirRequired { field });
             }
@@ -281,7 +287,11 @@ fn check_disks(description: &HyperKit, found: &mut Violations) {
             }
         }
         let Some(path) = found.collect(image.image_path(index, description.state_dir.as_deref())) else { continue };
-        images.push((path.clone(), image.read_only));
+        images.push((path.clone(), image.only_reads_image()));
+        if image.overlay {
+            let name = utf8("disks", &path).and_then(|name| check_length(MAX_BACKING_FILE, "disks", name));
+            found.collect(name);
+        }
         if let Some(value) = image.size_mib.filter(|&size| bytes(size).is_none()) {
             found.add(ConfigError::InvalidDiskSize { path: path.clone(), value });
         }
@@ -292,7 +302,8 @@ fn check_disks(description: &HyperKit, found: &mut Violations) {
             found.add(ConfigError::InvalidSectorSize { path, value });
         }
         // Values of other versions. Without them it would be a different disk.
-        for (key, value) in image.unknown.iter().filter(|(key, _)| ["format", "driver", "OnFlush"].contains(&&***key)) {
+        let keys = ["format", "base_format", "driver", "OnFlush"];
+        for (key, value) in image.unknown.iter().filter(|(key, _)| keys.contains(&&***key)) {
             found.add(ConfigError::UnknownSetting { key: format!("disks.{key}: {value}") });
         }
     }

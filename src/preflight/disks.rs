@@ -9,7 +9,7 @@ use std::path::Path;
 use rustix::fs::{Access, access};
 
 use crate::config::HyperKit;
-use crate::config::disk::{DiskFormat, QcowOptions, bytes};
+use crate::config::disk::{DiskFormat, QcowOptions, bytes, is_overlay_name};
 use crate::config::file_url::is_url;
 use crate::error::ConfigError;
 use crate::plan::text::valid_path;
@@ -55,12 +55,14 @@ pub(super) fn check_images(description: &HyperKit, found: &mut Violations) {
         if is_url(&path) {
             continue;
         }
-        let is_empty_allowed = disk.size_mib.is_some() || matches!(disk.format, Some(DiskFormat::Qcow2(_)));
+        let is_empty_allowed =
+            (disk.size_mib.is_some() && !disk.overlay) || matches!(disk.format, Some(DiskFormat::Qcow2(_)));
         let open_image = |path| match is_empty_allowed {
             true => open("disks", path, is_file_or_device).map(drop),
             false => check_content("disks", path),
         };
         let opened = match valid_path("disks", &path).and_then(open_image) {
+            Err(error @ ConfigError::NotFound { .. }) if disk.overlay => Err(error),
             Err(ConfigError::NotFound { path, .. }) if disk.size_mib.is_none() => {
                 Err(ConfigError::DiskSizeMissing { path })
             }
@@ -69,7 +71,7 @@ pub(super) fn check_images(description: &HyperKit, found: &mut Violations) {
         };
         if found.collect(opened).is_some() {
             // hyperkit would silently attach the image read-only.
-            let is_writable = |path: &Path| access(path, Access::EXISTS).is_err() || disk.read_only;
+            let is_writable = |path: &Path| access(path, Access::EXISTS).is_err() || disk.only_reads_image();
             if let (false, Err(error)) = (is_writable(&path), access(&path, Access::WRITE_OK)) {
                 let reason = io::Error::from(error).to_string();
                 found.add(ConfigError::DiskNotWritable { path: path.clone(), reason });
@@ -77,12 +79,17 @@ pub(super) fn check_images(description: &HyperKit, found: &mut Violations) {
             if let Some(DiskFormat::Qcow2(_)) = disk.format {
                 for file in found.collect(used_files(&path)).unwrap_or_default() {
                     found.collect(open("disks", &file.path, is_file_or_device));
-                    images.push((file.path, disk.read_only || !file.is_written));
+                    images.push((file.path, disk.only_reads_image() || !file.is_written));
                 }
             }
             let action = found.collect(DiskAction::plan(disk, &path).and_then(|action| {
                 let is_in_state_dir = path.parent() == description.state_dir.as_deref();
+                let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
                 match action {
+                    _ if is_in_state_dir && is_overlay_name(name) => {
+                        let reason = "an overlay of this VM, which a start deletes; copy it to another name";
+                        Err(ConfigError::inaccessible("disks", &path, &io::Error::other(reason)))
+                    }
                     // The description did not choose the file that a link in the state directory leads to.
                     DiskAction::Grow { .. } if is_in_state_dir && path.is_symlink() => {
                         let reason = "a symlink in the state directory, whose image is not grown; set the image's path";
@@ -104,7 +111,7 @@ pub(super) fn check_images(description: &HyperKit, found: &mut Violations) {
                 found.collect(tool.and_then(|()| tool_for(&format)));
             }
         }
-        images.push((path, disk.read_only));
+        images.push((path, disk.only_reads_image()));
     }
     // Links can give one image several names.
     found.collect(reject_duplicates(&images, |path, other| match (inode(path), inode(other)) {

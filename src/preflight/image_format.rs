@@ -6,11 +6,13 @@ use std::path::Path;
 use crate::config::disk::{Disk, DiskFormat, QcowOptions, bytes};
 use crate::error::ConfigError;
 use crate::preflight::image_header::{Content, Image};
+use crate::preflight::overlay::MAX_OVERLAY_BYTES;
 use crate::preflight::qcow2_header::Qcow2;
 
 type Result<T> = std::result::Result<T, ConfigError>;
 
 const MIB: u64 = 1024 * 1024;
+const SECTOR: u64 = 512;
 /// The Go package of 2017 makes images this many bytes too long per MiB. They count as being of the requested size.
 const GO_EXCESS_BYTES: u64 = 100;
 
@@ -18,13 +20,24 @@ const GO_EXCESS_BYTES: u64 = 100;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum DiskAction {
     Nothing,
-    Create { size_mib: u64 },
-    Grow { size_mib: u64 },
+    Create {
+        size_mib: u64,
+    },
+    Grow {
+        size_mib: u64,
+    },
+    /// Create an overlay of the image, of this length in bytes.
+    CreateOverlay {
+        length: u64,
+    },
 }
 
 impl DiskAction {
     /// For a disk whose image is, or should be, at `path`.
     pub(crate) fn plan(disk: &Disk, path: &Path) -> Result<Self> {
+        if disk.overlay {
+            return Ok(Self::CreateOverlay { length: overlay_length(disk, path)? });
+        }
         let Some(size_mib) = disk.size_mib else { return Ok(Self::Nothing) };
         Ok(match needs_growth(path, disk.format.as_ref(), size_mib)? {
             None => Self::Create { size_mib },
@@ -32,6 +45,26 @@ impl DiskAction {
             Some(false) => Self::Nothing,
         })
     }
+}
+
+/// The length of an overlay: that of the image, or the disk's size if that is more.
+fn overlay_length(disk: &Disk, path: &Path) -> Result<u64> {
+    let image = Image::read(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => ConfigError::NotFound { field: "disks", path: path.to_owned() },
+        _ => ConfigError::inaccessible("disks", path, &error),
+    })?;
+    let own = match image.content {
+        Content::Qcow2(header) if disk.format != Some(DiskFormat::Raw) => header.length,
+        _ => image.file_length,
+    };
+    let wanted = match disk.size_mib {
+        Some(size_mib) if needs_growth(path, disk.format.as_ref(), size_mib)? == Some(true) => bytes(size_mib),
+        _ => None,
+    };
+    let length = wanted.map_or(own, |wanted| wanted.max(own));
+    // In a qcow2 image, QEMU ignores a part of a sector at the end.
+    let rounded = length.checked_next_multiple_of(SECTOR).filter(|&length| length <= MAX_OVERLAY_BYTES);
+    rounded.ok_or_else(|| ConfigError::InvalidDiskSize { path: path.to_owned(), value: length / MIB })
 }
 
 /// Whether an image is smaller than `size_mib`; `None` if it does not exist. A larger image is an error. An image that
@@ -74,7 +107,7 @@ pub(crate) fn found_format(disk: &Disk, path: &Path) -> Result<DiskFormat> {
     let path = path.to_owned();
     match (&disk.format, image.content) {
         (_, Content::UnusableQcow2(reason)) => Err(ConfigError::InvalidQcow2 { path, reason }),
-        (_, Content::Qcow2(Qcow2 { is_corrupt: true, .. })) if !disk.read_only => {
+        (_, Content::Qcow2(Qcow2 { is_corrupt: true, .. })) if !disk.only_reads_image() => {
             Err(ConfigError::InvalidQcow2 { path, reason: "marked as corrupt" })
         }
         (Some(format), Content::Qcow2(_)) => Ok(format.clone()),

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use rustix::fs::{FlockOperation, flock};
 
-use crate::config::disk::DiskFormat;
+use crate::config::disk::{Disk, DiskFormat, QcowOptions};
 use crate::engine;
 use crate::error::{Error, Result};
 use crate::preflight::backing_files::used_files;
@@ -37,9 +37,14 @@ pub(crate) fn lock_image(path: &Path, format: &DiskFormat, read_only: bool) -> R
     Ok(Some(lock))
 }
 
-/// Locks the existing image of a disk with [`lock_image`], and the files that the image uses: backing files as read-only.
-pub(crate) fn lock_disk(path: &Path, format: &DiskFormat, read_only: bool) -> Result<Vec<ImageLock>> {
-    let mut locks = Vec::from_iter(lock_image(path, format, read_only)?);
+/// Locks the existing image of a disk, which is at `path`, with [`lock_image`], and the files that the image uses: backing files
+/// as read-only.
+pub(crate) fn lock_disk(disk: &Disk, path: &Path) -> Result<Vec<ImageLock>> {
+    let (format, read_only) = (&disk.format_by_name(), disk.only_reads_image());
+    // The image of an overlay is a backing file. Its lock is kept until the hypervisor runs, as for a qcow2 image.
+    let qcow2 = DiskFormat::Qcow2(QcowOptions::default());
+    let lock_format = if disk.overlay { &qcow2 } else { format };
+    let mut locks = Vec::from_iter(lock_image(path, lock_format, read_only)?);
     match format {
         // The image may be the backing file of a qcow2 image.
         DiskFormat::Raw if !read_only && !locks.is_empty() => refuse_unlocked_use(path, read_only)?,

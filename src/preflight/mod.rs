@@ -10,6 +10,7 @@ pub(crate) mod image_header;
 pub(crate) mod image_lock;
 pub(crate) mod kernel;
 pub(crate) mod multiboot;
+pub(crate) mod overlay;
 pub(crate) mod qcow2_header;
 
 use std::path::Path;

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use crate::plan::limits::MAX_BACKING_FILE;
 use crate::preflight::image_header::Content;
 
 /// The longest header with extensions that is read: a cluster of the default size.
@@ -48,7 +49,6 @@ pub(super) fn qcow(file: &File, head: &[u8], file_length: u64) -> io::Result<Con
     const KNOWN_FEATURES: u64 = 0b1_1111;
     /// An autoclear feature: the external data file is a raw image of the disk.
     const RAW_EXTERNAL_DATA: u64 = 1 << 1;
-    const MAX_NAME_BYTES: u64 = 1023;
 
     let unusable = |reason| Ok(Content::UnusableQcow2(reason));
     let version = number(head, 4, 4);
@@ -101,7 +101,7 @@ pub(super) fn qcow(file: &File, head: &[u8], file_length: u64) -> io::Result<Con
     let mut backing_file = None;
     if name_at != 0 {
         let end = name_at.checked_add(name_bytes).filter(|&end| end <= file_length.min(cluster_bytes));
-        if end.is_none() || name_bytes > MAX_NAME_BYTES {
+        if end.is_none() || name_bytes > MAX_BACKING_FILE as u64 {
             return unusable("invalid name of the backing file");
         }
         let mut name = vec![0; name_bytes as usize];

@@ -74,6 +74,8 @@ pub(crate) struct Resources {
     /// Copies between the console and the caller's standard input and output.
     pub console: Option<ConsoleRelay>,
     pub vsock_daemon: Option<VhostVsockDaemon>,
+    /// Whether disks have overlays, which are deleted at the exit.
+    pub has_overlays: bool,
     /// Kills the child with this process, if it must not outlive it.
     pub owner: Option<OwnerLink>,
 }
@@ -230,9 +232,14 @@ impl Child {
             watcher.wait();
         }
         // Release the child's resources before waiters see its exit, and before its pid is free.
-        let Resources { terminal, console, vsock_daemon, owner } = std::mem::take(&mut *lock(&self.resources));
+        let Resources { terminal, console, vsock_daemon, owner, has_overlays } =
+            std::mem::take(&mut *lock(&self.resources));
         owner.into_iter().for_each(OwnerLink::release);
         drop(vsock_daemon);
+        if let Some(state) = state.filter(|_| has_overlays) {
+            // What fails here is done by the next start or by `remove`.
+            let _ = state.remove_overlays(self.pid());
+        }
         pass_on(true);
         console.into_iter().for_each(ConsoleRelay::finish);
         drop(terminal);

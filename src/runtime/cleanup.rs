@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io;
 
+use crate::config::disk::is_overlay_name;
 use crate::engine::is_engine_socket;
 use crate::error::{Error, Result};
 use crate::plan::serial_ports::{ALL_LOGS, ALL_TTYS};
@@ -19,13 +20,13 @@ impl StateDir {
         ALL_LOGS.iter().map(|name| self.file(name)).try_for_each(remove_file)
     }
 
-    /// Removes pid file, tty files and sockets of a VM that has exited. Logs stay, except those that no hypervisor has opened.
+    /// Removes pid file, tty files, sockets and overlays of a VM that has exited. Logs stay, except those that no hypervisor has opened.
     pub fn clear_runtime_files(&self, _: &Lock) -> Result<()> {
         // Until the vsock daemon has exited, it could create its sockets again.
         wait_until_unread(&self.file(VHOST_LINE));
         let files = [PID_FILE, UNFINISHED, VHOST_LINE].into_iter().chain(ALL_TTYS);
         let files = files.chain(ALL_LOGS.into_iter().filter(|log| !self.has_used_log(log)));
-        let stale = files.map(str::to_owned).chain(self.sockets()?);
+        let stale = files.map(str::to_owned).chain(self.files_of_vm()?);
         stale.map(|name| self.file(&name)).try_for_each(remove_file)
     }
 
@@ -45,14 +46,29 @@ impl StateDir {
         self.clear_runtime_files(&lock)
     }
 
-    /// The sockets, and links to sockets, of a VM.
-    pub(super) fn sockets(&self) -> Result<Vec<String>> {
+    /// Removes the overlays of the VM with this process ID, which has exited, unless another one was started in the directory since.
+    /// Does not wait for the lock: whoever has it removes them, too.
+    pub fn remove_overlays(&self, pid: u32) -> Result<()> {
+        let Some(_lock) = self.try_lock()? else { return Ok(()) };
+        match self.load_record()?.is_some_and(|record| record.pid == Some(pid)) {
+            true => self
+                .files_of_vm()?
+                .iter()
+                .filter(|name| is_overlay_name(name))
+                .map(|name| self.file(name))
+                .try_for_each(remove_file),
+            false => Ok(()),
+        }
+    }
+
+    /// The overlays, sockets, and links to sockets, of a VM.
+    pub(super) fn files_of_vm(&self) -> Result<Vec<String>> {
         let failed = |error| Error::io("list", self.path())(error);
         let mut found = Vec::new();
         for entry in fs::read_dir(self.path()).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             if let (Some(name), Ok(kind)) = (entry.file_name().to_str(), entry.file_type()) {
-                if is_engine_socket(name, kind) {
+                if is_engine_socket(name, kind) || (is_overlay_name(name) && !kind.is_dir()) {
                     found.push(name.to_owned());
                 }
             }
@@ -102,7 +118,7 @@ mod tests {
     const LINK: &str = "guest.00000946";
 
     #[test]
-    fn sockets_of_a_vm_are_recognized_by_kind_and_name() {
+    fn files_of_a_vm_are_recognized_by_kind_and_name() {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::new(dir.path()).unwrap();
         for name in OURS.iter().chain(&[LINK]) {
@@ -112,14 +128,14 @@ mod tests {
         for name in ["other.00000946", "00000003.log", "0000003.00000946", "0000000G.00000946", "v.sock_x", "x.sock"] {
             drop(UnixListener::bind(state.file(name)).unwrap());
         }
-        assert_eq!(state.sockets().unwrap(), [""; 0]);
+        assert_eq!(state.files_of_vm().unwrap(), [""; 0]);
 
         for name in OURS.iter().chain(&[LINK]) {
             fs::remove_file(state.file(name)).unwrap();
         }
         OURS.iter().for_each(|name| drop(UnixListener::bind(state.file(name)).unwrap()));
         symlink("00000003.00000946", state.file(LINK)).unwrap();
-        let mut found = state.sockets().unwrap();
+        let mut found = state.files_of_vm().unwrap();
         found.sort();
         let mut all = [&OURS[..], &[LINK]].concat();
         all.sort_unstable();

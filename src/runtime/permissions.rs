@@ -35,7 +35,7 @@ impl StateDir {
     /// Makes the files that the hypervisor has created accessible to their owner only. Others could control the VM by its sockets.
     pub fn restrict_access(&self) {
         let files = [PID_FILE].into_iter().chain(ALL_TTYS).chain(ALL_LOGS).map(str::to_owned);
-        for path in files.chain(self.sockets().unwrap_or_default()).map(|name| self.file(name)) {
+        for path in files.chain(self.files_of_vm().unwrap_or_default()).map(|name| self.file(name)) {
             // The tty file of an old hyperkit is a link to the pty.
             let is_link = path.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink());
             let restricted = if is_link { Ok(()) } else { set_permissions(&path, Permissions::from_mode(OWNER_ONLY)) };

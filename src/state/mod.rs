@@ -6,13 +6,14 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::config::file_url::is_url;
 use crate::config::record::{Home, Record};
 use crate::config::{Console, HyperKit, Network};
 use crate::error::{Error, Result};
 use crate::sys::file::{check_file_size_limit, read_at_most, remove_file};
-use crate::sys::lock::{open_locked, unlock};
+use crate::sys::lock::{open_locked, open_locked_within, unlock};
 use crate::sys::path::{canonical, clean};
 
 pub(crate) const JSON_FILE: &str = "hyperkit.json";
@@ -29,6 +30,8 @@ pub(crate) const VSOCK_SOCKET: &str = "v.sock";
 /// A file that is renamed once it is written whole. Only a crash leaves it.
 pub(crate) const UNFINISHED: &str = "hyperkit.new";
 
+/// Far more than a call needs that reads the state directory under its lock.
+const TRY_LOCK_TIMEOUT: Duration = Duration::from_millis(20);
 /// hyperkit writes the pid alone, QEMU a newline after it.
 const MAX_PID_BYTES: u64 = 32;
 /// A state file has a few KiB; a longer one is something else.
@@ -104,6 +107,14 @@ impl StateDir {
     pub fn lock(&self) -> Result<Option<Lock>> {
         match open_locked(&self.0, || File::open(&self.0)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            locked => locked.map(|dir| Some(Lock(dir))).map_err(Error::io("lock", &self.0)),
+        }
+    }
+
+    /// Like [`lock`](Self::lock), but waits only a moment. `None` also if another program or thread keeps the lock.
+    pub fn try_lock(&self) -> Result<Option<Lock>> {
+        match open_locked_within(TRY_LOCK_TIMEOUT, &self.0, || File::open(&self.0)) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::TimedOut) => Ok(None),
             locked => locked.map(|dir| Some(Lock(dir))).map_err(Error::io("lock", &self.0)),
         }
     }

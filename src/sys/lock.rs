@@ -24,7 +24,12 @@ pub(crate) fn open_locked(path: &Path, open: impl Fn() -> io::Result<File>) -> i
     open_locked_within(LOCK_TIMEOUT, path, open)
 }
 
-fn open_locked_within(timeout: Duration, path: &Path, open: impl Fn() -> io::Result<File>) -> io::Result<File> {
+/// Like [`open_locked`], with a timeout.
+pub(crate) fn open_locked_within(
+    timeout: Duration,
+    path: &Path,
+    open: impl Fn() -> io::Result<File>,
+) -> io::Result<File> {
     let deadline = Instant::now() + timeout;
     loop {
         let file = open()?;

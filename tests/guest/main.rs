@@ -27,6 +27,7 @@ mod images_in_use;
 #[cfg(target_os = "linux")]
 mod namespaces;
 mod network;
+mod overlays;
 mod owner;
 mod ports;
 #[cfg(target_os = "linux")]

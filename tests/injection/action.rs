@@ -39,7 +39,7 @@ impl Action {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Kind {
     Standin,
-    /// With a qcow2 image, which `qemu-img` creates.
+    /// With a qcow2 image, which `qemu-img` creates, and an overlay.
     Qemu,
     QemuWithVsock,
 }
@@ -54,7 +54,7 @@ pub const TOOLS: &str = "target/tools/bin";
 /// What the guest has written to the disk in the state directory, and what the user's files contain.
 pub const DATA: &[u8] = b"precious data";
 pub const DISK_MIB: u64 = 1;
-/// The user's files beside the state directory. The first is the VM's second disk.
+/// The user's files beside the state directory. The first is the VM's second disk. On QEMU, the second is the base of an overlay.
 const USER_FILES: [&str; 2] = ["user.img", "mine.txt"];
 
 /// A directory with the user's files and the state directory `vm`.
@@ -115,6 +115,7 @@ impl Site {
         let mut description = description.disk(disk).disk(Disk::raw(self.test_dir.path(USER_FILES[0])));
         if self.is_qemu() {
             description = description.extra_argument(PAUSED);
+            description = description.disk(Disk::new(self.test_dir.path(USER_FILES[1])).overlay());
         }
         if self.has_vsock() {
             description = description.vsock(true).vhost_device_vsock(setup_file(TOOLS, "vhost-device-vsock"));
@@ -145,6 +146,8 @@ impl Site {
                 add("--cmdline", "guest".into());
                 if self.is_qemu() {
                     add("--extra", PAUSED.into());
+                    add("--disk", self.test_dir.path(USER_FILES[1]).into());
+                    words.push("--overlay".into());
                 }
                 if self.has_vsock() {
                     words.push("--vsock".into());

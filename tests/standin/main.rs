@@ -40,6 +40,7 @@ mod moved;
 #[cfg(target_os = "linux")]
 mod namespaces;
 mod network;
+mod overlays;
 mod process_identity;
 mod qemu_options;
 mod reattach;

@@ -69,8 +69,15 @@ pub(super) mod keys {
     pub const READ_ONLY: &str = "ro";
     pub const SYNC: &str = "sync";
     pub const SECTOR_SIZE: &str = "sectorsize";
-    pub const OTHERS: [&str; 8] = [PATH, SIZE, FORMAT, DRIVER, TRIM, READ_ONLY, SYNC, SECTOR_SIZE];
+    /// Path and format of the image of an overlay. The Go package must not attach it, as it would write to it. With the format
+    /// [`OVERLAY`], an earlier version of this crate refuses the disk.
+    pub const BASE: &str = "base";
+    pub const BASE_FORMAT: &str = "base_format";
+    pub const OTHERS: [&str; 10] = [PATH, SIZE, FORMAT, DRIVER, TRIM, READ_ONLY, SYNC, SECTOR_SIZE, BASE, BASE_FORMAT];
 }
+
+/// The value of `format` if the disk is an overlay.
+const OVERLAY: &str = "overlay";
 
 impl Serialize for Disk {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -82,10 +89,16 @@ impl Serialize for Disk {
         };
         let mut known = Map::new();
         let mut put = |key: &str, value: Value| known.insert(key.to_owned(), value);
-        put(keys::PATH, path(&self.path));
+        let (path_key, format_key) =
+            if self.overlay { (keys::BASE, keys::BASE_FORMAT) } else { (keys::PATH, keys::FORMAT) };
+        if self.overlay {
+            put(keys::PATH, "".into());
+            put(keys::FORMAT, OVERLAY.into());
+        }
+        put(path_key, path(&self.path));
         put(keys::SIZE, self.size_mib.unwrap_or(0).into());
         // An unset format has no key: an empty one would be hyperkit's default, which is raw.
-        format.map(|format| put(keys::FORMAT, format.into()));
+        format.map(|format| put(format_key, format.into()));
         if self.interface != DiskInterface::default() {
             put(keys::DRIVER, self.interface.word().into());
         }
@@ -124,8 +137,11 @@ impl<'de> Deserialize<'de> for Disk {
         let mut from = folded(deserializer, &DISK, false)?;
         let from = &mut from;
         let is_qcow = keys::QCOW.iter().any(|key| from.contains_key(*key));
-        let is_written = from.get(keys::FORMAT).is_some_and(Value::is_string);
-        let format = take_word(from, keys::FORMAT, |word| match word {
+        let overlay = from.get(keys::FORMAT).is_some_and(|format| format == OVERLAY);
+        let format_key = if overlay { keys::BASE_FORMAT } else { keys::FORMAT };
+        let base = if overlay { take(from, keys::BASE)? } else { None };
+        let is_written = from.get(format_key).is_some_and(Value::is_string);
+        let format = take_word(from, format_key, |word| match word {
             "" if is_qcow => Some(Some(DiskFormat::Qcow2(QcowOptions::default()))),
             // The Go package writes an empty format, which hyperkit takes as raw. The image must not be probed: the guest may
             // have written a qcow2 header.
@@ -136,6 +152,9 @@ impl<'de> Deserialize<'de> for Disk {
             _ => None,
         });
         let mut format = format.flatten();
+        if overlay {
+            from.remove(keys::FORMAT);
+        }
         if let Some(DiskFormat::Qcow2(qcow)) = &mut format {
             // The Go package writes an empty word. If the key is missing, the description was written by hand.
             if from.get(keys::ON_FLUSH).is_some_and(|value| !value.is_null()) {
@@ -152,7 +171,7 @@ impl<'de> Deserialize<'de> for Disk {
             |word: &str| if word.is_empty() { Some(DiskInterface::default()) } else { DiskInterface::from_word(word) };
         let sector_size = take::<String, _>(from, keys::SECTOR_SIZE)?;
         Ok(Self {
-            path: take(from, keys::PATH)?,
+            path: base.or(take(from, keys::PATH)?),
             size_mib: take_count(from, keys::SIZE)?,
             format,
             interface: take_word(from, keys::DRIVER, interface).unwrap_or_default(),
@@ -160,6 +179,7 @@ impl<'de> Deserialize<'de> for Disk {
             sync: take_or_default(from, keys::SYNC)?,
             sector_size: sector_size.map(|size| size.parse().map_err(de::Error::custom)).transpose()?,
             trim: take_or_default(from, keys::TRIM)?,
+            overlay,
             unknown: std::mem::take(from),
         })
     }

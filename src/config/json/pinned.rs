@@ -30,8 +30,10 @@ fn every_field() -> HyperKit {
         sync: true,
         sector_size: Some(SectorSize { logical: 512, physical: 4096 }),
         trim: true,
+        overlay: false,
         unknown: unknown(),
     };
+    let overlay = Disk { overlay: true, ..Disk::raw("/base.img") };
     HyperKit {
         hyperkit: Some("/bin/hyperkit".into()),
         argv0: Some("name".to_owned()),
@@ -44,7 +46,7 @@ fn every_field() -> HyperKit {
         mac: Some("02:00:00:00:00:01".to_owned()),
         port_forwards: vec![PortForward { protocol: Protocol::Udp, host: 4, guest: 5 }],
         uuid: Some("uuid".to_owned()),
-        disks: vec![disk],
+        disks: vec![disk, overlay],
         isos: vec!["/a.iso".into(), "/b.iso".into()],
         vsock: true,
         vsock_dir: Some("/vsock".into()),
@@ -105,7 +107,7 @@ const FORM: &str = r#"{
     "path": "/d.qcow2", "size": 3, "format": "qcow", "driver": "ahci-hd", "ro": true, "sync": true,
     "sectorsize": "512/4096", "trim": true, "OnFlush": "os", "CompactAfter": 1, "KeepErased": 2,
     "RuntimeAsserts": true, "Stats": "tcp:9090", "QcowToolPath": "/bin/qcow-tool", "other": [1]
-}],
+}, { "path": "", "size": 0, "format": "overlay", "base": "/base.img", "base_format": "raw" }],
 "iso": ["/a.iso", "/b.iso"], "vsock": true, "vsock_dir": "/vsock", "vsock_ports": [6], "vsock_guest_cid": 7,
 "vhost_device_vsock": "/bin/vhost-device-vsock", "random": false, "agent": true, "root": "/root",
 "9p_sockets": [{ "path": "/9p.sock", "tag": "by-path" }, { "path": "", "port": 8, "tag": "by-port" }],

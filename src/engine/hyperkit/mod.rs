@@ -98,6 +98,7 @@ impl EngineDriver for Driver {
             (!description.port_forwards.is_empty(), "port forwarding (`port_forwards`); use VPNKit's own, or QEMU"),
             (description.agent, NO_AGENT),
             (description.root != Root::Initrd, NO_ROOT),
+            (description.has_overlays(), "an overlay of an image (`disks`); use QEMU"),
             (has_foreign_mac, "a MAC address for a card that is not a tap (`mac`); that of vmnet follows from `uuid`"),
         ]
         .into_iter()

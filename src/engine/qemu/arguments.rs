@@ -96,7 +96,7 @@ impl Arguments {
                 self.add("-device", device);
             }
             Device::Disk { image, index } => {
-                let path = image.image_path(index, description.state_dir.as_deref())?;
+                let path = image.attached_path(index, description.state_dir.as_deref())?;
                 let id = disk_id(slot);
                 self.add("-drive", drive(image, slot, utf8("disks", &path)?));
                 let size = image
@@ -217,9 +217,16 @@ pub(super) fn cd_id(slot: u8) -> String {
 }
 
 fn drive(image: &Disk, slot: u8, path: &str) -> String {
-    let format = if matches!(image.format_by_name(), DiskFormat::Raw) { "raw" } else { "qcow2" };
-    let options =
-        [(image.read_only, ",readonly=on"), (image.sync, ",cache=writethrough"), (image.trim, ",discard=unmap")];
+    let is_raw = matches!(image.format_by_name(), DiskFormat::Raw) && !image.overlay;
+    let format = if is_raw { "raw" } else { "qcow2" };
+    let options = [
+        (image.read_only, ",readonly=on"),
+        (image.sync, ",cache=writethrough"),
+        // Nobody reads the overlay after a crash of the host. `-snapshot` does the same (bdrv_temp_snapshot_options in QEMU's
+        // block.c).
+        (image.overlay && !image.sync, ",cache=unsafe"),
+        (image.trim, ",discard=unmap"),
+    ];
     let options: String = options.into_iter().filter(|(on, _)| *on).map(|(_, option)| option).collect();
     // By default QEMU stops the vCPUs when the host's disk is full, and the guest freezes.
     let errors = "werror=report,rerror=report";

@@ -64,7 +64,7 @@ fn images(description: &HyperKit) -> HashMap<String, PathBuf> {
     let layout = layout(description).unwrap_or_default().into_iter();
     let image = |(slot, device)| match device {
         Device::Disk { image, index } => {
-            Some((disk_id(slot), image.image_path(index, description.state_dir.as_deref()).ok()?))
+            Some((disk_id(slot), image.attached_path(index, description.state_dir.as_deref()).ok()?))
         }
         Device::Iso(image) => Some((cd_id(slot), image.to_owned())),
         _ => None,
