@@ -5,6 +5,7 @@
 //! - [run a command in the guest](#run-a-command-in-the-guest)
 //! - [run the host's programs in a guest](#run-the-hosts-programs-in-a-guest)
 //! - [share a directory with the guest](#share-a-directory)
+//! - [throw away what a VM writes to its disk](#throw-away-what-a-vm-writes)
 //! - [reach a port of the guest](#reach-a-port-of-the-guest)
 //! - [ssh into a cloud image](#ssh-into-a-cloud-image)
 //! - [use this crate from tokio](#use-it-from-tokio)
@@ -75,6 +76,14 @@
 //! The guest's kernel needs `9pnet_virtio` and `9p`, as modules or built in. Debian's `linux-image-amd64` has them, its
 //! `linux-image-cloud-amd64` does not. Without them, `mount` prints "unknown filesystem type" or "No such device".
 #![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/share.rs"), "```"))]
+//! # Throw away what a VM writes
+//! A disk with an [`overlay`](crate::Disk::overlay) begins with the content of an image, and never changes the image: the guest's writes go to
+//! a file in the state directory, which is deleted with the VM. So each run begins alike, without a copy of the image, and any number
+//! of VMs can use one image at once. While they run, the crate refuses VMs that would write to it. The image can be raw or qcow2. It
+//! works on QEMU, without `qemu-img`.
+//!
+//! To change the image itself, start a VM on the disk without the overlay.
+#![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/overlay.rs"), "```"))]
 //! # Reach a port of the guest
 //! [`Network::Nat`](crate::Network::Nat) gives the guest a network card behind address translation, without root. On QEMU,
 //! [`port_forward`](crate::HyperKit::port_forward) forwards a port of 127.0.0.1 to the guest. Port 0 is any free port, so several

@@ -156,6 +156,14 @@ fn show_prints_what_a_person_wants_first_and_the_arguments_last() {
     assert!(shown.starts_with("state: stopped\nstart: cargo run "), "{shown}");
 }
 
+#[test]
+fn show_names_the_base_of_an_overlay() {
+    let test_dir = TestDir::new();
+    test_dir.description().disk(Disk::raw("/images/base.img").overlay()).define().unwrap();
+    let shown = String::from_utf8(ctl(&["show"], &test_dir.path("vm")).output().unwrap().stdout).unwrap();
+    assert!(shown.contains("\ndisk: overlay of /images/base.img, which is deleted with the VM\n"), "{shown}");
+}
+
 /// Not on a terminal, `rm` does not ask.
 #[test]
 fn rm_says_which_disks_it_deletes_and_keeps() {

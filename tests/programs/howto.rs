@@ -14,7 +14,7 @@ use crate::common::{KillProcessOnDrop, StopOnDrop, example_path, file_names, to_
 
 /// Where a program runs: a directory with the guest's files. On drop, VMs that the program has left are killed.
 struct Here {
-    _stop: [StopOnDrop; 3],
+    _stop: [StopOnDrop; 5],
     dir: TempDir,
 }
 
@@ -24,7 +24,8 @@ impl Here {
         for name in ["vmlinuz", "initrd.img"] {
             symlink(guest_file(name), dir.path().join(name)).unwrap();
         }
-        let _stop = ["vm", "vms/web", "cloud/vm"].map(|state_dir| StopOnDrop(dir.path().join(state_dir)));
+        let _stop =
+            ["vm", "vms/web", "cloud/vm", "vms/one", "vms/two"].map(|state_dir| StopOnDrop(dir.path().join(state_dir)));
         Self { _stop, dir }
     }
 
@@ -102,6 +103,16 @@ fn share_exchanges_files_with_the_guest() {
     assert!(release.starts_with(|first: char| first.is_ascii_digit()), "{output}");
     assert_eq!(fs::read_to_string(here.path().join("shared/answer.txt")).unwrap(), release);
     here.assert_left(&["shared"]);
+}
+
+#[test]
+fn overlay_throws_away_what_two_vms_write() {
+    let here = Here::new();
+    let zeros = format!("0000000{}", r"  \0".repeat(4));
+    let output = here.run("overlay", &[]);
+    assert_eq!(output, format!("one: {zeros}\nused\ntwo: {zeros}\nused\nthe image is unchanged\n"));
+    here.assert_left(&["base.img", "vms"]);
+    assert_eq!(file_names(&here.path().join("vms")), [""; 0]);
 }
 
 #[test]
