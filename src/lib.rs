@@ -145,7 +145,7 @@ mod machine;
 pub use config::disk::{Disk, DiskFormat, DiskInterface, FlushMode, QcowOptions, SectorSize};
 pub use config::{
     Console, HyperKit, Multiboot, MultibootModule, Network, PortForward, Protocol, Root, Serial, SerialBackend,
-    Share9p, Share9pSource,
+    Share9p, Share9pSource, ShareVirtiofs,
 };
 pub use engine::{Engine, hyperkit::parse::parse_arguments};
 pub use error::{ConfigError, Error, ErrorKind, NotStarted, Result};

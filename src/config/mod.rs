@@ -15,7 +15,7 @@ use serde::Serialize;
 
 pub use devices::{
     Console, Multiboot, MultibootModule, Network, PortForward, Protocol, Root, Serial, SerialBackend, Share9p,
-    Share9pSource,
+    Share9pSource, ShareVirtiofs,
 };
 
 use crate::config::disk::{Disk, DiskFormat};
@@ -38,7 +38,7 @@ use record::Record;
 /// | disks | [`disks`](#structfield.disks), [`isos`](#structfield.isos) |
 /// | network | [`network`](#structfield.network), [`port_forwards`](#structfield.port_forwards), [`mac`](#structfield.mac), [`tap`](#structfield.tap), [`vmnet`](#structfield.vmnet), [`vpnkit_key`](#structfield.vpnkit_key), [`vpnkit_preferred_ipv4`](#structfield.vpnkit_preferred_ipv4) |
 /// | console and serial ports | [`console`](#structfield.console), [`serials`](#structfield.serials) |
-/// | sharing: 9p, vsock, commands | [`agent`](#structfield.agent), [`root`](#structfield.root), [`shares_9p`](#structfield.shares_9p), [`vsock`](#structfield.vsock), [`vsock_guest_cid`](#structfield.vsock_guest_cid), [`vsock_dir`](#structfield.vsock_dir), [`vsock_ports`](#structfield.vsock_ports), [`vhost_device_vsock`](#structfield.vhost_device_vsock) |
+/// | sharing: 9p, virtiofs, vsock, commands | [`agent`](#structfield.agent), [`root`](#structfield.root), [`shares_9p`](#structfield.shares_9p), [`shares_virtiofs`](#structfield.shares_virtiofs), [`virtiofsd`](#structfield.virtiofsd), [`vsock`](#structfield.vsock), [`vsock_guest_cid`](#structfield.vsock_guest_cid), [`vsock_dir`](#structfield.vsock_dir), [`vsock_ports`](#structfield.vsock_ports), [`vhost_device_vsock`](#structfield.vhost_device_vsock) |
 /// | state directory | [`state_dir`](#structfield.state_dir), [`labels`](#structfield.labels) |
 /// | hypervisor | [`hyperkit`](#structfield.hyperkit), [`argv0`](#structfield.argv0), [`extra_arguments`](#structfield.extra_arguments), [`gdb_port`](#structfield.gdb_port), [`core_dumps`](#structfield.core_dumps), [`sandbox`](#structfield.sandbox) |
 ///
@@ -151,6 +151,13 @@ pub struct HyperKit {
     /// Directories that the guest can mount with the 9p file system.
     #[serde(rename = "9p_sockets", serialize_with = "json::list")]
     pub shares_9p: Vec<Share9p>,
+    /// Directories that the guest can mount with virtiofs. QEMU only, on Linux; each needs [`virtiofsd`](Self#structfield.virtiofsd).
+    #[serde(rename = "virtiofs", skip_serializing_if = "Vec::is_empty")]
+    pub shares_virtiofs: Vec<ShareVirtiofs>,
+    /// The `virtiofsd` program, which serves a share by virtiofs. If unset, it is searched on `PATH`, and where distributions
+    /// install it.
+    #[serde(with = "json::path", skip_serializing_if = "Option::is_none")]
+    pub virtiofsd: Option<PathBuf>,
 
     /// The Linux kernel: an x86 bzImage, the format of `/boot/vmlinuz-…`, or on QEMU an ELF `vmlinux` with a PVH entry.
     /// [`Kernel`](crate::Kernel) tells what a file is. The hypervisor loads it without a boot loader.
@@ -262,6 +269,8 @@ impl Default for HyperKit {
             agent: false,
             root: Root::Initrd,
             shares_9p: Vec::new(),
+            shares_virtiofs: Vec::new(),
+            virtiofsd: None,
             kernel: None,
             initrd: None,
             bootrom: None,
@@ -295,13 +304,15 @@ impl HyperKit {
             Some(DiskFormat::Qcow2(options)) => options.tool.as_mut(),
             _ => None,
         });
-        [&mut self.hyperkit, &mut self.vhost_device_vsock].into_iter().flatten().chain(tools)
+        [&mut self.hyperkit, &mut self.vhost_device_vsock, &mut self.virtiofsd].into_iter().flatten().chain(tools)
     }
 
     /// The paths of the description, which a start makes absolute, except those of programs and of the network. The URL of a disk
     /// is not a path.
     pub(crate) fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
-        let Self { kernel, initrd, bootrom, vsock_dir, multiboot, disks, isos, root, shares_9p, .. } = self;
+        let Self {
+            kernel, initrd, bootrom, vsock_dir, multiboot, disks, isos, root, shares_9p, shares_virtiofs, ..
+        } = self;
         let paths = [kernel, initrd, bootrom, vsock_dir].into_iter().flatten();
         let disks = disks.iter_mut().filter_map(|disk| disk.path.as_mut().filter(|path| !is_url(path)));
         let shares = shares_9p.iter_mut().filter_map(|share| match &mut share.source {
@@ -315,7 +326,8 @@ impl HyperKit {
         let multiboot = multiboot.iter_mut().flat_map(|multiboot| {
             std::iter::once(&mut multiboot.kernel).chain(multiboot.modules.iter_mut().map(|module| &mut module.path))
         });
-        paths.chain(disks).chain(isos).chain(shares).chain(root).chain(multiboot)
+        let virtiofs = shares_virtiofs.iter_mut().map(|share| &mut share.path);
+        paths.chain(disks).chain(isos).chain(shares).chain(virtiofs).chain(root).chain(multiboot)
     }
 
     /// The directory of the vsock sockets.

@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use crate::config::disk::Disk;
-use crate::config::{Console, HyperKit, Multiboot, Network, PortForward, Root, Serial, Share9p, Share9pSource};
+use crate::config::{
+    Console, HyperKit, Multiboot, Network, PortForward, Root, Serial, Share9p, Share9pSource, ShareVirtiofs,
+};
 
 /// `name(Type)` sets a field, `name(some Type)` an optional one, `name(Type) in list` adds to a list. With `into`, the argument
 /// is anything that converts into the type. The doc comment is one line, since the field has the whole description.
@@ -240,7 +242,7 @@ impl HyperKit {
     }
 }
 
-/// # Sharing: 9p, vsock, commands
+/// # Sharing: 9p, virtiofs, vsock, commands
 ///
 /// With 9p (a network file system, here without a network), the guest mounts a directory of the host. With vsock
 /// (sockets between a host and its guests), programs of the host and of the guest connect to each other, without a
@@ -298,6 +300,9 @@ impl HyperKit {
         "the directory of the sockets on the host": vsock_dir(into PathBuf);
         "a port of the guest with a socket on the host": vsock_port(u32) in vsock_ports;
         "the program that provides vsock to a QEMU guest": vhost_device_vsock(into PathBuf);
+        #[doc(alias = "virtio-fs")]
+        "a directory that the guest can mount with virtiofs": share_virtiofs(ShareVirtiofs) in shares_virtiofs;
+        "the program that serves shares by virtiofs": virtiofsd(into PathBuf);
     }
 }
 

@@ -62,14 +62,22 @@ pub(crate) struct VsockEndpoint {
     pub is_acknowledged: bool,
 }
 
-/// A program that runs together with the hypervisor and provides vsock to the guest.
-pub(crate) struct VsockDaemon {
+/// The descriptor of a socket that is passed to a daemon.
+pub(crate) const DAEMON_FD: u8 = 4;
+
+/// A program that runs together with the hypervisor and serves one of the guest's devices.
+pub(crate) struct Daemon {
     pub program: PathBuf,
     pub arguments: Vec<String>,
-    /// The sockets on which it listens when it is ready.
-    pub sockets: Vec<PathBuf>,
-    /// A FIFO that the hypervisor opens. The daemon runs as long as a process holds it open for writing.
-    pub lifetime_fifo: PathBuf,
+    pub socket: DaemonSocket,
+}
+
+/// Where a daemon listens.
+pub(crate) enum DaemonSocket {
+    /// The daemon creates these sockets, and is ready when they exist.
+    Created(Vec<PathBuf>),
+    /// This socket is created for the daemon, which gets it as [`DAEMON_FD`]. So the hypervisor can connect at once.
+    Passed(PathBuf),
 }
 
 /// The guest's memory below 4 GiB, into which kernels are loaded.
@@ -122,7 +130,7 @@ pub(crate) trait EngineDriver: Sync {
         false
     }
 
-    /// Finds the VPNKit socket or vsock daemon that the description leaves open, and writes its path into the description.
+    /// Finds the VPNKit socket or the daemons that the description leaves open, and writes their paths into the description.
     fn resolve(&self, description: &mut HyperKit) -> Result<(), ConfigError>;
 
     /// The arguments for a description that passed validation and [`unsupported`](Self::unsupported). Looks at no file.
@@ -217,9 +225,14 @@ pub(crate) trait EngineDriver: Sync {
     /// The socket on which the hypervisor passes bytes to the agent in the guest.
     fn agent_socket(&self, state: &StateDir) -> Result<PathBuf, ConfigError>;
 
-    /// The program that must run together with the hypervisor, if any.
-    fn vsock_daemon(&self, _description: &HyperKit, _state: &StateDir) -> Result<Option<VsockDaemon>, ConfigError> {
-        Ok(None)
+    /// The programs that must run together with the hypervisor.
+    fn daemons(&self, _description: &HyperKit, _state: &StateDir) -> Result<Vec<Daemon>, ConfigError> {
+        Ok(Vec::new())
+    }
+
+    /// The daemon that has made the hypervisor fail, according to the hypervisor's log.
+    fn failed_daemon(&self, _description: &HyperKit, _log: &str) -> Option<PathBuf> {
+        None
     }
 
     // --- files ---

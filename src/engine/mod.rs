@@ -12,7 +12,9 @@ use std::fs::FileType;
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub(crate) use driver::{Control, EngineDriver, ExitListener, Hypervisor, LowMemory, VsockDaemon, VsockEndpoint};
+pub(crate) use driver::{
+    Control, Daemon, DaemonSocket, EngineDriver, ExitListener, Hypervisor, LowMemory, VsockEndpoint,
+};
 
 use crate::config::HyperKit;
 use crate::error::{Error, Result};

@@ -393,7 +393,7 @@ pub enum ConfigError {
     },
     /// A helper program is not installed. Install it, or set its path.
     ToolNotFound {
-        /// The field that needs it: `vhost_device_vsock`, or `disks` for qcow2 images.
+        /// The field that needs it: `vhost_device_vsock`, `virtiofsd`, or `disks` for qcow2 images.
         field: &'static str,
         /// All places that were searched.
         searched: Vec<PathBuf>,

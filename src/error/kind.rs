@@ -71,6 +71,7 @@ impl Error {
             Self::ImageToolFailed { .. }
             | Self::HypervisorFailed { .. }
             | Self::VsockDaemonFailed { .. }
+            | Self::VirtiofsdFailed { .. }
             | Self::Qmp { .. } => ErrorKind::Hypervisor,
             Self::ConsoleTextNotFound { exit: Some(_), .. }
             | Self::VsockConnectionRefused { .. }

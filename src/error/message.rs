@@ -60,6 +60,9 @@ impl Error {
             Self::VsockDaemonFailed { program, log_tail } => {
                 format!("vsock daemon did not start: {}{}", program.display(), tail(log_tail))
             }
+            Self::VirtiofsdFailed { program, log_tail } => {
+                format!("virtiofsd failed: {}{}", program.display(), tail(log_tail))
+            }
             Self::Qmp { socket, reason } => format!("QMP error: {reason}: {}", socket.display()),
             Self::VsockConnectionRefused { port } => {
                 format!("connection refused on the guest's vsock port {port}; the guest may not be ready")
@@ -162,7 +165,9 @@ impl fmt::Display for ConfigError {
             Self::TooManyVsockPorts { count, max } => {
                 write!(f, "`vsock_ports` must have at most {max} ports, not {count}")
             }
-            Self::DuplicateMountTag { tag } => write!(f, "duplicate mount tag in `shares_9p`: {tag:?}"),
+            Self::DuplicateMountTag { tag } => {
+                write!(f, "duplicate mount tag in `shares_9p` or `shares_virtiofs`: {tag:?}")
+            }
             Self::DuplicateHostPort { port } => {
                 write!(f, "duplicate host port in `port_forwards` and `gdb_port`: {port}; use 0 for any free port")
             }

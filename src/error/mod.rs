@@ -47,7 +47,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// | [`InUse`](ErrorKind::InUse) | [`AlreadyRunning`](Self::AlreadyRunning), [`StillRunning`](Self::StillRunning), [`DiskInUse`](Self::DiskInUse), [`DiskExists`](Self::DiskExists), [`PortInUse`](Self::PortInUse), [`SocketInUse`](Self::SocketInUse) |
 /// | [`NotRunning`](ErrorKind::NotRunning) | [`NotRunning`](Self::NotRunning), [`PtyNotFound`](Self::PtyNotFound) |
 /// | [`CannotTell`](ErrorKind::CannotTell) | [`CannotTell`](Self::CannotTell) |
-/// | [`Hypervisor`](ErrorKind::Hypervisor) | [`HypervisorFailed`](Self::HypervisorFailed), [`VsockDaemonFailed`](Self::VsockDaemonFailed), [`ImageToolFailed`](Self::ImageToolFailed), [`Qmp`](Self::Qmp) |
+/// | [`Hypervisor`](ErrorKind::Hypervisor) | [`HypervisorFailed`](Self::HypervisorFailed), [`VsockDaemonFailed`](Self::VsockDaemonFailed), [`VirtiofsdFailed`](Self::VirtiofsdFailed), [`ImageToolFailed`](Self::ImageToolFailed), [`Qmp`](Self::Qmp) |
 /// | [`Guest`](ErrorKind::Guest) | [`VsockConnectionRefused`](Self::VsockConnectionRefused), [`ConsoleTextNotFound`](Self::ConsoleTextNotFound), [`VmExited`](Self::VmExited), [`AgentFailed`](Self::AgentFailed), [`CommandNotStarted`](Self::CommandNotStarted), [`CommandOutputTooLong`](Self::CommandOutputTooLong), [`CopyFailed`](Self::CopyFailed) |
 /// | [`Timeout`](ErrorKind::Timeout) | [`StartTimedOut`](Self::StartTimedOut), [`ConsoleTextNotFound`](Self::ConsoleTextNotFound), [`AgentNotResponding`](Self::AgentNotResponding), [`CommandTimedOut`](Self::CommandTimedOut) |
 /// | [`State`](ErrorKind::State) | [`StateNotFound`](Self::StateNotFound), [`DamagedState`](Self::DamagedState), [`Replaced`](Self::Replaced) |
@@ -179,6 +179,13 @@ pub enum Error {
         /// The program.
         program: PathBuf,
         /// The last lines of its output.
+        log_tail: LogTail,
+    },
+    /// virtiofsd, the program that serves a share by virtiofs, failed during the start. Read the log tail.
+    VirtiofsdFailed {
+        /// The program.
+        program: PathBuf,
+        /// The last lines of its output and of the hypervisor's.
         log_tail: LogTail,
     },
     /// The program that creates and grows qcow2 images failed. Read what it printed.

@@ -22,9 +22,9 @@ use crate::preflight::image_lock::ImageLock;
 use crate::process::start_time;
 use crate::runtime::child::{Child, Resources};
 use crate::runtime::console_stdio::ConsoleRelay;
+use crate::runtime::daemons::Daemons;
 use crate::runtime::output::Output;
 use crate::runtime::owner::OwnerLink;
-use crate::runtime::vhost_vsock::VhostVsockDaemon;
 use crate::state::StateDir;
 use crate::sys::terminal::TerminalSettings;
 use crate::vm::scoped::ScopedVm;
@@ -102,7 +102,8 @@ impl HyperKit {
     /// # Errors
     /// Before anything is created: [`Error::InvalidConfig`], [`Error::HypervisorNotFound`], [`Error::AlreadyRunning`],
     /// [`Error::DiskInUse`], [`Error::PortInUse`], [`Error::CannotTell`]. Later: [`Error::HypervisorFailed`] and
-    /// [`Error::StartTimedOut`] with the hypervisor's output; [`Error::VsockDaemonFailed`]; [`Error::Io`].
+    /// [`Error::StartTimedOut`] with the hypervisor's output; [`Error::VsockDaemonFailed`];
+    /// [`Error::VirtiofsdFailed`]; [`Error::Io`].
     #[doc(alias = "boot")]
     #[doc(alias = "launch")]
     pub fn start(&self, kernel_cmdline: &str) -> Result<Vm> {
@@ -339,8 +340,8 @@ fn spawn_with_output(
     output: &Output,
 ) -> Result<std::sync::Arc<Child>> {
     let driver = driver_of(description);
-    let daemon = state.map(|state| driver.vsock_daemon(description, state)).transpose()?.flatten();
-    let vsock_daemon = daemon.map(|daemon| VhostVsockDaemon::start(&daemon, output, driver)).transpose()?;
+    let start = |state| Daemons::start(&driver.daemons(description, state)?, state, output, driver);
+    let daemons = state.map(start).transpose()?.flatten();
     let program = description.hyperkit.as_deref().unwrap_or(Path::new(""));
     let (mut command, owner) = if mode == Mode::Background || description.argv0.is_some() {
         let mut command = Command::new(program);
@@ -362,7 +363,7 @@ fn spawn_with_output(
         }
         Some(TerminalSettings::save())
     } else {
-        let stdin = vsock_daemon.as_ref().map_or(Ok(Stdio::null()), VhostVsockDaemon::lifetime)?;
+        let stdin = daemons.as_ref().map_or(Ok(Stdio::null()), Daemons::lifetime)?;
         command.stdin(stdin).stdout(output.writer()?);
         None
     };
@@ -371,7 +372,7 @@ fn spawn_with_output(
         command.process_group(0);
     }
     customize(&mut command);
-    let resources = Resources { terminal, console, vsock_daemon, owner, has_overlays: description.has_overlays() };
+    let resources = Resources { terminal, console, daemons, owner, has_overlays: description.has_overlays() };
     Child::spawn(driver, command, output.try_clone()?, state.cloned(), resources)
 }
 

@@ -104,13 +104,16 @@ impl Starting {
         }
     }
 
-    /// Another start may have taken an image or a port after this one had found it free, or the file system may be full. Then that
-    /// is the error, and not that the hypervisor has failed.
+    /// Another start may have taken an image or a port after this one had found it free, a daemon may have failed, or the file
+    /// system may be full. Then that is the error, and not that the hypervisor has failed.
     fn cause_of(&self, error: Error) -> Error {
         let Error::HypervisorFailed { log_tail, .. } = &error else { return error };
         let in_use = refuse_resources_in_use(self.vm.description());
         if let Err(in_use @ (Error::DiskInUse { .. } | Error::PortInUse { .. })) = in_use {
             return in_use;
+        }
+        if let Some(program) = self.vm.driver().failed_daemon(self.vm.description(), &log_tail.hypervisor) {
+            return Error::VirtiofsdFailed { program, log_tail: log_tail.clone() };
         }
         // The other start may have failed as well.
         let mut lines = log_tail.hypervisor.lines();
@@ -197,7 +200,7 @@ impl Starting {
             driver
                 .exit_listener(self.vm.description(), state, self.vm.pid())
                 .map_or(Ok(()), |listener| child.listen(listener))?;
-            child.detach_vsock_daemon();
+            child.detach_daemons();
         }
         Ok(())
     }

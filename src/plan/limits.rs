@@ -26,6 +26,8 @@ pub(crate) const MAX_SERIALS: usize = 2;
 pub(crate) const MAX_DEVICES: usize = 30;
 /// The longest mount tag that hyperkit accepts, in bytes. QEMU accepts less: `engine/qemu/limits.rs`.
 pub(crate) const MAX_TAG: usize = 256;
+/// The longest tag of virtiofs, in bytes (the field `tag` of the virtio specification).
+pub(crate) const MAX_VIRTIOFS_TAG: usize = 36;
 /// The longest path of the directory of the vsock sockets, in bytes: the longest name in it must fit into a socket address.
 pub(crate) const MAX_VSOCK_DIR: usize = 85;
 /// The longest name of a tap interface, in bytes: hyperkit's path to it must fit into 80 bytes.

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::config::disk::Disk;
-use crate::config::{HyperKit, Network, Share9p};
+use crate::config::{HyperKit, Network, Share9p, ShareVirtiofs};
 use crate::error::ConfigError;
 use crate::plan::limits::MAX_DEVICES;
 use crate::plan::root::root_dir;
@@ -20,6 +20,10 @@ pub(crate) enum Device<'a> {
     Iso(&'a Path),
     Random,
     Share(&'a Share9p),
+    Virtiofs {
+        share: &'a ShareVirtiofs,
+        index: usize,
+    },
     /// The bus of the agent's serial port.
     Agent,
     /// The directory of the host that is the guest's root.
@@ -49,7 +53,10 @@ pub(crate) fn layout(description: &HyperKit) -> Result<Vec<(u8, Device<'_>)>, Co
     // Last, so that no other device changes its slot.
     let agent = description.agent.then_some(Device::Agent);
     let root = root_dir(description).map(Device::Root);
+    let virtiofs = description.shares_virtiofs.iter().enumerate();
+    let virtiofs = virtiofs.map(|(index, share)| Device::Virtiofs { share, index });
     let devices = nics.chain(disks).chain(vsock).chain(isos).chain(random).chain(shares).chain(agent).chain(root);
+    let devices = devices.chain(virtiofs);
     let devices: Vec<_> = devices.collect();
     if devices.len() > MAX_DEVICES {
         return Err(ConfigError::TooManyDevices { count: devices.len(), max: MAX_DEVICES });

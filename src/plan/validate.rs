@@ -8,8 +8,8 @@ use crate::config::file_url::file_url;
 use crate::config::{HyperKit, Network, Protocol, Share9pSource};
 use crate::error::ConfigError;
 use crate::plan::limits::{
-    CIDS, MAX_BACKING_FILE, MAX_CPUS, MAX_SOCKET, MAX_TAG, MAX_TAP, MAX_VSOCK_DIR, MAX_VSOCK_PORT, MAX_VSOCK_PORTS,
-    MIN_MEMORY_MIB,
+    CIDS, MAX_BACKING_FILE, MAX_CPUS, MAX_SOCKET, MAX_TAG, MAX_TAP, MAX_VIRTIOFS_TAG, MAX_VSOCK_DIR, MAX_VSOCK_PORT,
+    MAX_VSOCK_PORTS, MIN_MEMORY_MIB,
 };
 use crate::plan::root::{ROOT_TAG, root_dir};
 use crate::plan::serial_ports::ports;
@@ -62,6 +62,7 @@ pub(crate) fn validate(description: &HyperKit) -> Violations {
     check_prerequisites(description, &mut found);
     check_strings(description, &mut found);
     check_shares(description, &mut found);
+    check_virtiofs(description, &mut found);
     check_ports(description, &mut found);
     if !(1..=MAX_CPUS).contains(&description.cpus) {
         found.add(ConfigError::InvalidCpus { value: description.cpus });
@@ -119,6 +120,7 @@ fn check_prerequisites(description: &HyperKit, found: &mut Violations) {
             ("vsock", has_vsock_sockets),
             ("agent", description.agent),
             ("disks", description.has_overlays()),
+            ("shares_virtiofs", !description.shares_virtiofs.is_empty()),
         ] {
             if is_needed {
                 found.add(ConfigError::StateDirRequired { field });
@@ -163,6 +165,7 @@ fn check_strings(description: &HyperKit, found: &mut Violations) {
         ("bootrom", &description.bootrom),
         ("vsock_dir", &description.vsock_dir),
         ("vhost_device_vsock", &description.vhost_device_vsock),
+        ("virtiofsd", &description.virtiofsd),
     ] {
         if let Some(path) = path {
             found.collect(check_path(field, path));
@@ -233,6 +236,19 @@ fn check_shares(description: &HyperKit, found: &mut Violations) {
             found.collect(check_escaped_path(field, path));
         }
         found.collect(check_text(field, &share.tag).and_then(|tag| check_length(MAX_TAG, field, tag)));
+    }
+}
+
+fn check_virtiofs(description: &HyperKit, found: &mut Violations) {
+    let field = "shares_virtiofs";
+    let tags_9p = description.shares_9p.iter().map(|share| &share.tag);
+    let tags: Vec<_> = tags_9p.chain(description.shares_virtiofs.iter().map(|share| &share.tag)).collect();
+    for (index, share) in description.shares_virtiofs.iter().enumerate() {
+        if tags[..description.shares_9p.len() + index].contains(&&share.tag) {
+            found.add(ConfigError::DuplicateMountTag { tag: share.tag.clone() });
+        }
+        found.collect(check_path(field, &share.path));
+        found.collect(check_text(field, &share.tag).and_then(|tag| check_length(MAX_VIRTIOFS_TAG, field, tag)));
     }
 }
 

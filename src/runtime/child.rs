@@ -17,10 +17,10 @@ use crate::error::{Error, Result};
 use crate::exit::Exit;
 use crate::process::{ExitFd, ignore_esrch};
 use crate::runtime::console_stdio::ConsoleRelay;
+use crate::runtime::daemons::Daemons;
 use crate::runtime::exit_wakers::wake;
 use crate::runtime::output::Output;
 use crate::runtime::owner::OwnerLink;
-use crate::runtime::vhost_vsock::VhostVsockDaemon;
 use crate::runtime::watch::ChildWatcher;
 use crate::state::StateDir;
 use crate::sys::handover::handover;
@@ -73,7 +73,7 @@ pub(crate) struct Resources {
     pub terminal: Option<TerminalSettings>,
     /// Copies between the console and the caller's standard input and output.
     pub console: Option<ConsoleRelay>,
-    pub vsock_daemon: Option<VhostVsockDaemon>,
+    pub daemons: Option<Daemons>,
     /// Whether disks have overlays, which are deleted at the exit.
     pub has_overlays: bool,
     /// Kills the child with this process, if it must not outlive it.
@@ -108,7 +108,7 @@ impl Child {
             Ok(_) => command.spawn().map_err(Error::io("start", &program)),
             Err(error) => Err(Error::io("create a thread for", &program)(error)),
         };
-        // The command holds the vsock daemon's FIFO open. If the spawn failed, dropping the resources waits for the daemon.
+        // The command holds the daemons' FIFO open. If the spawn failed, dropping the resources waits for the daemons.
         drop(command);
         let mut child = spawned?;
         let exit_fd = exit_fd(Pid::from_child(&child)).inspect_err(|_| {
@@ -172,10 +172,10 @@ impl Child {
         lock(&self.events).upgrade()
     }
 
-    /// From now on the vsock daemon lives as long as the hypervisor, also without this process.
-    pub fn detach_vsock_daemon(&self) {
-        if let Some(daemon) = &mut lock(&self.resources).vsock_daemon {
-            daemon.release();
+    /// From now on the daemons live as long as the hypervisor, also without this process.
+    pub fn detach_daemons(&self) {
+        if let Some(daemons) = &mut lock(&self.resources).daemons {
+            daemons.release();
         }
     }
 
@@ -232,10 +232,9 @@ impl Child {
             watcher.wait();
         }
         // Release the child's resources before waiters see its exit, and before its pid is free.
-        let Resources { terminal, console, vsock_daemon, owner, has_overlays } =
-            std::mem::take(&mut *lock(&self.resources));
+        let Resources { terminal, console, daemons, owner, has_overlays } = std::mem::take(&mut *lock(&self.resources));
         owner.into_iter().for_each(OwnerLink::release);
-        drop(vsock_daemon);
+        drop(daemons);
         if let Some(state) = state.filter(|_| has_overlays) {
             // What fails here is done by the next start or by `remove`.
             let _ = state.remove_overlays(self.pid());

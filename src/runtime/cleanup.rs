@@ -9,7 +9,7 @@ use crate::engine::is_engine_socket;
 use crate::error::{Error, Result};
 use crate::plan::serial_ports::{ALL_LOGS, ALL_TTYS};
 use crate::preflight::image::unfinished_name;
-use crate::runtime::vhost_vsock::wait_until_unread;
+use crate::runtime::daemons::wait_until_unread;
 use crate::state::{JSON_FILE, LOG_FILE, Lock, PID_FILE, StateDir, UNFINISHED, VHOST_LINE};
 use crate::sys::file::remove_file;
 
@@ -22,7 +22,7 @@ impl StateDir {
 
     /// Removes pid file, tty files, sockets and overlays of a VM that has exited. Logs stay, except those that no hypervisor has opened.
     pub fn clear_runtime_files(&self, _: &Lock) -> Result<()> {
-        // Until the vsock daemon has exited, it could create its sockets again.
+        // Until a daemon has exited, it could create its sockets again.
         wait_until_unread(&self.file(VHOST_LINE));
         let files = [PID_FILE, UNFINISHED, VHOST_LINE].into_iter().chain(ALL_TTYS);
         let files = files.chain(ALL_LOGS.into_iter().filter(|log| !self.has_used_log(log)));

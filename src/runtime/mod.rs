@@ -3,6 +3,7 @@
 pub(crate) mod child;
 pub(crate) mod cleanup;
 pub(crate) mod console_stdio;
+pub(crate) mod daemons;
 pub(crate) mod discovery;
 pub(crate) mod exit_wakers;
 pub(crate) mod log_tail;
@@ -10,5 +11,4 @@ pub(crate) mod output;
 pub(crate) mod owner;
 mod permissions;
 pub(crate) mod ring;
-pub(crate) mod vhost_vsock;
 mod watch;

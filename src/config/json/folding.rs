@@ -26,6 +26,7 @@ pub(super) static DESCRIPTION: Schema = Schema {
     children: &[
         ("disks", &DISK),
         ("9p_sockets", &leaf(&[&["path", "port", "tag"]])),
+        ("virtiofs", &leaf(&[&["path", "tag", "ro"]])),
         ("serials", &leaf(&[&["InteractiveConsole", "LogToRingBuffer", "LogToASL"]])),
         ("port_forwards", &leaf(&[&["protocol", "host", "guest"]])),
         (

@@ -19,7 +19,7 @@ use serde_json::Value;
 pub(crate) use disk::disks;
 pub(crate) use typos::misspelled;
 
-use crate::config::{Console, Network, Root, SerialBackend, Share9p, Share9pSource};
+use crate::config::{Console, Network, Root, SerialBackend, Share9p, Share9pSource, ShareVirtiofs};
 
 /// The value of a key, unless it is `null` or `""`.
 pub(crate) fn optional<'de, T: DeserializeOwned, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
@@ -154,6 +154,29 @@ impl<'de> Deserialize<'de> for Share9p {
             None => Share9pSource::Path(path.unwrap_or_default()),
         };
         Ok(Self { source, tag })
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct ShareVirtiofsKeys {
+    #[serde(serialize_with = "path::serialize", deserialize_with = "optional")]
+    path: Option<PathBuf>,
+    tag: String,
+    #[serde(skip_serializing_if = "is_default", deserialize_with = "or_default", default)]
+    ro: bool,
+}
+
+impl Serialize for ShareVirtiofs {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { path, tag, read_only } = self.clone();
+        ShareVirtiofsKeys { path: Some(path), tag, ro: read_only }.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for ShareVirtiofs {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let ShareVirtiofsKeys { path, tag, ro } = ShareVirtiofsKeys::deserialize(deserializer)?;
+        Ok(Self { path: path.unwrap_or_default(), tag, read_only: ro })
     }
 }
 

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use crate::config::record::{Home, Record};
 use crate::{
     Console, Disk, DiskFormat, DiskInterface, FlushMode, HyperKit, Multiboot, MultibootModule, Network, PortForward,
-    Protocol, QcowOptions, Root, SectorSize, Serial, SerialBackend, Share9p, Share9pSource,
+    Protocol, QcowOptions, Root, SectorSize, Serial, SerialBackend, Share9p, Share9pSource, ShareVirtiofs,
 };
 
 fn unknown() -> Map<String, Value> {
@@ -60,6 +60,8 @@ fn every_field() -> HyperKit {
             Share9p { source: Share9pSource::Path("/9p.sock".into()), tag: "by-path".to_owned() },
             Share9p { source: Share9pSource::Port(8), tag: "by-port".to_owned() },
         ],
+        shares_virtiofs: vec![ShareVirtiofs::new("/fs", "fs").read_only(), ShareVirtiofs::new("/fs2", "fs2")],
+        virtiofsd: Some("/bin/virtiofsd".into()),
         kernel: Some("/kernel".into()),
         initrd: Some("/initrd".into()),
         bootrom: Some("/rom".into()),
@@ -111,6 +113,7 @@ const FORM: &str = r#"{
 "iso": ["/a.iso", "/b.iso"], "vsock": true, "vsock_dir": "/vsock", "vsock_ports": [6], "vsock_guest_cid": 7,
 "vhost_device_vsock": "/bin/vhost-device-vsock", "random": false, "agent": true, "root": "/root",
 "9p_sockets": [{ "path": "/9p.sock", "tag": "by-path" }, { "path": "", "port": 8, "tag": "by-port" }],
+"virtiofs": [{ "path": "/fs", "tag": "fs", "ro": true }, { "path": "/fs2", "tag": "fs2" }], "virtiofsd": "/bin/virtiofsd",
 "kernel": "/kernel", "initrd": "/initrd", "bootrom": "/rom",
 "multiboot": { "kernel": "/multiboot", "modules": [{ "path": "/module", "cmdline": "words" }] },
 "cpus": 9, "cpu": "max", "memory": 10, "console": 2,

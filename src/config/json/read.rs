@@ -84,6 +84,8 @@ impl<'de> Deserialize<'de> for HyperKit {
             agent: take_or_default(from, "agent")?,
             root: take_or_default(from, "root")?,
             shares_9p: take_or_default(from, "9p_sockets")?,
+            shares_virtiofs: take_or_default(from, "virtiofs")?,
+            virtiofsd: take(from, "virtiofsd")?,
             kernel: take(from, "kernel")?,
             initrd: take(from, "initrd")?,
             bootrom: take(from, "bootrom")?,

@@ -40,6 +40,8 @@ pub(super) const KEYS: &[&str] = &[
     "utc",
     "uuid",
     "vhost_device_vsock",
+    "virtiofs",
+    "virtiofsd",
     "vmnet",
     "vpnkit_key",
     "vpnkit_preferred_ipv4",

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::config::disk::{Disk, DiskFormat};
 use crate::config::{HyperKit, Multiboot, Network, Share9pSource};
-use crate::engine::hyperkit::{NO_AGENT, NO_ROOT, unsupported, vpnkit};
+use crate::engine::hyperkit::{NO_AGENT, NO_ROOT, NO_VIRTIOFS, unsupported, vpnkit};
 use crate::error::ConfigError;
 use crate::plan::kernel_cmdline::with_early_console;
 use crate::plan::serial_ports::{Line, Port, ports};
@@ -94,9 +94,10 @@ fn device_config(description: &HyperKit, device: Device<'_>) -> Result<String> {
                 if ports.is_empty() { String::new() } else { format!(",guest_forwards={}", ports.join(";")) };
             format!("virtio-sock,guest_cid={},path={}{forwards}", description.vsock_guest_cid, utf8("vsock_dir", dir)?)
         }
-        // `unsupported` refuses these. hyperkit has no virtio serial port, and shares no directory by itself.
+        // `unsupported` refuses these. hyperkit has neither a virtio serial port nor virtiofs, and shares no directory by itself.
         Device::Agent => return Err(unsupported(NO_AGENT)),
         Device::Root(_) => return Err(unsupported(NO_ROOT)),
+        Device::Virtiofs { .. } => return Err(unsupported(NO_VIRTIOFS)),
         Device::Iso(image) => format!("ahci-cd,{}", utf8("isos", image)?),
         Device::Random => "virtio-rnd".to_owned(),
         Device::Share(share) => match &share.source {

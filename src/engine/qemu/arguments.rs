@@ -9,7 +9,7 @@ use crate::config::disk::{Disk, DiskFormat, DiskInterface};
 use crate::config::{HyperKit, Multiboot, Network};
 use crate::engine::qemu::limits::shared_dir;
 use crate::engine::qemu::network::{VMNET, forwards, subnet};
-use crate::engine::qemu::vsock_device;
+use crate::engine::qemu::{virtiofs, vsock_device};
 use crate::error::ConfigError;
 use crate::plan::root::{ROOT_TAG, with_root};
 use crate::plan::serial_ports::{Line, ports};
@@ -32,7 +32,7 @@ pub(super) fn arguments(description: &HyperKit, cmdline: &str) -> Result<Vec<Str
     let state_dir = description.state_dir.as_deref().map(|dir| utf8("state_dir", dir)).transpose()?;
     // By default hyperkit leaves the guest's memory out of core dumps, and QEMU includes it.
     let core_dumps = if description.core_dumps { "on" } else { "off" };
-    let memory = if vsock_device::uses_daemon(description) { ",memory-backend=mem0" } else { "" };
+    let memory = if virtiofs::shares_memory(description) { ",memory-backend=mem0" } else { "" };
     args.add("-machine", format!("{MACHINE},dump-guest-core={core_dumps}{memory}"));
     args.0.extend(FIXED.map(str::to_owned));
 
@@ -55,6 +55,11 @@ pub(super) fn arguments(description: &HyperKit, cmdline: &str) -> Result<Vec<Str
     }
     if let Some(port) = description.gdb_port {
         args.add("-gdb", format!("tcp:127.0.0.1:{port}"));
+    }
+    if virtiofs::shares_memory(description) {
+        for (option, value) in virtiofs::arguments_for_daemons(description, state_dir.unwrap_or_default()) {
+            args.add(option, value);
+        }
     }
     for (slot, device) in layout(description)? {
         args.add_device(description, slot, device)?;
@@ -112,9 +117,7 @@ impl Arguments {
             }
             Device::Vsock if vsock_device::uses_daemon(description) => {
                 let dir = description.state_dir.as_deref().unwrap_or(Path::new(""));
-                for argument in vsock_device::arguments(description, utf8("state_dir", dir)?) {
-                    self.add(argument.0, argument.1);
-                }
+                self.add("-chardev", vsock_device::chardev(utf8("state_dir", dir)?));
                 self.add("-device", format!("vhost-user-vsock-pci,chardev=vsock,{at}"));
             }
             Device::Vsock => {
@@ -142,6 +145,12 @@ impl Arguments {
                 let options = "security_model=none,multidevs=remap,readonly=on";
                 self.add("-fsdev", format!("local,id=root,path={dir},{options}"));
                 self.add("-device", format!("virtio-9p-pci,fsdev=root,mount_tag={ROOT_TAG},{at}"));
+            }
+            Device::Virtiofs { share, index } => {
+                let dir = utf8("state_dir", description.state_dir.as_deref().unwrap_or(Path::new("")))?;
+                for (option, value) in virtiofs::arguments(share, index, dir, &at) {
+                    self.add(option, value);
+                }
             }
             Device::Agent => {
                 let dir = description.state_dir.as_deref().unwrap_or(Path::new(""));

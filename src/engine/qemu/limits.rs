@@ -12,7 +12,7 @@ use crate::engine::driver::LowMemory;
 use crate::engine::qemu::host::lacks_host_cpu;
 use crate::engine::qemu::names::{self, Program};
 use crate::engine::qemu::network::{VMNET, preferred_address};
-use crate::engine::qemu::vsock_device;
+use crate::engine::qemu::{virtiofs, vsock_device};
 use crate::error::ConfigError;
 use crate::plan::limits::{MAX_SOCKET, QEMU_LOW_MEMORY_MIB};
 use crate::plan::root::root_dir;
@@ -162,6 +162,7 @@ pub(super) fn check_host(description: &HyperKit) -> Vec<ConfigError> {
     } else if let Some(dir) = root_dir(description) {
         found.collect(check_escaped_path("root", dir).and_then(|_| check_root(dir)));
     }
+    found.extend(virtiofs::check_host(description));
     for share in &description.shares_9p {
         match &share.source {
             Share9pSource::Path(path) if !path.exists() => {

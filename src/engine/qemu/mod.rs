@@ -7,6 +7,7 @@ mod limits;
 mod names;
 mod network;
 mod qmp;
+mod virtiofs;
 mod vsock_device;
 
 use std::ffi::{OsStr, OsString};
@@ -24,7 +25,7 @@ use serde_json::json;
 use crate::config::{HyperKit, Network, PortForward, Protocol};
 use crate::engine::Engine;
 use crate::engine::driver::{
-    Control, EngineDriver, ExitListener, GuestAddresses, Hypervisor, LowMemory, VsockDaemon, VsockEndpoint,
+    Control, Daemon, EngineDriver, ExitListener, GuestAddresses, Hypervisor, LowMemory, VsockEndpoint,
 };
 use crate::error::{ConfigError, Error, Result};
 use crate::plan::root::without_root;
@@ -70,6 +71,7 @@ impl EngineDriver for Driver {
 
     fn resolve(&self, description: &mut HyperKit) -> Result<(), ConfigError> {
         description.vhost_device_vsock = vsock_device::find_daemon(description)?;
+        description.virtiofsd = virtiofs::find_daemon(description)?;
         Ok(())
     }
 
@@ -192,8 +194,14 @@ impl EngineDriver for Driver {
         format!("{VSOCK_SOCKET}_{port}")
     }
 
-    fn vsock_daemon(&self, description: &HyperKit, state: &StateDir) -> Result<Option<VsockDaemon>, ConfigError> {
-        vsock_device::daemon(description, state)
+    fn daemons(&self, description: &HyperKit, state: &StateDir) -> Result<Vec<Daemon>, ConfigError> {
+        let mut daemons = Vec::from_iter(vsock_device::daemon(description, state)?);
+        daemons.extend(virtiofs::daemons(description, state)?);
+        Ok(daemons)
+    }
+
+    fn failed_daemon(&self, description: &HyperKit, log: &str) -> Option<PathBuf> {
+        virtiofs::failed(description, log)
     }
 
     fn boots_kernel_without_padding(&self) -> bool {
@@ -220,7 +228,8 @@ impl EngineDriver for Driver {
         };
         kind.is_socket()
             && ([QMP_SOCKET, EVENTS_SOCKET, AGENT_SOCKET, VHOST_SOCKET, VSOCK_SOCKET].contains(&name)
-                || is_listener(name))
+                || is_listener(name)
+                || virtiofs::is_socket_name(name))
     }
 }
 

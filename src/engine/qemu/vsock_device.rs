@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use crate::config::HyperKit;
 use crate::engine::Engine;
-use crate::engine::driver::VsockDaemon;
+use crate::engine::driver::{Daemon, DaemonSocket};
 use crate::error::ConfigError;
 use crate::plan::text::utf8;
-use crate::state::{StateDir, VHOST_LINE, VHOST_SOCKET, VSOCK_SOCKET};
+use crate::state::{StateDir, VHOST_SOCKET, VSOCK_SOCKET};
 use crate::sys::find_program::first_program;
 
 const KERNEL_DEVICE: &str = "/dev/vhost-vsock";
@@ -61,22 +61,18 @@ pub(super) fn check_has_daemon(description: &HyperKit) -> Result<(), ConfigError
     }
 }
 
-/// QEMU's arguments for the daemon, in addition to the device.
-pub(super) fn arguments(description: &HyperKit, state_dir: &str) -> [(&'static str, String); 3] {
-    [
-        ("-object", format!("memory-backend-memfd,id=mem0,size={}M,share=on", description.memory_mib)),
-        ("-chardev", format!("socket,id=vsock,path={state_dir}/{VHOST_SOCKET}")),
-        ("-chardev", format!("pipe,id=vsock-line,path={state_dir}/{VHOST_LINE}")),
-    ]
+/// QEMU's argument for the daemon, in addition to the device.
+pub(super) fn chardev(state_dir: &str) -> String {
+    format!("socket,id=vsock,path={state_dir}/{VHOST_SOCKET}")
 }
 
 /// The daemon of a VM, if it needs one.
-pub(super) fn daemon(description: &HyperKit, state: &StateDir) -> Result<Option<VsockDaemon>, ConfigError> {
+pub(super) fn daemon(description: &HyperKit, state: &StateDir) -> Result<Option<Daemon>, ConfigError> {
     let Some(program) = description.vhost_device_vsock.clone().filter(|_| description.vsock) else { return Ok(None) };
     let sockets = vec![state.file(VHOST_SOCKET), description.vsock_sockets_dir().join(VSOCK_SOCKET)];
     let [socket, uds] = [utf8("state_dir", &sockets[0])?, utf8("vsock_dir", &sockets[1])?];
     let cid = description.vsock_guest_cid.to_string();
     let arguments = ["--guest-cid", &cid, "--socket", socket, "--uds-path", uds, "--tx-buffer-size", TX_BUFFER_BYTES];
     let arguments = arguments.map(str::to_owned).to_vec();
-    Ok(Some(VsockDaemon { program, arguments, sockets, lifetime_fifo: state.file(VHOST_LINE) }))
+    Ok(Some(Daemon { program, arguments, socket: DaemonSocket::Created(sockets) }))
 }
