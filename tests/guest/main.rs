@@ -38,4 +38,6 @@ mod shares;
 mod shutdown;
 mod vmlinux;
 #[cfg(target_os = "linux")]
+mod virtiofs;
+#[cfg(target_os = "linux")]
 mod vsock;

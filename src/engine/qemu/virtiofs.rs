@@ -69,12 +69,12 @@ pub(super) fn check_host(description: &HyperKit) -> Vec<ConfigError> {
         // It would fail only when QEMU connects.
         if !rustix::process::geteuid().is_root() {
             found.push(unsupported(
-                "QEMU's own virtiofsd, which is written in C, without root (`virtiofsd`); use the one in Rust, or `share_dir`",
+                "a virtiofsd that is written in C without root (`virtiofsd`); use the one in Rust, or `share_dir`",
             ));
         }
         if shares.iter().any(|share| share.read_only) {
             found.push(unsupported(
-                "a read-only share by QEMU's own virtiofsd, which is written in C (`shares_virtiofs`); use the one in Rust",
+                "a read-only share with a virtiofsd that is written in C (`shares_virtiofs`); use the one in Rust",
             ));
         }
     }
