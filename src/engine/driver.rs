@@ -222,8 +222,16 @@ pub(crate) trait EngineDriver: Sync {
     /// The name of the socket on which a program of the host receives connections of the guest to a vsock port.
     fn vsock_listener_name(&self, port: u32) -> String;
 
-    /// The socket on which the hypervisor passes bytes to the agent in the guest.
-    fn agent_socket(&self, state: &StateDir) -> Result<PathBuf, ConfigError>;
+    /// The socket on which the hypervisor passes bytes to the agent's serial port in the guest. `None` if the agent has to use
+    /// vsock.
+    fn agent_socket(&self, _state: &StateDir) -> Option<PathBuf> {
+        None
+    }
+
+    /// Whether the hypervisor reports that no program of the guest has the agent's port open.
+    fn is_agent_port_closed(&self, _hypervisor: Hypervisor<'_>, _timeout: Duration) -> Result<bool> {
+        Ok(false)
+    }
 
     /// The programs that must run together with the hypervisor.
     fn daemons(&self, _description: &HyperKit, _state: &StateDir) -> Result<Vec<Daemon>, ConfigError> {

@@ -89,7 +89,7 @@ impl Vm {
     }
 
     /// How to connect to a vsock port, if the VM runs and has a vsock device with sockets on the host.
-    fn vsock_endpoint(&self, call: &'static str, port: u32) -> Result<VsockEndpoint> {
+    pub(super) fn vsock_endpoint(&self, call: &'static str, port: u32) -> Result<VsockEndpoint> {
         self.check_running()?;
         self.check_not_replaced()?;
         let description = self.description();

@@ -8,6 +8,8 @@ pub mod inputs;
 pub mod rejection;
 pub mod tools;
 pub mod vpnkit;
+#[cfg(target_os = "linux")]
+pub mod vsock_agent;
 
 use std::ffi::OsString;
 use std::fs;
@@ -137,6 +139,11 @@ pub fn file_names(dir: &Path) -> Vec<String> {
 /// Returns the path of the stand-in for hyperkit, which Cargo builds before the tests.
 pub fn standin_path() -> PathBuf {
     built_path("standin-hyperkit")
+}
+
+/// Returns the path of the agent for the stand-in's guest.
+pub fn agent_path() -> PathBuf {
+    built_path("standin-agent")
 }
 
 /// Returns the path of a built example.

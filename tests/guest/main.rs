@@ -36,8 +36,8 @@ mod scoped;
 #[cfg(target_os = "linux")]
 mod shares;
 mod shutdown;
-mod vmlinux;
 #[cfg(target_os = "linux")]
 mod virtiofs;
+mod vmlinux;
 #[cfg(target_os = "linux")]
 mod vsock;

@@ -3,16 +3,14 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::net::Ipv4Addr;
-use std::os::unix::fs::symlink;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::abort;
-use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 
-use crate::{Held, fail, stdout};
+use crate::{Held, fail, stdout, vsock};
 
 /// hyperkit truncates longer paths of sockets to this length.
 const MAX_SOCKET: usize = 103;
@@ -21,7 +19,7 @@ pub fn set_up(driver: &str, config: &str, held: &mut Held) {
     match driver {
         "virtio-blk" | "ahci-hd" => disk(config, false, held),
         "ahci-cd" => disk(config, true, held),
-        "virtio-sock" => vsock(config),
+        "virtio-sock" => vsock::set_up(config),
         "virtio-vpnkit" => held.vpnkit = Some(vpnkit(config)),
         "virtio-tap" => tap(config),
         "virtio-9p" => share(config),
@@ -29,12 +27,12 @@ pub fn set_up(driver: &str, config: &str, held: &mut Held) {
     }
 }
 
-fn refuse_option(option: &str) -> ! {
+pub fn refuse_option(option: &str) -> ! {
     fail(format!("Invalid device option \"{option}\""))
 }
 
 /// Splits `key=value` pairs at commas.
-fn pairs(config: &str) -> impl Iterator<Item = (&str, &str)> {
+pub fn pairs(config: &str) -> impl Iterator<Item = (&str, &str)> {
     config.split(',').map(|option| option.split_once('=').unwrap_or_else(|| refuse_option(option)))
 }
 
@@ -121,64 +119,6 @@ fn path_of(url: &str) -> Option<PathBuf> {
     }
     let path = String::from_utf8(bytes).ok().filter(|_| ["", "none", "os", "drive"].contains(&sync));
     path.filter(|path| path.starts_with('/')).map(PathBuf::from)
-}
-
-/// Creates the sockets, and replaces existing ones. Like hyperkit, does not delete them at exit. The guest listens on no
-/// port.
-fn vsock(config: &str) {
-    let (mut cid, mut dir, mut ports) = (0, Path::new(""), Vec::new());
-    for (key, value) in pairs(config) {
-        match key {
-            "guest_cid" => cid = value.parse().unwrap_or(0),
-            "path" => dir = Path::new(value),
-            "guest_forwards" => {
-                let port = |text: &str| text.parse::<u32>().ok().filter(|&port| port != u32::MAX);
-                let parsed: Option<_> = value.split(';').map(port).collect();
-                ports = parsed.unwrap_or_else(|| fail(format!("virtio-sock: bad port in {value}")));
-            }
-            _ => refuse_option(key),
-        }
-    }
-    if !(3..=0x7fff_ffff).contains(&cid) || !dir.is_dir() || dir.as_os_str().len() > 85 || ports.len() > 4 {
-        fail("virtio-sock: bad configuration");
-    }
-    let listen = |name: &str, requires_request: bool| {
-        let _ = fs::remove_file(dir.join(name));
-        let listener = UnixListener::bind(dir.join(name)).unwrap_or_else(|error| fail(error));
-        std::thread::spawn(move || {
-            for mut stream in listener.incoming().flatten() {
-                if !requires_request || has_request(&mut stream) {
-                    // The guest's driver takes the request from a queue, and nothing listens in the guest.
-                    let (is_on, turned_on) = &VSOCK;
-                    drop(turned_on.wait_while(is_on.lock().unwrap(), |is_on| !*is_on));
-                }
-            }
-        });
-    };
-    listen("connect", true);
-    for port in ports {
-        let name = format!("{cid:08x}.{port:08x}");
-        listen(&name, false);
-        let link = dir.join(format!("guest.{port:08x}"));
-        let _ = fs::remove_file(&link);
-        symlink(&name, link).unwrap_or_else(|error| fail(error));
-    }
-}
-
-/// Whether the guest's driver for vsock runs.
-static VSOCK: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
-
-pub fn turn_on_vsock() {
-    *VSOCK.0.lock().unwrap() = true;
-    VSOCK.1.notify_all();
-}
-
-/// Reads `CID.PORT` in hexadecimal with a newline. Like hyperkit, reads once: a request in two parts is refused.
-fn has_request(stream: &mut UnixStream) -> bool {
-    let mut request = [0; 18];
-    let length = stream.read(&mut request).unwrap_or(0);
-    let is_number = |text: &[u8]| text.len() == 8 && text.iter().all(u8::is_ascii_hexdigit);
-    length == 18 && is_number(&request[..8]) && request[8] == b'.' && is_number(&request[9..17]) && request[17] == b'\n'
 }
 
 /// Connects to VPNKit. Like hyperkit, aborts at an invalid option, and tries forever if nobody listens on the socket.

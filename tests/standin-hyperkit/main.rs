@@ -6,6 +6,7 @@
 //! - `guest.deaf`: turns on ACPI, but ignores the power button.
 //! - `guest.say=TEXT`: prints a text on the console.
 //! - `guest.no-vsock`: has no driver for vsock, so connections to it wait.
+//! - `guest.listens=DIR`: listens on the vsock ports for which DIR contains a socket, named by the port's number.
 //! - `guest.slow-boot=MS`: turns its serial ports on only after this time.
 //!
 //! Other words control the stand-in itself:
@@ -27,6 +28,7 @@ mod firmware;
 mod options;
 mod serial;
 mod stdout;
+mod vsock;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -139,7 +141,7 @@ fn main() {
     }
     ports.iter_mut().for_each(Port::discard_input);
     if !has("guest.no-vsock") {
-        devices::turn_on_vsock();
+        vsock::turn_on(word("guest.listens"));
     }
     let ports = ports.map(Shared::from);
     let say = |text: &str| ports[0].write(text.as_bytes());

@@ -10,6 +10,8 @@ mod backing_files;
 mod boot_limits;
 #[cfg(target_os = "linux")]
 mod cannot_tell;
+#[cfg(target_os = "linux")]
+mod command;
 mod concurrent_starts;
 mod console_dialogue;
 mod console_lines;

@@ -32,10 +32,9 @@ fn features_unsupported_by_hyperkit_are_rejected() {
     refuse(&|d| d.vmnet(true).port_forward(PortForward::tcp(0, 80)), "port_forwards");
     refuse(&|d| d.cpu("max"), "cpu");
     refuse(&|d| d.network(Network::Isolated), "network");
-    refuse(&|d| d.agent(true), "`agent`");
     let both = violations_of_start(&TestDir::new(), "", |d| d.agent(true).root(Root::Host));
     assert!(
-        matches!(&both[..], [ConfigError::Unsupported { .. }, ConfigError::Unsupported { feature, .. }] if feature.contains("`root`"))
+        matches!(&both[..], [ConfigError::Unsupported { feature, .. }, ConfigError::MissingPrerequisite { .. }] if feature.contains("`root`"))
     );
     refuse(&|d| d.vmnet(true).mac("02:00:00:00:00:01"), "MAC address");
     refuse(&|d| d.vmnet(true).tap("tap0").mac("02:00:00:00:00:01"), "MAC address");

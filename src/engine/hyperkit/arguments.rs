@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::config::disk::{Disk, DiskFormat};
 use crate::config::{HyperKit, Multiboot, Network, Share9pSource};
-use crate::engine::hyperkit::{NO_AGENT, NO_ROOT, NO_VIRTIOFS, unsupported, vpnkit};
+use crate::engine::hyperkit::{NO_ROOT, NO_VIRTIOFS, unsupported, vpnkit};
 use crate::error::ConfigError;
 use crate::plan::kernel_cmdline::with_early_console;
 use crate::plan::serial_ports::{Line, Port, ports};
@@ -54,7 +54,9 @@ pub(super) fn arguments(description: &HyperKit, cmdline: &str) -> Result<Vec<Str
         }
         // The Go package writes `1:0` for cards and disks and `1` for other devices. hyperkit treats both alike.
         let function = if matches!(device, Device::Nic(_) | Device::Disk { .. }) { ":0" } else { "" };
-        add("-s", format!("{slot}{function},{}", device_config(description, device)?));
+        if let Some(config) = device_config(description, device)? {
+            add("-s", format!("{slot}{function},{config}"));
+        }
     }
     uuid.into_iter().for_each(|uuid| add("-U", uuid));
     for port in ports(description)? {
@@ -65,10 +67,10 @@ pub(super) fn arguments(description: &HyperKit, cmdline: &str) -> Result<Vec<Str
     Ok(args)
 }
 
-/// The driver of a device and its options.
-fn device_config(description: &HyperKit, device: Device<'_>) -> Result<String> {
+/// The driver of a device and its options. `None` if hyperkit needs no device for it.
+fn device_config(description: &HyperKit, device: Device<'_>) -> Result<Option<String>> {
     let option = |name: &str, value: &Option<String>| value.as_ref().map(|value| format!(",{name}={value}"));
-    Ok(match device {
+    Ok(Some(match device {
         Device::Nic(NicBackend::Network(network)) => {
             let path = match network {
                 Network::VpnKit(path) => path.clone(),
@@ -94,8 +96,8 @@ fn device_config(description: &HyperKit, device: Device<'_>) -> Result<String> {
                 if ports.is_empty() { String::new() } else { format!(",guest_forwards={}", ports.join(";")) };
             format!("virtio-sock,guest_cid={},path={}{forwards}", description.vsock_guest_cid, utf8("vsock_dir", dir)?)
         }
-        // `unsupported` refuses these. hyperkit has neither a virtio serial port nor virtiofs, and shares no directory by itself.
-        Device::Agent => return Err(unsupported(NO_AGENT)),
+        Device::Agent => return Ok(None), // it uses vsock
+        // `unsupported` refuses these. hyperkit has no virtiofs, and shares no directory by itself.
         Device::Root(_) => return Err(unsupported(NO_ROOT)),
         Device::Virtiofs { .. } => return Err(unsupported(NO_VIRTIOFS)),
         Device::Iso(image) => format!("ahci-cd,{}", utf8("isos", image)?),
@@ -104,7 +106,7 @@ fn device_config(description: &HyperKit, device: Device<'_>) -> Result<String> {
             Share9pSource::Path(path) => format!("virtio-9p,path={},tag={}", utf8("shares_9p", path)?, share.tag),
             Share9pSource::Port(port) => format!("virtio-9p,port={port},tag={}", share.tag),
         },
-    })
+    }))
 }
 
 fn disk(image: &Disk, path: &str) -> Result<String> {

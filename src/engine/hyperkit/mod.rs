@@ -9,7 +9,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::FileType;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -47,7 +47,6 @@ const PROGRESS: [&str; 9] = [
     "received sigusr",
 ];
 
-const NO_AGENT: &str = "commands in the guest (`agent`); use QEMU";
 const NO_ROOT: &str = "a directory of the host as the guest's root (`root`); use QEMU";
 const NO_VIRTIOFS: &str = "virtiofs (`shares_virtiofs`); use 9p, or QEMU";
 /// The host's context identifier on vsock.
@@ -97,7 +96,6 @@ impl EngineDriver for Driver {
                 "a network without access to the host (`network`); use no network, or QEMU",
             ),
             (!description.port_forwards.is_empty(), "port forwarding (`port_forwards`); use VPNKit's own, or QEMU"),
-            (description.agent, NO_AGENT),
             (description.root != Root::Initrd, NO_ROOT),
             (description.has_overlays(), "an overlay of an image (`disks`); use QEMU"),
             (!description.shares_virtiofs.is_empty(), NO_VIRTIOFS),
@@ -107,6 +105,11 @@ impl EngineDriver for Driver {
         .filter(|(is_set, _)| *is_set)
         .map(|(_, feature)| unsupported(feature))
         .chain(sockets)
+        // hyperkit has no virtio serial port, so the agent uses vsock.
+        .chain(
+            (description.agent && !description.vsock)
+                .then_some(ConfigError::MissingPrerequisite { field: "agent", requires: "vsock" }),
+        )
         .collect()
     }
 
@@ -282,10 +285,6 @@ impl EngineDriver for Driver {
 
     fn vsock_listener_name(&self, port: u32) -> String {
         format!("{HOST_CID:08x}.{port:08x}")
-    }
-
-    fn agent_socket(&self, _: &StateDir) -> Result<PathBuf, ConfigError> {
-        Err(unsupported(NO_AGENT))
     }
 
     fn is_own_socket(&self, name: &str, kind: FileType) -> bool {

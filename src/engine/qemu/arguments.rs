@@ -24,6 +24,8 @@ type Result<T> = std::result::Result<T, ConfigError>;
 const MACHINE: &str = "q35,sata=off,smbus=off,max-fw-size=16777216";
 /// The guest finds the port by this name, as `/dev/virtio-ports/org.hyperkit.agent` or in `/sys/class/virtio-ports`.
 const PORT_NAME: &str = "org.hyperkit.agent";
+/// The name of the port's socket in QMP.
+pub(super) const AGENT_CHARDEV: &str = "agent";
 const FIXED: [&str; 5] = ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"];
 
 /// The arguments, except those that depend on the host.
@@ -156,9 +158,9 @@ impl Arguments {
                 let dir = description.state_dir.as_deref().unwrap_or(Path::new(""));
                 let dir = utf8("state_dir", dir)?;
                 self.add("-device", format!("virtio-serial-pci,id=agent-bus,{at}"));
-                self.add("-chardev", format!("socket,id=agent,path={dir}/{AGENT_SOCKET},server=on,wait=off"));
+                self.add("-chardev", format!("socket,id={AGENT_CHARDEV},path={dir}/{AGENT_SOCKET},server=on,wait=off"));
                 // Without an id, QEMU sends no event when the guest opens the port.
-                let port = format!("bus=agent-bus.0,nr=1,chardev=agent,name={PORT_NAME},id=agent0");
+                let port = format!("bus=agent-bus.0,nr=1,chardev={AGENT_CHARDEV},name={PORT_NAME},id=agent0");
                 self.add("-device", format!("virtserialport,{port}"));
             }
         }

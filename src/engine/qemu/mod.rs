@@ -212,8 +212,15 @@ impl EngineDriver for Driver {
         limits::low_memory(memory_mib)
     }
 
-    fn agent_socket(&self, state: &StateDir) -> Result<PathBuf, ConfigError> {
-        Ok(state.file(AGENT_SOCKET))
+    fn agent_socket(&self, state: &StateDir) -> Option<PathBuf> {
+        Some(state.file(AGENT_SOCKET))
+    }
+
+    fn is_agent_port_closed(&self, hypervisor: Hypervisor<'_>, timeout: Duration) -> Result<bool> {
+        let chardevs = qmp(hypervisor, "command", timeout)?.execute("query-chardev")?;
+        let agent =
+            chardevs.as_array().into_iter().flatten().find(|chardev| chardev["label"] == arguments::AGENT_CHARDEV);
+        Ok(agent.is_some_and(|agent| agent["frontend-open"] == false))
     }
 
     /// From block/file-posix.c.

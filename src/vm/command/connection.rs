@@ -22,8 +22,12 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(15);
 /// Why a connection has ended.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Failure {
-    /// The hypervisor has closed the socket: the VM has exited.
+    /// The other end has closed the socket: the VM has exited, or, on vsock, the agent.
     Closed,
+    /// The agent has exited.
+    Exited,
+    /// Another agent answers, which does not know the commands of this connection.
+    Restarted,
     /// The agent does not answer any more.
     Silent,
     /// The agent sent something that the protocol does not allow.
@@ -32,6 +36,15 @@ pub(super) enum Failure {
     Io(String),
     /// This process is a fork of the one that opened the connection. The thread has not been copied with it.
     Forked,
+}
+
+/// What the hypervisor says about an agent that does not answer.
+pub(super) enum Probe {
+    /// The guest cannot answer at the moment.
+    Paused,
+    /// No program of the guest has the agent's port open.
+    Exited,
+    Unknown,
 }
 
 /// A connection that is open while it is used. Dropping it closes it; the agent then kills the commands that still run.
@@ -61,8 +74,8 @@ pub(super) struct State {
 }
 
 impl Connection {
-    /// Says HELLO on a socket that leads to the agent. `is_paused` says whether the guest cannot answer at the moment.
-    pub fn new(socket: UnixStream, is_paused: Box<dyn Fn() -> bool + Send>) -> io::Result<Self> {
+    /// Says HELLO on a socket that leads to the agent. `probe` is called if the agent does not answer later.
+    pub fn new(socket: UnixStream, probe: Box<dyn Fn() -> Probe + Send>) -> io::Result<Self> {
         let (wake, woken) = UnixStream::pair()?;
         for stream in [&socket, &wake, &woken] {
             stream.set_nonblocking(true)?;
@@ -78,7 +91,7 @@ impl Connection {
             process: std::process::id(),
         };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), wake });
-        let link = Link::new(socket, woken, shared.clone(), nonce, is_paused);
+        let link = Link::new(socket, woken, shared.clone(), nonce, probe);
         let thread = spawn("hyperkit-agent", Box::new(|| link.run()))?;
         Ok(Self { shared, thread: Some(thread) })
     }
@@ -113,7 +126,7 @@ impl Connection {
         let mut state = self.shared.lock();
         let number = state.next;
         state.next += 1;
-        for piece in pieces(request) {
+        for piece in pieces(request, false) {
             put_frame(&mut state.outgoing, Kind::Part, number, piece);
         }
         put_frame(&mut state.outgoing, Kind::Exec, number, &[]);
@@ -178,7 +191,7 @@ impl State {
         while stream.stdin_credit > 0 && stream.stdin_at < stream.stdin.len() {
             let end = stream.stdin.len().min(stream.stdin_at + stream.stdin_credit);
             // Each piece is a frame.
-            let Some(piece) = pieces(&stream.stdin[stream.stdin_at..end]).next() else { break };
+            let Some(piece) = pieces(&stream.stdin[stream.stdin_at..end], false).next() else { break };
             put_frame(&mut self.outgoing, Kind::Stdin, number, piece);
             stream.stdin_credit -= piece.len();
             stream.stdin_at += piece.len();

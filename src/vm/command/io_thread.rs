@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use crate::vm::command::connection::{Failure, Shared, State};
+use crate::vm::command::connection::{Failure, Probe, Shared, State};
 use crate::vm::command::protocol::{AGAIN, Frames, Kind, MAX_PAYLOAD, Nonce, Scanner, VERSION, hello, put_frame};
 
-/// After this time without a byte from the agent, the host asks whether it is there.
-const PING_INTERVAL: Duration = Duration::from_secs(5);
-/// An agent that does not answer this long while its VM runs is gone.
+/// After this time without a byte from the agent, the host asks whether it is there. After another, it asks the hypervisor.
+const PING_INTERVAL: Duration = Duration::from_secs(2);
+/// An agent that does not answer this long while its VM runs is gone, whatever the hypervisor says.
 pub(super) const SILENCE_LIMIT: Duration = Duration::from_secs(60);
 
 /// The thread's side.
@@ -27,7 +27,7 @@ pub(super) struct Link {
     frames: Frames,
     heard: Instant,
     pinged: Instant,
-    is_paused: Box<dyn Fn() -> bool + Send>,
+    probe: Box<dyn Fn() -> Probe + Send>,
 }
 
 impl Link {
@@ -36,10 +36,10 @@ impl Link {
         woken: UnixStream,
         shared: Arc<Shared>,
         nonce: Nonce,
-        is_paused: Box<dyn Fn() -> bool + Send>,
+        probe: Box<dyn Fn() -> Probe + Send>,
     ) -> Self {
         let (scanner, now) = (Scanner::new(true), Instant::now());
-        Self { socket, woken, shared, scanner, nonce, frames: Frames::default(), heard: now, pinged: now, is_paused }
+        Self { socket, woken, shared, scanner, nonce, frames: Frames::default(), heard: now, pinged: now, probe }
     }
 
     pub fn run(mut self) {
@@ -137,6 +137,10 @@ impl Link {
             }
             state.is_ready = true;
         }
+        // An agent keeps this pattern out of what it sends. It may begin in the frame in which the previous agent was killed.
+        if self.scanner.feed(bytes).is_some() {
+            return Err(Failure::Restarted);
+        }
         self.frames.push(bytes);
         while let Some(frame) = self.frames.next().map_err(Failure::Protocol)? {
             if frame.kind == Kind::Pong {
@@ -170,19 +174,25 @@ impl Link {
         if !state.is_ready {
             return Ok(()); // the commands have timeouts for that
         }
+        let is_unanswered = self.pinged > self.heard;
         self.pinged = now;
-        // The agent has not read the last ping.
+        // Otherwise the agent has not read the last ping.
         if state.outgoing.is_empty() {
             put_frame(&mut state.outgoing, Kind::Ping, 0, &[]);
         }
         drop(state);
-        if silent >= SILENCE_LIMIT {
-            if !(self.is_paused)() {
-                return Err(Failure::Silent);
-            }
-            self.heard = now;
+        if !is_unanswered {
+            return Ok(());
         }
-        Ok(())
+        match (self.probe)() {
+            Probe::Exited => Err(Failure::Exited),
+            Probe::Paused => {
+                self.heard = now;
+                Ok(())
+            }
+            Probe::Unknown if silent >= SILENCE_LIMIT => Err(Failure::Silent),
+            Probe::Unknown => Ok(()),
+        }
     }
 }
 

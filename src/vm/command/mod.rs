@@ -4,6 +4,7 @@ mod archive;
 mod child;
 mod connection;
 mod copy;
+mod doorbell;
 mod io_thread;
 mod link;
 #[allow(dead_code, reason = "the agent uses the other half")]
@@ -25,6 +26,7 @@ pub use status::{GuestOutput, GuestStatus};
 use crate::error::{ConfigError, Error, Result};
 use crate::vm::Vm;
 use child::Wait;
+use link::Attempt;
 use protocol::{MAX_REQUEST, Request};
 use stream::Stream;
 
@@ -310,7 +312,7 @@ impl GuestCommand {
         let request = self.request()?;
         let name = self.program.to_string_lossy().into_owned();
         let deadline = Instant::now().checked_add(self.agent_timeout);
-        let connection = self.vm.connect_agent(&name, self.agent_timeout, deadline)?;
+        let connection = self.vm.connect_agent(Attempt { program: &name, timeout: self.agent_timeout, deadline })?;
         let (stdin, is_piped) = match &self.stdin {
             Stdin::Bytes(bytes) => (bytes.clone(), false),
             Stdin::Piped => (Vec::new(), true),

@@ -1,6 +1,6 @@
 //! The bytes between the host and the agent in the guest. The agent compiles this file, too, so it uses only `std`.
 //!
-//! A virtio serial port has no connections: half a frame of a host program that was killed may lie in it, and the guest
+//! They are the same on a virtio serial port and on vsock. A virtio serial port has no connections: half a frame of a host program that was killed may lie in it, and the guest
 //! may not notice that another host program has taken its place. So each host program begins with HELLO, a pattern that
 //! the agent looks for at all times, and ignores everything until a WELCOME with the random bytes of its HELLO. To a host program
 //! that the agent has not noticed before, it sends a WELCOME with [`AGAIN`].
@@ -19,6 +19,9 @@ use std::collections::VecDeque;
 use std::hint::black_box;
 
 pub const VERSION: u32 = 1;
+/// Where a guest without a virtio serial port listens on vsock. When the agent starts, it connects to the same port of the host and
+/// sends a byte. Linux reserves ports below 1024 for root.
+pub const VSOCK_PORT: u32 = 1019;
 pub const MAX_PAYLOAD: usize = 64 * 1024;
 /// How many bytes of each stream of a command may be sent before the receiver has consumed any. A receiver that does not
 /// consume a stream so delays no other stream.
@@ -182,9 +185,9 @@ impl Scanner {
     }
 }
 
-/// Divides bytes into payloads, none of which contains HELLO's magic.
-pub fn pieces(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let magic = magic(false);
+/// Divides bytes into payloads, none of which contains the magic of HELLO, for the agent, or of WELCOME, for the host.
+pub fn pieces(bytes: &[u8], is_welcome: bool) -> impl Iterator<Item = &[u8]> {
+    let magic = magic(is_welcome);
     let mut left = bytes;
     std::iter::from_fn(move || {
         let piece = &left[..left.len().min(MAX_PAYLOAD)];

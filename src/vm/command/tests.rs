@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::vm::command::archive::{pack, unpack};
-use crate::vm::command::connection::{Connection, Failure};
+use crate::vm::command::connection::{Connection, Failure, Probe};
 use crate::vm::command::protocol::{
     AGAIN, Frames, Kind, MAX_PAYLOAD, Nonce, Request, Scanner, VERSION, WINDOW, hello, pieces, put_frame, put_numbers,
     welcome,
@@ -25,7 +25,7 @@ struct FakeAgent {
 
 fn connect() -> (UnixStream, Connection) {
     let (socket, host) = UnixStream::pair().unwrap();
-    (socket, Connection::new(host, Box::new(|| false)).unwrap())
+    (socket, Connection::new(host, Box::new(|| Probe::Unknown)).unwrap())
 }
 
 /// Reads HELLO.
@@ -147,7 +147,7 @@ fn closed_connection_does_not_stay_open_in_a_process_forked_meanwhile() {
         let (mut socket, host) = UnixStream::pair().unwrap();
         // As a child has it that another thread has forked.
         let _inherited = host.try_clone().unwrap();
-        let connection = Connection::new(host, Box::new(|| false)).unwrap();
+        let connection = Connection::new(host, Box::new(|| Probe::Unknown)).unwrap();
         let nonce = read_hello(&socket);
         socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         if is_failing {
@@ -287,8 +287,8 @@ fn hello_is_found_at_any_place_and_never_in_data() {
     }
     let data = [&vec![1; MAX_PAYLOAD - 5][..], &hello, &hello, &hello[..15], &hello].concat();
     let (mut scanner, mut out) = (Scanner::new(false), VecDeque::new());
-    pieces(&data).for_each(|piece| put_frame(&mut out, Kind::Stdin, 1, piece));
-    assert_eq!(pieces(&data).collect::<Vec<_>>().concat(), data);
+    pieces(&data, false).for_each(|piece| put_frame(&mut out, Kind::Stdin, 1, piece));
+    assert_eq!(pieces(&data, false).collect::<Vec<_>>().concat(), data);
     assert_eq!(scanner.feed(out.make_contiguous()), None);
 }
 

@@ -9,8 +9,8 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::port::retry;
-use crate::protocol::{Frames, Kind, MAX_PAYLOAD, Request, Stage, WINDOW, put_frame, put_numbers};
-use crate::supervisor::Supervisor;
+use crate::protocol::{Frames, Kind, MAX_PAYLOAD, Request, Stage, WINDOW, pieces, put_frame, put_numbers};
+use crate::supervisors::Supervisor;
 
 pub struct Command {
     pub number: u32,
@@ -140,7 +140,9 @@ impl Command {
             Ok(Some(length @ 1..)) => {
                 output.credit -= length;
                 output.rest = output.rest.map(|rest| rest - length as u64);
-                put_frame(out, output.kind, self.number, &buffer[..length]);
+                for piece in pieces(&buffer[..length], true) {
+                    put_frame(out, output.kind, self.number, piece);
+                }
                 if output.rest == Some(0) {
                     self.close_output(index, out);
                 }
@@ -216,6 +218,11 @@ impl Command {
         self.is_killed = true;
         self.send(Kind::Kill, &[]);
         self.supervisor.resume();
+    }
+
+    /// Whether what the program has left running lives on.
+    pub fn is_released(&self) -> bool {
+        self.has_exited && !self.is_killed
     }
 
     pub fn has_exited(&self) -> bool {

@@ -1,13 +1,15 @@
 //! The agent: a program in the guest that executes the commands of the host's `Vm::command`.
 //!
 //! ```text
-//! hyperkit-agent          serves the virtio serial port named org.hyperkit.agent, and waits until there is one
+//! hyperkit-agent          serves the virtio serial port named org.hyperkit.agent, and as long as there is none, vsock; waits
+//!                         until there is one of the two
+//! hyperkit-agent vsock    serves vsock, also if there is a port
 //! hyperkit-agent PATH     serves this device
 //! /init                   as the first process: makes a directory of the host the root, then serves the port (`init.rs`)
 //! ```
 //!
-//! It needs `/proc`, `/sys` and `/dev`, and no right or file besides. It runs until it is killed. The process that reads the port
-//! starts a supervisor for each command (`supervisor.rs`): the same program, which finds all descendants of the command.
+//! It needs `/proc`, `/sys` and `/dev`, and no right or file besides. It runs until it is killed. The process that reads the port, or a connection
+//! by vsock, starts a supervisor for each command (`supervisor.rs`): the same program, which finds all descendants of the command.
 #![forbid(unsafe_code)]
 #![cfg_attr(not(target_os = "linux"), allow(dead_code))]
 
@@ -32,6 +34,10 @@ mod processes;
 mod session;
 #[cfg(target_os = "linux")]
 mod supervisor;
+#[cfg(target_os = "linux")]
+mod supervisors;
+#[cfg(target_os = "linux")]
+mod vsock;
 
 #[cfg(not(target_os = "linux"))]
 fn main() {
@@ -60,10 +66,16 @@ fn main() {
         [archive_option, _] if *archive_option == supervisor::UNPACK => {
             archive::unpack(Path::new(&arguments[1]), &mut io::BufReader::with_capacity(128 * 1024, io::stdin()))
         }
-        [] => init::check_root().and_then(|()| port::find()).and_then(|port| session::serve(&port)),
+        [vsock::OPTION] => vsock::run_session(),
+        [] => init::check_root().and_then(|()| {
+            // A kernel without vsock is no error.
+            std::thread::spawn(|| vsock::serve(true));
+            port::find().and_then(|port| session::serve(&port))
+        }),
         [init::SERVE] => port::find().and_then(|port| session::serve(&port)),
+        ["vsock"] => vsock::serve(false),
         [path] if !path.starts_with('-') => port::open(Path::new(&arguments[0])).and_then(|port| session::serve(&port)),
-        _ => Err(io::Error::other("usage: hyperkit-agent [DEVICE]")),
+        _ => Err(io::Error::other("usage: hyperkit-agent [vsock | DEVICE]")),
     };
     if let Err(error) = result {
         // The host shows what a copy prints.

@@ -21,11 +21,16 @@ const CLOSED_CHECKS: u32 = 10;
 /// Opens the port with the agent's name. Waits until the kernel reports one: it names a port some time after its driver is
 /// loaded.
 pub fn find() -> io::Result<Port> {
-    // Before the first look, so that no port is missed.
+    open(&wait_for_device(named_port)?)
+}
+
+/// Waits until a device is there. `find` is called for each device that the kernel reports.
+pub fn wait_for_device<T>(find: impl Fn() -> Option<T>) -> io::Result<T> {
+    // Before the first look, so that no device is missed.
     let events = events();
     loop {
-        if let Some(path) = named_port() {
-            return open(&path);
+        if let Some(found) = find() {
+            return Ok(found);
         }
         let events = events.as_ref().map_err(|error| io::Error::new(error.kind(), error.to_string()))?;
         // A lost event (ENOBUFS) is also a reason to look.
@@ -39,7 +44,7 @@ fn events() -> io::Result<OwnedFd> {
     Ok(events)
 }
 
-fn named_port() -> Option<PathBuf> {
+pub fn named_port() -> Option<PathBuf> {
     let is_named = |dir: &PathBuf| fs::read_to_string(dir.join("name")).is_ok_and(|name| name.trim_end() == NAME);
     let mut ports = fs::read_dir(PORTS).ok()?.flatten().map(|entry| entry.path());
     Some(Path::new("/dev").join(ports.find(is_named)?.file_name()?))
@@ -65,8 +70,13 @@ pub trait Channel: AsFd {
     /// Whether no host program has the channel open any more, after a read has returned 0.
     fn is_closed(&self) -> io::Result<bool>;
 
-    /// Waits until a host program has the channel open, and sends it these bytes.
-    fn wait_for_host(&self, greeting: &[u8]) -> io::Result<()>;
+    /// Waits until a host program has the channel open, and sends it these bytes. Returns false if no other will open it.
+    fn wait_for_host(&self, greeting: &[u8]) -> io::Result<bool>;
+
+    /// How long the host may neither read nor send anything while output waits for it. `None`: without a limit.
+    fn stall_limit(&self) -> Option<Duration> {
+        None
+    }
 }
 
 /// An open port. It does not block.
@@ -114,11 +124,11 @@ impl Channel for Port {
     }
 
     /// `poll` cannot wait for that: while no program has the port open, it returns at once. A blocking write waits.
-    fn wait_for_host(&self, greeting: &[u8]) -> io::Result<()> {
+    fn wait_for_host(&self, greeting: &[u8]) -> io::Result<bool> {
         self.set_nonblocking(false)?;
         let written = (&self.0).write_all(greeting);
         self.set_nonblocking(true)?;
-        written
+        written.map(|()| true)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The descendants of a process.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,12 +11,12 @@ use rustix::process::{Pid, PidfdFlags, Signal, getpid, kill_process, pidfd_open,
 /// A process that does not die in this time hangs in the kernel.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Kills all descendants of this process, which must be the subreaper of those whose parents have exited. Another thread reaps
-/// them.
-pub fn kill_descendants() {
+/// Kills all descendants of this process, which must be the subreaper of those whose parents have exited. Children for which
+/// `is_spared` returns true, and their descendants, live on. The caller reaps the others.
+pub fn kill_descendants(is_spared: &dyn Fn(Pid) -> bool) {
     let deadline = Instant::now() + KILL_TIMEOUT;
     loop {
-        let descendants = descendants(getpid().as_raw_nonzero().get());
+        let descendants = descendants(getpid().as_raw_nonzero().get(), is_spared);
         if descendants.is_empty() || Instant::now() > deadline {
             return;
         }
@@ -59,8 +59,17 @@ fn stat(pid: i32) -> Option<Stat> {
     Some(Stat { is_dead, parent: words.next()?.parse().ok()? })
 }
 
+/// The children of a process, dead or alive.
+pub fn children(parent: Pid) -> HashSet<Pid> {
+    let parent = parent.as_raw_nonzero().get();
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| stat(*pid).is_some_and(|stat| stat.parent == parent)).filter_map(Pid::from_raw).collect()
+}
+
 /// The living descendants with their parents.
-fn descendants(ancestor: i32) -> Vec<(i32, i32)> {
+fn descendants(ancestor: i32, is_spared: &dyn Fn(Pid) -> bool) -> Vec<(i32, i32)> {
+    let is_spared = |pid| Pid::from_raw(pid).is_some_and(is_spared);
     let mut children = HashMap::<i32, Vec<(i32, bool)>>::new();
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     for pid in entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()) {
@@ -71,6 +80,9 @@ fn descendants(ancestor: i32) -> Vec<(i32, i32)> {
     let (mut found, mut ancestors) = (Vec::new(), vec![ancestor]);
     while let Some(parent) = ancestors.pop() {
         for (pid, is_dead) in children.remove(&parent).unwrap_or_default() {
+            if is_spared(pid) {
+                continue;
+            }
             ancestors.push(pid);
             if !is_dead {
                 found.push((pid, parent));

@@ -1,4 +1,4 @@
-//! Serves the port: one thread that waits for the port, the pipes of all commands and their supervisors.
+//! Serves the port, or a connection by vsock: one thread that waits for it, the pipes of all commands and their supervisors.
 
 use std::collections::VecDeque;
 use std::io;
@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use crate::command::Command;
 use crate::port::{Channel, retry};
 use crate::protocol::{AGAIN, Frames, Kind, MAX_REQUEST, Nonce, Scanner, Stage, put_frame, put_numbers, welcome};
-use crate::supervisor::Supervisor;
+use crate::supervisors::{Supervisor, Supervisors};
 
 /// While more is queued for the host, outputs are not read.
 const MAX_QUEUED: usize = 256 * 1024;
@@ -19,9 +19,10 @@ const MAX_COMMANDS: usize = 1024;
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 const READ: usize = 64 * 1024;
 
-/// Serves one host program after another.
+/// Serves one host program after another, until no other comes.
 pub fn serve(port: &impl Channel) -> io::Result<()> {
     let mut session = Session {
+        supervisors: Supervisors::new()?,
         scanner: Scanner::new(false),
         frames: Frames::default(),
         host: None,
@@ -32,13 +33,16 @@ pub fn serve(port: &impl Channel) -> io::Result<()> {
         spare: None,
         answer: None,
         turn: 0,
+        progress: Instant::now(),
     };
     std::env::set_current_dir("/")?;
+    // To a host whose agent was killed and started again. It has to say HELLO once more.
+    let _ = port.write(&welcome(&AGAIN));
     loop {
         if session.receive(port)? {
             if session.host.is_some() && session.spare.is_none() {
                 // Without one, the next command starts it, and reports why it cannot.
-                session.spare = Supervisor::start().ok();
+                session.spare = session.supervisors.start().ok();
             }
             session.wait(port)?;
         } else if port.is_closed()? {
@@ -47,12 +51,15 @@ pub fn serve(port: &impl Channel) -> io::Result<()> {
                 session.wait_for_the_dying()?;
             }
             // This host may have sent its HELLO already, to a port that seemed to be closed afterwards.
-            port.wait_for_host(&welcome(&AGAIN))?;
+            if !port.wait_for_host(&welcome(&AGAIN))? {
+                return Ok(());
+            }
         }
     }
 }
 
 struct Session {
+    supervisors: Supervisors,
     scanner: Scanner,
     frames: Frames,
     /// The nonce of the host that has sent HELLO.
@@ -61,7 +68,7 @@ struct Session {
     requests: Vec<(u32, Vec<u8>)>,
     out: VecDeque<u8>,
     commands: Vec<Command>,
-    /// Supervisors that are about to exit: they have killed everything below them, or were told that it lives on.
+    /// Supervisors that are about to close their sockets: they have killed everything below them, or were told that it lives on.
     dying: Vec<Supervisor>,
     /// A supervisor for the next command. Its start takes most of the time of a short command.
     spare: Option<Supervisor>,
@@ -69,12 +76,15 @@ struct Session {
     answer: Option<(Nonce, Instant)>,
     /// The command whose outputs are read first.
     turn: usize,
+    /// When the host has last read or sent something, or nothing waited for it.
+    progress: Instant,
 }
 
 /// What a descriptor is for.
 #[derive(Clone, Copy)]
 enum Source {
     Port,
+    Supervisors,
     Dying,
     Reports(usize),
     Stdin(usize),
@@ -89,6 +99,7 @@ impl Session {
             if length == 0 {
                 return Ok(false);
             }
+            self.progress = Instant::now();
             let mut bytes = &buffer[..length];
             while let Some((end, _, nonce)) = self.scanner.feed(bytes) {
                 bytes = &bytes[end..];
@@ -105,7 +116,11 @@ impl Session {
             }
         }
         self.welcome();
-        Ok(true)
+        if self.out.is_empty() {
+            self.progress = Instant::now();
+        }
+        // The caller then takes the host for gone.
+        Ok(port.stall_limit().is_none_or(|limit| self.progress.elapsed() < limit))
     }
 
     /// Forgets the host: its commands are killed with everything that they have started.
@@ -184,8 +199,8 @@ impl Session {
             ..MAX_COMMANDS => {
                 let spare = self.spare.take().and_then(|spare| Command::start(number, request, spare).ok());
                 // The spare one may have been killed.
-                let start = || Command::start(number, request, Supervisor::start()?);
-                spare.map_or_else(start, Ok)
+                let supervisors = &mut self.supervisors;
+                spare.map_or_else(|| Command::start(number, request, supervisors.start()?), Ok)
             }
             _ => Err(Errno::AGAIN.into()),
         };
@@ -201,7 +216,10 @@ impl Session {
     /// Ends a command whose program has exited. What it has left running lives on.
     fn end(&mut self, index: usize) {
         let command = self.commands.swap_remove(index);
-        command.send(Kind::Release, &[]);
+        if command.is_released() {
+            self.supervisors.release(&command.supervisor);
+            command.send(Kind::Release, &[]);
+        }
         put_frame(&mut self.out, Kind::End, command.number, &[]);
         self.dying.push(command.supervisor);
     }
@@ -211,6 +229,10 @@ impl Session {
         let (mut sources, mut fds) = (vec![Source::Port], Vec::new());
         let port_flags = if self.out.is_empty() { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT };
         fds.push(PollFd::new(port, port_flags));
+        for pidfd in self.supervisors.pidfds() {
+            sources.push(Source::Supervisors);
+            fds.push(PollFd::new(pidfd, PollFlags::IN));
+        }
         for supervisor in &self.dying {
             sources.push(Source::Dying);
             fds.push(PollFd::new(&supervisor.control, PollFlags::IN));
@@ -234,16 +256,18 @@ impl Session {
         }
         self.turn = self.turn.wrapping_add(1);
         let deadlines = self.commands.iter().filter_map(|command| command.deadline);
-        let deadline = deadlines.chain(self.answer.map(|(_, deadline)| deadline)).min();
+        let stall = port.stall_limit().filter(|_| !self.out.is_empty()).map(|limit| self.progress + limit);
+        let deadline = deadlines.chain(self.answer.map(|(_, deadline)| deadline)).chain(stall).min();
         poll_until(&mut fds, deadline)?;
         let ready: Vec<_> = fds.iter().map(|fd| fd.revents()).collect();
         drop(fds);
-        let mut ended = Vec::new();
+        let (mut ended, mut has_exited) = (Vec::new(), false);
         for (source, ready) in sources.into_iter().zip(ready).filter(|(_, ready)| !ready.is_empty()) {
             match source {
                 Source::Port if ready.contains(PollFlags::OUT) => self.write(port)?,
                 Source::Port => {}
-                Source::Dying => self.reap_the_dying(),
+                Source::Supervisors => has_exited = true,
+                Source::Dying => self.finish_the_dying(),
                 Source::Reports(index) => {
                     if !self.commands[index].read_reports(&mut self.out) {
                         ended.push(index);
@@ -257,6 +281,9 @@ impl Session {
             }
         }
         self.finish(ended);
+        if has_exited {
+            self.supervisors.reap(None);
+        }
         self.welcome();
         Ok(())
     }
@@ -279,19 +306,22 @@ impl Session {
     fn write(&mut self, port: &impl Channel) -> io::Result<()> {
         while !self.out.is_empty() {
             match port.write(self.out.as_slices().0)? {
-                Some(length @ 1..) => drop(self.out.drain(..length)),
+                Some(length @ 1..) => {
+                    self.out.drain(..length);
+                    self.progress = Instant::now();
+                }
                 _ => break,
             }
         }
         Ok(())
     }
 
-    /// Reaps supervisors that have closed their sockets.
-    fn reap_the_dying(&mut self) {
+    /// Takes leave of supervisors that have closed their sockets.
+    fn finish_the_dying(&mut self) {
         for supervisor in std::mem::take(&mut self.dying) {
             match retry(io::Read::read(&mut &supervisor.control, &mut [0; 4096])) {
                 Ok(None | Some(1..)) => self.dying.push(supervisor),
-                Ok(Some(0)) | Err(_) => supervisor.reap(),
+                Ok(Some(0)) | Err(_) => self.supervisors.finish(supervisor),
             }
         }
     }
@@ -301,7 +331,7 @@ impl Session {
         let deadline = Instant::now() + KILL_TIMEOUT;
         poll_until(&mut fds, Some(deadline))?;
         drop(fds);
-        self.reap_the_dying();
+        self.finish_the_dying();
         if Instant::now() >= deadline {
             self.dying.clear();
         }

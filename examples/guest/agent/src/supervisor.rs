@@ -2,29 +2,29 @@
 //! parent has exited becomes the supervisor's child, also if it has a session of its own. So the supervisor can kill them all.
 //!
 //! Its standard input is a socket to the agent. It receives three descriptors and a request, and reports how the command
-//! ends. If the socket is closed without RELEASE, the command is not needed any more, and everything is killed.
+//! ends. If the socket is closed without RELEASE, the command is not needed any more, and everything is killed. After RELEASE, it
+//! lives as long as the processes that the command has left running: if it exited before, they would become children of the
+//! session, which kills its children (`supervisors.rs`).
 
 use std::collections::VecDeque;
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::io::{self, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::Mutex;
 use std::thread;
 
 use rustix::io::Errno;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    recvmsg, sendmsg,
-};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitOptions, getpid, kill_process, pidfd_open, pidfd_send_signal, set_child_subreaper,
     wait,
@@ -42,54 +42,11 @@ pub const UNPACK: &str = "--unpack";
 pub const SELF: &str = "/proc/self/exe";
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// A process that waits for a request, and the socket to it. The socket's end says that the process is about to exit.
-pub struct Supervisor {
-    child: Child,
-    pub control: UnixStream,
-}
-
-impl Supervisor {
-    pub fn start() -> io::Result<Self> {
-        let (control, theirs) = UnixStream::pair()?;
-        let mut command = Command::new(SELF);
-        command.arg0("hyperkit-agent").arg(OPTION).stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
-        Ok(Self { child: command.spawn()?, control })
-    }
-
-    /// Lets it execute the encoded request with these standard streams.
-    pub fn execute(&self, streams: [BorrowedFd<'_>; 3], request: &[u8]) -> io::Result<()> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
-        let mut message = SendAncillaryBuffer::new(&mut space);
-        message.push(SendAncillaryMessage::ScmRights(&streams));
-        sendmsg(&self.control, &[IoSlice::new(&[0])], &mut message, SendFlags::NOSIGNAL)?;
-        let mut frames = VecDeque::new();
-        for piece in crate::protocol::pieces(request) {
-            put_frame(&mut frames, Kind::Part, 0, piece);
-        }
-        put_frame(&mut frames, Kind::Exec, 0, &[]);
-        (&self.control).write_all(frames.make_contiguous())?;
-        self.control.set_nonblocking(true)
-    }
-
-    /// Lets a supervisor that a command has stopped receive what was sent to it.
-    pub fn resume(&self) {
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
-        // It is not reaped yet, so no other process has its pid.
-        let _ = pid.map(|pid| kill_process(pid, Signal::CONT));
-    }
-
-    /// Reaps a supervisor that has closed its socket or is about to.
-    pub fn reap(mut self) {
-        drop(self.control);
-        let _ = self.child.wait();
-    }
-}
-
 /// The supervisor.
 pub fn run() -> io::Result<()> {
     set_child_subreaper(Some(getpid()))?;
     let control = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let streams = receive_streams(&control)?;
+    let Some(streams) = receive_streams(&control)? else { return Ok(()) };
     let mut frames = Frames::default();
     let request = receive_request(&control, &mut frames)?;
     let report = Report { control: &control, lock: Mutex::new(()) };
@@ -106,12 +63,15 @@ pub fn run() -> io::Result<()> {
     thread::scope(|scope| {
         let reaper = scope.spawn(|| reap(pid, &report));
         if obey(&control, &mut frames, &program) {
-            kill_descendants();
-            let _ = reaper.join();
+            kill_descendants(&|_| false);
+        } else {
+            // It uses no directory that someone could want to unmount.
+            let _ = env::set_current_dir("/");
+            let _ = control.shutdown(Shutdown::Both);
         }
-        // The reaper may still wait for processes that live on.
-        std::process::exit(0);
-    })
+        let _ = reaper.join();
+    });
+    Ok(())
 }
 
 /// Reports to the agent, from any thread. If the agent has died, the other thread notices it.
@@ -187,16 +147,20 @@ fn obey(mut control: &UnixStream, frames: &mut Frames, program: &Program) -> boo
     }
 }
 
-fn receive_streams(control: &UnixStream) -> io::Result<[OwnedFd; 3]> {
+/// `None` if the session has ended without a command for this supervisor.
+fn receive_streams(control: &UnixStream) -> io::Result<Option<[OwnedFd; 3]>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
     let mut message = RecvAncillaryBuffer::new(&mut space);
-    recvmsg(control, &mut [IoSliceMut::new(&mut [0])], &mut message, RecvFlags::CMSG_CLOEXEC)?;
+    let received = recvmsg(control, &mut [IoSliceMut::new(&mut [0])], &mut message, RecvFlags::CMSG_CLOEXEC)?;
+    if received.bytes == 0 {
+        return Ok(None);
+    }
     let rights = message.drain().filter_map(|message| match message {
         RecvAncillaryMessage::ScmRights(rights) => Some(rights),
         _ => None,
     });
     let streams: Vec<_> = rights.flatten().collect();
-    streams.try_into().map_err(|_| io::Error::other("no descriptors"))
+    streams.try_into().map(Some).map_err(|_| io::Error::other("no descriptors"))
 }
 
 fn receive_request(mut control: &UnixStream, frames: &mut Frames) -> io::Result<Request> {
