@@ -13,6 +13,8 @@ mod command;
 mod command_copy;
 mod command_hostile;
 mod command_sessions;
+#[cfg(target_os = "linux")]
+mod command_vsock;
 mod console;
 mod cpu;
 mod crash_recovery;

@@ -15,14 +15,14 @@ use crate::common::vsock_agent::{VsockAgent, ring};
 use crate::common::{KillProcessOnDrop, StopOnDrop, TEST_TIMEOUT, TestDir, agent_path, file_names, to_pid, wait_until};
 
 /// A VM with the directory of the sockets on which its guest listens.
-struct Guest {
-    vm: Vm,
+pub struct Guest {
+    pub vm: Vm,
     _stop: StopOnDrop,
     test_dir: TestDir,
 }
 
 impl Guest {
-    fn start(words: &str) -> Self {
+    pub fn start(words: &str) -> Self {
         let test_dir = TestDir::new();
         fs::create_dir(test_dir.path("guest")).unwrap();
         let stop = test_dir.stop_on_drop();
@@ -31,19 +31,19 @@ impl Guest {
         Self { vm, _stop: stop, test_dir }
     }
 
-    fn start_agent(&self) -> VsockAgent {
+    pub fn start_agent(&self) -> VsockAgent {
         VsockAgent::start(&self.test_dir.path("guest"), agent_path())
     }
 
-    fn command(&self, program: &str) -> GuestCommand {
+    pub fn command(&self, program: &str) -> GuestCommand {
         self.vm.command(program).agent_timeout(TEST_TIMEOUT)
     }
 
-    fn shell(&self, script: &str) -> GuestCommand {
+    pub fn shell(&self, script: &str) -> GuestCommand {
         self.command("sh").args(["-c", script])
     }
 
-    fn doorbell(&self) -> PathBuf {
+    pub fn doorbell(&self) -> PathBuf {
         self.test_dir.path("vm/00000002.000003fb")
     }
 
@@ -54,7 +54,7 @@ impl Guest {
 }
 
 /// Whether a process runs.
-fn is_running(pid: u32) -> bool {
+pub fn is_running(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.trim_start().starts_with(['Z', 'X']))
 }

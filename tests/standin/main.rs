@@ -4,6 +4,10 @@
 mod common;
 #[path = "../common/log_lines.rs"]
 mod log_lines;
+#[cfg(target_os = "linux")]
+#[path = "../../src/vm/command/protocol.rs"]
+#[allow(dead_code, reason = "the tests use a part")]
+mod protocol;
 
 mod attaching;
 mod backing_files;
@@ -12,6 +16,8 @@ mod boot_limits;
 mod cannot_tell;
 #[cfg(target_os = "linux")]
 mod command;
+#[cfg(target_os = "linux")]
+mod command_processes;
 mod concurrent_starts;
 mod console_dialogue;
 mod console_lines;
