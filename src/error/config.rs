@@ -8,15 +8,6 @@ use crate::{Engine, SectorSize};
 /// One violation: a field of a [`HyperKit`](crate::HyperKit) whose value, or whose file, cannot be used.
 ///
 #[doc = include_str!("violations.md")]
-/// ```
-/// use hyperkit::{ConfigError, Error, HyperKit};
-///
-/// let result = HyperKit::new().kernel("vmlinuz").cpus(0).arguments("");
-/// let Err(Error::InvalidConfig(violations)) = result else { panic!("accepted") };
-/// assert_eq!(violations, [ConfigError::InvalidCpus { value: 0 }]);
-/// assert_eq!(violations[0].to_string(), "`cpus` must be 1 to 64: 0");
-/// assert_eq!(violations[0].field(), "cpus");
-/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {

@@ -7,6 +7,7 @@ mod check;
 mod define;
 
 mod prepare;
+mod spawn;
 mod start;
 mod starting;
 mod undo;
