@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use crate::{Engine, SectorSize};
 
-/// One violation: a field of a [`HyperKit`](crate::HyperKit) whose value, or whose file, cannot be used.
+/// One violation: a field of a [`HyperKit`](crate::HyperKit) whose value, or whose file, cannot be used. There is an example
+/// below the table.
 ///
 #[doc = include_str!("violations.md")]
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
