@@ -62,7 +62,7 @@ fn kernel_reads_the_header_of_a_bz_image() {
     let path = test_dir.write("kernel", &bz_image(100));
     let kernel = Kernel::read(&path).unwrap();
     assert_eq!((kernel.format(), kernel.pvh_entry()), (KernelFormat::BzImage, None));
-    assert_eq!(kernel.cmdline_limit(), Some(99));
+    assert_eq!(kernel.cmdline_limit(), Some(100));
     assert!(kernel.boots_on(Engine::Qemu) && kernel.boots_on(Engine::HyperKit));
 
     // A file that lacks its last padding.

@@ -13,7 +13,7 @@ const BLOCK: u64 = 16;
 /// The boot protocol's header of an x86 bzImage.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct BzImage {
-    /// The length of the longest command line, with its NUL.
+    /// The length of the longest command line. hyperkit counts a NUL at its end (kexec.c); Linux does not (boot.rst).
     pub cmdline_size: usize,
     start: u64,
     /// The memory that the kernel needs to unpack itself.

@@ -132,12 +132,14 @@ impl Kernel {
         Architecture::X86_64
     }
 
-    /// Returns the length of the longest command line that the kernel accepts, in bytes, if the file says it. A bzImage does, and
-    /// a vmlinux does not; a start accepts 2047 bytes for it, the limit of Linux for x86-64.
+    /// Returns the length of the longest command line that the kernel accepts, in bytes, if the file says it.
+    ///
+    /// A bzImage does. A start accepts one byte less, since hyperkit counts a NUL at the end. A vmlinux does not say it; a start
+    /// accepts 2047 bytes, the limit of Linux for x86-64.
     #[must_use]
     pub fn cmdline_limit(&self) -> Option<usize> {
         match &self.image {
-            Image::BzImage(image) => Some(image.cmdline_size.saturating_sub(1)),
+            Image::BzImage(image) => Some(image.cmdline_size),
             Image::Vmlinux(_) => None,
         }
     }
@@ -161,7 +163,7 @@ impl Kernel {
 
     /// The length of the longest command line that a start accepts, in bytes, without its NUL.
     pub(crate) fn longest_cmdline(&self) -> usize {
-        self.cmdline_limit().unwrap_or(VMLINUX_CMDLINE)
+        self.cmdline_limit().map_or(VMLINUX_CMDLINE, |limit| limit.saturating_sub(1))
     }
 
     pub(crate) fn check_engine(&self, driver: &dyn EngineDriver) -> Result<(), ConfigError> {
