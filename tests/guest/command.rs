@@ -50,7 +50,7 @@ impl Agent {
     /// Returns the command lines of running processes in the guest that begin with one of these words.
     pub fn running(&self, words: &[&str]) -> Vec<String> {
         let processes =
-            self.answer("for dir in /proc/[0-9]*; do tr '\\0' ' ' <$dir/cmdline 2>/dev/null; echo; done; true");
+            self.answer("for dir in /proc/[0-9]*; do { tr '\\0' ' ' <$dir/cmdline; } 2>/dev/null; echo; done; true");
         let is_meant =
             |line: &&str| words.iter().any(|word| line.starts_with(word) || line.starts_with(&format!("/bin/{word}")));
         processes.lines().filter(is_meant).map(|line| line.trim_end().to_owned()).collect()

@@ -3,17 +3,23 @@
 //!
 //! The sender of an archive may be a hostile guest. So [`unpack`] accepts only names without `/`, creates each file and
 //! directory anew in a directory that it has created itself, and follows no symlink below the target's parent.
+//!
+//! Others may change a directory while it is packed or removed. So both open each entry in its directory, by descriptors, and follow
+//! no symlink.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-use rustix::fs::{CWD, Mode, OFlags, fchmod, mkdirat, openat, renameat, symlinkat};
+use rustix::fs::{
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, chmodat, fchmod, fstat, mkdirat, openat, readlinkat, renameat, statat,
+    symlinkat, unlinkat,
+};
+use rustix::io::Errno;
 
 /// Set-user-ID and set-group-ID are not copied: the owner of the copy is another one.
 const MODE_BITS: u32 = 0o777;
@@ -22,6 +28,9 @@ const MAX_DEPTH: usize = 128;
 /// Names and the targets of symlinks.
 const MAX_NAME: usize = 4096;
 const CHUNK: usize = 64 * 1024;
+/// With `NONBLOCK`, opening a FIFO that has replaced a file does not wait.
+const READ: OFlags = OFlags::RDONLY.union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
+const NO_FILE: &str = "not a file, directory or symlink";
 
 const FILE: u8 = b'F';
 const DIRECTORY: u8 = b'D';
@@ -43,47 +52,74 @@ fn invalid(what: &str) -> io::Error {
 
 /// Writes a file, or a directory with everything in it, to `out`. A symlink at `path` itself is followed, others are kept.
 pub fn pack(path: &Path, out: &mut impl Write) -> io::Result<()> {
-    let metadata = fs::metadata(path).map_err(with_path(path))?;
-    pack_entry(path, &metadata, b"", 0, out)?;
+    let kind = fs::metadata(path).map_err(with_path(path))?.file_type();
+    if !kind.is_file() && !kind.is_dir() {
+        return Err(with_path(path)(refused(NO_FILE)));
+    }
+    let file = openat(CWD, path, READ, Mode::empty()).map_err(|error| with_path(path)(error.into()))?;
+    pack_opened(file, path, b"", 0, out)?;
     out.flush()
 }
 
-fn pack_entry(path: &Path, metadata: &fs::Metadata, name: &[u8], depth: usize, out: &mut impl Write) -> io::Result<()> {
-    let kind = metadata.file_type();
-    if kind.is_symlink() {
-        let target = fs::read_link(path).map_err(with_path(path))?;
-        put_head(out, SYMLINK, 0, name)?;
-        return put_text(out, target.as_os_str().as_bytes());
+/// Writes an entry of a directory.
+fn pack_entry(dir: &OwnedFd, name: &OsStr, path: &Path, depth: usize, out: &mut impl Write) -> io::Result<()> {
+    let failed = |error: Errno| with_path(path)(error.into());
+    let stat = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Symlink => {
+            let target = readlinkat(dir, name, Vec::new()).map_err(failed)?;
+            put_head(out, SYMLINK, 0, name.as_bytes())?;
+            put_text(out, target.as_bytes())
+        }
+        // Opening a device could have an effect.
+        FileType::RegularFile | FileType::Directory => {
+            let file = openat(dir, name, READ | OFlags::NOFOLLOW, Mode::empty()).map_err(failed)?;
+            pack_opened(file, path, name.as_bytes(), depth, out)
+        }
+        _ => Err(with_path(path)(refused(NO_FILE))),
     }
-    if kind.is_file() {
-        // A symlink that has replaced a file in a directory since is not followed.
-        let flags = if depth == 0 { OFlags::NONBLOCK } else { OFlags::NONBLOCK | OFlags::NOFOLLOW };
-        let file = fs::OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path);
-        let mut file = file.map_err(with_path(path))?;
-        put_head(out, FILE, metadata.permissions().mode(), name)?;
-        let mut chunk = vec![0; CHUNK];
-        loop {
-            let length = file.read(&mut chunk).map_err(with_path(path))?;
-            put_text(out, &chunk[..length])?;
-            if length == 0 {
-                return Ok(());
+}
+
+/// Writes an open file or directory. The path is for messages.
+fn pack_opened(file: OwnedFd, path: &Path, name: &[u8], depth: usize, out: &mut impl Write) -> io::Result<()> {
+    let failed = |error: Errno| with_path(path)(error.into());
+    let stat = fstat(&file).map_err(failed)?;
+    let mode = Mode::from_raw_mode(stat.st_mode).bits() as u32;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => {
+            put_head(out, FILE, mode, name)?;
+            let (mut file, mut chunk) = (File::from(file), vec![0; CHUNK]);
+            loop {
+                let length = file.read(&mut chunk).map_err(with_path(path))?;
+                put_text(out, &chunk[..length])?;
+                if length == 0 {
+                    return Ok(());
+                }
             }
         }
+        FileType::Directory if depth == MAX_DEPTH => Err(with_path(path)(refused("too many nested directories"))),
+        FileType::Directory => {
+            put_head(out, DIRECTORY, mode, name)?;
+            for name in names_in(&file).map_err(failed)? {
+                pack_entry(&file, &name, &path.join(&name), depth + 1, out)?;
+            }
+            out.write_all(&[END])
+        }
+        _ => Err(with_path(path)(refused(NO_FILE))),
     }
-    if !kind.is_dir() {
-        return Err(with_path(path)(refused("not a file, directory or symlink")));
+}
+
+/// The names of a directory's entries. They are read at once, so that each open directory takes one descriptor.
+fn names_in(dir: &OwnedFd) -> rustix::io::Result<Vec<OsString>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(dir)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            names.push(OsString::from_vec(name.to_vec()));
+        }
     }
-    if depth == MAX_DEPTH {
-        return Err(with_path(path)(refused("too many nested directories")));
-    }
-    put_head(out, DIRECTORY, metadata.permissions().mode(), name)?;
-    for entry in fs::read_dir(path).map_err(with_path(path))? {
-        let entry = entry.map_err(with_path(path))?;
-        let path = entry.path();
-        let metadata = fs::symlink_metadata(&path).map_err(with_path(&path))?;
-        pack_entry(&path, &metadata, entry.file_name().as_bytes(), depth + 1, out)?;
-    }
-    out.write_all(&[END])
+    Ok(names)
 }
 
 fn put_head(out: &mut impl Write, kind: u8, mode: u32, name: &[u8]) -> io::Result<()> {
@@ -116,24 +152,27 @@ pub fn unpack(target: &Path, input: &mut impl Read) -> io::Result<()> {
     let complete = create(dir.as_fd(), &unfinished_path, &entry, 0, input)
         .and_then(|()| renameat(&dir, &unfinished, &dir, name).map_err(|error| with_path(target)(error.into())));
     if complete.is_err() {
-        // Neither follows symlinks.
-        let removed = fs::remove_file(&unfinished_path).or_else(|_| fs::remove_dir_all(&unfinished_path));
-        if removed.is_err() {
-            make_removable(&unfinished_path);
-            let _ = fs::remove_dir_all(&unfinished_path);
-        }
+        let _ = remove(&dir, &unfinished, 0);
     }
     complete
 }
 
-/// Lets the owner, who may not be root, remove what is in directories that have got their modes.
-fn make_removable(dir: &Path) {
-    let _ = fs::set_permissions(dir, fs::Permissions::from_mode(0o700));
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            make_removable(&entry.path());
-        }
+/// Removes a file, or a directory with everything in it. Directories may have got modes that keep the owner, who may not be root,
+/// from removing what is in them.
+fn remove(dir: &OwnedFd, name: &OsStr, depth: usize) -> rustix::io::Result<()> {
+    let Err(error) = unlinkat(dir, name, AtFlags::empty()) else { return Ok(()) };
+    let stat = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    // Someone else may have added directories.
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Directory || depth > MAX_DEPTH {
+        return Err(error);
     }
+    let open = || openat(dir, name, READ | OFlags::DIRECTORY | OFlags::NOFOLLOW, Mode::empty());
+    let opened = open().or_else(|_| chmodat(dir, name, Mode::RWXU, AtFlags::empty()).and_then(|()| open()))?;
+    let _ = fchmod(&opened, Mode::RWXU);
+    for name in names_in(&opened)? {
+        let _ = remove(&opened, &name, depth + 1);
+    }
+    unlinkat(dir, name, AtFlags::REMOVEDIR)
 }
 
 /// A name that no file has. Several threads may write to the same target.

@@ -39,10 +39,10 @@ enum Place {
 /// What has ended a wait.
 #[derive(Debug, PartialEq)]
 pub(super) enum Woken {
-    ByAgent,
+    Agent,
     /// The program that listened has left.
-    ByListener,
-    ByTimeout,
+    Listener,
+    Timeout,
 }
 
 impl<'a> Doorbell<'a> {
@@ -64,7 +64,7 @@ impl<'a> Doorbell<'a> {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Ok(Woken::ByTimeout);
+                return Ok(Woken::Timeout);
             }
             match &mut self.place {
                 Place::Listener { listener, callers, .. } => {
@@ -74,17 +74,17 @@ impl<'a> Doorbell<'a> {
                     }
                     wait_for(&mut fds, left)?;
                     if is_rung(listener, callers)? {
-                        return Ok(Woken::ByAgent);
+                        return Ok(Woken::Agent);
                     }
                 }
                 Place::Queue(stream) => {
                     if wait_for(&mut [PollFd::new(stream, PollFlags::IN)], left)? {
-                        return Ok(Woken::ByListener);
+                        return Ok(Woken::Listener);
                     }
                 }
                 Place::Nowhere => {
                     std::thread::sleep(left);
-                    return Ok(Woken::ByListener);
+                    return Ok(Woken::Listener);
                 }
             }
         }
@@ -162,11 +162,11 @@ mod tests {
         let mut bell = Doorbell::open(&state, &socket).unwrap();
         let silent: Vec<_> = (0..10).map(|_| UnixStream::connect(&socket).unwrap()).collect();
         drop(UnixStream::connect(&socket).unwrap());
-        assert_eq!(bell.wait(Duration::from_millis(50)).unwrap(), Woken::ByTimeout);
+        assert_eq!(bell.wait(Duration::from_millis(50)).unwrap(), Woken::Timeout);
         thread::scope(|scope| {
             let waiting = scope.spawn(|| bell.wait(LONG).unwrap());
             UnixStream::connect(&socket).unwrap().write_all(&[1]).unwrap();
-            assert_eq!(waiting.join().unwrap(), Woken::ByAgent);
+            assert_eq!(waiting.join().unwrap(), Woken::Agent);
         });
         drop(bell);
         assert!(!socket.exists());
@@ -183,7 +183,7 @@ mod tests {
         assert!(queue.iter().all(|bell| matches!(bell.place, Place::Queue(_))));
         drop(first);
         for bell in &mut queue {
-            assert_eq!(bell.wait(LONG).unwrap(), Woken::ByListener);
+            assert_eq!(bell.wait(LONG).unwrap(), Woken::Listener);
         }
         let second = Doorbell::open(&state, &socket).unwrap();
         assert!(matches!(second.place, Place::Listener { .. }));

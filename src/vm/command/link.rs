@@ -166,7 +166,7 @@ impl Vm {
             drop(connection);
             let woken = match &mut bell {
                 // An agent that has begun to listen since does not ring again.
-                None => Woken::ByListener,
+                None => Woken::Listener,
                 Some(bell) => {
                     let woken = bell.wait(attempt.left(RETRY_INTERVAL)).map_err(Error::io("wait at", &bell_socket))?;
                     std::thread::sleep(MIN_INTERVAL.saturating_sub(tried.elapsed()));
@@ -179,7 +179,7 @@ impl Vm {
             if attempt.is_over() {
                 return Err(self.agent_not_responding(attempt.timeout));
             }
-            if woken == Woken::ByListener {
+            if woken == Woken::Listener {
                 bell = Some(Doorbell::open(state, &bell_socket)?);
             }
         }

@@ -1,6 +1,8 @@
 //! Programs in the guest, executed by the agent: `Vm::command`, in the manner of `std::process::Command`.
 
 mod archive;
+#[cfg(test)]
+mod archive_tests;
 mod child;
 mod connection;
 mod copy;

@@ -1,14 +1,11 @@
-//! An agent that sends what it must not send, and archives of a hostile guest.
+//! An agent that sends what it must not send.
 
 use std::collections::VecDeque;
-use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::vm::command::archive::{pack, unpack};
 use crate::vm::command::connection::{Connection, Failure, Probe};
 use crate::vm::command::protocol::{
     AGAIN, Frames, Kind, MAX_PAYLOAD, Nonce, Request, Scanner, VERSION, WINDOW, hello, pieces, put_frame, put_numbers,
@@ -312,60 +309,4 @@ fn requests_are_decoded_as_they_were_encoded_and_damaged_ones_are_refused() {
     }
     assert_eq!(Request::decode(&[&encoded[..], b"x"].concat()), None);
     assert_eq!(Request::decode(&[255; 64]), None);
-}
-
-/// The parts of an archive.
-fn head(kind: u8, name: &[u8]) -> Vec<u8> {
-    [&[kind, 0xff, 0x0f, 0, 0][..], &(name.len() as u32).to_le_bytes(), name].concat()
-}
-
-fn text(text: &[u8]) -> Vec<u8> {
-    [&(text.len() as u32).to_le_bytes()[..], text].concat()
-}
-
-#[test]
-fn archive_of_a_hostile_guest_is_refused_and_leaves_nothing() {
-    let dir = tempfile::tempdir().unwrap();
-    let target = dir.path().join("in/target");
-    fs::create_dir(dir.path().join("in")).unwrap();
-    fs::write(dir.path().join("precious"), "precious").unwrap();
-    let in_dir = |entries: &[Vec<u8>]| [head(b'D', b""), entries.concat(), b"E".to_vec()].concat();
-    let file = |name: &[u8]| [head(b'F', name), text(b"evil"), text(b"")].concat();
-    let link = |name: &[u8], to: &[u8]| [head(b'L', name), text(to)].concat();
-    let outside = dir.path().to_str().unwrap().as_bytes();
-    let cases = [
-        in_dir(&[file(b"../../precious")]),
-        in_dir(&[file(b"..")]),
-        in_dir(&[file(b".")]),
-        in_dir(&[file(b"")]),
-        in_dir(&[file(b"/tmp/evil")]),
-        in_dir(&[file(b"a\0b")]),
-        in_dir(&[link(b"out", outside), file(b"out/precious")]),
-        // A symlink cannot be replaced or followed by an entry with its name.
-        in_dir(&[link(b"out", outside), [head(b'D', b"out"), file(b"precious"), b"E".to_vec()].concat()]),
-        in_dir(&[link(b"precious", &[outside, b"/precious"].concat()), file(b"precious")]),
-        link(b"", outside),
-        vec![head(b'D', b"x"); 1000].concat(),
-        [head(b'F', b""), u32::MAX.to_le_bytes().to_vec()].concat(),
-        [head(b'F', b""), text(b"not complete")].concat(),
-        [&b"F\0\0\0\0"[..], &u32::MAX.to_le_bytes()].concat(),
-        b"?\0\0\0\0\0\0\0\0".to_vec(),
-        b"E".to_vec(),
-        Vec::new(),
-    ];
-    for archive in cases {
-        let result = unpack(&target, &mut &archive[..]);
-        assert!(result.is_err(), "{}", archive.escape_ascii());
-        let left: Vec<_> = fs::read_dir(dir.path().join("in")).unwrap().map(|entry| entry.unwrap().path()).collect();
-        assert!(left.is_empty(), "{left:?} {}", archive.escape_ascii());
-        assert_eq!(fs::read(dir.path().join("precious")).unwrap(), b"precious");
-    }
-    unpack(&target, &mut &in_dir(&[file(b"file"), link(b"link", b"/no/such")])[..]).unwrap();
-    assert_eq!(fs::read(target.join("file")).unwrap(), b"evil");
-    let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(target.join("file")).unwrap().permissions());
-    assert_eq!(mode & 0o7777, 0o777, "set-user-ID is not copied");
-    let mut packed = Vec::new();
-    pack(&target, &mut packed).unwrap();
-    unpack(&dir.path().join("again"), &mut &packed[..]).unwrap();
-    assert_eq!(fs::read_link(dir.path().join("again/link")).unwrap(), Path::new("/no/such"));
 }

@@ -102,9 +102,8 @@ impl Supervisors {
     pub fn finish(&mut self, supervisor: Supervisor) {
         let pid = supervisor.pid;
         drop(supervisor);
-        match self.running.get(&pid) {
-            Some(Running { is_released: false, .. }) => self.reap(Some(pid)),
-            _ => {}
+        if self.running.get(&pid).is_some_and(|running| !running.is_released) {
+            self.reap(Some(pid));
         }
     }
 
