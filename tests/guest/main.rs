@@ -14,6 +14,8 @@ mod command_copy;
 mod command_hostile;
 mod command_sessions;
 #[cfg(target_os = "linux")]
+mod command_systemd;
+#[cfg(target_os = "linux")]
 mod command_vsock;
 mod console;
 mod cpu;
