@@ -139,8 +139,8 @@ pub struct HyperKit {
     /// Whether the guest has a random number generator, `/dev/hwrng`. On by default, as in the Go package.
     #[serde(skip_serializing_if = "json::is_true")]
     pub random: bool,
-    /// Whether the guest has a channel for [`Vm::command`](crate::Vm::command): a virtio serial port named
-    /// `org.hyperkit.agent`, on which [the agent](crate::guide::agent) in the guest answers. QEMU only.
+    /// Whether the guest has a channel for [`Vm::command`](crate::Vm::command), on which [the agent](crate::guide::agent) in the guest
+    /// answers: on QEMU a virtio serial port named `org.hyperkit.agent`, on hyperkit vsock, so it requires `vsock` there.
     #[serde(skip_serializing_if = "json::is_default")]
     pub agent: bool,
     /// The guest's root directory. By default it is that of the [`initrd`](Self#structfield.initrd). With [`Root::Host`], commands in

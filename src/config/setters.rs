@@ -289,7 +289,7 @@ impl HyperKit {
     setters! {
         #[doc(alias = "virtio-serial")]
         #[doc(alias = "exec")]
-        "whether the guest has a channel for `Vm::command`": agent(bool);
+        "whether the guest has a channel for `Vm::command`; hyperkit requires `vsock` for it": agent(bool);
         #[doc(alias = "rootfs")]
         #[doc(alias = "chroot")]
         "the guest's root directory": root(Root);

@@ -267,8 +267,8 @@ pub enum Error {
         /// What failed.
         source: io::Error,
     },
-    /// The agent in the guest sent something that it must not send, or the connection to it has failed. The commands of this
-    /// connection are lost; the next command connects again. If the agent is of another version of this crate, replace it.
+    /// The agent in the guest has exited, or sent something that it must not send, or the connection to it has failed. The commands
+    /// of this connection are lost; the next command connects again. If the agent is of another version of this crate, replace it.
     AgentFailed {
         /// What went wrong.
         reason: String,

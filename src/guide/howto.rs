@@ -48,10 +48,10 @@
 //! # Run a command in the guest
 //! [`Vm::command`](crate::Vm::command) executes a program in the guest, in the manner of [`std::process::Command`]. Its standard
 //! streams are binary, its exit status is known, and any number of commands run at once. [`copy_in`](crate::Vm::copy_in) and
-//! [`copy_out`](crate::Vm::copy_out) copy files and directories. Neither needs a network, ssh or a console. It works on QEMU, and
+//! [`copy_out`](crate::Vm::copy_out) copy files and directories. Neither needs a network, ssh or a console. It works
 //! also after your program has found the VM again with [`from_state`](crate::HyperKit::from_state).
 //!
-//! The description needs [`agent(true)`](crate::HyperKit::agent), and the guest must run the agent. The guest in `target/guest`
+//! The description needs [`agent(true)`](crate::HyperKit::agent), on hyperkit also [`vsock(true)`](crate::HyperKit::vsock), and the guest must run the agent. The guest in `target/guest`
 //! does. For another guest, [put the agent into its image](super::agent). The first command waits until the agent answers, so
 //! there is no need to wait for the boot; its [`agent_timeout`](crate::GuestCommand::agent_timeout) limits that.
 #![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/command.rs"), "```"))]
@@ -159,7 +159,7 @@
 //! | disks, network card, random numbers | `VIRTIO_BLK`, `VIRTIO_NET`, `HW_RANDOM_VIRTIO` |
 //! | CD drives | `ATA`, `SATA_AHCI`, `BLK_DEV_SR`, `ISO9660_FS` |
 //! | shared directories | `NET_9P`, `NET_9P_VIRTIO`, `9P_FS` |
-//! | commands ([`agent`](crate::HyperKit::agent)) | `VIRTIO_CONSOLE` |
+//! | commands ([`agent`](crate::HyperKit::agent)) | `VIRTIO_CONSOLE`; on hyperkit those of vsock |
 //! | vsock | `VSOCKETS`, `VIRTIO_VSOCKETS` |
 //! | power button | `ACPI`, `ACPI_BUTTON`, `INPUT_EVDEV`, and in the guest a program that reacts: systemd-logind or acpid |
 //!

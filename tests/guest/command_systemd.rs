@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use hyperkit::{Disk, HyperKit};
 
@@ -37,14 +38,17 @@ fn systemd_starts_the_agent_by_the_unit_of_the_page() {
     let description = HyperKit::new().hyperkit("qemu-system-x86_64").state_dir(&guest.state_dir).memory_mib(512);
     let description = description.bootrom(rom).disk(Disk::raw(dir.join("disk.img"))).agent(true);
     let vm = description.start("").unwrap();
+    let begun = Instant::now();
     let unit = vm.command("systemctl").args(["is-active", "hyperkit-agent"]).agent_timeout(BOOT_TIMEOUT).output();
     assert_eq!(unit.unwrap().stdout, b"active\n");
+    println!("answered {:?} after the start", begun.elapsed());
     let release = vm.command("sh").args(["-c", ". /etc/os-release; echo $ID; id -u"]).output().unwrap();
     assert_eq!(release.stdout, b"debian\n0\n");
     // A daemon of a command survives a restart of the agent, which ends the command that restarts it.
     let daemon = vm.command("sh").args(["-c", "setsid sleep 1001 >/dev/null 2>&1 &"]).status().unwrap();
     assert!(daemon.success());
     let _ = vm.command("systemctl").args(["restart", "hyperkit-agent"]).status();
+    println!("restarted after {:?}", begun.elapsed());
     let left = vm.command("pgrep").args(["-fx", "sleep 1001"]).agent_timeout(BOOT_TIMEOUT).status().unwrap();
     assert!(left.success());
 }

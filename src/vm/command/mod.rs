@@ -42,7 +42,7 @@ const OUTPUT_LIMIT: usize = 1024 * 1024 * 1024;
 /// # Run programs in the guest
 ///
 /// A small program in the guest, [the agent](crate::guide::agent), executes them. The description needs
-/// [`agent(true)`](crate::HyperKit::agent), and the guest no network. QEMU only.
+/// [`agent(true)`](crate::HyperKit::agent), on hyperkit also [`vsock(true)`](crate::HyperKit::vsock), and the guest no network.
 ///
 /// ```
 /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
@@ -71,8 +71,8 @@ const OUTPUT_LIMIT: usize = 1024 * 1024 * 1024;
 /// ```
 ///
 /// All commands of a [`Vm`] and its clones share one connection to the agent, which is open while a command runs. Any number
-/// of them run at the same time. The agent serves one program of the host at a time: another one, or another [`Vm`] that was
-/// found by [`from_state`](crate::HyperKit::from_state), waits until the first runs no command.
+/// of them run at the same time. On QEMU, the agent serves one program of the host at a time: another one, or another [`Vm`] that was
+/// found by [`from_state`](crate::HyperKit::from_state), waits until the first runs no command. On hyperkit, it serves many.
 ///
 /// If this program ends, the agent kills the commands that run, with all their descendants. Processes that a finished command
 /// has left running, such as daemons, live on.
@@ -255,13 +255,13 @@ impl GuestCommand {
     /// Executes the program, waits for its end, and returns how it ended and what it wrote. [`Vm::command`] has an example.
     ///
     /// # Errors
-    /// - [`ConfigError::MissingPrerequisite`] if the description has no [`agent`](crate::HyperKit::agent),
-    ///   [`ConfigError::Unsupported`] on hyperkit, and other [`Error::InvalidConfig`] if an argument or variable cannot be passed;
+    /// - [`ConfigError::MissingPrerequisite`] if the description has no [`agent`](crate::HyperKit::agent), and other
+    ///   [`Error::InvalidConfig`] if an argument or variable cannot be passed;
     /// - [`Error::NotRunning`], [`Error::Replaced`], [`Error::Io`];
     /// - [`Error::AgentNotResponding`] if the agent does not answer in time;
     /// - [`Error::CommandNotStarted`] if the program or the current directory was not found, or the program cannot be executed;
     /// - [`Error::CommandTimedOut`] after [`timeout`](Self::timeout), [`Error::CommandOutputTooLong`];
-    /// - [`Error::VmExited`] if the VM exits meanwhile, and [`Error::AgentFailed`] if the agent sends what it must not send.
+    /// - [`Error::VmExited`] if the VM exits meanwhile, and [`Error::AgentFailed`] if the agent exits or sends what it must not send.
     pub fn output(&self) -> Result<GuestOutput> {
         self.start(false)?.collect(self.output_limit)
     }
