@@ -95,8 +95,7 @@ impl HyperKit {
     /// # Errors
     /// Before anything is created: [`Error::InvalidConfig`], [`Error::HypervisorNotFound`], [`Error::AlreadyRunning`],
     /// [`Error::DiskInUse`], [`Error::PortInUse`], [`Error::CannotTell`]. Later: [`Error::HypervisorFailed`] and
-    /// [`Error::StartTimedOut`] with the hypervisor's output; [`Error::VsockDaemonFailed`];
-    /// [`Error::VirtiofsdFailed`]; [`Error::Io`].
+    /// [`Error::StartTimedOut`] with its output; [`Error::VsockDaemonFailed`], [`Error::VirtiofsdFailed`]; [`Error::Io`].
     #[doc(alias = "boot")]
     #[doc(alias = "launch")]
     pub fn start(&self, kernel_cmdline: &str) -> Result<Vm> {

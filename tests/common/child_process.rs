@@ -22,6 +22,13 @@ pub fn in_mount_namespace(test: &str, body: impl FnOnce()) {
     in_child_of(unshare, test, body);
 }
 
+/// Runs the body of a test in a child process that is not root, and has the files of this user.
+pub fn as_other_user(test: &str, body: impl FnOnce()) {
+    let mut unshare = Command::new("unshare");
+    unshare.arg("--user"); // without a mapping of users
+    in_child_of(unshare, test, body);
+}
+
 fn in_child_of(mut child: Command, test: &str, body: impl FnOnce()) {
     let end = format!("end of {test}");
     if std::env::var_os(CHILD_TEST).is_some_and(|name| name == test) {

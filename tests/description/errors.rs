@@ -45,6 +45,7 @@ fn errors() -> Vec<(ErrorKind, Error)> {
             Error::HypervisorFailed { exit: Exit::Failed(1), state_dir: state_dir(), log_tail: tail() },
         ),
         (ErrorKind::Hypervisor, Error::VsockDaemonFailed { program: path(), log_tail: tail() }),
+        (ErrorKind::Hypervisor, Error::VirtiofsdFailed { program: path(), log_tail: tail() }),
         (ErrorKind::Hypervisor, Error::Qmp { socket: path(), reason: "\u{1b}[2J".to_owned() }),
         (ErrorKind::Guest, Error::VsockConnectionRefused { port: 1 }),
         (
@@ -205,6 +206,7 @@ fn violations() -> Vec<(&'static str, ConfigError)> {
         ("disks", E::NotQcow2 { path: path() }),
         ("disks", E::InvalidQcow2 { path: path(), reason: "truncated" }),
         ("disks", E::ForeignImage { path: path(), format: "vmdk" }),
+        ("disks", E::OverlayOnly { path: path() }),
         ("disks", E::DiskHasBackingFile { path: path() }),
     ]
 }

@@ -65,6 +65,8 @@ mod strangers;
 mod templates;
 mod unsupported;
 mod validation;
+#[cfg(target_os = "linux")]
+mod virtiofs;
 mod vmlinux;
 mod vsock;
 mod wrappers;

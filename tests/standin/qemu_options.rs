@@ -22,7 +22,7 @@ fn count(arguments: &[String], option: &str) -> usize {
 }
 
 /// An ELF file for Linux that is linked with these libraries. It cannot be executed.
-fn elf(libraries: &str) -> Vec<u8> {
+pub fn elf(libraries: &str) -> Vec<u8> {
     let mut file = b"\x7fELF\x02\x01".to_vec();
     file.resize(1024, 0);
     let mut put = |at: usize, value: u64| file[at..at + 8].copy_from_slice(&value.to_le_bytes());

@@ -9,7 +9,7 @@ use crate::engine::Engine;
 use crate::engine::driver::{DAEMON_FD, Daemon, DaemonSocket};
 use crate::engine::qemu::vsock_device;
 use crate::error::ConfigError;
-use crate::plan::text::utf8;
+use crate::plan::text::{utf8, valid_path};
 use crate::state::{StateDir, VHOST_LINE};
 use crate::sys::elf::needed_libraries;
 use crate::sys::find_program::first_program;
@@ -54,7 +54,7 @@ pub(super) fn check_host(description: &HyperKit) -> Vec<ConfigError> {
         return vec![unsupported("virtiofs on this operating system (`shares_virtiofs`); use `share_dir`")];
     }
     let mut found = Vec::new();
-    for share in shares {
+    for share in shares.iter().filter(|share| valid_path("shares_virtiofs", &share.path).is_ok()) {
         let (field, path) = ("shares_virtiofs", share.path.clone());
         match share.path.metadata() {
             Ok(metadata) if metadata.is_dir() => {}
