@@ -123,6 +123,11 @@ find_missing() {
         have qemu-img || lacks 4 qemu-utils
         [ -e /usr/share/ovmf/OVMF.fd ] || lacks 10 ovmf
         have strace || lacks 2 strace
+        # Debian 12 has it in QEMU's package.
+        if have qemu-system-x86_64 && ! have virtiofsd &&
+            ! [ -x /usr/libexec/virtiofsd ] && ! [ -x /usr/lib/qemu/virtiofsd ]; then
+            lacks 3 virtiofsd
+        fi
         # For programs that run in the guest.
         if [ "$(uname -m)" != x86_64 ] && ! have x86_64-linux-gnu-gcc; then
             lacks 60 gcc-x86-64-linux-gnu libc6-dev-amd64-cross

@@ -108,6 +108,7 @@
 //! | console | the first serial port of the VM, to which a Linux guest writes with `console=ttyS0` on its command line |
 //! | pty | a pseudo-terminal: a terminal whose other end is a program, here the hypervisor |
 //! | 9p | a file system protocol, with which a guest mounts a directory of the host |
+//! | virtiofs | a faster file system for the same purpose, which a program of the host serves: `virtiofsd` |
 //! | vsock | sockets between a host and its guests, without a network card |
 //! | VPNKit | Docker Desktop's network stack, through which a guest on hyperkit reaches the network without root |
 //!

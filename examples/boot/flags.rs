@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use hyperkit::{Console, Disk, HyperKit, PortForward};
+use hyperkit::{Console, Disk, HyperKit, PortForward, ShareVirtiofs};
 use lexopt::prelude::*;
 
 use crate::ctl_command::ctl_command;
@@ -55,6 +55,7 @@ The VM:
   --vsock-cid CID       the guest's number on vsock (default: 3)
   --vsock-port PORT     creates a socket on the host that leads to this vsock port; hyperkit only; at most 4 times
   --9p TAG=PATH         shares a directory (QEMU), or connects the socket of a 9p server (hyperkit)
+  --virtiofs TAG=PATH   shares a directory by virtiofs, which is faster; QEMU on Linux, with virtiofsd
   --uuid UUID           the VM's UUID
   --console pty         the console is a pty with a log in the state directory (the default)
   --console stdio       the hypervisor itself uses standard input and output; all keys go to the guest, also Ctrl-]
@@ -153,6 +154,12 @@ pub fn parse() -> Result<Option<Command>, Box<dyn Error>> {
                 let value = text(&mut flags, "--9p")?;
                 let (tag, path) = value.split_once('=').ok_or_else(|| format!("--9p takes TAG=PATH: {value:?}"))?;
                 description = description.socket_9p(path, tag);
+            }
+            "virtiofs" => {
+                let value = text(&mut flags, "--virtiofs")?;
+                let (tag, path) =
+                    value.split_once('=').ok_or_else(|| format!("--virtiofs takes TAG=PATH: {value:?}"))?;
+                description = description.share_virtiofs(ShareVirtiofs::new(path, tag));
             }
             "uuid" => description = description.uuid(text(&mut flags, "--uuid")?),
             "console" => {

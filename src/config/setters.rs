@@ -244,7 +244,7 @@ impl HyperKit {
 
 /// # Sharing: 9p, virtiofs, vsock, commands
 ///
-/// With 9p (a network file system, here without a network), the guest mounts a directory of the host. With vsock
+/// With 9p (a network file system, here without a network) or virtiofs, the guest mounts a directory of the host. With vsock
 /// (sockets between a host and its guests), programs of the host and of the guest connect to each other, without a
 /// network card: see [`Vm::vsock_connect`](crate::Vm::vsock_connect) and [`Vm::vsock_listen`](crate::Vm::vsock_listen).
 ///

@@ -76,6 +76,17 @@
 //! The guest's kernel needs `9pnet_virtio` and `9p`, as modules or built in. Debian's `linux-image-amd64` has them, its
 //! `linux-image-cloud-amd64` does not. Without them, `mount` prints "unknown filesystem type" or "No such device".
 #![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/share.rs"), "```"))]
+//! *virtiofs* is a faster file system for the same purpose, on QEMU and Linux. A directory is then served by a program, `virtiofsd`,
+//! which the crate starts and ends with the VM. Debian 12 has an older one with QEMU, which needs root; Debian 13 has the package
+//! `virtiofsd`, which does not. Only two lines differ:
+//!
+//! ```
+//! use hyperkit::{HyperKit, ShareVirtiofs};
+//!
+//! let description = HyperKit::new().share_virtiofs(ShareVirtiofs::new("shared", "files"));
+//! let mount = "mount -t virtiofs files /mnt"; // in the guest, whose kernel needs `virtiofs`
+//! ```
+//!
 //! # Throw away what a VM writes
 //! A disk with an [`overlay`](crate::Disk::overlay) begins with the content of an image, and never changes the image: the guest's writes go to
 //! a file in the state directory, which is deleted with the VM. So each run begins alike, without a copy of the image, and any number
