@@ -57,11 +57,11 @@ fn overlay_length(disk: &Disk, path: &Path) -> Result<u64> {
         Content::Qcow2(header) if disk.format != Some(DiskFormat::Raw) => header.length,
         _ => image.file_length,
     };
-    let wanted = match disk.size_mib {
-        Some(size_mib) if needs_growth(path, disk.format.as_ref(), size_mib)? == Some(true) => bytes(size_mib),
-        _ => None,
-    };
-    let length = wanted.map_or(own, |wanted| wanted.max(own));
+    let wanted = disk.size_mib.map(|size_mib| {
+        needs_growth(path, disk.format.as_ref(), size_mib)?; // refuses a size below that of the image
+        Ok(bytes(size_mib).unwrap_or_default())
+    });
+    let length = own.max(wanted.transpose()?.unwrap_or_default());
     // In a qcow2 image, QEMU ignores a part of a sector at the end.
     let rounded = length.checked_next_multiple_of(SECTOR).filter(|&length| length <= MAX_OVERLAY_BYTES);
     rounded.ok_or_else(|| ConfigError::InvalidDiskSize { path: path.to_owned(), value: length / MIB })
