@@ -9,6 +9,10 @@ use crate::sys::path::clean;
 /// The mount tag of the root directory.
 pub(crate) const ROOT_TAG: &str = "hyperkit-root";
 
+/// The agent looks for these words (`examples/guest/agent/src/init.rs`).
+const ROOT_WORD: &str = "hyperkit.root=";
+const MOUNT_WORD: &str = "hyperkit.mount=";
+
 /// The directory of the host that is the guest's root, unless it is that of the initrd.
 pub(crate) fn root_dir(description: &HyperKit) -> Option<&Path> {
     match &description.root {
@@ -23,9 +27,17 @@ pub(crate) fn with_root(description: &HyperKit, cmdline: &str) -> String {
     words(description) + cmdline
 }
 
-/// Removes the words for the agent from the beginning of a kernel command line.
+/// Removes the words for the agent from the beginning of a kernel command line. They may name other paths than the description, if
+/// its state directory was moved.
 pub(crate) fn without_root<'a>(description: &HyperKit, line: &'a str) -> &'a str {
-    line.strip_prefix(words(description).as_str()).unwrap_or(line)
+    let mut rest = line;
+    while let Some((word, after)) = rest.split_once(' ').filter(|_| description.root != Root::Initrd) {
+        if ![ROOT_WORD, MOUNT_WORD].iter().any(|name| word.starts_with(name)) {
+            break;
+        }
+        rest = after;
+    }
+    rest
 }
 
 /// `hyperkit.root=TAG`, and `hyperkit.mount=TAG,PATH` for each share inside of the root, each with a space after it.
@@ -43,11 +55,11 @@ fn words(description: &HyperKit) -> String {
         .collect();
     // A directory before those inside of it, which it would hide.
     mounts.sort_by_key(|(path, _)| path.components().count());
-    let mut words = format!("hyperkit.root={ROOT_TAG} ");
+    let mut words = format!("{ROOT_WORD}{ROOT_TAG} ");
     for (path, tag) in mounts {
         let path = encoded(path.as_os_str().as_encoded_bytes());
         // Writing to a text cannot fail.
-        let _ = write!(words, "hyperkit.mount={},{path} ", encoded(tag.as_bytes()));
+        let _ = write!(words, "{MOUNT_WORD}{},{path} ", encoded(tag.as_bytes()));
     }
     words
 }

@@ -136,6 +136,18 @@ fn every_field_has_its_json() {
     assert_eq!(serde_json::from_value::<HyperKit>(form()).unwrap(), every_field());
 }
 
+#[test]
+fn roots_have_words_and_a_directory_with_such_a_name_has_another() {
+    for (root, json) in
+        [(Root::Host, "host"), (Root::Dir("/host".into()), "/host"), (Root::Dir("./host".into()), "./host")]
+    {
+        assert_eq!(serde_json::to_value(&root).unwrap(), json);
+        assert_eq!(serde_json::from_value::<Root>(json.into()).unwrap(), root);
+    }
+    assert_eq!(serde_json::to_value(Root::Dir("host".into())).unwrap(), "./host");
+    assert_eq!(HyperKit::new().root(Root::Initrd), HyperKit::new());
+}
+
 /// Without a key, or with `null` or `""` as its value, the description is another one; except for the two keys of the first
 /// generation that the list of disks replaces.
 #[test]

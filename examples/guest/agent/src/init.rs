@@ -10,6 +10,7 @@ use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
@@ -79,7 +80,10 @@ fn serve_for_ever() -> io::Error {
         // Orphans, too, are children of this process.
         match wait(WaitOptions::empty()) {
             Ok(Some((pid, status))) if agent == Some(pid) => {
-                eprintln!("hyperkit-agent: the agent has ended: {status:?}");
+                match status.terminating_signal() {
+                    Some(signal) => eprintln!("hyperkit-agent: killed by signal {signal}, and started again"),
+                    None => eprintln!("hyperkit-agent: ended, and started again"),
+                }
                 thread::sleep(RESTART_DELAY);
                 agent = None;
             }
@@ -92,7 +96,7 @@ fn serve_for_ever() -> io::Error {
 /// Starts this program once more. The first process itself cannot serve: it has to reap processes that it does not know.
 fn start_agent() -> io::Result<Option<Pid>> {
     let mut agent = Command::new(SELF);
-    agent.arg(SERVE);
+    agent.arg0("hyperkit-agent").arg(SERVE);
     // Linux gives its first process words of the kernel command line as variables.
     agent.env_clear().envs([("PATH", DEFAULT_PATH), ("HOME", "/root"), ("USER", "root"), ("LOGNAME", "root")]);
     let child = agent.stdin(Stdio::null()).spawn()?;
@@ -311,11 +315,11 @@ fn bring_loopback_up() -> io::Result<()> {
     }
 }
 
-/// The name in `/etc/hostname`.
+/// The name in `/etc/hostname`, of which Linux accepts 64 bytes.
 fn host_name() -> String {
     let text = fs::read_to_string("/etc/hostname").unwrap_or_default();
     let name = text.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with('#'));
-    name.unwrap_or("localhost").to_owned()
+    name.unwrap_or("localhost").chars().filter(char::is_ascii).take(64).collect()
 }
 
 #[cfg(test)]
