@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::error::Error;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{BufRead, Read, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -17,6 +17,9 @@ const DIRECTORIES: [&str; 5] = ["proc", "lower", "layer", "root", "modules"];
 /// How a compressed module begins, and the program that decompresses it.
 const COMPRESSED: [(&[u8], &str); 3] = [(b"\xfd7zXZ\0", "xz"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"\x1f\x8b", "gzip")];
 
+/// The part of a bzImage with its release, in bytes: at most 64 sectors.
+const SETUP_SIZE: u64 = 65 * 512;
+
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// An initrd that lasts as long as this value.
@@ -29,8 +32,12 @@ pub struct KernelInitrd {
 
 /// Creates the initrd for a kernel; `None` if the modules of the guest's kernel fit. `agent` is the file of the agent.
 pub fn for_kernel(kernel: &Path, guest_kernel: &Path, agent: &Path) -> Result<Option<KernelInitrd>> {
+    if kernel == guest_kernel {
+        return Ok(None);
+    }
     let Some(release) = release(kernel) else { return Ok(None) }; // the library says what is wrong with it
-    if self::release(guest_kernel).as_ref() == Some(&release) {
+    let guest_release = self::release(&guest_kernel.with_file_name("vmlinuz"));
+    if guest_release.or_else(|| self::release(guest_kernel)).as_ref() == Some(&release) {
         return Ok(None);
     }
     let dirs = module_dirs(kernel, &release);
@@ -60,7 +67,9 @@ pub fn for_kernel(kernel: &Path, guest_kernel: &Path, agent: &Path) -> Result<Op
 
 /// The release of a kernel, as `uname -r` prints it; `None` if the file is no Linux kernel.
 fn release(kernel: &Path) -> Option<String> {
-    let image = fs::read(kernel).ok()?;
+    let mut file = File::open(kernel).ok()?;
+    let mut image = Vec::new();
+    (&mut file).take(SETUP_SIZE).read_to_end(&mut image).ok()?;
     let text = match image.get(0x202..0x206) {
         // Of a bzImage: kernel_version in Linux's Documentation/arch/x86/boot.rst.
         Some(b"HdrS") => {
@@ -68,9 +77,16 @@ fn release(kernel: &Path) -> Option<String> {
             image.get(0x200 + usize::from(offset)..)?
         }
         _ => {
-            let banner = b"Linux version ";
-            let begin = image.windows(banner.len()).position(|part| part == banner)?;
-            &image[begin + banner.len()..]
+            file.read_to_end(&mut image).ok()?;
+            let mut rest = &image[..];
+            loop {
+                if rest.skip_until(b'L').ok()? == 0 {
+                    return None;
+                }
+                if let Some(release) = rest.strip_prefix(b"inux version ") {
+                    break release;
+                }
+            }
         }
     };
     let release = text.split(|&byte| byte == b' ' || byte == 0).next()?;

@@ -210,6 +210,18 @@ fn environment_is_a_named_part_without_secrets() {
 }
 
 #[test]
+fn guide_lists_the_variables_that_are_passed_on() {
+    let guide = include_str!("../../src/guide/tests_in_a_kernel.md");
+    let source = include_str!("../../examples/exec/environment.rs");
+    let lists: Vec<_> = source.split("const ").skip(1).map(|it| it.split('"').nth(1).unwrap()).collect();
+    let words: Vec<_> = lists.iter().flat_map(|list| list.split_whitespace()).collect();
+    assert!(lists.len() == 4 && words.len() > 60, "{words:?}");
+    for word in words {
+        assert!([format!("`{word}`"), format!("`{word}*`")].iter().any(|text| guide.contains(text)), "{word}");
+    }
+}
+
+#[test]
 fn program_that_cannot_be_executed_is_125_and_says_why() {
     let host = HostExec::new();
     fs::write(host.path("text"), "no program").unwrap();

@@ -92,10 +92,11 @@ fn readme_commands_run_as_they_stand() {
             ["exec", "examples/exec/hello.sh a b"] => {
                 terminal.expect_within("arguments: a b", BUILD_TIMEOUT_SECONDS);
             }
+            ["exec", "--host-root", "uname -a"] => terminal.expect_within("Linux vm ", BUILD_TIMEOUT_SECONDS),
             _ => panic!("the test does not know what to expect of {command}"),
         }
         assert!(running.0.wait().unwrap().success(), "{command}: {}", terminal.output);
         ran += 1;
     }
-    assert_eq!(ran, 8, "commands in the README");
+    assert_eq!(ran, 9, "commands in the README");
 }

@@ -69,6 +69,13 @@ fn usage_errors_have_status_2_and_name_the_nearest_word() {
         ("ctl", &["stop", "--yes", "vm"], "--yes requires the command rm"),
         ("exec", &[], "missing PROGRAM"),
         ("exec", &["--chid", "program"], "unknown option --chid (did you mean --child?)"),
+        ("exec", &["--host-rot", "program"], "unknown option --host-rot (did you mean --host-root?)"),
+        ("exec", &["--timeout", "1", "program"], "--timeout requires --host-root"),
+        ("exec", &["--host-root", "--child", "program"], "--child and --host-root exclude each other"),
+        ("exec", &["--host-root", "--timeout", "0", "program"], "--timeout must be at least 1: 0"),
+        ("exec", &["--host-root", "--env", "=x", "program"], "--env takes NAME or NAME=VALUE: \"=x\""),
+        ("exec", &["--kernels", "none", "program"], "--kernels none: No such file"),
+        ("exec", &["--kernels", "initrd.img", "--", "program"], "--kernels initrd.img: the file names no kernel"),
     ] {
         let (error, status) = fail(example, words, &test_dir.dir());
         assert!(error.contains(message), "{example} {words:?}: {error}");
