@@ -11,7 +11,7 @@ use hyperkit::HyperKit;
 use rustix::process::{Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::common::guest::{guest_file, initrd_with_files, processes_in};
+use crate::common::guest::processes_in;
 use crate::common::{StopOnDrop, TEST_TIMEOUT, example_path, file_names, to_pid, wait_until, write_executable};
 
 /// A directory for the files of a test, and one for the state directories of `exec`.
@@ -30,7 +30,7 @@ impl HostExec {
         self.dir.path().canonicalize().unwrap().join(name)
     }
 
-    fn script(&self, name: &str, text: &str) -> PathBuf {
+    pub fn script(&self, name: &str, text: &str) -> PathBuf {
         write_executable(&self.path(name), text.as_bytes());
         self.path(name)
     }
@@ -43,11 +43,11 @@ impl HostExec {
         exec
     }
 
-    fn run(&self, words: &[&str]) -> Output {
+    pub fn run(&self, words: &[&str]) -> Output {
         self.run_with_input(words, b"")
     }
 
-    fn run_with_input(&self, words: &[&str], input: &[u8]) -> Output {
+    pub fn run_with_input(&self, words: &[&str], input: &[u8]) -> Output {
         let mut exec = self.command(words).stdin(Stdio::piped()).spawn().unwrap();
         let mut stdin = exec.stdin.take().unwrap();
         let input = input.to_vec();
@@ -91,7 +91,7 @@ impl Drop for Running {
     }
 }
 
-fn text(bytes: &[u8]) -> String {
+pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
@@ -332,76 +332,9 @@ fn ctl_finds_and_removes_what_sigkill_leaves() {
 }
 
 #[test]
-fn table_says_with_which_kernels_the_program_passed() {
-    let host = HostExec::new();
-    fs::copy(guest_file("vmlinuz"), host.path("good")).unwrap();
-    fs::write(host.path("bad"), "no kernel").unwrap();
-    fs::create_dir(host.path("lists")).unwrap();
-    fs::write(host.path("lists/kernels"), "# kernels\n\n  ../good # a copy\n../bad\n../missing\n").unwrap();
-    let good = guest_file("vmlinuz").canonicalize().unwrap();
-    let words = ["--kernel", good.to_str().unwrap(), "--kernels", "lists/kernels", "--", "sh", "-c", "cat; exit 7"];
-    let output = host.run_with_input(&words, b"input\n");
-    assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(7), "input\ninput\n"), "{output:?}");
-    let stderr = text(&output.stderr);
-    let table: Vec<Vec<_>> = stderr
-        .lines()
-        .skip_while(|line| !line.starts_with("KERNEL"))
-        .map(|it| it.split_whitespace().collect())
-        .collect();
-    let good = good.to_str().unwrap();
-    let rows: Vec<_> = table.iter().map(|words| words[..words.len() - 1].join(" ")).collect();
-    let expected = [
-        "KERNEL RESULT STATUS",
-        &format!("{good} failed 7"),
-        "lists/../good failed 7",
-        "lists/../bad not run 125",
-        "lists/../missing not run 125",
-        "0 of 4 kernels",
-    ];
-    assert_eq!(rows, expected, "{stderr}");
-    for kernel in ["exec: kernel lists/../bad\n", "exec: kernel lists/../missing\n"] {
-        assert!(stderr.contains(kernel), "{stderr}");
-    }
-}
-
-#[test]
-fn guest_that_does_not_boot_is_125_with_the_consoles_last_lines() {
-    let host = HostExec::new();
-    fs::create_dir(host.path("guest")).unwrap();
-    fs::copy(guest_file("vmlinuz"), host.path("guest/vmlinuz")).unwrap();
-    let exec = |initrd: &[u8], boot_timeout: &str| {
-        fs::write(host.path("guest/host-root.img"), initrd).unwrap();
-        let mut exec = host.command(&["--boot-timeout", boot_timeout, "--", "true"]);
-        let output = exec.env("HYPERKIT_GUEST", host.path("guest")).output().unwrap();
-        host.assert_nothing_left();
-        assert_eq!(output.status.code(), Some(125), "{output:?}");
-        text(&output.stderr)
-    };
-    let panics = exec(b"no initrd", "300");
-    assert!(panics.starts_with("exec: the guest did not boot: the VM requested a reset; the last lines"), "{panics}");
-    assert!(panics.contains("\nconsole: ") && panics.contains("Kernel panic - not syncing: "), "{panics}");
-    let silent = exec(&initrd_with_files(&[("init", 0o100_755, b"#!/bin/sh\nexec busybox sleep 1000\n")]), "2");
-    assert!(silent.starts_with("exec: the guest did not boot, or its agent did not answer, within 2 s; "), "{silent}");
-}
-
-#[test]
 fn vm_that_exits_while_the_program_runs_is_125() {
     let host = HostExec::new();
     let output = host.run(&["--", "sh", "-c", "echo before; echo o >/proc/sysrq-trigger; sleep 1000"]);
     assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(125), "before\n"), "{output:?}");
     assert!(text(&output.stderr).starts_with("exec: the VM powered off while the program ran; "), "{output:?}");
-}
-
-#[test]
-fn missing_guest_is_125_and_says_how_to_create_it() {
-    let host = HostExec::new();
-    let output = host.command(&["--", "true"]).env("HYPERKIT_GUEST", host.path("none")).output().unwrap();
-    assert_eq!(output.status.code(), Some(125));
-    let none = host.path("none").display().to_string();
-    let expected = format!(
-        "exec: no guest: vmlinux or vmlinuz, and host-root.img not found in {none}; create the guest with \
-         examples/setup.sh --guest {none}, in a checkout of hyperkit's repository\n"
-    );
-    assert_eq!(text(&output.stderr), expected);
-    host.assert_nothing_left();
 }

@@ -13,6 +13,8 @@ mod exec_host; // runs the host's programs
 #[cfg(target_os = "linux")]
 mod exec_installed;
 #[cfg(target_os = "linux")]
+mod exec_kernels;
+#[cfg(target_os = "linux")]
 mod exec_runner;
 mod foreground;
 mod howto;
