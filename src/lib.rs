@@ -80,6 +80,7 @@
 //! - Type on its console, and read what it prints: [`Vm::console`].
 //! - Read only what it has printed: [`Vm::console_log`], [`Vm::console_lines`], [`Vm::wait_for_console`].
 //! - Give it a network: [`Network::Nat`]. On QEMU, ports of the host can lead to the guest: [`PortForward`], [`Vm::host_port`].
+//! - Connect VMs to each other, on QEMU: [`HyperKit::internal_network`].
 //! - Share a directory of the host with it, on QEMU: [`HyperKit::share_dir`].
 //! - Connect to it without a network: [`Vm::vsock_connect`], [`Vm::vsock_listen`].
 //!
@@ -145,8 +146,8 @@ mod machine;
 
 pub use config::disk::{Disk, DiskFormat, DiskInterface, FlushMode, QcowOptions, SectorSize};
 pub use config::{
-    Console, HyperKit, Multiboot, MultibootModule, Network, PortForward, Protocol, Root, Serial, SerialBackend,
-    Share9p, Share9pSource, ShareVirtiofs,
+    Console, HyperKit, InternalNetwork, Multiboot, MultibootModule, Network, PortForward, Protocol, Root, Serial,
+    SerialBackend, Share9p, Share9pSource, ShareVirtiofs,
 };
 pub use engine::{Engine, hyperkit::parse::parse_arguments};
 pub use error::{ConfigError, Error, ErrorKind, NotStarted, Result};

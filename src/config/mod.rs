@@ -3,6 +3,7 @@
 mod devices;
 pub(crate) mod disk;
 pub(crate) mod file_url;
+pub(crate) mod internal_network;
 pub(crate) mod json;
 pub(crate) mod record;
 mod setters;
@@ -17,6 +18,7 @@ pub use devices::{
     Console, Multiboot, MultibootModule, Network, PortForward, Protocol, Root, Serial, SerialBackend, Share9p,
     Share9pSource, ShareVirtiofs,
 };
+pub use internal_network::InternalNetwork;
 
 use crate::config::disk::{Disk, DiskFormat};
 use crate::config::file_url::is_url;
@@ -36,7 +38,7 @@ use record::Record;
 /// | boot | [`kernel`](#structfield.kernel), [`initrd`](#structfield.initrd), [`bootrom`](#structfield.bootrom), [`multiboot`](#structfield.multiboot) |
 /// | CPU, memory and board | [`cpus`](#structfield.cpus), [`cpu`](#structfield.cpu), [`memory_mib`](#structfield.memory_mib), [`uuid`](#structfield.uuid), [`utc`](#structfield.utc), [`random`](#structfield.random), [`exit_on_hlt`](#structfield.exit_on_hlt), [`exit_on_pause`](#structfield.exit_on_pause), [`x2apic`](#structfield.x2apic), [`msix`](#structfield.msix), [`mptable`](#structfield.mptable) |
 /// | disks | [`disks`](#structfield.disks), [`isos`](#structfield.isos) |
-/// | network | [`network`](#structfield.network), [`port_forwards`](#structfield.port_forwards), [`mac`](#structfield.mac), [`tap`](#structfield.tap), [`vmnet`](#structfield.vmnet), [`vpnkit_key`](#structfield.vpnkit_key), [`vpnkit_preferred_ipv4`](#structfield.vpnkit_preferred_ipv4) |
+/// | network | [`network`](#structfield.network), [`port_forwards`](#structfield.port_forwards), [`internal_networks`](#structfield.internal_networks), [`mac`](#structfield.mac), [`tap`](#structfield.tap), [`vmnet`](#structfield.vmnet), [`vpnkit_key`](#structfield.vpnkit_key), [`vpnkit_preferred_ipv4`](#structfield.vpnkit_preferred_ipv4) |
 /// | console and serial ports | [`console`](#structfield.console), [`serials`](#structfield.serials) |
 /// | sharing: 9p, virtiofs, vsock, commands | [`agent`](#structfield.agent), [`root`](#structfield.root), [`shares_9p`](#structfield.shares_9p), [`shares_virtiofs`](#structfield.shares_virtiofs), [`virtiofsd`](#structfield.virtiofsd), [`vsock`](#structfield.vsock), [`vsock_guest_cid`](#structfield.vsock_guest_cid), [`vsock_dir`](#structfield.vsock_dir), [`vsock_ports`](#structfield.vsock_ports), [`vhost_device_vsock`](#structfield.vhost_device_vsock) |
 /// | state directory | [`state_dir`](#structfield.state_dir), [`labels`](#structfield.labels) |
@@ -107,6 +109,11 @@ pub struct HyperKit {
     /// [`vmnet`](Self#structfield.vmnet). QEMU only: on hyperkit, VPNKit forwards ports by other means.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub port_forwards: Vec<PortForward>,
+    /// Networks between VMs of this host, without root, each with a card of its own. They require
+    /// [`state_dir`](Self#structfield.state_dir). QEMU only, version 7.2 or later. [How to use
+    /// them](crate::guide::howto#connect-vms-to-each-other).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub internal_networks: Vec<InternalNetwork>,
     /// The VM's UUID, which Linux shows in `/sys/class/dmi/id/product_uuid`. Its fourth group must not begin with e or f.
     #[serde(with = "json::text")]
     pub uuid: Option<String>,
@@ -257,6 +264,7 @@ impl Default for HyperKit {
             tap: None,
             mac: None,
             port_forwards: Vec::new(),
+            internal_networks: Vec::new(),
             uuid: None,
             disks: Vec::new(),
             isos: Vec::new(),
@@ -311,7 +319,18 @@ impl HyperKit {
     /// is not a path.
     pub(crate) fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
         let Self {
-            kernel, initrd, bootrom, vsock_dir, multiboot, disks, isos, root, shares_9p, shares_virtiofs, ..
+            kernel,
+            initrd,
+            bootrom,
+            vsock_dir,
+            multiboot,
+            disks,
+            isos,
+            root,
+            shares_9p,
+            shares_virtiofs,
+            internal_networks,
+            ..
         } = self;
         let paths = [kernel, initrd, bootrom, vsock_dir].into_iter().flatten();
         let disks = disks.iter_mut().filter_map(|disk| disk.path.as_mut().filter(|path| !is_url(path)));
@@ -327,7 +346,8 @@ impl HyperKit {
             std::iter::once(&mut multiboot.kernel).chain(multiboot.modules.iter_mut().map(|module| &mut module.path))
         });
         let virtiofs = shares_virtiofs.iter_mut().map(|share| &mut share.path);
-        paths.chain(disks).chain(isos).chain(shares).chain(virtiofs).chain(root).chain(multiboot)
+        let networks = internal_networks.iter_mut().map(|network| &mut network.dir);
+        paths.chain(disks).chain(isos).chain(shares).chain(virtiofs).chain(root).chain(multiboot).chain(networks)
     }
 
     /// The directory of the vsock sockets.

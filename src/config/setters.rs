@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use crate::config::disk::Disk;
 use crate::config::{
-    Console, HyperKit, Multiboot, Network, PortForward, Root, Serial, Share9p, Share9pSource, ShareVirtiofs,
+    Console, HyperKit, InternalNetwork, Multiboot, Network, PortForward, Root, Serial, Share9p, Share9pSource,
+    ShareVirtiofs,
 };
 
 /// `name(Type)` sets a field, `name(some Type)` an optional one, `name(Type) in list` adds to a list. With `into`, the argument
@@ -177,6 +178,10 @@ impl HyperKit {
 /// // On QEMU: port 2222 of 127.0.0.1 leads to the guest's ssh server.
 /// let description = HyperKit::new().network(Network::Nat).port_forward(PortForward::tcp(2222, 22));
 /// assert_eq!(description.port_forwards[0].guest, 22);
+/// // Two VMs on one network, which the host's networks do not reach.
+/// let first = HyperKit::new().state_dir("vms/1").internal_network("vms/net", 1);
+/// let second = HyperKit::new().state_dir("vms/2").internal_network("vms/net", 2);
+/// assert_ne!(first.internal_networks[0].mac(), second.internal_networks[0].mac());
 /// ```
 impl HyperKit {
     setters! {
@@ -195,6 +200,19 @@ impl HyperKit {
         "whether there is a card on Apple's vmnet": vmnet(bool);
         "a UUID by which VPNKit recognizes the guest": vpnkit_key(into String);
         "the IPv4 address that the guest should get": vpnkit_preferred_ipv4(into String);
+    }
+
+    /// Adds to [`internal_networks`](Self#structfield.internal_networks): a network between VMs, by its directory, and this VM's
+    /// number in it.
+    #[doc(alias = "switch")]
+    #[doc(alias = "bridge")]
+    #[doc(alias = "lan")]
+    #[doc(alias = "vlan")]
+    #[doc(alias = "peers")]
+    #[must_use]
+    pub fn internal_network(mut self, dir: impl Into<PathBuf>, number: u8) -> Self {
+        self.internal_networks.push(InternalNetwork::new(dir, number));
+        self
     }
 
     /// Sets [`network`](Self#structfield.network) in the Go package's words: `auto` is [`Network::Nat`], `isolated`

@@ -95,6 +95,8 @@ pub(crate) struct LowMemory {
 #[derive(Clone, Copy)]
 pub(crate) struct Hypervisor<'a> {
     pub pid: u32,
+    /// As it was started.
+    pub description: &'a HyperKit,
     /// Where its sockets are. Another hypervisor may listen there by now.
     pub state: Option<&'a StateDir>,
 }
@@ -247,6 +249,11 @@ pub(crate) trait EngineDriver: Sync {
 
     /// Whether a file in a state directory is a socket that belongs to a VM of this engine.
     fn is_own_socket(&self, name: &str, kind: FileType) -> bool;
+
+    /// Whether a hypervisor with this command line receives frames of other VMs at this socket of a network between VMs.
+    fn receives_frames_at(&self, _command: &[OsString], _socket: &Path) -> bool {
+        false
+    }
 
     /// Whether a console on stdio writes to descriptor 0, and standard output carries only the hypervisor's own messages.
     fn console_is_standard_input(&self) -> bool {

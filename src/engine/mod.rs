@@ -94,6 +94,11 @@ pub(crate) fn pid_file(command: &[OsString]) -> Option<&OsStr> {
     DRIVERS.into_iter().find_map(|driver| driver.pid_file(command))
 }
 
+/// Whether a hypervisor with this command line receives frames of other VMs at this socket.
+pub(crate) fn receives_frames_at(command: &[OsString], socket: &Path) -> bool {
+    DRIVERS.iter().any(|driver| driver.receives_frames_at(command, socket))
+}
+
 /// Whether a file in a state directory is a socket that an engine or this crate creates there.
 pub(crate) fn is_engine_socket(name: &str, kind: FileType) -> bool {
     DRIVERS.iter().any(|driver| driver.is_own_socket(name, kind))

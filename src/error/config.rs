@@ -17,7 +17,7 @@ pub enum ConfigError {
         /// The field.
         field: &'static str,
     },
-    /// A field is set that only works together with another one, which is not set. Set the other one, too, or unset the field.
+    /// A field is set that only works together with another one, which is not set. Set both or neither.
     MissingPrerequisite {
         /// The field that is set, or the call.
         field: &'static str,
@@ -83,16 +83,14 @@ pub enum ConfigError {
         /// The value, in MiB.
         value: u64,
     },
-    /// `memory_mib` exceeds the host's memory. hyperkit requires all of it at the start. Use less, or use QEMU, which takes memory
-    /// when the guest uses it.
+    /// `memory_mib` exceeds the host's memory, all of which hyperkit would take at the start. Use less, or QEMU.
     MemoryExceedsHost {
         /// The value, in MiB.
         value: u64,
         /// The host's memory, in MiB.
         host: u64,
     },
-    /// The text is not a UUID of 8-4-4-4-12 hexadecimal digits. Correct it. In `uuid`, the fourth group must not begin with e or
-    /// f: hyperkit aborts at these.
+    /// The text is not a UUID of 8-4-4-4-12 hexadecimal digits, or the fourth group of `uuid` begins with e or f. Correct it.
     InvalidUuid {
         /// The field: `uuid` or `vpnkit_key`.
         field: &'static str,
@@ -106,8 +104,7 @@ pub enum ConfigError {
         /// The number of slots.
         max: usize,
     },
-    /// `hyperkit.json` has a setting that this version does not know and cannot ignore. Remove it, or start the VM with the
-    /// program that wrote it.
+    /// `hyperkit.json` has a setting that this version cannot ignore. Remove it, or use the program that wrote it.
     UnknownSetting {
         /// The key and its value.
         key: String,
@@ -138,6 +135,13 @@ pub enum ConfigError {
     ZeroPort {
         /// The field: `gdb_port`, `shares_9p` or `port_forwards`.
         field: &'static str,
+    },
+    /// A number in `internal_networks` is not 1 to 16, or a directory cannot be that of a network. Correct it.
+    InvalidInternalNetwork {
+        /// The directory.
+        path: PathBuf,
+        /// The reason.
+        reason: &'static str,
     },
     /// The description has more serial ports than a VM. Remove some.
     TooManySerials {
@@ -208,7 +212,7 @@ pub enum ConfigError {
         /// The operating system's message.
         reason: String,
     },
-    /// An initrd, a multiboot module, an ISO image or a disk without a size is empty, or no disk. Use another file.
+    /// An initrd, multiboot module, ISO image or disk without a size is empty, or no disk device. Use another file.
     EmptyFile {
         /// The field.
         field: &'static str,

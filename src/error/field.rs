@@ -42,6 +42,7 @@ impl ConfigError {
             Self::InvalidCid { .. } => "vsock_guest_cid",
             Self::InvalidVsockPort { .. } | Self::TooManyVsockPorts { .. } => "vsock_ports",
             Self::DuplicateMountTag { .. } => "shares_9p",
+            Self::InvalidInternalNetwork { .. } => "internal_networks",
             Self::DuplicateHostPort { .. } => "port_forwards",
             Self::CommandLineForRom { .. } | Self::CommandLineTooLong { .. } => "kernel_cmdline",
             Self::TooManySerials { .. } | Self::DuplicateStdio => "serials",

@@ -63,6 +63,7 @@ impl Error {
             Self::DiskInUse { .. }
             | Self::PortInUse { .. }
             | Self::SocketInUse { .. }
+            | Self::NetworkNumberInUse { .. }
             | Self::DiskExists { .. }
             | Self::AlreadyRunning { .. }
             | Self::StillRunning { .. } => ErrorKind::InUse,

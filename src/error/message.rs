@@ -27,7 +27,13 @@ impl Error {
                 format!("cannot bind port {port} of 127.0.0.1 for `{field}`; use another one{advice}")
             }
             Self::SocketInUse { path } => {
-                format!("socket path in use: {}; stop its owner or choose another `vsock_dir`", path.display())
+                format!(
+                    "socket path in use: {}; stop its owner or choose another `vsock_dir` or network",
+                    path.display()
+                )
+            }
+            Self::NetworkNumberInUse { dir, number } => {
+                format!("number {number} in use by another VM on the network: {}; use another number", dir.display())
             }
             Self::DiskExists { path } => {
                 format!("file exists: {}; remove it or use another path for the disk image", path.display())
@@ -170,6 +176,9 @@ impl fmt::Display for ConfigError {
             }
             Self::DuplicateHostPort { port } => {
                 write!(f, "duplicate host port in `port_forwards` and `gdb_port`: {port}; use 0 for any free port")
+            }
+            Self::InvalidInternalNetwork { path, reason } => {
+                write!(f, "invalid network in `internal_networks`: {reason}: {}", path.display())
             }
             Self::ZeroPort { field } => write!(f, "`{field}` must be a port from 1 to 65535: 0"),
             Self::MissingPrerequisite { field, requires } => {

@@ -4,11 +4,12 @@ mod config;
 mod field;
 mod kind;
 mod message;
+mod methods;
 mod not_started;
 mod text;
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 pub use config::ConfigError;
@@ -44,7 +45,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// |---|---|
 /// | [`Config`](ErrorKind::Config) | [`InvalidConfig`](Self::InvalidConfig), [`InvalidArguments`](Self::InvalidArguments), [`NoConsole`](Self::NoConsole), [`NoConsoleLog`](Self::NoConsoleLog) |
 /// | [`NotInstalled`](ErrorKind::NotInstalled) | [`HypervisorNotFound`](Self::HypervisorNotFound), [`InvalidConfig`](Self::InvalidConfig) |
-/// | [`InUse`](ErrorKind::InUse) | [`AlreadyRunning`](Self::AlreadyRunning), [`StillRunning`](Self::StillRunning), [`DiskInUse`](Self::DiskInUse), [`DiskExists`](Self::DiskExists), [`PortInUse`](Self::PortInUse), [`SocketInUse`](Self::SocketInUse) |
+/// | [`InUse`](ErrorKind::InUse) | [`AlreadyRunning`](Self::AlreadyRunning), [`StillRunning`](Self::StillRunning), [`DiskInUse`](Self::DiskInUse), [`DiskExists`](Self::DiskExists), [`PortInUse`](Self::PortInUse), [`SocketInUse`](Self::SocketInUse), [`NetworkNumberInUse`](Self::NetworkNumberInUse) |
 /// | [`NotRunning`](ErrorKind::NotRunning) | [`NotRunning`](Self::NotRunning), [`PtyNotFound`](Self::PtyNotFound) |
 /// | [`CannotTell`](ErrorKind::CannotTell) | [`CannotTell`](Self::CannotTell) |
 /// | [`Hypervisor`](ErrorKind::Hypervisor) | [`HypervisorFailed`](Self::HypervisorFailed), [`VsockDaemonFailed`](Self::VsockDaemonFailed), [`VirtiofsdFailed`](Self::VirtiofsdFailed), [`ImageToolFailed`](Self::ImageToolFailed), [`Qmp`](Self::Qmp) |
@@ -136,10 +137,18 @@ pub enum Error {
         source: io::Error,
     },
     /// A socket has to be created where a program listens, or where another file exists. It was not changed. Stop that
-    /// program, or choose another [`vsock_dir`](crate::HyperKit#structfield.vsock_dir).
+    /// program, or choose another [`vsock_dir`](crate::HyperKit#structfield.vsock_dir) or
+    /// [network](crate::HyperKit#structfield.internal_networks).
     SocketInUse {
         /// The path of the socket.
         path: PathBuf,
+    },
+    /// Another VM has this number in the network. Use another number, or stop that VM.
+    NetworkNumberInUse {
+        /// The directory of the network.
+        dir: PathBuf,
+        /// The number.
+        number: u8,
     },
 
     // --- NotRunning ---
@@ -350,49 +359,4 @@ pub enum Error {
         /// The operating system's error.
         source: io::Error,
     },
-}
-
-impl Error {
-    /// Returns the violations of an [`InvalidConfig`](Self::InvalidConfig) error, and an empty slice for any other error.
-    ///
-    /// ```
-    /// let error = hyperkit::HyperKit::new().kernel("vmlinuz").cpus(0).arguments("").unwrap_err();
-    /// assert_eq!(error.violations()[0].field(), "cpus");
-    /// ```
-    #[must_use]
-    pub fn violations(&self) -> &[ConfigError] {
-        match self {
-            Self::InvalidConfig(violations) => violations,
-            _ => &[],
-        }
-    }
-
-    /// Whether a check before a start failed.
-    pub(crate) fn is_refusal(&self) -> bool {
-        matches!(self, Self::InvalidConfig(_) | Self::HypervisorNotFound { .. })
-    }
-
-    /// For `map_err`: names what was tried, and with which file.
-    pub(crate) fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::new_io(action, path.as_ref(), source)
-    }
-
-    /// Not inlined: there are many callers, and failures are rare.
-    #[cold]
-    #[inline(never)]
-    fn new_io(action: &'static str, path: &Path, source: io::Error) -> Self {
-        Self::Io { action, path: path.to_owned(), source }
-    }
-
-    /// For `map_err`: names the state directory or image that could not be looked at.
-    pub(crate) fn cannot_tell(path: Option<&Path>) -> impl FnOnce(io::Error) -> Self {
-        let path = path.map(Path::to_owned);
-        move |source| Self::CannotTell { path, source }
-    }
-}
-
-impl From<ConfigError> for Error {
-    fn from(violation: ConfigError) -> Self {
-        Self::InvalidConfig(vec![violation])
-    }
 }

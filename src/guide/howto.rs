@@ -7,6 +7,7 @@
 //! - [share a directory with the guest](#share-a-directory)
 //! - [throw away what a VM writes to its disk](#throw-away-what-a-vm-writes)
 //! - [reach a port of the guest](#reach-a-port-of-the-guest)
+//! - [connect VMs to each other](#connect-vms-to-each-other)
 //! - [ssh into a cloud image](#ssh-into-a-cloud-image)
 //! - [use this crate from tokio](#use-it-from-tokio)
 //! - [keep a VM across restarts of my program](#keep-a-vm-across-restarts)
@@ -106,6 +107,32 @@
 //! The guest must get an address by DHCP, and listen on it or on all addresses, not on 127.0.0.1. The guest in
 //! `target/guest` does so, with an echo server if `hyperkit.echo=PORT` is on its kernel command line.
 #![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/port.rs"), "```"))]
+//! # Connect VMs to each other
+//! [`internal_network`](crate::HyperKit::internal_network) gives a VM a card on a network between VMs, without root. The VMs whose
+//! descriptions name the same directory are on the same network, up to 16 of them, each with a number of its own. It does not matter
+//! which program starts which VM, and in which order. When a VM ends, the others keep their connections, and the VM can come back. There
+//! is no process that belongs to the network: each QEMU sends the frames of its guest to the sockets of the others. The directory is
+//! created for its owner only, and disappears with the last VM.
+//!
+//! The network leads to the guests and nowhere else. For the outside, give a VM another card with
+//! [`Network::Nat`](crate::Network::Nat). The two networks stay separate, unless the guest itself forwards packets between them. A VM
+//! can be on several internal networks, such as a router between two of them.
+//!
+//! There is no DHCP server on the network. Give each guest a fixed address:
+//!
+//! - by the agent, as below, or by a script of the guest;
+//! - by the kernel command line, `ip=192.168.7.1:::255.255.255.0::eth0:off`, if the kernel has `IP_PNP` and the card's driver built in.
+//!   The initrds of some distributions read the same parameter;
+//! - by the guest's configuration. [`InternalNetwork::mac`](crate::InternalNetwork::mac) returns the card's MAC address, which stays the
+//!   same: `[Match] MACAddress=…` for systemd-networkd, `match: macaddress: …` for netplan.
+//!
+//! The card comes after all others, so it is `eth0` if it is the only one, and `eth1` beside a card with `Network::Nat`. Distributions may
+//! rename cards; then search the MAC address in `/sys/class/net/*/address`.
+//!
+//! Every frame reaches every VM of the network, as on an Ethernet hub. A frame that a VM does not read in time is lost: TCP sends it again.
+//! While a VM is [paused](crate::Vm::pause), its frames are lost, too. If something else stops a VM, such as a debugger
+//! ([`gdb_port`](crate::HyperKit::gdb_port)) or SIGSTOP, each QEMU that sends to this VM uses a whole CPU of the host until the VM goes on.
+#![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/network.rs"), "```"))]
 //! # ssh into a cloud image
 //! A cloud image is a disk on which a distribution is installed, with a program, usually cloud-init, that configures it at the
 //! first boot. Its kernel is on the disk, so the VM boots a UEFI firmware ([`bootrom`](crate::HyperKit::bootrom)), not a

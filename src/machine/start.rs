@@ -94,8 +94,9 @@ impl HyperKit {
     ///
     /// # Errors
     /// Before anything is created: [`Error::InvalidConfig`], [`Error::HypervisorNotFound`], [`Error::AlreadyRunning`],
-    /// [`Error::DiskInUse`], [`Error::PortInUse`], [`Error::CannotTell`]. Later: [`Error::HypervisorFailed`] and
-    /// [`Error::StartTimedOut`] with its output; [`Error::VsockDaemonFailed`], [`Error::VirtiofsdFailed`]; [`Error::Io`].
+    /// [`Error::DiskInUse`], [`Error::PortInUse`], [`Error::NetworkNumberInUse`], [`Error::CannotTell`]. Later:
+    /// [`Error::HypervisorFailed`] and [`Error::StartTimedOut`] with its output; [`Error::VsockDaemonFailed`],
+    /// [`Error::VirtiofsdFailed`]; [`Error::Io`].
     #[doc(alias = "boot")]
     #[doc(alias = "launch")]
     pub fn start(&self, kernel_cmdline: &str) -> Result<Vm> {
@@ -282,7 +283,7 @@ fn launch(
         Some(Acquired { lock, image_locks, created }) => (Some(lock), image_locks, created),
         None => (None, refuse_resources_in_use(&description)?, Vec::new()),
     };
-    let mut undo = Undo::new(state.as_ref().zip(lock.as_ref()), created, image_locks)?;
+    let mut undo = Undo::new(&description, state.as_ref().zip(lock.as_ref()), created, image_locks)?;
 
     let mut arguments = driver.host_arguments(&description);
     arguments.extend(driver.arguments(&description, kernel_cmdline)?);
@@ -299,7 +300,7 @@ fn launch(
     let dir = state.as_ref().map(|state| format!("{}: ", state.path().display())).unwrap_or_default();
     driver.warnings(&description).iter().for_each(|warning| log::warn!(target: "hyperkit", "{dir}{warning}"));
     let (child, output) = spawn(&description, state.as_ref(), mode, customize)?;
-    undo.keep(); // and release the images: other starts see the hypervisor now
+    undo.keep(); // and release images and network numbers: other starts see the hypervisor now
     description.record.pid = Some(child.pid());
     description.record.pid_started = start_time(child.pid()).ok().flatten();
     description.record.pid_identity = state.as_ref().and_then(|state| state.identity_of(child.pid()).ok().flatten());

@@ -195,7 +195,7 @@ impl Starting {
                 None => {}
             }
         }
-        state.restrict_access();
+        state.restrict_access(self.vm.description());
         if let Some(child) = self.vm.child() {
             driver
                 .exit_listener(self.vm.description(), state, self.vm.pid())

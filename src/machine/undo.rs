@@ -3,9 +3,11 @@
 use std::fs;
 use std::path::PathBuf;
 
+use crate::config::HyperKit;
 use crate::config::disk::{DiskFormat, QcowOptions};
 use crate::error::{Error, Result};
 use crate::preflight::image_lock::{ImageLock, lock_image};
+use crate::runtime::network_number::NetworkNumber;
 use crate::state::{JSON_FILE, LOG_FILE, Lock, StateDir};
 use crate::sys::file::remove_file;
 
@@ -20,17 +22,23 @@ pub(super) struct Undo<'a> {
     pub images: Vec<PathBuf>,
     /// Locks that keep other starts from the images.
     pub image_locks: Vec<ImageLock>,
+    /// The VM's numbers in networks. They are given back unless the hypervisor has them.
+    numbers: Vec<NetworkNumber>,
 }
 
 impl<'a> Undo<'a> {
+    /// Takes the VM's numbers in networks.
     pub fn new(
+        description: &HyperKit,
         state: Option<(&'a StateDir, &'a Lock)>,
         dirs: Vec<PathBuf>,
         image_locks: Vec<ImageLock>,
     ) -> Result<Self> {
         let before = state.map_or(Ok(None), |(state, _)| state.read_json())?;
         let state = state.map(|(state, lock)| (state, lock, before));
-        Ok(Self { state, dirs, images: Vec::new(), image_locks })
+        let mut undo = Self { state, dirs, images: Vec::new(), image_locks, numbers: Vec::new() };
+        undo.numbers = NetworkNumber::take_all(description)?;
+        Ok(undo)
     }
 
     pub fn keep(mut self) {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::config::disk::Disk;
-use crate::config::{HyperKit, Network, Share9p, ShareVirtiofs};
+use crate::config::{HyperKit, InternalNetwork, Network, Share9p, ShareVirtiofs};
 use crate::error::ConfigError;
 use crate::plan::limits::MAX_DEVICES;
 use crate::plan::root::root_dir;
@@ -28,6 +28,7 @@ pub(crate) enum Device<'a> {
     Agent,
     /// The directory of the host that is the guest's root.
     Root(&'a Path),
+    InternalNetwork(&'a InternalNetwork),
 }
 
 /// What a network card is connected to.
@@ -50,13 +51,14 @@ pub(crate) fn layout(description: &HyperKit) -> Result<Vec<(u8, Device<'_>)>, Co
     let isos = description.isos.iter().map(|iso| Device::Iso(iso));
     let random = description.random.then_some(Device::Random);
     let shares = description.shares_9p.iter().map(Device::Share);
-    // Last, so that no other device changes its slot.
+    // Devices that the Go package does not have are last, so that no other device changes its slot.
     let agent = description.agent.then_some(Device::Agent);
     let root = root_dir(description).map(Device::Root);
     let virtiofs = description.shares_virtiofs.iter().enumerate();
     let virtiofs = virtiofs.map(|(index, share)| Device::Virtiofs { share, index });
+    let networks = description.internal_networks.iter().map(Device::InternalNetwork);
     let devices = nics.chain(disks).chain(vsock).chain(isos).chain(random).chain(shares).chain(agent).chain(root);
-    let devices = devices.chain(virtiofs);
+    let devices = devices.chain(virtiofs).chain(networks);
     let devices: Vec<_> = devices.collect();
     if devices.len() > MAX_DEVICES {
         return Err(ConfigError::TooManyDevices { count: devices.len(), max: MAX_DEVICES });

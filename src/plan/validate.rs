@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use crate::config::disk::{DiskFormat, QcowOptions, bytes};
 use crate::config::file_url::file_url;
-use crate::config::{HyperKit, Network, Protocol, Share9pSource};
+use crate::config::internal_network::{INVALID_NUMBER, LONGEST_SOCKET, NUMBERS};
+use crate::config::{HyperKit, InternalNetwork, Network, Protocol, Share9pSource};
 use crate::error::ConfigError;
 use crate::plan::limits::{
     CIDS, MAX_BACKING_FILE, MAX_CPUS, MAX_SOCKET, MAX_TAG, MAX_TAP, MAX_VIRTIOFS_TAG, MAX_VSOCK_DIR, MAX_VSOCK_PORT,
@@ -63,6 +64,7 @@ pub(crate) fn validate(description: &HyperKit) -> Violations {
     check_strings(description, &mut found);
     check_shares(description, &mut found);
     check_virtiofs(description, &mut found);
+    check_internal_networks(description, &mut found);
     check_ports(description, &mut found);
     if !(1..=MAX_CPUS).contains(&description.cpus) {
         found.add(ConfigError::InvalidCpus { value: description.cpus });
@@ -249,6 +251,24 @@ fn check_virtiofs(description: &HyperKit, found: &mut Violations) {
         }
         found.collect(check_path(field, &share.path));
         found.collect(check_text(field, &share.tag).and_then(|tag| check_length(MAX_VIRTIOFS_TAG, field, tag)));
+    }
+}
+
+fn check_internal_networks(description: &HyperKit, found: &mut Violations) {
+    let (field, networks) = ("internal_networks", &description.internal_networks);
+    if !networks.is_empty() && description.state_dir.is_none() {
+        found.add(ConfigError::StateDirRequired { field });
+    }
+    for (index, InternalNetwork { dir, number }) in networks.iter().enumerate() {
+        let limit = MAX_SOCKET - LONGEST_SOCKET.len();
+        found.collect(check_path(field, dir).and_then(|path| check_length(limit, field, path)));
+        let invalid = |reason| ConfigError::InvalidInternalNetwork { path: dir.clone(), reason };
+        if !NUMBERS.contains(number) {
+            found.add(invalid(INVALID_NUMBER));
+        }
+        if networks[..index].iter().any(|other| other.dir == *dir) {
+            found.add(invalid("it occurs twice"));
+        }
     }
 }
 

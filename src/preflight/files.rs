@@ -2,10 +2,11 @@
 
 use std::fs::Metadata;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use rustix::fs::{Access, access};
+use rustix::process::geteuid;
 
 use crate::config::{HyperKit, Multiboot};
 use crate::engine::driver_of;
@@ -18,7 +19,9 @@ use crate::plan::validate::{Violations, check_module_path};
 use crate::preflight::disks::check_images;
 use crate::preflight::kernel::{self, KernelFormat};
 use crate::preflight::multiboot::{check_multiboot_fits, multiboot_end};
+use crate::state::JSON_FILE;
 use crate::sys::file::{nonzero_length, open};
+use crate::sys::path::canonical;
 
 type Result<T> = std::result::Result<T, ConfigError>;
 
@@ -32,6 +35,15 @@ pub(super) fn check_files(description: &HyperKit, found: &mut Violations) {
     }
     if let Some(dir) = &description.vsock_dir {
         found.collect(valid_path("vsock_dir", dir).and_then(check_vsock_dir));
+    }
+    for network in &description.internal_networks {
+        let dir = found.collect(valid_path("internal_networks", &network.dir).and_then(check_network_dir));
+        // A start locks the state directory and the network's, and would wait for itself.
+        let is_state_dir = || description.state_dir.as_deref() == Some(&canonical(&network.dir));
+        if dir.is_some() && (is_state_dir() || network.dir.join(JSON_FILE).exists()) {
+            let reason = "its directory must not be a state directory";
+            found.add(ConfigError::InvalidInternalNetwork { path: network.dir.clone(), reason });
+        }
     }
     check_kernel(description, found);
     if let Some(path) = &description.bootrom {
@@ -67,6 +79,20 @@ fn check_vsock_dir(dir: &Path) -> Result<()> {
         true => check_writable_dir(field, dir),
         false if dir.exists() => Err(ConfigError::NotADirectory { field, path }),
         false => Err(ConfigError::NotFound { field, path }),
+    }
+}
+
+/// Checks that a directory of a network can be created, or that it exists and nobody else can add or replace sockets in it.
+pub(crate) fn check_network_dir(dir: &Path) -> Result<()> {
+    let field = "internal_networks";
+    check_writable_dir(field, dir)?;
+    match dir.metadata() {
+        // Mode bits of write access for group and others.
+        Ok(metadata) if metadata.mode() & 0o022 != 0 || metadata.uid() != geteuid().as_raw() => {
+            let reason = "its directory must belong to you, and nobody else may write to it; set its mode to 0700";
+            Err(ConfigError::InvalidInternalNetwork { path: dir.to_owned(), reason })
+        }
+        _ => Ok(()),
     }
 }
 

@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::plan::serial_ports::{ALL_LOGS, ALL_TTYS};
 use crate::preflight::image::unfinished_name;
 use crate::runtime::daemons::wait_until_unread;
+use crate::runtime::network_number::give_back_all;
 use crate::state::{JSON_FILE, LOG_FILE, Lock, PID_FILE, StateDir, UNFINISHED, VHOST_LINE};
 use crate::sys::file::remove_file;
 
@@ -27,7 +28,9 @@ impl StateDir {
         let files = [PID_FILE, UNFINISHED, VHOST_LINE].into_iter().chain(ALL_TTYS);
         let files = files.chain(ALL_LOGS.into_iter().filter(|log| !self.has_used_log(log)));
         let stale = files.map(str::to_owned).chain(self.files_of_vm()?);
-        stale.map(|name| self.file(&name)).try_for_each(remove_file)
+        stale.map(|name| self.file(&name)).try_for_each(remove_file)?;
+        // A damaged record names no networks.
+        self.load_if_recorded().ok().flatten().map_or(Ok(()), |recorded| give_back_all(&recorded))
     }
 
     /// Cleans up after the VM with this process ID, which has exited, unless another one was started in the directory since.

@@ -7,6 +7,7 @@ pub(crate) mod daemons;
 pub(crate) mod discovery;
 pub(crate) mod exit_wakers;
 pub(crate) mod log_tail;
+pub(crate) mod network_number;
 pub(crate) mod output;
 pub(crate) mod owner;
 mod permissions;

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::time::SystemTime;
 
-use crate::config::HyperKit;
+use crate::config::{HyperKit, InternalNetwork};
 use crate::error::{Error, Result};
 use crate::plan::serial_ports::{ALL_LOGS, ALL_TTYS, ports};
 use crate::state::{PID_FILE, StateDir};
@@ -33,9 +33,10 @@ impl StateDir {
     }
 
     /// Makes the files that the hypervisor has created accessible to their owner only. Others could control the VM by its sockets.
-    pub fn restrict_access(&self) {
+    pub fn restrict_access(&self, description: &HyperKit) {
         let files = [PID_FILE].into_iter().chain(ALL_TTYS).chain(ALL_LOGS).map(str::to_owned);
-        for path in files.chain(self.files_of_vm().unwrap_or_default()).map(|name| self.file(name)) {
+        let files = files.chain(self.files_of_vm().unwrap_or_default()).map(|name| self.file(name));
+        for path in files.chain(description.internal_networks.iter().flat_map(InternalNetwork::sockets)) {
             // The tty file of an old hyperkit is a link to the pty.
             let is_link = path.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink());
             let restricted = if is_link { Ok(()) } else { set_permissions(&path, Permissions::from_mode(OWNER_ONLY)) };

@@ -63,7 +63,7 @@ pub(crate) fn remove_stale_socket(socket: &Path) -> Result<()> {
 
 /// Whether no program listens on a socket. This does not disturb a program that listens on a stream socket: connecting a
 /// datagram socket to it fails with EPROTOTYPE, and with ECONNREFUSED if no program listens.
-fn is_stale(socket: &Path) -> bool {
+pub(crate) fn is_stale(socket: &Path) -> bool {
     let tried = || rustix::net::connect(unconnected(SocketType::DGRAM)?, &SocketAddrUnix::new(socket)?);
     tried() == Err(Errno::CONNREFUSED)
 }

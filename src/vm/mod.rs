@@ -177,7 +177,7 @@ impl Vm {
     }
 
     pub(crate) fn hypervisor(&self) -> Hypervisor<'_> {
-        Hypervisor { pid: self.pid(), state: self.state() }
+        Hypervisor { pid: self.pid(), description: self.description(), state: self.state() }
     }
 
     pub(crate) fn state(&self) -> Option<&StateDir> {

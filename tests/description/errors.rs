@@ -32,6 +32,7 @@ fn errors() -> Vec<(ErrorKind, Error)> {
         (ErrorKind::InUse, Error::DiskInUse { path: path() }),
         (ErrorKind::InUse, Error::PortInUse { field: "gdb_port", port: 1, source: denied() }),
         (ErrorKind::InUse, Error::SocketInUse { path: path() }),
+        (ErrorKind::InUse, Error::NetworkNumberInUse { dir: path(), number: 1 }),
         (ErrorKind::InUse, Error::DiskExists { path: path() }),
         (ErrorKind::Hypervisor, Error::ImageToolFailed { tool: path(), path: path(), stderr: "a\nb".to_owned() }),
         (ErrorKind::InUse, Error::AlreadyRunning { pid: 1, state_dir: path() }),

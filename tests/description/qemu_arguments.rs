@@ -1,6 +1,8 @@
 //! Arguments for QEMU that the tests with a real guest do not cover.
 
-use hyperkit::{Console, Disk, Engine, HyperKit, Multiboot, Network, PortForward, QcowOptions, Root, Serial};
+use hyperkit::{
+    Console, Disk, Engine, HyperKit, InternalNetwork, Multiboot, Network, PortForward, QcowOptions, Root, Serial,
+};
 
 const UUID: &str = "1f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55";
 
@@ -233,4 +235,34 @@ fn firmware_clock_debugger_core_dumps_and_extra_arguments_have_their_options() {
     let multiboot = multiboot.multiboot(Multiboot::new("/k").module("/m", "a b").module("/n", ""));
     assert_eq!(values(&multiboot, "-initrd"), ["/m a b,/n"]);
     assert_eq!(values(&multiboot, "-append"), ["a, b"]);
+}
+
+/// In the argument of a hub, `netdev` is what is connected to the hub.
+#[test]
+fn frames_of_other_vms_are_passed_only_to_the_card() {
+    let description = description().state_dir("/vm").random(false).agent(true).internal_network("/net", 2);
+    let card = InternalNetwork::new("/net", 2).mac();
+    let devices = values(&description, "-device");
+    assert_eq!(devices[2..], [format!("virtio-net-pci,netdev=net2,bus=pcie.0,addr=2.0,romfile=,mac={card}")]);
+    let dgram = |id: &str, local: &str, remote: &str| {
+        format!("dgram,id={id},local.type=unix,local.path=/net/{local},remote.type=unix,remote.path=/net/{remote}")
+    };
+    let netdevs = values(&description, "-netdev");
+    assert_eq!(
+        netdevs[..6],
+        [
+            "hubport,id=net2,hubid=4".to_owned(),
+            "hubport,id=net2-drain,hubid=4".to_owned(),
+            dgram("net2-io", "2.sock", "2.out.sock"),
+            "hubport,id=net2-io-port,hubid=4,netdev=net2-io".to_owned(),
+            dgram("net2-out", "2.out.sock", "2.src.sock"),
+            "hubport,id=net2-out-port,hubid=5,netdev=net2-out".to_owned(),
+        ]
+    );
+    let others = (1..=16).filter(|number| *number != 2);
+    let to_others = others.flat_map(|number| {
+        let id = format!("net2-to{number}");
+        [dgram(&id, "2.src.sock", &format!("{number}.sock")), format!("hubport,id={id}-port,hubid=5,netdev={id}")]
+    });
+    assert_eq!(netdevs[6..], to_others.collect::<Vec<_>>());
 }

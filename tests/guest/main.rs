@@ -28,6 +28,7 @@ mod firmware;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod host_programs;
 mod images_in_use;
+mod internal_network;
 #[cfg(target_os = "linux")]
 mod namespaces;
 mod network;

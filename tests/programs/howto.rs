@@ -14,7 +14,7 @@ use crate::common::{KillProcessOnDrop, StopOnDrop, example_path, file_names, to_
 
 /// Where a program runs: a directory with the guest's files. On drop, VMs that the program has left are killed.
 struct Here {
-    _stop: [StopOnDrop; 5],
+    _stop: [StopOnDrop; 7],
     dir: TempDir,
 }
 
@@ -24,8 +24,8 @@ impl Here {
         for name in ["vmlinuz", "initrd.img"] {
             symlink(guest_file(name), dir.path().join(name)).unwrap();
         }
-        let _stop =
-            ["vm", "vms/web", "cloud/vm", "vms/one", "vms/two"].map(|state_dir| StopOnDrop(dir.path().join(state_dir)));
+        let _stop = ["vm", "vms/web", "vms/server", "vms/client", "cloud/vm", "vms/one", "vms/two"]
+            .map(|state_dir| StopOnDrop(dir.path().join(state_dir)));
         Self { _stop, dir }
     }
 
@@ -121,6 +121,15 @@ fn port_reaches_the_echo_server() {
     let output = here.run("port", &[]);
     assert!(output.ends_with("of 127.0.0.1 is port 7 of the guest, which answers: hello\n"), "{output}");
     here.assert_left(&[]);
+}
+
+#[test]
+fn network_connects_two_guests() {
+    let here = Here::new();
+    let output = here.run("network", &[]);
+    assert_eq!(output, "the client received: hello from the server\nthe server's nc exited with code 0\n");
+    assert_eq!(file_names(&here.path().join("vms")), [""; 0]);
+    here.assert_left(&["vms"]);
 }
 
 /// The image is not a distribution's, but boots with UEFI and reads a NoCloud seed like one.

@@ -4,7 +4,9 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use hyperkit::{ConfigError, Disk, HyperKit, Multiboot, Network, PortForward, QcowOptions, Root, Serial};
+use hyperkit::{
+    ConfigError, Disk, HyperKit, InternalNetwork, Multiboot, Network, PortForward, QcowOptions, Root, Serial,
+};
 
 use crate::common::rejection::{
     assert_boots, assert_boots_with, assert_error, modify, only_violation, rejection_by_arguments, rejection_with, rom,
@@ -46,6 +48,31 @@ fn cpu_model_must_have_a_name_and_features() {
         let expected = ConfigError::InvalidCpu { value: cpu.to_owned() };
         assert_eq!(only_violation(qemu(cpu)), expected);
     }
+}
+
+#[test]
+fn internal_network_has_numbers_and_a_short_path() {
+    let qemu = |d: HyperKit| d.hyperkit("qemu-system-x86_64");
+    let network = |dir: &Path, number| InternalNetwork { dir: dir.to_owned(), number };
+    let test_dir = TestDir::new();
+    let longest = path_of(91, &test_dir.dir());
+    for valid in [vec![network(&longest, 1)], vec![network(&longest, 16), network(&test_dir.path("net"), 16)]] {
+        let description = modify(qemu(test_dir.description()), |d| d.internal_networks = valid);
+        description.check().unwrap();
+        description.arguments("").unwrap();
+    }
+    for number in [0, 17, u8::MAX] {
+        let error = rejection_by_arguments(|d| qemu(d).internal_network("net", number));
+        assert_error!(error, ConfigError::InvalidInternalNetwork { reason, .. } if reason.ends_with("1 to 16"));
+    }
+    let error = rejection_by_arguments(|d| qemu(d).internal_network("/net", 1).internal_network("/net", 2));
+    assert_error!(error, ConfigError::InvalidInternalNetwork { path, .. } if path == Path::new("/net"));
+    let error = rejection_by_arguments(|d| qemu(d).internal_network(path_of(92, &test_dir.dir()), 1));
+    assert_error!(error, ConfigError::TooLong { field: "internal_networks", length: 92, limit: 91, .. });
+    let error = rejection_by_arguments(|d| qemu(d).internal_network("/a,b", 1));
+    assert_error!(error, ConfigError::ForbiddenCharacter { field: "internal_networks", .. });
+    let error = rejection_with(&test_dir, "", |d| qemu(d).internal_network(test_dir.path("vmlinuz"), 1));
+    assert_error!(error, ConfigError::NotADirectory { field: "internal_networks", .. });
 }
 
 #[test]

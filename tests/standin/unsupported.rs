@@ -36,6 +36,7 @@ fn features_unsupported_by_hyperkit_are_rejected() {
     assert!(
         matches!(&both[..], [ConfigError::Unsupported { feature, .. }, ConfigError::MissingPrerequisite { .. }] if feature.contains("`root`"))
     );
+    refuse(&|d| d.internal_network("net", 1), "`internal_networks`");
     refuse(&|d| d.vmnet(true).mac("02:00:00:00:00:01"), "MAC address");
     refuse(&|d| d.vmnet(true).tap("tap0").mac("02:00:00:00:00:01"), "MAC address");
 }

@@ -58,6 +58,10 @@ fn pty_logs_and_vsock_require_a_state_directory() {
     let error =
         rejection_by_arguments(|d| without(d.hyperkit("qemu-system-x86_64").console(Console::Stdio).agent(true)));
     assert_error!(error, ConfigError::StateDirRequired { field: "agent" });
+    let error = rejection_by_arguments(|d| {
+        without(d.hyperkit("qemu-system-x86_64").console(Console::Stdio).internal_network("net", 1))
+    });
+    assert_error!(error, ConfigError::StateDirRequired { field: "internal_networks" });
     let serials = [Serial::pty(), Serial::none().log(), Serial::stdio().log()];
     for serial in serials {
         let error = rejection_by_arguments(|d| without(d.serial(serial)));

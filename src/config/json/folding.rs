@@ -29,6 +29,7 @@ pub(super) static DESCRIPTION: Schema = Schema {
         ("virtiofs", &leaf(&[&["path", "tag", "ro"]])),
         ("serials", &leaf(&[&["InteractiveConsole", "LogToRingBuffer", "LogToASL"]])),
         ("port_forwards", &leaf(&[&["protocol", "host", "guest"]])),
+        ("internal_networks", &leaf(&[&["path", "number"]])),
         (
             "multiboot",
             &Schema { keys: &[&["kernel", "modules"]], children: &[("modules", &leaf(&[&["path", "cmdline"]]))] },

@@ -4,8 +4,9 @@ use serde_json::{Map, Value, json};
 
 use crate::config::record::{Home, Record};
 use crate::{
-    Console, Disk, DiskFormat, DiskInterface, FlushMode, HyperKit, Multiboot, MultibootModule, Network, PortForward,
-    Protocol, QcowOptions, Root, SectorSize, Serial, SerialBackend, Share9p, Share9pSource, ShareVirtiofs,
+    Console, Disk, DiskFormat, DiskInterface, FlushMode, HyperKit, InternalNetwork, Multiboot, MultibootModule,
+    Network, PortForward, Protocol, QcowOptions, Root, SectorSize, Serial, SerialBackend, Share9p, Share9pSource,
+    ShareVirtiofs,
 };
 
 fn unknown() -> Map<String, Value> {
@@ -45,6 +46,7 @@ fn every_field() -> HyperKit {
         tap: Some("tap0".to_owned()),
         mac: Some("02:00:00:00:00:01".to_owned()),
         port_forwards: vec![PortForward { protocol: Protocol::Udp, host: 4, guest: 5 }],
+        internal_networks: vec![InternalNetwork { dir: "/net".into(), number: 16 }],
         uuid: Some("uuid".to_owned()),
         disks: vec![disk, overlay],
         isos: vec!["/a.iso".into(), "/b.iso".into()],
@@ -103,7 +105,8 @@ fn every_field() -> HyperKit {
 const FORM: &str = r#"{
 "hyperkit": "/bin/hyperkit", "argv0": "name", "state_dir": "/vm", "vpnkit_sock": "/vpnkit.sock",
 "vpnkit_key": "key", "vpnkit_preferred_ipv4": "192.168.65.10", "vmnet": true, "tap": "tap0",
-"mac": "02:00:00:00:00:01", "port_forwards": [{ "protocol": "udp", "host": 4, "guest": 5 }], "uuid": "uuid",
+"mac": "02:00:00:00:00:01", "port_forwards": [{ "protocol": "udp", "host": 4, "guest": 5 }],
+"internal_networks": [{ "path": "/net", "number": 16 }], "uuid": "uuid",
 "disk": "", "disk_size": 0,
 "disks": [{
     "path": "/d.qcow2", "size": 3, "format": "qcow", "driver": "ahci-hd", "ro": true, "sync": true,

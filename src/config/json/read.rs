@@ -72,6 +72,7 @@ impl<'de> Deserialize<'de> for HyperKit {
             tap: take(from, "tap")?,
             mac: take(from, "mac")?,
             port_forwards: take_or_default(from, "port_forwards")?,
+            internal_networks: take_or_default(from, "internal_networks")?,
             uuid: take(from, "uuid")?,
             disks: disk::read_disks(from)?,
             isos,

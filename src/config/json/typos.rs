@@ -22,6 +22,7 @@ pub(super) const KEYS: &[&str] = &[
     "gdb_port",
     "hyperkit",
     "initrd",
+    "internal_networks",
     "iso",
     "kernel",
     "labels",

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::config::disk::{Disk, DiskFormat};
 use crate::config::{HyperKit, Multiboot, Network, Share9pSource};
-use crate::engine::hyperkit::{NO_ROOT, NO_VIRTIOFS, unsupported, vpnkit};
+use crate::engine::hyperkit::{NO_INTERNAL_NETWORK, NO_ROOT, NO_VIRTIOFS, unsupported, vpnkit};
 use crate::error::ConfigError;
 use crate::plan::kernel_cmdline::with_early_console;
 use crate::plan::serial_ports::{Line, Port, ports};
@@ -100,6 +100,7 @@ fn device_config(description: &HyperKit, device: Device<'_>) -> Result<Option<St
         // `unsupported` refuses these. hyperkit has no virtiofs, and shares no directory by itself.
         Device::Root(_) => return Err(unsupported(NO_ROOT)),
         Device::Virtiofs { .. } => return Err(unsupported(NO_VIRTIOFS)),
+        Device::InternalNetwork(_) => return Err(unsupported(NO_INTERNAL_NETWORK)),
         Device::Iso(image) => format!("ahci-cd,{}", utf8("isos", image)?),
         Device::Random => "virtio-rnd".to_owned(),
         Device::Share(share) => match &share.source {

@@ -49,6 +49,7 @@ const PROGRESS: [&str; 9] = [
 
 const NO_ROOT: &str = "a directory of the host as the guest's root (`root`); use QEMU";
 const NO_VIRTIOFS: &str = "virtiofs (`shares_virtiofs`); use 9p, or QEMU";
+const NO_INTERNAL_NETWORK: &str = "networks between VMs (`internal_networks`); use QEMU";
 /// The host's context identifier on vsock.
 const HOST_CID: u32 = 2;
 
@@ -99,6 +100,7 @@ impl EngineDriver for Driver {
             (description.root != Root::Initrd, NO_ROOT),
             (description.has_overlays(), "an overlay of an image (`disks`); use QEMU"),
             (!description.shares_virtiofs.is_empty(), NO_VIRTIOFS),
+            (!description.internal_networks.is_empty(), NO_INTERNAL_NETWORK),
             (has_foreign_mac, "a MAC address for a card that is not a tap (`mac`); that of vmnet follows from `uuid`"),
         ]
         .into_iter()

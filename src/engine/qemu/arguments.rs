@@ -7,6 +7,7 @@ use std::path::Path;
 
 use crate::config::disk::{Disk, DiskFormat, DiskInterface};
 use crate::config::{HyperKit, Multiboot, Network};
+use crate::engine::qemu::internal_network;
 use crate::engine::qemu::limits::shared_dir;
 use crate::engine::qemu::network::{VMNET, forwards, subnet};
 use crate::engine::qemu::{virtiofs, vsock_device};
@@ -162,6 +163,13 @@ impl Arguments {
                 // Without an id, QEMU sends no event when the guest opens the port.
                 let port = format!("bus=agent-bus.0,nr=1,chardev={AGENT_CHARDEV},name={PORT_NAME},id=agent0");
                 self.add("-device", format!("virtserialport,{port}"));
+            }
+            Device::InternalNetwork(network) => {
+                for netdev in internal_network::arguments(network, slot)? {
+                    self.add("-netdev", netdev);
+                }
+                let mac = network.mac();
+                self.add("-device", format!("virtio-net-pci,netdev=net{slot},{at},romfile=,mac={mac}"));
             }
         }
         Ok(())

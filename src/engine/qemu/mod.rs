@@ -3,6 +3,7 @@
 mod arguments;
 mod events;
 mod host;
+mod internal_network;
 mod limits;
 mod names;
 mod network;
@@ -139,16 +140,18 @@ impl EngineDriver for Driver {
         events: Option<&UnixStream>,
         timeout: Duration,
     ) -> Result<()> {
-        const COMMANDS: [&str; 2] = ["cont", "system_powerdown"];
+        let mut requests = internal_network::set_link_requests(hypervisor.description, true)?;
+        requests.extend(["cont", "system_powerdown"].map(|command| (command, json!({}))));
         let state = hypervisor.state.ok_or(ConfigError::StateDirRequired { field: "shutdown" })?;
         let socket = state.file(EVENTS_SOCKET);
         if let Some(mut events) = events {
-            let requests = COMMANDS.map(|name| format!("{}\n", json!({ "execute": name }))).concat();
-            let sent = events.set_write_timeout(Some(timeout)).and_then(|()| events.write_all(requests.as_bytes()));
+            let line = |(name, arguments)| format!("{}\n", json!({ "execute": name, "arguments": arguments }));
+            let lines: String = requests.into_iter().map(line).collect();
+            let sent = events.set_write_timeout(Some(timeout)).and_then(|()| events.write_all(lines.as_bytes()));
             return sent.map_err(Error::io("write to", socket));
         }
         let mut events = Qmp::connect(&socket, hypervisor.pid, timeout)?;
-        COMMANDS.iter().try_for_each(|command| events.execute(command).map(drop))
+        execute_all(&mut events, requests)
     }
 
     fn control(
@@ -158,12 +161,19 @@ impl EngineDriver for Driver {
         _: &dyn Fn(Signal) -> Result<()>,
         timeout: Duration,
     ) -> Result<()> {
-        let command = match control {
-            Control::PressPowerButton => "system_powerdown",
-            Control::Pause => "stop",
-            Control::Resume => "cont",
-        };
-        qmp(hypervisor, control.call(), timeout)?.execute(command).map(drop)
+        let mut qmp = qmp(hypervisor, control.call(), timeout)?;
+        match control {
+            Control::PressPowerButton => qmp.execute("system_powerdown").map(drop),
+            // In this order, a program that is killed in between leaves no running VM without a network.
+            Control::Pause => {
+                qmp.execute("stop")?;
+                execute_all(&mut qmp, internal_network::set_link_requests(hypervisor.description, false)?)
+            }
+            Control::Resume => {
+                execute_all(&mut qmp, internal_network::set_link_requests(hypervisor.description, true)?)?;
+                qmp.execute("cont").map(drop)
+            }
+        }
     }
 
     fn is_paused(&self, hypervisor: Hypervisor<'_>, timeout: Duration) -> Result<Option<bool>> {
@@ -208,6 +218,14 @@ impl EngineDriver for Driver {
         true
     }
 
+    fn receives_frames_at(&self, command: &[OsString], socket: &Path) -> bool {
+        internal_network::receives_frames_at(command, socket)
+    }
+
+    fn is_progress(&self, line: &str) -> bool {
+        line.contains(internal_network::HUB_WARNING)
+    }
+
     fn low_memory(&self, memory_mib: u64) -> LowMemory {
         limits::low_memory(memory_mib)
     }
@@ -250,6 +268,10 @@ fn has_no_descriptors(error: &Error) -> bool {
 fn qmp(hypervisor: Hypervisor<'_>, call: &'static str, timeout: Duration) -> Result<Qmp> {
     let state = hypervisor.state.ok_or(ConfigError::StateDirRequired { field: call })?;
     Qmp::connect(&state.file(QMP_SOCKET), hypervisor.pid, timeout)
+}
+
+fn execute_all(qmp: &mut Qmp, requests: Vec<internal_network::Request>) -> Result<()> {
+    requests.into_iter().try_for_each(|(command, arguments)| qmp.execute_with(command, arguments).map(drop))
 }
 
 /// Reads a line of QEMU's table of forwarded ports: protocol, descriptor, address, port, address, port.
