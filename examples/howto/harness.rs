@@ -7,8 +7,12 @@
 
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use hyperkit::{Console, Disk, Disks, HyperKit, ScopedVm};
+
+/// How long a guest may take to boot, and a program in it to run. An emulated guest on a busy host is slow.
+pub const TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Returns the description that the VMs of all tests start from.
 pub fn template() -> HyperKit {
@@ -20,7 +24,7 @@ pub fn template() -> HyperKit {
     if let Some(program) = std::env::var_os("VM_HYPERVISOR") {
         template = template.hyperkit(program);
     }
-    template.disk(Disk::in_state_dir(16)).console(Console::Pty)
+    template.agent(true).disk(Disk::in_state_dir(16)).console(Console::Pty)
 }
 
 /// The VM of a test. On drop, the VM is killed and its state directory is deleted.
@@ -40,6 +44,15 @@ impl TestVm {
                 panic!("cannot start the VM {name}: {error:#}")
             }
         }
+    }
+
+    /// Runs a program in the guest, which has to succeed, and returns what it prints. Waits until the guest has booted.
+    pub fn run(&self, program: &str, args: &[&str]) -> String {
+        let output = self.command(program).args(args).agent_timeout(TIMEOUT).timeout(TIMEOUT).output();
+        let output = output.unwrap_or_else(|error| panic!("cannot run {program} in the guest: {error:#}"));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{program} in the guest {}: {stderr}", output.status);
+        String::from_utf8(output.stdout).unwrap()
     }
 }
 

@@ -25,12 +25,22 @@
 //! busy host. The timeouts are long, since an emulated guest on a busy host may need a minute to boot.
 //!
 //! # Test in a VM
-//! Start each test's VM with [`start_scoped`](crate::HyperKit::start_scoped): it is killed when the test returns or panics, and
-//! when the test process ends, also by `^C` or SIGKILL. Give each test a state directory and disks of its own; then tests run in
-//! parallel. Copy both files below: the tests to `tests/vm/main.rs` in your crate, the harness to `tests/vm/harness.rs`. The
+//! With the harness below, a test that starts a VM and runs a program in it has five lines, as `guest_sees_its_vcpus` does. The harness's
+//! `run` waits until the guest has booted, by [`agent_timeout`](crate::GuestCommand::agent_timeout), and fails the test if the program
+//! fails. For anything else, such as a status or a stream, the harness's VM has all methods of [`Vm`](crate::Vm):
+//! [`command`](crate::Vm::command), [`copy_in`](crate::Vm::copy_in), [`shutdown`](crate::Vm::shutdown).
+//!
+//! | what | how |
+//! |---|---|
+//! | tests run in parallel | Each test has a VM with a state directory and disks of its own. |
+//! | a test returns, fails or panics | The VM is killed, and its state directory is deleted. |
+//! | a test fails | The message has the guest's console and the hypervisor's output. |
+//! | `^C`, SIGTERM, SIGHUP or SIGKILL ends the test process | The VMs are killed, by [`start_scoped`](crate::HyperKit::start_scoped). Their state directories stay in `target/tmp/vms`, and the next run of the test deletes them. |
+//! | a program in the guest hangs | It is killed after its [`timeout`](crate::GuestCommand::timeout), and the test fails. |
+//!
+//! Copy both files below: the tests to `tests/vm/main.rs` in your crate, the harness to `tests/vm/harness.rs`. The
 //! harness reads the paths of kernel and initrd from two variables. The files of `target/guest` in the repository will do:
-//! `VM_KERNEL=…/vmlinuz VM_INITRD=…/initrd.img cargo test -- --test-threads=4`. After `^C` the VMs are gone, but the state
-//! directories stay in `target/tmp/vms` until the next run deletes them.
+//! `VM_KERNEL=…/vmlinuz VM_INITRD=…/initrd.img cargo test -- --test-threads=4`.
 #![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/vm_tests.rs"), "```"))]
 //! The harness:
 #![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/harness.rs"), "```"))]

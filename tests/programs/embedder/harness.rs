@@ -20,8 +20,18 @@ fn failing_tests(test_dir: &TestDir) -> Command {
     tests
 }
 
+/// Lets a test program boot the guest in QEMU.
+fn with_guest(tests: &mut Command) -> &mut Command {
+    tests.env("VM_HYPERVISOR", "qemu-system-x86_64").stdin(Stdio::null());
+    tests.env("VM_KERNEL", guest::guest_file("vmlinuz")).env("VM_INITRD", guest::guest_file("initrd.img"))
+}
+
 fn run_ignored(test: &str) -> (Output, String) {
-    let output = failing_tests(&TestDir::new()).args(["--ignored", "--exact", test]).output().unwrap();
+    run_with(failing_tests(&TestDir::new()), test)
+}
+
+fn run_with(mut tests: Command, test: &str) -> (Output, String) {
+    let output = tests.args(["--ignored", "--exact", test]).output().unwrap();
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(stdout.contains("running 1 test"), "{stdout}");
     (output, stdout)
@@ -33,13 +43,10 @@ fn state_dir(name: &str) -> PathBuf {
 
 #[test]
 fn tests_pass_in_parallel_and_leave_nothing() {
-    let mut tests = Command::new(program("vm_tests"));
-    tests.env("VM_HYPERVISOR", "qemu-system-x86_64").stdin(Stdio::null());
-    tests.env("VM_KERNEL", guest::guest_file("vmlinuz")).env("VM_INITRD", guest::guest_file("initrd.img"));
-    let output = tests.arg("--test-threads=3").output().unwrap();
+    let output = with_guest(&mut Command::new(program("vm_tests"))).arg("--test-threads=3").output().unwrap();
     let stdout = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && stdout.contains("3 passed"), "{output:?}");
-    for name in ["vcpus", "disk-0", "disk-1", "power-button"] {
+    assert!(output.status.success() && stdout.contains("4 passed"), "{output:?}");
+    for name in ["vcpus", "disk-0", "disk-1", "copy", "power-button"] {
         assert!(!state_dir(name).exists(), "{name}");
     }
 }
@@ -55,6 +62,24 @@ fn failed_test_shows_the_console_and_leaves_nothing() {
     }
     assert!(!state_dir("fails").exists());
     assert_eq!(hypervisors_in(&state_dir("fails")), [0_u32; 0]);
+}
+
+#[test]
+fn failed_program_in_the_guest_shows_its_error_and_the_console() {
+    let mut tests = Command::new(program("failing_tests"));
+    with_guest(&mut tests);
+    let (output, stdout) = run_with(tests, "fails_in_the_guest");
+    assert!(!output.status.success());
+    let (_, message) = stdout.split_once("---- fails_in_the_guest stdout ----").expect("the test has failed");
+    for text in [
+        "ls in the guest exited with code 1: ls: /no-such-file: No such file or directory",
+        "console:\n",
+        "hypervisor:\n",
+    ] {
+        assert!(message.contains(text), "no {text:?} in {stdout}");
+    }
+    assert!(!state_dir("fails-in-the-guest").exists());
+    assert_eq!(hypervisors_in(&state_dir("fails-in-the-guest")), [0_u32; 0]);
 }
 
 #[test]
