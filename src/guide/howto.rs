@@ -140,7 +140,7 @@
 //! rename cards; then search the MAC address in `/sys/class/net/*/address`.
 //!
 //! Every frame reaches every VM of the network, as on an Ethernet hub. A frame that a VM does not read in time is lost: TCP sends it again.
-//! While a VM is [paused](crate::Vm::pause), its frames are lost, too. If something else stops a VM, such as a debugger
+//! While a VM is [paused](crate::Vm::pause), frames to it are lost, too; [`resume`](crate::Vm::resume) connects it again. If something else stops a VM, such as a debugger
 //! ([`gdb_port`](crate::HyperKit::gdb_port)) or SIGSTOP, each QEMU that sends to this VM uses a whole CPU of the host until the VM goes on.
 #![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/network.rs"), "```"))]
 //! # ssh into a cloud image

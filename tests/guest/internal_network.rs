@@ -163,7 +163,7 @@ fn frames_go_to_each_vm_once_and_not_outside() {
     // The guest's card with NAT has an address and reaches the gateway.
     let printed = shell(&first, "until ip -4 addr show | grep -q 10.0.2.15; do sleep 0.2; done; ping -c 1 10.0.2.2");
     assert!(printed.contains("1 packets received"), "{printed}");
-    // A broadcast comes back from nowhere, and arrives everywhere once.
+    // Each broadcast arrives once, and does not come back.
     assert_eq!(answered(&first, 2), 3);
     shell(&first, "ping -c 4 -W 1 -p 5a 10.9.8.255");
     // The other guest reaches neither the DHCP server nor the gateway of the first one's NAT.
