@@ -1,15 +1,15 @@
 //! Disks whose writes go to an overlay of their image.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
-use hyperkit::{Disk, Disks, Error, Exit, HyperKit, QcowOptions, ShutdownOutcome};
+use hyperkit::{Disk, Disks, Exit, HyperKit, ShutdownOutcome};
 use rustix::process::{Signal, kill_process};
 
 use crate::common::guest::{BOOT_TIMEOUT, QUIET_CMDLINE, description_in, guest_file, open_shell, run_in_guest};
 use crate::common::tools::run_tool;
-use crate::common::{StopOnDrop, example_path, file_names, to_pid, wait_until};
+use crate::common::{StopOnDrop, example_path, file_names, to_pid};
 
 const MIB: usize = 1 << 20;
 /// Not a multiple of a sector.
@@ -145,6 +145,12 @@ fn next_start_begins_with_the_base_again() {
 #[cfg(target_os = "linux")]
 #[test]
 fn base_in_use_has_no_writer() {
+    use std::path::Path;
+
+    use hyperkit::{Error, QcowOptions};
+
+    use crate::common::wait_until;
+
     for format in ["raw", "qcow2"] {
         let site = Site::new(format);
         let vm = site.description("a").start(QUIET_CMDLINE).unwrap();
