@@ -88,3 +88,19 @@ fn encoded(bytes: &[u8]) -> String {
     }
     encoded
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The words name the paths of the start. A state directory with a share in it may have been moved since.
+    #[test]
+    fn words_of_other_paths_are_removed_from_the_beginning_of_a_line() {
+        let description = HyperKit::new().root(Root::Host).share_dir("/new/share", "share");
+        let line = "hyperkit.root=hyperkit-root hyperkit.mount=share,/old/share quiet hyperkit.root=kept";
+        assert_eq!(without_root(&description, line), "quiet hyperkit.root=kept");
+        assert_eq!(without_root(&description, &with_root(&description, "quiet")), "quiet");
+        assert_eq!(without_root(&description, &with_root(&description, "")), "");
+        assert_eq!(without_root(&HyperKit::new(), line), line);
+    }
+}
