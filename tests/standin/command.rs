@@ -256,3 +256,16 @@ fn killed_vm_fails_the_commands_with_its_exit() {
     });
     drop(UnixStream::connect(guest.doorbell()).unwrap_err());
 }
+
+/// A hypervisor that exits refuses connections, and a command then waits up to 5 s for the exit.
+#[test]
+fn error_that_cannot_mean_the_exit_of_the_vm_is_returned_at_once() {
+    let guest = Guest::start("");
+    let socket = guest.test_dir.path("vm/connect");
+    fs::remove_file(&socket).unwrap();
+    std::os::unix::fs::symlink("connect", &socket).unwrap(); // ELOOP
+    let begun = Instant::now();
+    let error = guest.command("true").status().unwrap_err();
+    assert!(matches!(&error, Error::Io { action: "connect to", .. }), "{error:?}");
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
