@@ -94,7 +94,7 @@ fn describe(error: &Error) -> String {
 
 /// The part that `list` and `show` have in common.
 fn summary(description: &HyperKit, vm: Option<&Vm>) -> Value {
-    json!({
+    let mut summary = json!({
         "dir": description.state_dir,
         "state": state(vm),
         "running": vm.is_some(),
@@ -102,8 +102,11 @@ fn summary(description: &HyperKit, vm: Option<&Vm>) -> Value {
         "engine": description.hyperkit.as_ref().map(|program| Engine::of(program).to_string()),
         "cpus": description.cpus,
         "memory": description.memory_mib,
-        "labels": description.labels,
-    })
+    });
+    if !description.labels.is_empty() {
+        summary["labels"] = json!(description.labels);
+    }
+    summary
 }
 
 /// The state in a word: also whether the VM is paused, if the engine reports it.
