@@ -21,7 +21,7 @@ Sets up what the examples need. It says what it will do before it does it, and d
     execute the host's programs.
   - On macOS it installs QEMU with Homebrew. The guest has to be made on Debian or Ubuntu, and target/guest/ to be copied.
 
-  --tests   also what the tests need: genisoimage, qemu-utils, ovmf and strace (17 MB); vhost-device-vsock, which Cargo builds in
+  --tests   also what the tests need: genisoimage, qemu-utils, ovmf, strace and python3 (47 MB); vhost-device-vsock, which Cargo builds in
             target/tools/ in a minute (to use vsock outside of the tests, put target/tools/bin on your PATH); and a disk
             image of Debian that answers ssh, made in target/cloud-image/ from 150 MB of packages in two minutes.
   --guest DIR  makes the guest in DIR instead of target/guest/, for an installed exec: in ~/.local/share/hyperkit/guest
@@ -123,6 +123,7 @@ find_missing() {
         have qemu-img || lacks 4 qemu-utils
         [ -e /usr/share/ovmf/OVMF.fd ] || lacks 10 ovmf
         have strace || lacks 2 strace
+        have python3 || lacks 30 python3 # a program of the host that tests execute in a guest
         # Debian 12 has it in QEMU's package.
         if have qemu-system-x86_64 && ! have virtiofsd &&
             ! [ -x /usr/libexec/virtiofsd ] && ! [ -x /usr/lib/qemu/virtiofsd ]; then

@@ -48,8 +48,10 @@ fn command_that_kills_its_supervisor_is_killed_with_its_descendants() {
     // A process that a finished command has left is no descendant of the one that is killed.
     let left = guest.shell("setsid sleep 1001 >/dev/null 2>&1 & echo $!").output().unwrap().stdout;
     let left = read_pids(&mut &left[..], 1)[0];
-    let mut child =
-        guest.shell("setsid sleep 1002 & sleep 1003 & echo $! $$; kill -9 $PPID; sleep 1004").spawn().unwrap();
+    // The supervisor is killed after it has reported that the program runs.
+    let script = "read line; setsid sleep 1002 & sleep 1003 & echo $! $$; kill -9 $PPID; sleep 1004";
+    let mut child = guest.shell(script).stdin_piped().spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"\n").unwrap();
     let pids = read_pids(child.stdout.as_mut().unwrap(), 2);
     assert_eq!(child.wait().unwrap(), GuestStatus::Killed(9));
     wait_until("they were killed", || !pids.iter().copied().any(is_running));
