@@ -334,7 +334,14 @@ fn ctl_finds_and_removes_what_sigkill_leaves() {
 #[test]
 fn vm_that_exits_while_the_program_runs_is_125() {
     let host = HostExec::new();
-    let output = host.run(&["--", "sh", "-c", "echo before; echo o >/proc/sysrq-trigger; sleep 1000"]);
-    assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(125), "before\n"), "{output:?}");
+    let script = "echo before; read line; echo o >/proc/sysrq-trigger; sleep 1000";
+    let mut exec = host.command(&["--", "sh", "-c", script]).stdin(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(exec.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "before\n");
+    exec.stdin.take().unwrap().write_all(b"\n").unwrap();
+    let output = exec.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(125), "{output:?}");
     assert!(text(&output.stderr).starts_with("exec: the VM powered off while the program ran; "), "{output:?}");
+    host.assert_nothing_left();
 }
