@@ -9,7 +9,7 @@ use std::path::Path;
 use rustix::fs::{Access, access};
 
 use crate::config::HyperKit;
-use crate::config::disk::{DiskFormat, QcowOptions, bytes, is_overlay_name};
+use crate::config::disk::{DiskFormat, QcowOptions, bytes};
 use crate::config::file_url::is_url;
 use crate::error::ConfigError;
 use crate::plan::text::valid_path;
@@ -84,12 +84,7 @@ pub(super) fn check_images(description: &HyperKit, found: &mut Violations) {
             }
             let action = found.collect(DiskAction::plan(disk, &path).and_then(|action| {
                 let is_in_state_dir = path.parent() == description.state_dir.as_deref();
-                let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
                 match action {
-                    _ if is_in_state_dir && is_overlay_name(name) => {
-                        let reason = "an overlay of this VM, which a start deletes; copy it to another name";
-                        Err(ConfigError::inaccessible("disks", &path, &io::Error::other(reason)))
-                    }
                     // The description did not choose the file that a link in the state directory leads to.
                     DiskAction::Grow { .. } if is_in_state_dir && path.is_symlink() => {
                         let reason = "a symlink in the state directory, whose image is not grown; set the image's path";

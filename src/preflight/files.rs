@@ -19,6 +19,7 @@ use crate::plan::validate::{Violations, check_module_path};
 use crate::preflight::disks::check_images;
 use crate::preflight::kernel::{self, KernelFormat};
 use crate::preflight::multiboot::{check_multiboot_fits, multiboot_end};
+use crate::preflight::own_files::check_inputs_are_kept;
 use crate::state::JSON_FILE;
 use crate::sys::file::{nonzero_length, open};
 use crate::sys::path::canonical;
@@ -53,6 +54,7 @@ pub(super) fn check_files(description: &HyperKit, found: &mut Violations) {
         found.extend(check_multiboot(description, multiboot, ""));
     }
     check_images(description, found);
+    check_inputs_are_kept(description, found);
 }
 
 /// Checks that the kernel command line, with its final NUL, fits into the space that the kernel reserves for it. The command line of

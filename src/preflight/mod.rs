@@ -11,6 +11,7 @@ pub(crate) mod image_lock;
 pub(crate) mod kernel;
 pub(crate) mod multiboot;
 pub(crate) mod overlay;
+mod own_files;
 pub(crate) mod qcow2_header;
 
 use std::path::Path;

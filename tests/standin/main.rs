@@ -49,6 +49,7 @@ mod moved;
 mod namespaces;
 mod network;
 mod overlays;
+mod own_files;
 mod process_identity;
 mod qemu_options;
 mod reattach;
