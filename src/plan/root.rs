@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use crate::config::{HyperKit, Root, Share9pSource};
-use crate::sys::path::clean;
+use crate::sys::path::{canonical, clean};
 
 /// The mount tag of the root directory.
 pub(crate) const ROOT_TAG: &str = "hyperkit-root";
@@ -70,7 +70,11 @@ fn path_in_guest(root: &Root, path: &Path) -> Option<PathBuf> {
         Root::Initrd => return None,
         // The guest resolves symlinks and `..` as the host does.
         Root::Host => path.strip_prefix("/").ok()?.to_owned(),
-        Root::Dir(dir) => clean(path).strip_prefix(clean(dir)).ok()?.to_owned(),
+        // A symlink may lead to the root or to the shared directory.
+        Root::Dir(dir) => match clean(path).strip_prefix(clean(dir)) {
+            Ok(inside) => inside.to_owned(),
+            Err(_) => canonical(path).strip_prefix(canonical(dir)).ok()?.to_owned(),
+        },
     };
     (!inside.as_os_str().is_empty()).then(|| Path::new("/").join(inside))
 }
@@ -92,6 +96,24 @@ fn encoded(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn share_inside_of_the_root_is_mounted_by_whatever_paths_the_two_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        std::fs::create_dir_all(path("root/in/side")).unwrap();
+        std::os::unix::fs::symlink("root", path("link")).unwrap();
+        std::os::unix::fs::symlink("root/in/side", path("share")).unwrap();
+        for root in ["root", "link", "root/in/.."] {
+            for share in ["root/in/side", "link/in/side", "share", "link/../root/in/side"] {
+                let description = HyperKit::new().root(Root::Dir(path(root))).share_dir(path(share), "tag");
+                let expected = "hyperkit.root=hyperkit-root hyperkit.mount=tag,/in/side ";
+                assert_eq!(words(&description), expected, "{root} {share}");
+            }
+        }
+        let outside = HyperKit::new().root(Root::Dir(path("root"))).share_dir(dir.path(), "tag");
+        assert_eq!(words(&outside), "hyperkit.root=hyperkit-root ");
+    }
 
     /// The words name the paths of the start. A state directory with a share in it may have been moved since.
     #[test]

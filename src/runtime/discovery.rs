@@ -2,7 +2,6 @@
 
 use std::cell::OnceCell;
 use std::ffi::OsStr;
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -14,7 +13,7 @@ use crate::engine::pid_file;
 use crate::error::{Error, Result};
 use crate::process::{Process, ProcessInfo, identity, is_in_another_pid_namespace, list_all, query};
 use crate::state::{JSON_FILE, LOG_FILE, Lock, PID_FILE, StateDir};
-use crate::sys::file::{inode, inode_and_change_time, open_regular};
+use crate::sys::file::{inode, inode_and_change_time, open_dir, open_regular};
 use crate::sys::lock::{is_locked, unlock};
 use crate::sys::path::canonical;
 
@@ -166,7 +165,7 @@ impl StateDir {
         if self.file(PID_FILE).symlink_metadata().is_err_and(|error| is_missing(&error)) {
             return Ok(());
         }
-        let dir = match File::open(self.path()) {
+        let dir = match open_dir(self.path()) {
             Err(error) if is_missing(&error) => return Ok(()),
             dir => dir.map_err(Error::cannot_tell(Some(self.path())))?,
         };

@@ -15,7 +15,7 @@ use crate::engine::receives_frames_at;
 use crate::error::{Error, Result};
 use crate::preflight::files::check_network_dir;
 use crate::process::list_all;
-use crate::sys::file::remove_file;
+use crate::sys::file::{open_dir, remove_file};
 use crate::sys::lock::{open_locked, unlock};
 use crate::sys::unix_socket::{is_stale, remove_stale_socket};
 
@@ -40,7 +40,7 @@ impl NetworkNumber {
         let mut taken = Self { network: network.clone(), socket: None, created: missing };
         let mut builder = DirBuilder::new();
         builder.recursive(true).mode(0o700);
-        let create = || builder.create(dir).and_then(|()| File::open(dir));
+        let create = || builder.create(dir).and_then(|()| open_dir(dir));
         let _lock = open_locked(dir, create).map(DirLock).map_err(Error::io("create and lock", dir))?;
         // Another program may have created the directory since the description was checked.
         check_network_dir(dir)?;
@@ -82,7 +82,7 @@ pub(super) fn give_back_all(description: &HyperKit) -> Result<()> {
 
 fn give_back(network: &InternalNetwork) -> Result<()> {
     let dir = &network.dir;
-    let _lock = match open_locked(dir, || File::open(dir)) {
+    let _lock = match open_locked(dir, || open_dir(dir)) {
         Err(error) if [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&error.kind()) => return Ok(()),
         locked => locked.map(DirLock).map_err(Error::io("lock", dir))?,
     };

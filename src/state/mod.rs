@@ -12,7 +12,7 @@ use crate::config::file_url::is_url;
 use crate::config::record::{Home, Record};
 use crate::config::{Console, HyperKit, Network};
 use crate::error::{Error, Result};
-use crate::sys::file::{check_file_size_limit, read_at_most, remove_file};
+use crate::sys::file::{check_file_size_limit, open_dir, read_at_most, remove_file};
 use crate::sys::lock::{open_locked, open_locked_within, unlock};
 use crate::sys::path::{canonical, clean};
 
@@ -98,14 +98,14 @@ impl StateDir {
     pub fn create_and_lock(&self) -> Result<Lock> {
         let mut builder = DirBuilder::new();
         builder.recursive(true).mode(0o700);
-        let create = || builder.create(&self.0).and_then(|()| File::open(&self.0));
+        let create = || builder.create(&self.0).and_then(|()| open_dir(&self.0));
         open_locked(&self.0, create).map(Lock).map_err(Error::io("create and lock", &self.0))
     }
 
     /// Waits for the lock. The directory itself is locked, so no lock file is left. `None` if there is no directory, or
     /// if it is removed meanwhile.
     pub fn lock(&self) -> Result<Option<Lock>> {
-        match open_locked(&self.0, || File::open(&self.0)) {
+        match open_locked(&self.0, || open_dir(&self.0)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             locked => locked.map(|dir| Some(Lock(dir))).map_err(Error::io("lock", &self.0)),
         }
@@ -113,7 +113,7 @@ impl StateDir {
 
     /// Like [`lock`](Self::lock), but waits only a moment. `None` also if another program or thread keeps the lock.
     pub fn try_lock(&self) -> Result<Option<Lock>> {
-        match open_locked_within(TRY_LOCK_TIMEOUT, &self.0, || File::open(&self.0)) {
+        match open_locked_within(TRY_LOCK_TIMEOUT, &self.0, || open_dir(&self.0)) {
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::TimedOut) => Ok(None),
             locked => locked.map(|dir| Some(Lock(dir))).map_err(Error::io("lock", &self.0)),
         }

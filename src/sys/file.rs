@@ -94,6 +94,11 @@ pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
     if file.metadata()?.is_file() { Ok(file) } else { Err(not_a_file()) }
 }
 
+/// Opens a directory, to lock it. Anything else is an error: opening a FIFO in its place would block.
+pub(crate) fn open_dir(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(OFlags::DIRECTORY.bits() as i32).open(path)
+}
+
 /// Reads a regular file of at most `limit` bytes.
 pub(crate) fn read_at_most(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let file = open_regular(path)?;
@@ -110,6 +115,15 @@ pub(crate) fn read_at_most(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn fifo_in_place_of_a_directory_is_an_error_and_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        assert_eq!(open_dir(&fifo).unwrap_err().kind(), io::ErrorKind::NotADirectory);
+        open_dir(dir.path()).unwrap();
+    }
 
     #[test]
     fn only_regular_files_up_to_the_limit_are_read() {

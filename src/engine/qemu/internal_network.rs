@@ -18,7 +18,8 @@
 //! the guest has not set up takes no frames, and QEMU would stop to read. The drain, a port without a peer, takes all of them. A
 //! paused VM reads nothing: [`set_link_requests`].
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -28,6 +29,7 @@ use crate::config::internal_network::InternalNetwork;
 use crate::error::ConfigError;
 use crate::plan::slots::{Device, layout};
 use crate::plan::text::utf8;
+use crate::sys::path::canonical;
 
 /// What QEMU prints about hubs that are not built in the usual way.
 pub(super) const HUB_WARNING: &str = "warning: hub ";
@@ -57,11 +59,17 @@ pub(super) fn arguments(network: &InternalNetwork, slot: u8) -> Result<Vec<Strin
     Ok(netdevs)
 }
 
-/// Whether QEMU with this command line receives the frames of other VMs at this socket. The path of the socket to which it sends them
-/// is the end of another word.
+/// Whether QEMU with this command line receives the frames of other VMs at this socket, by whatever path it names the network's
+/// directory. The path of the socket to which it sends them has another name.
 pub(super) fn receives_frames_at(command: &[OsString], socket: &Path) -> bool {
-    let local = [b"local.path=", socket.as_os_str().as_encoded_bytes(), b","].concat();
-    command.iter().any(|word| word.as_encoded_bytes().windows(local.len()).any(|part| part == local))
+    let dir = |path: &Path| path.parent().map(canonical);
+    let is_socket = |path: &Path| {
+        path == socket || (path.file_name() == socket.file_name() && path.is_absolute() && dir(path) == dir(socket))
+    };
+    let options = command.iter().flat_map(|word| word.as_bytes().split(|byte| *byte == b','));
+    options
+        .filter_map(|option| option.strip_prefix(b"local.path="))
+        .any(|path| is_socket(Path::new(OsStr::from_bytes(path))))
 }
 
 fn io_id(slot: u8) -> String {
@@ -76,4 +84,28 @@ pub(super) type Request = (&'static str, Value);
 pub(super) fn set_link_requests(description: &HyperKit, up: bool) -> Result<Vec<Request>, ConfigError> {
     let networks = layout(description)?.into_iter().filter(|(_, device)| matches!(device, Device::InternalNetwork(_)));
     Ok(networks.map(|(slot, _)| ("set_link", json!({ "name": io_id(slot), "up": up }))).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A symlink may lead to the network's directory.
+    #[test]
+    fn vm_receives_frames_at_its_own_socket_by_any_path_of_the_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        std::fs::create_dir(path("net")).unwrap();
+        std::os::unix::fs::symlink("net", path("link")).unwrap();
+        for (vm, other) in [("net", "link"), ("link", "net"), ("net", "net"), ("gone", "gone")] {
+            let network = InternalNetwork::new(path(vm), 1);
+            let command: Vec<OsString> = arguments(&network, 3).unwrap().into_iter().map(Into::into).collect();
+            let receives = |number| receives_frames_at(&command, &InternalNetwork::new(path(other), number).socket());
+            assert!(receives(1), "{vm} {other}");
+            assert!(!receives(2) && !receives(16), "{vm} {other}");
+        }
+        let elsewhere = InternalNetwork::new(path("elsewhere"), 1).socket();
+        let command = arguments(&InternalNetwork::new(path("net"), 1), 3).unwrap();
+        assert!(!receives_frames_at(&command.into_iter().map(Into::into).collect::<Vec<_>>(), &elsewhere));
+    }
 }
