@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, IsTerminal, Write, stderr, stdin, stdout};
+use std::io::{self, IsTerminal, Read, Write, stderr, stdin, stdout};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +16,7 @@ use crate::command_line::Options;
 use crate::shell::quoted;
 use crate::signals::EndingSignal;
 use crate::unread::when_unread;
-use crate::{Ended, cpio, guest};
+use crate::{Ended, cpio, guest, regular_file};
 
 const BEGIN: &str = "exec: begin";
 
@@ -115,7 +115,9 @@ fn initrd_for(command: &[OsString], end: &str, guest_initrd: &Path) -> Result<Ve
     let path = Path::new(program);
     let name = path.file_name().ok_or_else(|| format!("not the path of a program: {path:?}"))?;
     let name = name.to_str().ok_or_else(|| format!("the name of the program is not valid UTF-8: {name:?}"))?;
-    let content = fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let mut content = Vec::new();
+    let read = regular_file::open(path).and_then(|mut file| file.read_to_end(&mut content));
+    read.map_err(|error| format!("{}: {error}", path.display()))?;
     runs_alone(&content).map_err(|why| format!("{}: {why}", path.display()))?;
     let mut initrd = fs::read(guest_initrd)?;
     let run = [b"#!/bin/sh\ncd /exec/bin\nexec ./", &quoted(OsStr::new(name))[..]].concat();

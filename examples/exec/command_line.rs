@@ -39,7 +39,7 @@ The program can read what exec may read. What it writes is lost, except in DIR.
 The exit status is that of the program, 128 plus the number of the signal if a signal killed the program or exec, 124 after
 --timeout, 125 if the program could not be run, 141 if nobody reads the output any more, and 2 if the command line is wrong.
 With several kernels it is that of the first run that failed. The VM ends with exec, also if exec is killed. Only SIGKILL
-leaves its state directory, which `ctl list` shows and `ctl rm` deletes.
+leaves its state directory, which `ctl list` shows and `ctl rm` deletes. The next run deletes one that is empty.
 
 Without --host-root, the program is a statically linked one, or a script for /bin/sh. Without --child, it is process 1 of
 the guest. Linux does not deliver to process 1 signals that it does not handle, not even those that it sends to itself. With

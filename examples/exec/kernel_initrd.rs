@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 use std::error::Error;
 use std::fs::{self, File};
-use std::io::{BufRead, Read, Write};
+use std::io::{self, BufRead, Read, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::cpio;
+use crate::{cpio, regular_file};
 
 /// The modules that the agent loads, in this order. What a kernel has built in has no file.
 const MODULES: &str = include_str!("../guest/root-modules");
@@ -67,7 +67,7 @@ pub fn for_kernel(kernel: &Path, guest_kernel: &Path, agent: &Path) -> Result<Op
 
 /// The release of a kernel, as `uname -r` prints it; `None` if the file is no Linux kernel.
 fn release(kernel: &Path) -> Option<String> {
-    let mut file = File::open(kernel).ok()?;
+    let mut file = regular_file::open(kernel).ok()?;
     let mut image = Vec::new();
     (&mut file).take(SETUP_SIZE).read_to_end(&mut image).ok()?;
     let text = match image.get(0x202..0x206) {
@@ -113,7 +113,7 @@ fn module_name(path: &Path) -> String {
 /// The files of the modules and of those that they need, in the order in which they can be loaded.
 fn find_modules(dir: &Path) -> Result<Vec<PathBuf>> {
     // Each line is a module, and after a colon what it needs, which is loaded from right to left. depmod writes it.
-    let needs = fs::read_to_string(dir.join("modules.dep")).unwrap_or_default();
+    let needs = regular_file::open(&dir.join("modules.dep")).and_then(io::read_to_string).unwrap_or_default();
     let lines = needs.lines().filter_map(|line| line.split_once(':'));
     let mut needs: HashMap<_, Vec<_>> = HashMap::new();
     for (module, needed) in lines {
@@ -150,7 +150,9 @@ fn collect_modules(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
 }
 
 fn read_module(path: &Path) -> Result<Vec<u8>> {
-    let content = fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let mut content = Vec::new();
+    let read = regular_file::open(path).and_then(|mut file| file.read_to_end(&mut content));
+    read.map_err(|error| format!("{}: {error}", path.display()))?;
     let Some((_, program)) = COMPRESSED.iter().find(|(magic, _)| content.starts_with(magic)) else {
         return Ok(content);
     };

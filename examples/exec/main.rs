@@ -19,6 +19,7 @@ mod messages;
 #[path = "../shared/output.rs"]
 mod output;
 mod output_copy;
+mod regular_file;
 mod run_dir;
 #[path = "../shared/shell.rs"]
 mod shell;

@@ -8,6 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 
 use hyperkit::HyperKit;
+use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Signal, kill_process};
 use tempfile::TempDir;
 
@@ -344,4 +345,21 @@ fn vm_that_exits_while_the_program_runs_is_125() {
     assert_eq!(output.status.code(), Some(125), "{output:?}");
     assert!(text(&output.stderr).starts_with("exec: the VM powered off while the program ran; "), "{output:?}");
     host.assert_nothing_left();
+}
+
+/// SIGKILL may come before a run has written anything.
+#[test]
+fn empty_directory_of_a_killed_run_is_deleted_by_the_next_and_others_stay() {
+    let host = HostExec::new();
+    let parent = host.path("state/hyperkit/exec");
+    for name in ["exec-killed", "exec-locked", "exec-used", "other"] {
+        fs::create_dir_all(parent.join(name)).unwrap();
+    }
+    fs::write(parent.join("exec-used/file"), "content").unwrap();
+    // As a start locks it that has not written anything yet.
+    let locked = fs::File::open(parent.join("exec-locked")).unwrap();
+    flock(&locked, FlockOperation::LockExclusive).unwrap();
+    let output = host.command(&["--share", "/no/such", "--", "true"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    assert_eq!(file_names(&parent), ["exec-locked", "exec-used", "other"]);
 }

@@ -3,8 +3,8 @@
 use std::fs;
 use std::process::{Command, Stdio};
 
-use crate::common::example_path;
 use crate::common::guest::{guest_file, initrd_with_files};
+use crate::common::{example_path, make_fifo};
 use crate::exec_host::{HostExec, text};
 
 #[test]
@@ -135,4 +135,22 @@ fn program_without_the_hosts_files_runs_with_several_kernels() {
     host.assert_nothing_left();
     assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(0), "here\nhere\n"), "{output:?}");
     assert!(text(&output.stderr).ends_with("2 of 2 kernels passed\n"), "{output:?}");
+}
+
+/// Opening a FIFO would block, and signals would not end `exec` then. A device has no end.
+#[test]
+fn fifo_or_device_is_no_program_and_no_kernel() {
+    let host = HostExec::new();
+    let fifo = host.path("fifo");
+    make_fifo(&fifo);
+    for file in [fifo.to_str().unwrap(), "/dev/zero"] {
+        let output = host.run(&["--kernel", file, "--", "true"]);
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(125), "{stderr}");
+        assert_eq!(stderr, format!("exec: `--kernel` must be a file: {file}\n"));
+        let alone = Command::new(example_path("exec")).arg(file).output().unwrap();
+        let stderr = text(&alone.stderr);
+        assert_eq!(alone.status.code(), Some(125), "{stderr}");
+        assert_eq!(stderr, format!("exec: {file}: not a file\n"));
+    }
 }
