@@ -9,7 +9,7 @@ use rustix::fs::{Access, access};
 use rustix::process::geteuid;
 
 use crate::config::{HyperKit, Multiboot};
-use crate::engine::driver_of;
+use crate::engine::{EngineDriver, driver_of};
 use crate::error::ConfigError;
 use crate::plan::kernel_cmdline::with_early_console;
 use crate::plan::limits::{MIN_MEMORY_MIB, PAGE};
@@ -98,18 +98,27 @@ pub(crate) fn check_network_dir(dir: &Path) -> Result<()> {
     }
 }
 
+/// The engine's driver. `None` if no hypervisor is set and none is installed: then it is unknown what the VM needs.
+fn found_driver(description: &HyperKit) -> Option<&'static dyn EngineDriver> {
+    description.hyperkit.is_some().then(|| driver_of(description))
+}
+
 fn check_kernel(description: &HyperKit, found: &mut Violations) {
-    let driver = driver_of(description);
+    let driver = found_driver(description);
     let kernel = description.kernel.as_ref().and_then(|path| {
         let kernel = valid_path("kernel", path).and_then(kernel::read);
-        found.collect(kernel.and_then(|kernel| kernel.check_engine(driver).map(|()| kernel)))
+        let checked = kernel.and_then(|kernel| {
+            driver.map_or(Ok(()), |driver| kernel.check_engine(driver))?;
+            Ok(kernel)
+        });
+        found.collect(checked)
     });
     let initrd = description.initrd.as_ref().map(|path| {
         let length = valid_path("initrd", path).and_then(|path| nonzero_length("initrd", path));
         found.collect(length.map(|length| (path, length)))
     });
     let is_comparable = initrd.as_ref().is_none_or(Option::is_some) && description.memory_mib >= MIN_MEMORY_MIB;
-    if let (Some(kernel), true) = (kernel, is_comparable) {
+    if let (Some(kernel), Some(driver), true) = (kernel, driver, is_comparable) {
         found.collect(kernel.check_fits(driver, description.memory_mib, initrd.flatten()));
     }
 }
@@ -133,8 +142,8 @@ fn check_bootrom(path: &Path) -> Result<()> {
 
 fn check_multiboot(description: &HyperKit, multiboot: &Multiboot, cmdline: &str) -> Violations {
     let mut found = Violations::default();
-    let driver = driver_of(description);
-    let is_copied_whole = driver.copies_multiboot_elf_whole();
+    let driver = found_driver(description);
+    let is_copied_whole = driver.is_some_and(|driver| driver.copies_multiboot_elf_whole());
     let end = valid_path("multiboot", &multiboot.kernel).and_then(|kernel| multiboot_end(kernel, is_copied_whole));
     let end = found.collect(end);
     let lengths = multiboot.modules.iter().map(|module| {
@@ -145,7 +154,7 @@ fn check_multiboot(description: &HyperKit, multiboot: &Multiboot, cmdline: &str)
     let modules: Vec<_> = lengths.collect();
     let memory_mib = description.memory_mib;
     let modules = modules.into_iter().collect::<Option<Vec<_>>>().filter(|_| memory_mib >= MIN_MEMORY_MIB);
-    if let (Some(end), Some(modules)) = (end, modules) {
+    if let (Some(end), Some(modules), Some(driver)) = (end, modules, driver) {
         found.collect(check_multiboot_fits(
             driver.low_memory(memory_mib).end,
             &multiboot.kernel,

@@ -8,6 +8,7 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
+use crate::common::guest::guest_file;
 use crate::common::vpnkit::{Handshake, listen_as_vpnkit};
 use crate::common::{TestDir, example_path, standin_path, write_executable};
 
@@ -53,6 +54,21 @@ fn default_hypervisor_is_looked_up_in_order() {
         assert!(ran.status.success(), "{ran:?}");
         let json: Value = serde_json::from_slice(&fs::read(test_dir.path("vm/hyperkit.json")).unwrap()).unwrap();
         assert_eq!(json["hyperkit"].as_str().map(PathBuf::from), Some(bin.join(name)));
+    }
+}
+
+/// Which kernels boot and how much memory they need depends on the engine, so without one nothing can be said about that.
+#[test]
+fn missing_hypervisor_is_not_reported_as_a_mistake_in_the_kernel() {
+    let test_dir = TestDir::new();
+    let kernel = guest_file("vmlinux");
+    let words = ["--memory", "32", "--kernel", kernel.to_str().unwrap()];
+    for (example, more) in [("boot", &["--no-state"][..]), ("exec", &["--host-root", "--", "true"])] {
+        let mut program = Command::new(example_path(example));
+        program.args(words).args(more).env("PATH", test_dir.dir()).env("HOME", test_dir.dir());
+        let output = program.env_remove("XDG_STATE_HOME").stdin(Stdio::null()).output().unwrap();
+        let why = text(&output.stderr);
+        assert!(!output.status.success() && why.contains("no hypervisor found: ") && !why.contains("kernel"), "{why}");
     }
 }
 
