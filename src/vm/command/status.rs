@@ -48,7 +48,9 @@ impl fmt::Display for GuestStatus {
 }
 
 /// What [`GuestCommand::output`](crate::GuestCommand::output) returns. [`Vm::command`](crate::Vm::command) has an example.
-#[derive(Clone, Debug, PartialEq, Eq)]
+///
+/// `{:?}` prints the output as text, if it is UTF-8, as that of [`std::process::Output`] does.
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct GuestOutput {
     /// How the program has ended.
@@ -57,4 +59,39 @@ pub struct GuestOutput {
     pub stdout: Vec<u8>,
     /// What it wrote to standard error.
     pub stderr: Vec<u8>,
+}
+
+impl fmt::Debug for GuestOutput {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [stdout, stderr] = [&self.stdout, &self.stderr].map(|output| match std::str::from_utf8(output) {
+            Ok(text) => format!("{text:?}"),
+            Err(_) => format!("{output:?}"),
+        });
+        f.debug_struct("GuestOutput")
+            .field("status", &self.status)
+            .field("stdout", &format_args!("{stdout}"))
+            .field("stderr", &format_args!("{stderr}"))
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{GuestOutput, GuestStatus};
+
+    #[test]
+    fn debug_of_an_output_is_that_of_std() {
+        use std::os::unix::process::ExitStatusExt;
+        for bytes in [&b""[..], b"a \"quoted\" line\n", b"\xff\0"] {
+            let (stdout, stderr) = (bytes.to_vec(), b"err".to_vec());
+            let std_status = std::process::ExitStatus::from_raw(0);
+            let expected = format!(
+                "{:?}",
+                std::process::Output { status: std_status, stdout: stdout.clone(), stderr: stderr.clone() }
+            );
+            let expected =
+                expected.replace(&format!("{std_status:?}"), "Exited(0)").replace("Output {", "GuestOutput {");
+            assert_eq!(format!("{:?}", GuestOutput { status: GuestStatus::Exited(0), stdout, stderr }), expected);
+        }
+    }
 }
