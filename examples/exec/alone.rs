@@ -117,7 +117,12 @@ fn initrd_for(command: &[OsString], end: &str, guest_initrd: &Path) -> Result<Ve
     let name = name.to_str().ok_or_else(|| format!("the name of the program is not valid UTF-8: {name:?}"))?;
     let mut content = Vec::new();
     let read = regular_file::open(path).and_then(|mut file| file.read_to_end(&mut content));
-    read.map_err(|error| format!("{}: {error}", path.display()))?;
+    read.map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => {
+            format!("program not found: {}; set its path, or --host-root for the programs of this host", path.display())
+        }
+        _ => format!("{}: {error}", path.display()),
+    })?;
     runs_alone(&content).map_err(|why| format!("{}: {why}", path.display()))?;
     let mut initrd = fs::read(guest_initrd)?;
     let run = [b"#!/bin/sh\ncd /exec/bin\nexec ./", &quoted(OsStr::new(name))[..]].concat();
@@ -158,7 +163,9 @@ fn runs_alone(program: &[u8]) -> Result<(), &'static str> {
     let header = |index: usize| number(number(32, 8)? + index * number(54, 2)?, 4);
     let is_interpreter = |index| header(index) == Some(3);
     if (0..number(56, 2).unwrap_or(0)).any(is_interpreter) {
-        return Err("it needs shared libraries: link it statically (cc -static, or one of Rust's musl targets)");
+        return Err(
+            "it needs shared libraries: set --host-root, or link it statically (cc -static, or one of Rust's musl targets)",
+        );
     }
     Ok(())
 }

@@ -85,6 +85,9 @@ fn describe(options: &Options, host: &HostOptions) -> Result<HyperKit, Box<dyn E
         if path == Path::new("/") {
             return Err("--share /: the program could change every file of the host".into());
         }
+        if !path.is_dir() {
+            return Err(format!("--share {}: not a directory", dir.display()).into());
+        }
         description = description.share_dir(path, format!("share{index}"));
     }
     Ok(description)

@@ -93,9 +93,17 @@ fn crash_and_exec_failure_are_reported() {
     let dynamic = exec.run(&std::env::current_exe().unwrap(), &[]);
     assert_eq!(dynamic.status.code(), Some(125));
     assert!(String::from_utf8_lossy(&dynamic.stderr).contains("link it statically"), "{dynamic:?}");
-    let missing = exec.run(Path::new("/nowhere/program"), &[]);
-    assert_eq!(missing.status.code(), Some(125));
-    assert!(String::from_utf8_lossy(&missing.stderr).contains("/nowhere/program"), "{missing:?}");
+    let text = String::from_utf8_lossy(&dynamic.stderr);
+    assert!(text.contains("it needs shared libraries: set --host-root, or "), "{text}");
+    for name in ["/nowhere/program", "ls"] {
+        let missing = exec.run(Path::new(name), &[]);
+        assert_eq!(missing.status.code(), Some(125));
+        let text = String::from_utf8_lossy(&missing.stderr);
+        assert_eq!(
+            text,
+            format!("exec: program not found: {name}; set its path, or --host-root for the programs of this host\n")
+        );
+    }
     let directory = exec.run(Path::new("/nowhere/.."), &[]);
     assert_eq!(String::from_utf8_lossy(&directory.stderr), "exec: not the path of a program: \"/nowhere/..\"\n");
 }

@@ -241,6 +241,8 @@ fn program_that_cannot_be_executed_is_125_and_says_why() {
     let missing = host.run(&["--share", "no-such-dir", "--", "true"]);
     assert_eq!((missing.status.code(), missing.stdout.len()), (Some(125), 0));
     assert!(text(&missing.stderr).starts_with("exec: --share no-such-dir: "), "{missing:?}");
+    let file = host.run(&["--share", "text", "--", "true"]);
+    assert_eq!((file.status.code(), text(&file.stderr).as_str()), (Some(125), "exec: --share text: not a directory\n"));
     let root = host.run(&["--share", "/", "--", "true"]);
     assert!(text(&root.stderr).starts_with("exec: --share /: "), "{root:?}");
 }
