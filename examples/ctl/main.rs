@@ -136,10 +136,10 @@ fn parse() -> Result<Option<(Options, Vec<PathBuf>)>> {
 /// Returns whether all directories were handled without an error.
 fn execute(options: &Options, words: &[PathBuf]) -> bool {
     let (command, dirs) = words.split_first().map_or((Path::new(""), words), |(command, dirs)| (command, dirs));
-    let mut success = true;
+    let (mut success, mut is_empty) = (true, command == Path::new("list"));
     for dir in dirs {
         let done = match command.to_str().unwrap_or_default() {
-            "list" => query::list(dir, options),
+            "list" => query::list(dir, options).map(|has_vms| is_empty &= !has_vms),
             "show" => query::show(dir, options),
             "log" => query::log(dir, options),
             command => act(command, dir, options),
@@ -157,6 +157,10 @@ fn execute(options: &Options, words: &[PathBuf]) -> bool {
             }
             success = false;
         }
+    }
+    if is_empty && success && !options.json {
+        let dirs: Vec<_> = dirs.iter().flat_map(std::fs::canonicalize).map(|dir| dir.display().to_string()).collect();
+        warn(format_args!("no VMs in {}; list looks one level deep\n", dirs.join(" and ")));
     }
     success
 }

@@ -7,7 +7,6 @@ use hyperkit::{Engine, Error, HyperKit, Vm, VmStatus};
 use serde_json::{Value, json};
 
 use crate::ctl_command::ctl_command;
-use crate::output::warn;
 use crate::shell::quoted;
 use crate::vms::exec_dir;
 use crate::{Options, Result, print, try_print};
@@ -31,27 +30,30 @@ fn entries(root: &Path) -> Result<Vec<Entry>> {
     Ok(own.into_iter().chain(others.map(|it| Entry { dir: it.dir, description: it.description, vm: it.vm })).collect())
 }
 
-pub fn list(root: &Path, options: &Options) -> Result<()> {
-    root.metadata()?; // the library takes a missing directory for an empty one
-    let root = std::fs::canonicalize(root)?;
+/// Lists the VMs in a directory. Returns whether there are any.
+pub fn list(root: &Path, options: &Options) -> Result<bool> {
+    let root = std::fs::canonicalize(root)?; // the library takes a missing directory for an empty one
     let entries = entries(&root)?;
     if options.json {
         entries.iter().for_each(|entry| print(&summary_or_error(entry).to_string()));
-        return Ok(());
+        return Ok(!entries.is_empty());
     }
     if entries.is_empty() {
-        warn(format_args!("no VMs in {}; list looks one level deep\n", root.display()));
-        return Ok(());
+        return Ok(false);
     }
-    print(&format!("{:<24} {:>10} {:>8} {:>5} {:>7}  ENGINE", "DIR", "PID", "STATE", "CPUS", "MIB"));
+    // Commands take a path. Nobody is in the directory of `exec`.
+    let has_path = std::fs::canonicalize(exec_dir()).is_ok_and(|dir| dir == root);
+    let name = |entry: &Entry| {
+        let name = entry.dir.file_name().filter(|_| !has_path).unwrap_or(entry.dir.as_os_str());
+        name.to_string_lossy().into_owned()
+    };
+    let width = entries.iter().map(|entry| name(entry).chars().count()).max().unwrap_or_default().clamp(24, 80);
+    print(&format!("{:<width$} {:>10} {:>8} {:>5} {:>7}  ENGINE", "DIR", "PID", "STATE", "CPUS", "MIB"));
     for entry in &entries {
         let summary = summary_or_error(entry);
-        // Commands take a path. Nobody is in the directory of `exec`.
-        let has_path = std::fs::canonicalize(exec_dir()).is_ok_and(|dir| dir == root);
-        let name = entry.dir.file_name().filter(|_| !has_path).unwrap_or(entry.dir.as_os_str());
-        let name = Path::new(name).display();
+        let name = name(entry);
         if let Some(error) = summary["error"].as_str() {
-            print(&format!("{name:<24} {error}"));
+            print(&format!("{name:<width$} {error}"));
         } else {
             let text = |key| summary[key].as_str().unwrap_or("-").to_owned();
             let pid = summary["pid"].as_u64().map_or("-".to_owned(), |pid| pid.to_string());
@@ -60,10 +62,10 @@ pub fn list(root: &Path, options: &Options) -> Result<()> {
             let labels: String =
                 labels.map(|(key, label)| format!("  {key}: {}", label.as_str().unwrap_or("-"))).collect();
             let (state, engine) = (text("state"), text("engine"));
-            print(&format!("{name:<24} {pid:>10} {state:>8} {cpus:>5} {memory:>7}  {engine}{labels}"));
+            print(&format!("{name:<width$} {pid:>10} {state:>8} {cpus:>5} {memory:>7}  {engine}{labels}"));
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 /// What `list` prints about a directory: a summary, or at least the directory and an error.

@@ -8,7 +8,7 @@ use hyperkit::{Disk, HyperKit};
 use serde_json::{Value, json};
 
 use crate::common::guest::Guest;
-use crate::common::{TEST_TIMEOUT, TestDir, example_path, file_names, start_vm};
+use crate::common::{TEST_TIMEOUT, TestDir, example_path, file_names, start_vm, write_executable};
 
 fn ctl(words: &[&str], dir: &Path) -> Command {
     let mut ctl = Command::new(example_path("ctl"));
@@ -34,6 +34,7 @@ fn commands_report_and_control_a_vm_in_json() {
     let pid = vm.pid();
     let entry = json!({
         "dir": dir, "state": "running", "running": true, "pid": pid, "engine": "hyperkit", "cpus": 1, "memory": 1024,
+        "labels": {},
     });
     assert!(success);
     assert_eq!(list, [entry]);
@@ -134,6 +135,51 @@ fn list_shows_the_vm_of_the_directory_itself_or_says_where_it_looked() {
     let message = format!("no VMs in {}; list looks one level deep\n", empty.display());
     assert_eq!(String::from_utf8(output.stderr).unwrap(), message);
     assert_eq!(json(&["list"], &empty), (Vec::new(), true));
+}
+
+/// Without a directory, `list` looks in the current one and in that of `exec`. One of them is usually empty.
+#[test]
+fn list_without_a_directory_says_that_nothing_is_there_only_if_both_are_empty() {
+    let test_dir = TestDir::new();
+    let [current, state] = ["current", "state"].map(|name| test_dir.path(name));
+    let exec_dir = state.join("hyperkit/exec");
+    for dir in [&current, &exec_dir] {
+        std::fs::create_dir_all(dir).unwrap();
+    }
+    let list = || {
+        let mut list = Command::new(example_path("ctl"));
+        let output = list.arg("list").current_dir(&current).env("XDG_STATE_HOME", &state).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap())
+    };
+    let message = format!("no VMs in {} and {}; list looks one level deep\n", current.display(), exec_dir.display());
+    assert_eq!(list(), ["", message.as_str()]);
+
+    let left = exec_dir.join("exec-12345678");
+    HyperKit::new().state_dir(&left).kernel("/vmlinuz").define().unwrap();
+    let [table, message] = list();
+    assert_eq!((table.lines().count(), message.as_str()), (2, ""), "{table}");
+    let [title, row] = [0, 1].map(|line| table.lines().nth(line).unwrap());
+    assert!(row.starts_with(left.to_str().unwrap()), "{table}");
+    assert_eq!(title.find("STATE").unwrap() + 5, row.find(" stopped").unwrap() + 8, "the columns are aligned: {table}");
+}
+
+/// `cargo install` puts `exec`, `boot` and `ctl` into one directory, and the checkout may be gone.
+#[test]
+fn commands_that_an_installed_ctl_prints_run_that_ctl() {
+    let test_dir = TestDir::new();
+    let dir = test_dir.path("vm");
+    HyperKit::new().state_dir(&dir).kernel("/vmlinuz").define().unwrap();
+    std::fs::create_dir(test_dir.path("its bin")).unwrap();
+    let installed = test_dir.path("its bin/ctl");
+    write_executable(&installed, &std::fs::read(example_path("ctl")).unwrap());
+    let output = Command::new(&installed).arg("show").arg(&dir).output().unwrap();
+    let shown = String::from_utf8(output.stdout).unwrap();
+    let log = shown.lines().find_map(|line| line.strip_prefix("log: ")).unwrap();
+    assert_eq!(log, format!("'{}' log {}", installed.display(), dir.display()));
+    let start = shown.lines().find_map(|line| line.strip_prefix("start: ")).unwrap();
+    let started = Command::new("sh").args(["-c", start]).current_dir("/").output().unwrap();
+    assert!(String::from_utf8_lossy(&started.stderr).contains("not found: /vmlinuz"), "{started:?}");
 }
 
 #[test]
