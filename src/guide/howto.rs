@@ -40,7 +40,8 @@
 //!
 //! Copy both files below: the tests to `tests/vm/main.rs` in your crate, the harness to `tests/vm/harness.rs`. The
 //! harness reads the paths of kernel and initrd from two variables. The files of `target/guest` in the repository will do:
-//! `VM_KERNEL=…/vmlinuz VM_INITRD=…/initrd.img cargo test -- --test-threads=4`.
+//! `VM_KERNEL=…/vmlinux VM_INITRD=…/initrd.img cargo test -- --test-threads=4`. On hyperkit, the kernel is `vmlinuz`, which an
+//! emulated CPU boots 2 s later.
 #![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/vm_tests.rs"), "```"))]
 //! The harness:
 #![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/harness.rs"), "```"))]
