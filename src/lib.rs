@@ -75,13 +75,14 @@
 //! ```
 //!
 //! # Reach the guest
-//! - Run a program in it, and copy files in and out: [`Vm::command`], [`Vm::copy_in`], on QEMU, with a small program in the guest.
+//! - Run a program in it, and copy files in and out, with a small program in the guest, the [agent](guide::agent): [`Vm::command`],
+//!   [`Vm::copy_in`].
 //! - Run the host's programs in it, on QEMU: [`HyperKit::root`] with [`Root::Host`].
 //! - Type on its console, and read what it prints: [`Vm::console`].
 //! - Read only what it has printed: [`Vm::console_log`], [`Vm::console_lines`], [`Vm::wait_for_console`].
 //! - Give it a network: [`Network::Nat`]. On QEMU, ports of the host can lead to the guest: [`PortForward`], [`Vm::host_port`].
 //! - Connect VMs to each other, on QEMU: [`HyperKit::internal_network`].
-//! - Share a directory of the host with it, on QEMU: [`HyperKit::share_dir`].
+//! - Share a directory of the host with it, on QEMU: [`HyperKit::share_dir`], [`HyperKit::share_virtiofs`].
 //! - Connect to it without a network: [`Vm::vsock_connect`], [`Vm::vsock_listen`].
 //!
 //! # End
@@ -119,8 +120,8 @@
 //! `hyperkit.log` in the state directory, and to the `log` crate with the target `hyperkit`. It downloads no images, and has no
 //! graphics and no snapshots.
 //!
-//! The [`guide`] answers "How do I …" with programs. It has pages on the engines, on crash recovery, on the state directory, on use in
-//! a larger program, on security, and for users of the Go package that this crate mirrors.
+//! The [`guide`] answers "How do I …" with programs. It has pages on commands in the guest, on tests in a VM, on the engines,
+//! on crash recovery, on the state directory, on use in a larger program, on security, and for users of the Go package that this crate mirrors.
 
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]

@@ -16,7 +16,8 @@
 //!
 //! The programs are the files of `examples/howto` in the repository, and run in its tests. Each one compiles in a crate of yours
 //! that depends on `hyperkit`. They read `vmlinuz` and `initrd.img` in the current directory, and create their state directory
-//! there. Three differ: the tests read environment variables, `ssh` boots a disk, and `kernel` makes an initrd.
+//! there. Four differ: the tests read environment variables, `host_programs` reads `host-root.img`, `ssh` boots
+//! a disk, and `kernel` creates an initrd.
 //! `examples/setup.sh` puts a small guest into `target/guest`, so `howto-talk` runs with `cd target/guest && cargo run --example
 //! howto-talk`.
 //!
@@ -25,7 +26,7 @@
 //! busy host. The timeouts are long, since an emulated guest on a busy host may need a minute to boot.
 //!
 //! # Test in a VM
-//! With the harness below, a test that starts a VM and runs a program in it has five lines, as `guest_sees_its_vcpus` does. The harness's
+//! With the harness below, a test that starts a VM and runs a program in it has five lines, like `guest_sees_its_vcpus`. The harness's
 //! `run` waits until the guest has booted, by [`agent_timeout`](crate::GuestCommand::agent_timeout), and fails the test if the program
 //! fails. For anything else, such as a status or a stream, the harness's VM has all methods of [`Vm`](crate::Vm):
 //! [`command`](crate::Vm::command), [`copy_in`](crate::Vm::copy_in), [`shutdown`](crate::Vm::shutdown).
@@ -63,15 +64,15 @@
 //! [`copy_out`](crate::Vm::copy_out) copy files and directories. Neither needs a network, ssh or a console. It works
 //! also after your program has found the VM again with [`from_state`](crate::HyperKit::from_state).
 //!
-//! The description needs [`agent(true)`](crate::HyperKit::agent), on hyperkit also [`vsock(true)`](crate::HyperKit::vsock), and the guest must run the agent. The guest in `target/guest`
-//! does. For another guest, [put the agent into its image](super::agent). The first command waits until the agent answers, so
+//! The description needs [`agent(true)`](crate::HyperKit::agent), on hyperkit also [`vsock(true)`](crate::HyperKit::vsock), and the
+//! guest must run the agent. The guest in `target/guest` does. For another guest, [put the agent into its image](super::agent). The first command waits until the agent answers, so
 //! there is no need to wait for the boot; its [`agent_timeout`](crate::GuestCommand::agent_timeout) limits that.
 #![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/command.rs"), "```"))]
 //! # Run the host's programs in a guest
 //! With [`Root::Host`](crate::Root::Host) the guest's root is the host's root directory, and commands are the host's programs: dynamically
 //! linked ones, scripts of any interpreter, shell pipelines. The guest can read what your user can read. What it writes stays in its
 //! memory, except in directories that you share. The page [`host_programs`](super::host_programs) says what works and what is different.
-//! The program reads `host-root.img` instead of `initrd.img`; it is in `target/guest`, too. The host must be Linux on x86-64, and QEMU the engine.
+//! The initrd is `host-root.img`, which is also in `target/guest`. The host must be Linux on x86-64, and the engine QEMU.
 #![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/host_programs.rs"), "```"))]
 //! # Share a directory
 //! [`share_dir`](crate::HyperKit::share_dir) shares a directory of the host under a tag. It uses 9p, a network file system, over
@@ -88,9 +89,9 @@
 //! The guest's kernel needs `9pnet_virtio` and `9p`, as modules or built in. Debian's `linux-image-amd64` has them, its
 //! `linux-image-cloud-amd64` does not. Without them, `mount` prints "unknown filesystem type" or "No such device".
 #![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/share.rs"), "```"))]
-//! *virtiofs* is a faster file system for the same purpose, on QEMU and Linux. A directory is then served by a program, `virtiofsd`,
-//! which the crate starts and ends with the VM. Debian 12 has an older one with QEMU, which needs root; Debian 13 has the package
-//! `virtiofsd`, which does not. Only two lines differ:
+//! *virtiofs* is a faster file system for the same purpose, on QEMU and Linux. A program, `virtiofsd`, serves the
+//! directory. The crate starts `virtiofsd`, and it ends with the VM. [`engines`](super::engines#vsock-commands-and-shared-directories)
+//! compares the two programs of this name; one of them requires root. Only two lines differ:
 //!
 //! ```
 //! use hyperkit::{HyperKit, ShareVirtiofs};
@@ -101,9 +102,9 @@
 //!
 //! # Throw away what a VM writes
 //! A disk with an [`overlay`](crate::Disk::overlay) begins with the content of an image, and never changes the image: the guest's writes go to
-//! a file in the state directory, which is deleted with the VM. So each run begins alike, without a copy of the image, and any number
-//! of VMs can use one image at once. While they run, the crate refuses VMs that would write to it. The image can be raw or qcow2. It
-//! works on QEMU, without `qemu-img`.
+//! a file in the state directory, which is deleted with the VM. So each run begins with the same content, without a copy of the
+//! image, and any number of VMs can use one image at once. While they run, the crate refuses to start a VM that would write to the
+//! image. The image can be raw or qcow2. Overlays work only on QEMU, and do not need `qemu-img`.
 //!
 //! To change the image itself, start a VM on the disk without the overlay.
 #![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/overlay.rs"), "```"))]
@@ -120,14 +121,14 @@
 #![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/port.rs"), "```"))]
 //! # Connect VMs to each other
 //! [`internal_network`](crate::HyperKit::internal_network) gives a VM a card on a network between VMs, without root. The VMs whose
-//! descriptions name the same directory are on the same network, up to 16 of them, each with a number of its own. It does not matter
-//! which program starts which VM, and in which order. When a VM ends, the others keep their connections, and the VM can come back. There
-//! is no process that belongs to the network: each QEMU sends the frames of its guest to the sockets of the others. The directory is
-//! created for its owner only, and disappears with the last VM.
+//! descriptions name the same directory are on the same network, up to 16 of them, each with a number of its own. Any program can
+//! start any of these VMs, in any order. When a VM exits, the others stay connected, and the VM can join again. The network has no process
+//! of its own: each QEMU sends the frames of its guest to the sockets of the others. The first start creates the directory with mode
+//! 0700; it is deleted with the last VM's sockets.
 //!
-//! The network leads to the guests and nowhere else. For the outside, give a VM another card with
-//! [`Network::Nat`](crate::Network::Nat). The two networks stay separate, unless the guest itself forwards packets between them. A VM
-//! can be on several internal networks, such as a router between two of them.
+//! The network connects only the guests. To reach the host or other networks, give a VM another card with
+//! [`Network::Nat`](crate::Network::Nat). The two networks stay separate, unless the guest forwards packets between them. A VM can be on
+//! several internal networks, for instance as a router.
 //!
 //! There is no DHCP server on the network. Give each guest a fixed address:
 //!
@@ -137,12 +138,13 @@
 //! - by the guest's configuration. [`InternalNetwork::mac`](crate::InternalNetwork::mac) returns the card's MAC address, which stays the
 //!   same: `[Match] MACAddress=…` for systemd-networkd, `match: macaddress: …` for netplan.
 //!
-//! The card comes after all others, so it is `eth0` if it is the only one, and `eth1` beside a card with `Network::Nat`. Distributions may
-//! rename cards; then search the MAC address in `/sys/class/net/*/address`.
+//! The card is the last one of the VM, so it is `eth0` if it is the only one, and `eth1` if the VM also has a card with `Network::Nat`.
+//! Distributions may rename cards; then find the card by its MAC address in `/sys/class/net/*/address`.
 //!
 //! Every frame reaches every VM of the network, as on an Ethernet hub. A frame that a VM does not read in time is lost: TCP sends it again.
-//! While a VM is [paused](crate::Vm::pause), frames to it are lost, too; [`resume`](crate::Vm::resume) connects it again. If something else stops a VM, such as a debugger
-//! ([`gdb_port`](crate::HyperKit::gdb_port)) or SIGSTOP, each QEMU that sends to this VM uses a whole CPU of the host until the VM goes on.
+//! While a VM is [paused](crate::Vm::pause), frames to it are lost, too; [`resume`](crate::Vm::resume) connects it again. If a debugger
+//! ([`gdb_port`](crate::HyperKit::gdb_port)) or SIGSTOP stops a VM, each QEMU that sends to this VM uses a whole CPU of the host until
+//! the VM continues.
 #![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/network.rs"), "```"))]
 //! # ssh into a cloud image
 //! A cloud image is a disk on which a distribution is installed, with a program, usually cloud-init, that configures it at the
@@ -193,7 +195,7 @@
 #![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/keep.rs"), "```"))]
 //! # Boot a kernel of your own
 //! For Linux, [`kernel`](crate::HyperKit::kernel) is a bzImage for x86-64 (`arch/x86/boot/bzImage`) or, on QEMU, `vmlinux`. An
-//! emulated CPU boots `vmlinux` two seconds sooner; [the differences](super::engines#kernels). [`initrd`](crate::HyperKit::initrd) is
+//! emulated CPU boots a `vmlinux` 2 s sooner; the page `engines` [compares both](super::engines#kernels). [`initrd`](crate::HyperKit::initrd) is
 //! one or more cpio archives, compressed or not. Linux unpacks them and runs `/init`. The program below packs a statically linked
 //! program as `/init`. For that, save this C program as `init.c`, and run `cc -static -o hello init.c`:
 #![cfg_attr(not(doctest), doc = concat!("```c\n", include_str!("../../examples/howto/init.c"), "```"))]
