@@ -111,9 +111,9 @@ impl fmt::Display for Protocol {
 
 /// The guest's root directory; see [`HyperKit::root`](crate::HyperKit#structfield.root).
 ///
-/// The guest cannot change a directory of the host that is its root: what it writes stays in its own memory. Directories of
-/// [`shares_9p`](crate::HyperKit#structfield.shares_9p) that lie inside of the root are mounted at the same place, and the guest
-/// can write to them. The guide's page [`host_programs`](crate::guide::host_programs) has more.
+/// If the root is a directory of the host, the guest cannot change it: what the guest writes stays in the guest's memory. Directories
+/// of [`shares_9p`](crate::HyperKit#structfield.shares_9p) inside of the root are mounted at their own paths, and the guest can write to
+/// them. The guide's page [`host_programs`](crate::guide::host_programs) has more.
 ///
 /// ```
 /// use hyperkit::{HyperKit, Root};
@@ -125,13 +125,13 @@ impl fmt::Display for Protocol {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Root {
-    /// That of the initrd.
+    /// The root directory of the initrd, or the one that the initrd chooses.
     #[default]
     Initrd,
     /// The host's root directory, `/`. The guest can read everything that the user who starts the VM can read, such as private keys
     /// in the home directory. The host must be Linux on x86-64.
     Host,
-    /// A directory of the host with the programs of a Linux system on x86-64, such as one that `debootstrap` has made.
+    /// A directory of the host with the programs of a Linux system on x86-64, such as one that `debootstrap` has created.
     Dir(PathBuf),
 }
 
@@ -167,9 +167,9 @@ pub enum Share9pSource {
 
 /// A directory that the guest can mount with the file system virtiofs: `mount -t virtiofs TAG /mnt`. QEMU only, on Linux.
 ///
-/// virtiofs is faster than [9p](Share9p), most of all for many small files. Each share is served by a program of the host, `virtiofsd`,
-/// which must be installed and ends with the VM. Debian 12 has it with QEMU, and Debian 13 as the package `virtiofsd`. The guest's
-/// kernel needs virtiofs (`CONFIG_VIRTIO_FS`).
+/// virtiofs is faster than [9p](Share9p), most of all for many small files. A program of the host, `virtiofsd`, serves each share. It
+/// must be installed. The crate starts it, and it ends with the VM. Debian 12 has it in QEMU's package, Debian 13 in the package
+/// `virtiofsd`. The guest's kernel needs virtiofs (`CONFIG_VIRTIO_FS`).
 ///
 /// ```
 /// use hyperkit::{HyperKit, ShareVirtiofs};

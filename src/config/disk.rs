@@ -286,12 +286,12 @@ impl Disk {
     /// creates an empty overlay. It is deleted when the VM has ended, at the latest by the next start or by
     /// [`remove`](crate::HyperKit::remove): the guide's page [`state_directory`](crate::guide::state_directory#cleanup) says when.
     ///
-    /// The image must exist, and need not be writable. It is never written to, not even created or grown: with a size, only the
-    /// overlay is larger than the image. Any number of VMs can use one base at once. A start is refused while a VM or `qemu-img`
-    /// writes to the base, and so is a start of a VM that would write to a base in use. Do not change the base by other
-    /// programs, either: the guest would see a mixture of both contents.
+    /// The image must exist, and need not be writable. The crate never creates, grows or writes it. If a size is set, only the overlay
+    /// has this size. Any number of VMs can use one base at once. A start is refused while a VM or `qemu-img`
+    /// writes to the base, and so is a start of a VM that would write to a base in use. Do not change the base with other
+    /// programs, either: the guest would read a mixture of the old and the new content.
     ///
-    /// The format of the image is probed if it is unset, as for any disk. A base that has a backing file itself is then refused.
+    /// If the format of the image is unset, it is probed, as for any disk. A probed base that has a backing file is refused.
     ///
     /// ```
     /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }

@@ -39,20 +39,20 @@ pub struct InternalNetwork {
     /// deleted with the last VM's sockets, if nothing else is in it.
     #[serde(rename = "path", serialize_with = "json::lossy")]
     pub dir: PathBuf,
-    /// The VM's number in the network, 1 to 16. Each VM needs another one.
+    /// The VM's number in the network, 1 to 16. No two VMs of a network have the same number.
     pub number: u8,
 }
 
 impl InternalNetwork {
-    /// Names a network by its directory, and the VM's number in it.
+    /// Describes a network by its directory, and the VM's number in it. The type's page has an example.
     #[must_use]
     pub fn new(dir: impl Into<PathBuf>, number: u8) -> Self {
         Self { dir: dir.into(), number }
     }
 
     /// Returns the MAC address of the VM's card on this network. It follows from the last component of the directory's path and
-    /// the number, so it is the same after each start. By it, a guest with several cards finds this one. [`InternalNetwork`] has
-    /// an example.
+    /// the number, so it is the same after each start. A guest with several cards can find this one by its address.
+    /// [`InternalNetwork`] has an example.
     #[must_use]
     pub fn mac(&self) -> String {
         let name = self.dir.file_name().unwrap_or_default().as_encoded_bytes();

@@ -109,7 +109,7 @@ pub struct HyperKit {
     /// [`vmnet`](Self#structfield.vmnet). QEMU only: on hyperkit, VPNKit forwards ports by other means.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub port_forwards: Vec<PortForward>,
-    /// Networks between VMs of this host, without root, each with a card of its own. They require
+    /// Networks between VMs of this host, without root. The VM has a network card for each. They require
     /// [`state_dir`](Self#structfield.state_dir). QEMU only, version 7.2 or later. [How to use
     /// them](crate::guide::howto#connect-vms-to-each-other).
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -161,13 +161,13 @@ pub struct HyperKit {
     /// Directories that the guest can mount with virtiofs. QEMU only, on Linux; each needs [`virtiofsd`](Self#structfield.virtiofsd).
     #[serde(rename = "virtiofs", skip_serializing_if = "Vec::is_empty")]
     pub shares_virtiofs: Vec<ShareVirtiofs>,
-    /// The `virtiofsd` program, which serves a share by virtiofs. If unset, it is searched on `PATH`, and where distributions
-    /// install it.
+    /// The `virtiofsd` program, which serves a share by virtiofs. If unset, it is searched for on `PATH`, and where
+    /// distributions install it.
     #[serde(with = "json::path", skip_serializing_if = "Option::is_none")]
     pub virtiofsd: Option<PathBuf>,
 
     /// The Linux kernel: an x86 bzImage, the format of `/boot/vmlinuz-…`, or on QEMU an ELF `vmlinux` with a PVH entry.
-    /// [`Kernel`](crate::Kernel) tells what a file is. The hypervisor loads it without a boot loader.
+    /// [`Kernel`](crate::Kernel) reads a file's format. The hypervisor loads it without a boot loader.
     #[serde(with = "json::path")]
     pub kernel: Option<PathBuf>,
     /// The initial RAM disk, from which the kernel starts its first program.
@@ -367,7 +367,7 @@ impl HyperKit {
             return;
         };
         for disk in &mut self.disks {
-            // The image of an overlay is not of this VM alone.
+            // Other VMs may use the image of an overlay, too.
             let path = disk.path.as_ref().filter(|path| !disk.overlay && path.parent() == Some(&home));
             let Some(path) = path else { continue };
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();

@@ -95,7 +95,7 @@ pub(crate) struct LowMemory {
 #[derive(Clone, Copy)]
 pub(crate) struct Hypervisor<'a> {
     pub pid: u32,
-    /// As it was started.
+    /// The description with which it was started.
     pub description: &'a HyperKit,
     /// Where its sockets are. Another hypervisor may listen there by now.
     pub state: Option<&'a StateDir>,
@@ -132,7 +132,7 @@ pub(crate) trait EngineDriver: Sync {
         false
     }
 
-    /// Finds the VPNKit socket or the daemons that the description leaves open, and writes their paths into the description.
+    /// Finds the VPNKit socket or the daemons for which the description has no paths, and sets the paths.
     fn resolve(&self, description: &mut HyperKit) -> Result<(), ConfigError>;
 
     /// The arguments for a description that passed validation and [`unsupported`](Self::unsupported). Looks at no file.
@@ -240,7 +240,7 @@ pub(crate) trait EngineDriver: Sync {
         Ok(Vec::new())
     }
 
-    /// The daemon that has made the hypervisor fail, according to the hypervisor's log.
+    /// The daemon whose failure the hypervisor's log reports.
     fn failed_daemon(&self, _description: &HyperKit, _log: &str) -> Option<PathBuf> {
         None
     }
@@ -250,7 +250,7 @@ pub(crate) trait EngineDriver: Sync {
     /// Whether a file in a state directory is a socket that belongs to a VM of this engine.
     fn is_own_socket(&self, name: &str, kind: FileType) -> bool;
 
-    /// Whether a hypervisor with this command line receives frames of other VMs at this socket of a network between VMs.
+    /// Whether a hypervisor with this command line receives an internal network's frames at this socket.
     fn receives_frames_at(&self, _command: &[OsString], _socket: &Path) -> bool {
         false
     }

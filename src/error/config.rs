@@ -136,7 +136,7 @@ pub enum ConfigError {
         /// The field: `gdb_port`, `shares_9p` or `port_forwards`.
         field: &'static str,
     },
-    /// A number in `internal_networks` is not 1 to 16, or a directory cannot be that of a network. Correct it.
+    /// A number in `internal_networks` is not 1 to 16, or a directory cannot be used for a network. Correct it.
     InvalidInternalNetwork {
         /// The directory.
         path: PathBuf,
@@ -212,14 +212,15 @@ pub enum ConfigError {
         /// The operating system's message.
         reason: String,
     },
-    /// An initrd, multiboot module, ISO image or disk without a size is empty, or no disk device. Use another file.
+    /// An initrd, multiboot module, ISO image or disk without a size is an empty file, or a device that is not a disk. Use another
+    /// file.
     EmptyFile {
         /// The field.
         field: &'static str,
         /// The file.
         path: PathBuf,
     },
-    /// The kernel is neither a whole x86 bzImage nor an ELF file. Use a file such as `/boot/vmlinuz-…`.
+    /// The kernel is not an ELF file, and not a complete x86 bzImage. Use a file such as `/boot/vmlinuz-…`.
     NotABzImage {
         /// The file.
         path: PathBuf,

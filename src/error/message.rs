@@ -33,7 +33,7 @@ impl Error {
                 )
             }
             Self::NetworkNumberInUse { dir, number } => {
-                format!("number {number} in use by another VM on the network: {}; use another number", dir.display())
+                format!("number {number} is in use by another VM of the network: {}; use another number", dir.display())
             }
             Self::DiskExists { path } => {
                 format!("file exists: {}; remove it or use another path for the disk image", path.display())
@@ -277,7 +277,7 @@ impl fmt::Display for ConfigError {
             }
             Self::CommandLineTooLong { length, limit } => write!(
                 f,
-                "kernel command line must be at most {limit} bytes long, not {length} (a bzImage's includes `earlyprintk=serial`)"
+                "kernel command line must be at most {limit} bytes long, not {length} (for a bzImage, `earlyprintk=serial` counts, too)"
             ),
             Self::VpnKitNotFound { searched } => write!(
                 f,
@@ -307,7 +307,11 @@ impl fmt::Display for ConfigError {
                 path.display()
             ),
             Self::OverlayOnly { path } => {
-                write!(f, "the image of an overlay is not changed: {}; use the disk without `overlay`", path.display())
+                write!(
+                    f,
+                    "cannot create or grow the base of an overlay: {}; use the disk without `overlay`",
+                    path.display()
+                )
             }
             Self::DiskHasBackingFile { path } => write!(
                 f,

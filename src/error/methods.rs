@@ -1,4 +1,4 @@
-//! How errors are made and taken apart.
+//! Constructors of errors, and what they contain.
 
 use std::io;
 use std::path::Path;

@@ -143,7 +143,7 @@ pub enum Error {
         /// The path of the socket.
         path: PathBuf,
     },
-    /// Another VM has this number in the network. Use another number, or stop that VM.
+    /// Another VM of the network has this number. Use another number, or stop that VM.
     NetworkNumberInUse {
         /// The directory of the network.
         dir: PathBuf,

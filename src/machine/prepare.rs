@@ -123,7 +123,8 @@ pub(super) fn plan_disks(description: &mut HyperKit, state: Option<&StateDir>) -
     Ok(plans)
 }
 
-/// Creates and grows the images, and creates the overlays in `state_dir`. Adds the path of each created image to `created`, also if a later image fails, and its lock to
+/// Creates and grows the images, and creates the overlays in `state_dir`. Adds the path of each created image to `created`, also if a
+/// later image fails, and its lock to
 /// `locks`: another start must not take the image before the hypervisor uses it.
 pub(super) fn apply(
     plans: Vec<DiskPlan>,

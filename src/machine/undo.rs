@@ -22,7 +22,7 @@ pub(super) struct Undo<'a> {
     pub images: Vec<PathBuf>,
     /// Locks that keep other starts from the images.
     pub image_locks: Vec<ImageLock>,
-    /// The VM's numbers in networks. They are given back unless the hypervisor has them.
+    /// The VM's numbers in networks. Undoing releases them, unless the hypervisor uses them.
     numbers: Vec<NetworkNumber>,
 }
 

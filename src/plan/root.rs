@@ -1,4 +1,4 @@
-//! The guest's root directory: the words on the kernel command line that tell the agent what to mount.
+//! The guest's root directory: the kernel parameters that tell the agent what to mount.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -9,9 +9,9 @@ use crate::sys::path::{canonical, clean};
 /// The mount tag of the root directory.
 pub(crate) const ROOT_TAG: &str = "hyperkit-root";
 
-/// The agent looks for these words (`examples/guest/agent/src/init.rs`).
-const ROOT_WORD: &str = "hyperkit.root=";
-const MOUNT_WORD: &str = "hyperkit.mount=";
+/// The agent reads these parameters (`examples/guest/agent/src/init.rs`).
+const ROOT_PARAMETER: &str = "hyperkit.root=";
+const MOUNT_PARAMETER: &str = "hyperkit.mount=";
 
 /// The directory of the host that is the guest's root, unless it is that of the initrd.
 pub(crate) fn root_dir(description: &HyperKit) -> Option<&Path> {
@@ -22,17 +22,17 @@ pub(crate) fn root_dir(description: &HyperKit) -> Option<&Path> {
     }
 }
 
-/// Puts the words for the agent before a kernel command line: Linux passes what follows `--` to its first program.
+/// Puts the agent's parameters before a kernel command line: Linux passes what follows `--` to its first program instead.
 pub(crate) fn with_root(description: &HyperKit, cmdline: &str) -> String {
-    words(description) + cmdline
+    parameters(description) + cmdline
 }
 
-/// Removes the words for the agent from the beginning of a kernel command line. They may name other paths than the description, if
-/// its state directory was moved.
+/// Removes the agent's parameters from the beginning of a kernel command line. If the state directory was moved, they contain other
+/// paths than the description.
 pub(crate) fn without_root<'a>(description: &HyperKit, line: &'a str) -> &'a str {
     let mut rest = line;
-    while let Some((word, after)) = rest.split_once(' ').filter(|_| description.root != Root::Initrd) {
-        if ![ROOT_WORD, MOUNT_WORD].iter().any(|name| word.starts_with(name)) {
+    while let Some((parameter, after)) = rest.split_once(' ').filter(|_| description.root != Root::Initrd) {
+        if ![ROOT_PARAMETER, MOUNT_PARAMETER].iter().any(|name| parameter.starts_with(name)) {
             break;
         }
         rest = after;
@@ -41,7 +41,7 @@ pub(crate) fn without_root<'a>(description: &HyperKit, line: &'a str) -> &'a str
 }
 
 /// `hyperkit.root=TAG`, and `hyperkit.mount=TAG,PATH` for each share inside of the root, each with a space after it.
-fn words(description: &HyperKit) -> String {
+fn parameters(description: &HyperKit) -> String {
     if description.root == Root::Initrd {
         return String::new();
     }
@@ -53,18 +53,18 @@ fn words(description: &HyperKit) -> String {
             Share9pSource::Port(_) => None,
         })
         .collect();
-    // A directory before those inside of it, which it would hide.
+    // An outer directory first: mounted later, it would hide the inner ones.
     mounts.sort_by_key(|(path, _)| path.components().count());
-    let mut words = format!("{ROOT_WORD}{ROOT_TAG} ");
+    let mut parameters = format!("{ROOT_PARAMETER}{ROOT_TAG} ");
     for (path, tag) in mounts {
         let path = encoded(path.as_os_str().as_encoded_bytes());
         // Writing to a text cannot fail.
-        let _ = write!(words, "{MOUNT_WORD}{},{path} ", encoded(tag.as_bytes()));
+        let _ = write!(parameters, "{MOUNT_PARAMETER}{},{path} ", encoded(tag.as_bytes()));
     }
-    words
+    parameters
 }
 
-/// Where the guest finds a directory of the host that lies inside of its root.
+/// The path in the guest of a directory of the host. `None` if the directory is outside of the guest's root.
 fn path_in_guest(root: &Root, path: &Path) -> Option<PathBuf> {
     let inside = match root {
         Root::Initrd => return None,
@@ -79,8 +79,8 @@ fn path_in_guest(root: &Root, path: &Path) -> Option<PathBuf> {
     (!inside.as_os_str().is_empty()).then(|| Path::new("/").join(inside))
 }
 
-/// The bytes with `%` and two hexadecimal digits for all that Linux or the agent could take for something else: spaces, quotes,
-/// commas, percent signs, and bytes that are not ASCII.
+/// Percent-encodes the bytes that Linux or the agent would not take literally: spaces, quotes, commas, percent signs, and bytes that
+/// are not ASCII.
 fn encoded(bytes: &[u8]) -> String {
     let mut encoded = String::with_capacity(bytes.len());
     for &byte in bytes {
@@ -115,9 +115,9 @@ mod tests {
         assert_eq!(words(&outside), "hyperkit.root=hyperkit-root ");
     }
 
-    /// The words name the paths of the start. A state directory with a share in it may have been moved since.
+    /// The parameters contain the paths of the start. A state directory with a share in it may have been moved since.
     #[test]
-    fn words_of_other_paths_are_removed_from_the_beginning_of_a_line() {
+    fn parameters_with_other_paths_are_removed_from_the_beginning_of_a_command_line() {
         let description = HyperKit::new().root(Root::Host).share_dir("/new/share", "share");
         let line = "hyperkit.root=hyperkit-root hyperkit.mount=share,/old/share quiet hyperkit.root=kept";
         assert_eq!(without_root(&description, line), "quiet hyperkit.root=kept");

@@ -12,12 +12,12 @@ use crate::sys::file::{check_file_size_limit, remove_file};
 /// The default of `qemu-img`.
 const CLUSTER_BITS: u32 = 16;
 const CLUSTER_BYTES: u64 = 1 << CLUSTER_BITS;
-/// An entry of the L1 table stands for a table of clusters that fills one cluster.
-const L1_ENTRY_STANDS_FOR: u64 = CLUSTER_BYTES * (CLUSTER_BYTES / 8);
+/// The bytes of the disk to which one entry of the L1 table leads: the entry names an L2 table, which fills one cluster.
+const BYTES_PER_L1_ENTRY: u64 = CLUSTER_BYTES * (CLUSTER_BYTES / 8);
 /// The longest L1 table that QEMU opens, in bytes (`QCOW_MAX_L1_SIZE` in block/qcow2.h).
 const MAX_L1_BYTES: u64 = 32 * 1024 * 1024;
 /// The longest overlay, in bytes.
-pub(crate) const MAX_OVERLAY_BYTES: u64 = MAX_L1_BYTES / 8 * L1_ENTRY_STANDS_FOR;
+pub(crate) const MAX_OVERLAY_BYTES: u64 = MAX_L1_BYTES / 8 * BYTES_PER_L1_ENTRY;
 
 /// The clusters of the file, in this order: the header, a table of reference counts, the counts themselves, and the L1 table.
 const COUNTS_TABLE_AT: u64 = CLUSTER_BYTES;
@@ -26,11 +26,11 @@ const L1_AT: u64 = 3 * CLUSTER_BYTES;
 
 /// Creates an overlay of `length` bytes at `overlay`. It is an error if a file exists there, even a symlink.
 ///
-/// The path of the base must be absolute: QEMU then looks for no protocol in it. The format of the base is stated, so that QEMU does
-/// not probe it: a guest may have written the header of another format to it.
+/// The path of the base must be absolute, so that QEMU does not take a part of it for a protocol. The overlay's header contains the
+/// format of the base, so that QEMU does not probe it: a guest may have written the header of another format to the base.
 pub(crate) fn create(overlay: &Path, base: &Path, base_format: &DiskFormat, length: u64) -> Result<()> {
     let failed = |error| Error::io("create the overlay", overlay)(error);
-    let l1_entries = length.div_ceil(L1_ENTRY_STANDS_FOR).max(1);
+    let l1_entries = length.div_ceil(BYTES_PER_L1_ENTRY).max(1);
     let l1_clusters = (l1_entries * 8).div_ceil(CLUSTER_BYTES);
     let file_length = L1_AT + l1_clusters * CLUSTER_BYTES;
     // 16 bits for each cluster. One cluster of counts is enough for the longest overlay.
@@ -92,7 +92,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for (index, (format, word, length)) in [
             (DiskFormat::Raw, "raw", 512),
-            (DiskFormat::Qcow2(QcowOptions::default()), "qcow2", L1_ENTRY_STANDS_FOR + 512),
+            (DiskFormat::Qcow2(QcowOptions::default()), "qcow2", BYTES_PER_L1_ENTRY + 512),
             (DiskFormat::Raw, "raw", MAX_OVERLAY_BYTES),
         ]
         .into_iter()

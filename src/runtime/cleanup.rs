@@ -21,7 +21,8 @@ impl StateDir {
         ALL_LOGS.iter().map(|name| self.file(name)).try_for_each(remove_file)
     }
 
-    /// Removes pid file, tty files, sockets and overlays of a VM that has exited. Logs stay, except those that no hypervisor has opened.
+    /// Removes pid file, tty files, sockets and overlays of a VM that has exited. Logs stay, except those that no hypervisor has
+    /// opened.
     pub fn clear_runtime_files(&self, _: &Lock) -> Result<()> {
         // Until a daemon has exited, it could create its sockets again.
         wait_until_unread(&self.file(VHOST_LINE));
@@ -49,8 +50,8 @@ impl StateDir {
         self.clear_runtime_files(&lock)
     }
 
-    /// Removes the overlays of the VM with this process ID, which has exited, unless another one was started in the directory since.
-    /// Does not wait for the lock: whoever has it removes them, too.
+    /// Removes the overlays of the VM with this process ID, which has exited, unless another VM was started in the directory since.
+    /// Waits only a moment for the lock: the call that has it removes the overlays, too.
     pub fn remove_overlays(&self, pid: u32) -> Result<()> {
         let Some(_lock) = self.try_lock()? else { return Ok(()) };
         match self.load_record()?.is_some_and(|record| record.pid == Some(pid)) {

@@ -1,10 +1,10 @@
 //! Runs the daemons of a hypervisor, such as `vhost-device-vsock` and `virtiofsd`: programs that serve one of the guest's devices.
 //!
-//! A daemon shares the guest's memory with the hypervisor, and need not exit with
-//! the hypervisor. So it runs under shells that hold the reading end of a FIFO. The starter holds the writing end until
-//! the hypervisor is ready, the hypervisor as long as it runs: as its standard input, from its first moment on. When no process
-//! holds the writing end any more, the shells kill the daemon. When the daemon exits, the shells exit, too. There are two, so
-//! that either can be killed. All daemons of a hypervisor share one FIFO.
+//! A daemon shares the guest's memory with the hypervisor, and may not exit when the hypervisor exits. So it runs under two shells
+//! that hold the reading end of a FIFO. The starter holds the writing end until the hypervisor is ready. The hypervisor holds it as long
+//! as the hypervisor runs: it is its standard input. When no process holds the writing end any more, the shells kill the daemon. When the
+//! daemon exits, the shells exit, too. If one of the shells is killed, the other still kills the daemon. All daemons of a hypervisor
+//! share one FIFO.
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::OwnedFd;

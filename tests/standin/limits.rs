@@ -106,7 +106,7 @@ fn kernel_command_line_limit_is_enforced() {
     assert_boots_with(test_dir.description(), &"x".repeat(99 - fixed));
     let error = rejection_with(&test_dir, &"x".repeat(100 - fixed), |d| d);
     assert_error!(error, ConfigError::CommandLineTooLong { length: 100, limit: 99 });
-    // The words for the agent count, too.
+    // The agent's parameters count, too.
     let qemu = test_dir.write_executable("qemu-system-x86_64", b"#!/bin/sh\nexit 9\n");
     let root = "hyperkit.root=hyperkit-root ".len();
     let error = rejection_with(&test_dir, &"x".repeat(100 - fixed - root), |d| {

@@ -93,7 +93,7 @@ fn features_unsupported_by_qemu_are_rejected() {
     let tagged = |d: HyperKit| with_root(d.hyperkit(&qemu), &test_dir.dir()).share_dir(test_dir.dir(), "hyperkit-root");
     assert_error!(rejection_with(&test_dir, "", tagged), ConfigError::DuplicateMountTag { .. });
     if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
-        refuse(&|d| d.agent(true).root(Root::Host), "this host's programs");
+        refuse(&|d| d.agent(true).root(Root::Host), "the programs of this host");
     }
     let bare = |d: HyperKit| modify(d, |d| (d.kernel, d.initrd) = (None, None));
     let multiboot = test_dir.write("kernel", &multiboot());

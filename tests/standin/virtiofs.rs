@@ -94,7 +94,7 @@ fn program_in_c_requires_root() {
                 (Ok(()), false) => {}
                 (checked, true) => {
                     let error = only_violation(checked);
-                    assert_error!(error, ConfigError::Unsupported { feature, .. } if feature.contains("without root"));
+                    assert_error!(error, ConfigError::Unsupported { feature, .. } if feature.contains("requires root"));
                 }
                 (checked, false) => panic!("{checked:?}"),
             }

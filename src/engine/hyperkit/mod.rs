@@ -98,7 +98,7 @@ impl EngineDriver for Driver {
             ),
             (!description.port_forwards.is_empty(), "port forwarding (`port_forwards`); use VPNKit's own, or QEMU"),
             (description.root != Root::Initrd, NO_ROOT),
-            (description.has_overlays(), "an overlay of an image (`disks`); use QEMU"),
+            (description.has_overlays(), "a disk with an overlay (`disks`); use QEMU"),
             (!description.shares_virtiofs.is_empty(), NO_VIRTIOFS),
             (!description.internal_networks.is_empty(), NO_INTERNAL_NETWORK),
             (has_foreign_mac, "a MAC address for a card that is not a tap (`mac`); that of vmnet follows from `uuid`"),

@@ -1,7 +1,7 @@
 //! A card on a network between VMs, from QEMU's own parts: `dgram` sockets and hubs. Tried with QEMU 7.2, the first with `dgram`.
 //!
 //! A hub passes a frame to all its ports but the one from which it came. If one hub connected card and other VMs, a frame of VM 1
-//! would go round for ever: VM 2 would pass it on to VM 3, and VM 3 to VM 2. So the way in and the way out are separate:
+//! would circulate forever: VM 2 would pass it on to VM 3, and VM 3 to VM 2. So receiving and sending are separate:
 //!
 //! ```text
 //! card -- hub A -- io: sends to N.out.sock, receives at N.sock
@@ -15,8 +15,8 @@
 //!
 //! QEMU must always read `N.sock`. When the socket's queue is full (11 frames by `net.unix.max_dgram_qlen`), the senders get EAGAIN.
 //! They wait until their own sockets are writable, which these are at once, so each sender uses a whole CPU of the host. A card that
-//! the guest has not set up takes no frames, and QEMU would stop to read. The drain, a port without a peer, takes all of them. A
-//! paused VM reads nothing: [`set_link_requests`].
+//! the guest has not set up accepts no frames, and then QEMU would stop reading. The drain, a port without a peer, accepts all frames.
+//! QEMU reads nothing while the VM is paused: see [`set_link_requests`].
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -31,7 +31,7 @@ use crate::plan::slots::{Device, layout};
 use crate::plan::text::utf8;
 use crate::sys::path::canonical;
 
-/// What QEMU prints about hubs that are not built in the usual way.
+/// The beginning of QEMU's warnings about these hubs, which are not connected in the usual way.
 pub(super) const HUB_WARNING: &str = "warning: hub ";
 
 /// The backend of the card in this slot, which is `net{slot}`.

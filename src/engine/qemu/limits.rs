@@ -156,9 +156,7 @@ pub(super) fn check_host(description: &HyperKit) -> Vec<ConfigError> {
         found.collect(vsock_device::check_host(description));
     }
     if description.root == Root::Host && !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
-        found.add(unsupported(
-            "this host's programs in the guest (`root`), which runs those of Linux on x86-64; use `Root::Dir`",
-        ));
+        found.add(unsupported("the programs of this host (`root`), which is not Linux on x86-64; use `Root::Dir`"));
     } else if let Some(dir) = root_dir(description) {
         found.collect(check_escaped_path("root", dir).and_then(|_| check_root(dir)));
     }

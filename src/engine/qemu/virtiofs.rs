@@ -44,7 +44,7 @@ fn is_in_c(program: &Path) -> bool {
     libraries.iter().any(|library| library.starts_with(QEMU_LIBRARY))
 }
 
-/// What this host cannot do.
+/// Reports the shares that this host cannot serve.
 pub(super) fn check_host(description: &HyperKit) -> Vec<ConfigError> {
     let shares = &description.shares_virtiofs;
     if shares.is_empty() {
@@ -69,12 +69,12 @@ pub(super) fn check_host(description: &HyperKit) -> Vec<ConfigError> {
         // It would fail only when QEMU connects.
         if !rustix::process::geteuid().is_root() {
             found.push(unsupported(
-                "a virtiofsd that is written in C without root (`virtiofsd`); use the one in Rust, or `share_dir`",
+                "the virtiofsd in C, which requires root (`virtiofsd`); use the one in Rust, or `share_dir`",
             ));
         }
         if shares.iter().any(|share| share.read_only) {
             found.push(unsupported(
-                "a read-only share with a virtiofsd that is written in C (`shares_virtiofs`); use the one in Rust",
+                "a read-only share with the virtiofsd in C (`shares_virtiofs`); use the one in Rust",
             ));
         }
     }

@@ -64,7 +64,7 @@ impl fmt::Display for Architecture {
 
 /// A kernel file, as its headers describe it.
 ///
-/// A start reads the kernel of its description by itself. This type is for programs that choose a kernel, or show what a file is.
+/// A start reads the kernel of its description by itself. This type is for programs that choose a kernel, or show its format.
 ///
 /// ```
 /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
@@ -97,7 +97,7 @@ enum Image {
 }
 
 impl Kernel {
-    /// Reads the headers of a kernel file. The size of the file does not matter: at most a few MiB are read.
+    /// Reads the headers of a kernel file: at most a few MiB, however large the file is.
     ///
     /// [`check`](crate::HyperKit::check) also finds out whether the kernel boots on the engine of a description, and fits into its
     /// memory.
@@ -132,10 +132,10 @@ impl Kernel {
         Architecture::X86_64
     }
 
-    /// Returns the length of the longest command line that the kernel accepts, in bytes, if the file says it.
+    /// Returns the length of the longest command line that the kernel accepts, in bytes, if the file's header contains it.
     ///
-    /// A bzImage does. A start accepts one byte less, since hyperkit counts a NUL at the end. A vmlinux does not say it; a start
-    /// accepts 2047 bytes, the limit of Linux for x86-64.
+    /// The header of a bzImage does. A start accepts one byte less, since hyperkit counts a NUL at the end. `None` for a vmlinux, with
+    /// which a start accepts 2047 bytes, the limit of Linux for x86-64.
     #[must_use]
     pub fn cmdline_limit(&self) -> Option<usize> {
         match &self.image {
@@ -144,9 +144,9 @@ impl Kernel {
         }
     }
 
-    /// Returns the address at which QEMU enters a vmlinux, if the file names one in a note. *PVH* is the protocol by which Xen
-    /// and QEMU start a kernel without a boot loader. Linux has the note if it is built with `CONFIG_PVH`, as Debian's is. A bzImage
-    /// needs none.
+    /// Returns the address at which QEMU enters a vmlinux, if an ELF note in the file contains it. *PVH* is the protocol by which Xen
+    /// and QEMU start a kernel without a boot loader. Linux has the note if it is built with `CONFIG_PVH`, as Debian's is. `None` for a
+    /// bzImage, which needs no such entry.
     #[must_use]
     pub fn pvh_entry(&self) -> Option<u32> {
         match &self.image {
@@ -181,7 +181,7 @@ impl Kernel {
         }
     }
 
-    /// Refuses the kernel or its initrd if they do not fit into memory. The initrd comes with its length in bytes. The engines load
+    /// Refuses the kernel or its initrd if they do not fit into memory. `initrd` is its path and its length in bytes. The engines load
     /// it as high as possible, and would overwrite the kernel.
     pub(crate) fn check_fits(
         &self,
@@ -189,7 +189,7 @@ impl Kernel {
         memory_mib: u64,
         initrd: Option<(&PathBuf, u64)>,
     ) -> Result<(), ConfigError> {
-        // The kernel's last address; the part of its memory from the end that it may not use; the highest address of an initrd.
+        // The end of the kernel; whether it may use the firmware's part of the memory; the highest address of an initrd.
         let (end, uses_all, initrd_max) = match &self.image {
             Image::BzImage(image) => (image.end(), true, image.initrd_max),
             Image::Vmlinux(image) => (image.end, false, u64::MAX),
@@ -208,7 +208,7 @@ impl Kernel {
             Some((path, _)) if kernel_fits(&memory) => ("initrd", path),
             _ => ("kernel", &self.path),
         };
-        // The least memory from which on every size suffices.
+        // The smallest memory size such that every larger one suffices, too.
         let most = driver.low_memory(u64::MAX).end / MIB;
         let least = (1..=most).rev().take_while(|&mib| fits(&driver.low_memory(mib))).last();
         let needed = match least {
@@ -232,7 +232,7 @@ pub(crate) fn read(path: &Path) -> std::result::Result<Kernel, ConfigError> {
     if let Some(format) = compression(&head) {
         return Err(ConfigError::CompressedKernel { field: "kernel", path: path.to_owned(), format });
     }
-    // QEMU decides by this mark, too, and looks at no other.
+    // QEMU, too, recognizes a bzImage by this mark alone.
     let image = match elf::Header::parse(&head) {
         Some(header) if !bz_image::has_mark(&head) => vmlinux::parse(&file, metadata.len(), &head, &header)
             .map(Image::Vmlinux)

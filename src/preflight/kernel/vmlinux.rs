@@ -16,7 +16,7 @@ const EM_X86_64: u64 = 62;
 const ET_REL: u64 = 1;
 const ET_CORE: u64 = 4;
 const EXECUTABLES: [u64; 2] = [2, 3];
-/// QEMU takes these flags for those of another format, and refuses them.
+/// QEMU takes a file with these flags for another format, and refuses it.
 const REFUSED_FLAGS: u64 = 0x0001_0004;
 /// Firmware uses the memory below.
 const LOWEST: u64 = 1024 * 1024;
@@ -32,7 +32,7 @@ const MAX_NOTE_BYTES: u64 = 64 * 1024;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Vmlinux {
-    /// Where the kernel ends in memory.
+    /// The address at which the kernel ends in memory.
     pub end: u64,
     pub pvh_entry: Option<u32>,
 }
@@ -80,7 +80,7 @@ pub(super) fn parse(file: &File, length: u64, head: &[u8], header: &Header) -> R
         }
         let mut bytes = vec![0; notes.size.min(MAX_NOTE_BYTES) as usize];
         file.read_exact_at(&mut bytes, notes.offset).map_err(|_| "truncated")?;
-        // Of several, QEMU takes the last.
+        // QEMU uses the last of several.
         if let Some(note) = find_note(&bytes, notes.alignment) {
             pvh_entry = note.pvh_entry();
         }
