@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
-/// The port of the agent in the guest, and of the doorbell on the host.
+/// The port of the agent in the guest, and the port of the host at which it notifies host programs.
 pub const AGENT_PORT: u32 = 1019;
 
 /// Connects the stream of a host program to an agent.
@@ -71,10 +71,11 @@ impl Drop for VsockAgent {
     }
 }
 
-/// Connects to the doorbell of the host, as hyperkit does when the agent in its guest rings. Returns whether a program listens there.
-pub fn ring(vsock_dir: &Path) -> bool {
+/// Connects to the ready socket of the host, as hyperkit does when the agent in its guest has begun to listen. Returns whether a program
+/// listens there.
+pub fn notify_host(vsock_dir: &Path) -> bool {
     match UnixStream::connect(vsock_dir.join(format!("00000002.{AGENT_PORT:08x}"))) {
-        Ok(mut doorbell) => doorbell.write_all(&[1]).is_ok(),
+        Ok(mut socket) => socket.write_all(&[1]).is_ok(),
         Err(_) => false,
     }
 }

@@ -18,7 +18,7 @@ use hyperkit::{Error, Exit, GuestCommand, GuestStatus, HyperKit, Vm};
 
 use crate::command::noise;
 use crate::common::guest::{BOOT_TIMEOUT, Guest, QUIET_CMDLINE, open_shell, run_in_guest, setup_file};
-use crate::common::vsock_agent::{AGENT_PORT, VsockAgent, relay, ring};
+use crate::common::vsock_agent::{AGENT_PORT, VsockAgent, notify_host, relay};
 use crate::common::{StopOnDrop, TestDir, wait_until};
 
 /// A VM of the stand-in, whose guest is that of a VM on QEMU.
@@ -42,13 +42,13 @@ impl Pair {
         let daemon = setup_file("target/tools/bin", "vhost-device-vsock");
         let description = guest.description.clone().vsock(true).vhost_device_vsock(daemon);
         let qemu = description.start(QUIET_CMDLINE).unwrap();
-        // What the agent sends to the host's port 1019 goes to the doorbell of the stand-in.
-        let bell = qemu.vsock_listen(AGENT_PORT).unwrap();
+        // What the agent sends to the host's port 1019 goes to the ready socket of the stand-in.
+        let notifications = qemu.vsock_listen(AGENT_PORT).unwrap();
         let sockets = test_dir.path("vm");
         thread::spawn(move || {
-            for mut stream in bell.incoming().flatten() {
+            for mut stream in notifications.incoming().flatten() {
                 if stream.read(&mut [0]).is_ok_and(|length| length > 0) {
-                    ring(&sockets);
+                    notify_host(&sockets);
                 }
             }
         });
@@ -105,7 +105,7 @@ fn agent_serves_several_programs_by_vsock() {
 
 /// A relay that is closed is a host that was killed.
 #[test]
-fn commands_of_a_host_that_was_killed_are_killed() {
+fn commands_of_a_killed_host_program_are_killed() {
     let pair = Pair::start();
     let idle = pair.command("sleep").arg("1001").spawn().unwrap();
     let mut writing = pair.command("yes").spawn().unwrap();
@@ -151,7 +151,7 @@ fn killed_agent_and_killed_guest_fail_the_commands() {
 
 /// vhost-device-vsock does not tell the guest that a host has closed its connection while the guest sends.
 #[test]
-fn command_of_a_host_that_closed_while_it_was_sent_output_is_killed() {
+fn command_is_killed_after_its_host_program_closed_the_connection() {
     let pair = Pair::start();
     assert!(pair.command("true").status().unwrap().success());
     let mut socket = pair.qemu.vsock_connect(AGENT_PORT).unwrap();

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use hyperkit::{ConfigError, Error, ErrorKind, Exit, GuestCommand, GuestStatus, HyperKit, Vm};
 use rustix::process::{Signal, kill_process};
 
-use crate::common::vsock_agent::{VsockAgent, ring};
+use crate::common::vsock_agent::{VsockAgent, notify_host};
 use crate::common::{KillProcessOnDrop, StopOnDrop, TEST_TIMEOUT, TestDir, agent_path, file_names, to_pid, wait_until};
 
 /// A VM with the directory of the sockets on which its guest listens.
@@ -43,7 +43,7 @@ impl Guest {
         self.command("sh").args(["-c", script])
     }
 
-    pub fn doorbell(&self) -> PathBuf {
+    pub fn ready_socket(&self) -> PathBuf {
         self.test_dir.path("vm/00000002.000003fb")
     }
 
@@ -84,7 +84,7 @@ fn output_status_and_errors_are_those_of_the_program() {
     guest.vm.copy_in(guest.test_dir.path("file"), guest.test_dir.path("in")).unwrap();
     guest.vm.copy_out(guest.test_dir.path("in"), guest.test_dir.path("out")).unwrap();
     assert_eq!(fs::read(guest.test_dir.path("out")).unwrap(), b"content");
-    assert!(!guest.doorbell().exists());
+    assert!(!guest.ready_socket().exists());
 }
 
 #[test]
@@ -106,22 +106,22 @@ fn transfer_of_100_mb_is_intact_and_64_commands_run_at_once() {
     wait_until("the sessions have ended", || !agent.sessions().into_iter().any(is_running));
 }
 
-/// The guest's kernel refuses the first connection. Then the agent starts and rings.
+/// The guest's kernel refuses the first connection. Then the agent starts, and notifies the host.
 #[test]
-fn command_waits_for_the_agent_to_ring() {
+fn command_waits_until_the_agent_notifies_the_host() {
     let guest = Guest::start("");
     thread::scope(|scope| {
         let waiting = scope.spawn(|| guest.command("echo").arg("found").output());
-        wait_until("the host listens", || ring(&guest.test_dir.path("vm")));
-        // A ring without an agent is no answer.
+        wait_until("the host listens", || notify_host(&guest.test_dir.path("vm")));
+        // A notification without an agent is no answer.
         assert!(!waiting.is_finished());
         let _agent = guest.start_agent();
         let begun = Instant::now();
-        wait_until("the agent has rung", || ring(&guest.test_dir.path("vm")) || waiting.is_finished());
+        wait_until("the host is notified", || notify_host(&guest.test_dir.path("vm")) || waiting.is_finished());
         assert_eq!(waiting.join().unwrap().unwrap().stdout, b"found\n");
-        println!("answered {:?} after the ring", begun.elapsed());
+        println!("answered {:?} after the notification", begun.elapsed());
     });
-    assert!(!guest.doorbell().exists());
+    assert!(!guest.ready_socket().exists());
 }
 
 #[test]
@@ -139,26 +139,26 @@ fn agent_that_never_answers_is_an_error_after_the_timeout() {
         let error = command.output().unwrap_err();
         assert!(matches!(error, Error::AgentNotResponding { .. }), "{error:?}");
         assert_eq!(error.kind(), ErrorKind::Timeout);
-        assert!(!guest.doorbell().exists());
+        assert!(!guest.ready_socket().exists());
     }
 }
 
-/// One of them listens at the doorbell, and wakes the others.
+/// One of them listens at the ready socket. The others are notified when it stops.
 #[test]
 fn several_programs_wait_for_the_agent_and_use_it_at_the_same_time() {
     let guest = Guest::start("");
     // A stale socket.
-    drop(std::os::unix::net::UnixListener::bind(guest.doorbell()).unwrap());
+    drop(std::os::unix::net::UnixListener::bind(guest.ready_socket()).unwrap());
     let programs: Vec<Vm> = (0..8).map(|_| guest.found()).collect();
     thread::scope(|scope| {
         let waiting: Vec<_> = programs
             .iter()
             .map(|vm| scope.spawn(|| vm.command("cat").stdin_piped().agent_timeout(TEST_TIMEOUT).spawn().unwrap()))
             .collect();
-        wait_until("one of them listens", || ring(&guest.test_dir.path("vm")));
+        wait_until("one of them listens", || notify_host(&guest.test_dir.path("vm")));
         let _agent = guest.start_agent();
-        wait_until("the agent has rung", || {
-            ring(&guest.test_dir.path("vm")) || waiting.iter().all(thread::ScopedJoinHandle::is_finished)
+        wait_until("the host is notified", || {
+            notify_host(&guest.test_dir.path("vm")) || waiting.iter().all(thread::ScopedJoinHandle::is_finished)
         });
         let mut children: Vec<_> = waiting.into_iter().map(|waiting| waiting.join().unwrap()).collect();
         for child in &mut children {
@@ -166,15 +166,15 @@ fn several_programs_wait_for_the_agent_and_use_it_at_the_same_time() {
             child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         }
     });
-    assert!(!guest.doorbell().exists());
+    assert!(!guest.ready_socket().exists());
 }
 
 /// The environment variable with the state directory for the test below, in its child process.
 const CHILD: &str = "HYPERKIT_COMMAND_CHILD";
 
 #[test]
-fn killed_program_leaves_no_command_and_no_obstacle() {
-    const TEST: &str = "command::killed_program_leaves_no_command_and_no_obstacle";
+fn killed_program_leaves_no_command_and_does_not_block_the_next() {
+    const TEST: &str = "command::killed_program_leaves_no_command_and_does_not_block_the_next";
     if let Some(state_dir) = std::env::var_os(CHILD) {
         let vm = HyperKit::from_state(PathBuf::from(state_dir)).unwrap().vm().unwrap().unwrap();
         let mut child = vm.command("sh").args(["-c", "setsid sleep 1001 & echo $$ $!; exec yes >&2"]).spawn().unwrap();
@@ -195,9 +195,9 @@ fn killed_program_leaves_no_command_and_no_obstacle() {
         KillProcessOnDrop::spawn(&mut child)
     };
     let guest = Guest::start("");
-    // Killed while it listens at the doorbell.
+    // Killed while it listens at the ready socket.
     let waiting = start(&guest);
-    wait_until("it listens", || ring(&guest.test_dir.path("vm")));
+    wait_until("it listens", || notify_host(&guest.test_dir.path("vm")));
     drop(waiting);
     let agent = guest.start_agent();
     assert!(guest.command("true").status().unwrap().success());
@@ -249,12 +249,12 @@ fn killed_vm_fails_the_commands_with_its_exit() {
     let guest = Guest::start("");
     thread::scope(|scope| {
         let waiting = scope.spawn(|| guest.command("true").output());
-        wait_until("the host listens", || guest.doorbell().exists());
+        wait_until("the host listens", || guest.ready_socket().exists());
         guest.vm.kill().unwrap();
         let error = waiting.join().unwrap().unwrap_err();
         assert!(matches!(&error, Error::VmExited { .. }), "{error:?}");
     });
-    drop(UnixStream::connect(guest.doorbell()).unwrap_err());
+    drop(UnixStream::connect(guest.ready_socket()).unwrap_err());
 }
 
 /// A hypervisor that exits refuses connections, and a command then waits up to 5 s for the exit.

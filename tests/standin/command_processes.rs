@@ -89,11 +89,11 @@ fn supervisors_are_reaped_also_when_they_were_killed_or_have_waited_for_a_daemon
 }
 
 #[test]
-fn command_with_a_short_timeout_does_not_wait_for_another_that_connects() {
+fn command_with_a_short_timeout_does_not_wait_for_another_commands_connection() {
     let guest = Guest::start("");
     thread::scope(|scope| {
         let waiting = scope.spawn(|| guest.command("true").status());
-        wait_until("the host listens", || guest.doorbell().exists());
+        wait_until("the host listens", || guest.ready_socket().exists());
         let error = guest.vm.command("true").agent_timeout(Duration::from_millis(100)).status().unwrap_err();
         assert!(matches!(error, Error::AgentNotResponding { .. }), "{error:?}");
         assert!(!waiting.is_finished());
@@ -105,7 +105,7 @@ fn command_with_a_short_timeout_does_not_wait_for_another_that_connects() {
 /// vhost-device-vsock may not tell the guest that the host has closed a connection. The test takes the 30 s after which the agent
 /// ends it.
 #[test]
-fn session_of_a_host_that_neither_reads_nor_sends_ends() {
+fn session_of_a_host_program_that_neither_reads_nor_sends_ends() {
     let (mut host, session) = UnixStream::pair().unwrap();
     let mut agent = Command::new(agent_path());
     agent.arg("--session").stdin(OwnedFd::from(session)).stdout(Stdio::null());

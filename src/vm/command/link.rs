@@ -12,18 +12,18 @@ use crate::exit::Exit;
 use crate::state::StateDir;
 use crate::sys::unix_socket::{connect, peer_pid};
 use crate::vm::command::connection::{Connection, Failure, Probe};
-use crate::vm::command::doorbell::{Doorbell, Woken};
 use crate::vm::command::io_thread::SILENCE_LIMIT;
 use crate::vm::command::protocol::VSOCK_PORT;
+use crate::vm::command::ready_socket::{ReadySocket, WaitEnd};
 use crate::vm::{CONTROL_TIMEOUT, Vm, VmStatus};
 
 /// How long a hypervisor that has closed its sockets may take to exit.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The same, if the agent may have closed the connection instead.
 const VSOCK_EXIT_TIMEOUT: Duration = Duration::from_secs(1);
-/// How often the host tries to connect if the agent does not ring, or has rung when nobody heard it.
+/// How often the host tries to connect if the agent does not notify it, or has done so before the host listened.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
-/// A guest can ring all the time.
+/// Limits how often a guest can make the host connect.
 const MIN_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The connection of a `Vm`, while a command uses it.
@@ -143,12 +143,12 @@ impl Vm {
         Connection::new(stream, Box::new(probe)).map_err(Error::io("use", &socket))
     }
 
-    /// Connects to the agent by vsock. While none listens, waits until it rings the doorbell.
+    /// Connects to the agent by vsock. While no agent listens, waits until one notifies the host.
     fn open_vsock(&self, state: &StateDir, attempt: Attempt<'_>) -> Result<Connection> {
         let endpoint = self.vsock_endpoint("command", VSOCK_PORT)?;
-        let bell_name = self.driver().vsock_listener_name(VSOCK_PORT);
-        let bell_socket = self.description().vsock_sockets_dir().join(bell_name);
-        let mut bell: Option<Doorbell<'_>> = None;
+        let ready_name = self.driver().vsock_listener_name(VSOCK_PORT);
+        let ready_path = self.description().vsock_sockets_dir().join(ready_name);
+        let mut ready: Option<ReadySocket<'_>> = None;
         loop {
             let tried = Instant::now();
             let mut stream = self.connect_hypervisor(&endpoint.socket, attempt)?;
@@ -164,13 +164,13 @@ impl Vm {
                 Err(failure) => return Err(self.agent_error(attempt.program, failure)),
             }
             drop(connection);
-            let woken = match &mut bell {
-                // An agent that has begun to listen since does not ring again.
-                None => Woken::Listener,
-                Some(bell) => {
-                    let woken = bell.wait(attempt.left(RETRY_INTERVAL)).map_err(Error::io("wait at", &bell_socket))?;
+            let end = match &mut ready {
+                // Tries once more after this: an agent that has begun to listen meanwhile does not notify again.
+                None => WaitEnd::ListenerLeft,
+                Some(ready) => {
+                    let end = ready.wait(attempt.left(RETRY_INTERVAL)).map_err(Error::io("wait at", &ready_path))?;
                     std::thread::sleep(MIN_INTERVAL.saturating_sub(tried.elapsed()));
-                    woken
+                    end
                 }
             };
             if let Some(exit) = self.try_wait() {
@@ -179,8 +179,8 @@ impl Vm {
             if attempt.is_over() {
                 return Err(self.agent_not_responding(attempt.timeout));
             }
-            if woken == Woken::Listener {
-                bell = Some(Doorbell::open(state, &bell_socket)?);
+            if end == WaitEnd::ListenerLeft {
+                ready = Some(ReadySocket::open(state, &ready_path)?);
             }
         }
     }

@@ -6,11 +6,11 @@ mod archive_tests;
 mod child;
 mod connection;
 mod copy;
-mod doorbell;
 mod io_thread;
 mod link;
 #[allow(dead_code, reason = "the agent uses the other half")]
 mod protocol;
+mod ready_socket;
 mod status;
 mod stream;
 #[cfg(test)]
