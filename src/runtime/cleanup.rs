@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::plan::serial_ports::{ALL_LOGS, ALL_TTYS};
 use crate::preflight::image::unfinished_name;
 use crate::runtime::daemons::wait_until_unread;
-use crate::runtime::network_number::give_back_all;
+use crate::runtime::network_number::release_numbers;
 use crate::state::{JSON_FILE, LOG_FILE, Lock, PID_FILE, StateDir, UNFINISHED, VHOST_LINE};
 use crate::sys::file::remove_file;
 
@@ -31,7 +31,7 @@ impl StateDir {
         let stale = files.map(str::to_owned).chain(self.files_of_vm()?);
         stale.map(|name| self.file(&name)).try_for_each(remove_file)?;
         // A damaged record names no networks.
-        self.load_if_recorded().ok().flatten().map_or(Ok(()), |recorded| give_back_all(&recorded))
+        self.load_if_recorded().ok().flatten().map_or(Ok(()), |recorded| release_numbers(&recorded))
     }
 
     /// Cleans up after the VM with this process ID, which has exited, unless another one was started in the directory since.

@@ -1,8 +1,8 @@
-//! The numbers of VMs in networks between VMs: who has one, and what is left of it.
+//! The numbers of VMs in internal networks: a start takes them, and cleanup releases them.
 //!
-//! A number is in use if a process receives at its socket, or has the socket on its command line. The starter receives there until
-//! it has spawned QEMU, whose command line then names the socket. QEMU replaces the socket some milliseconds later, without asking.
-//! So a number has an owner at any moment, also if the starter is killed, and no process has to stay for the network.
+//! A number is in use if a process receives at its socket, or has the socket on its command line. The starter receives at the socket
+//! until it has spawned QEMU, whose command line contains the path. QEMU replaces the socket some milliseconds later, whether it is in
+//! use or not. So the number is in use at every moment, even if the starter is killed, and the network needs no process of its own.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::ErrorKind;
@@ -19,7 +19,7 @@ use crate::sys::file::{open_dir, remove_file};
 use crate::sys::lock::{open_locked, unlock};
 use crate::sys::unix_socket::{is_stale, remove_stale_socket};
 
-/// A number that a start has taken. Dropping it gives the number back, unless a hypervisor has it by then.
+/// A number that a start has taken. Dropping it releases the number, unless a hypervisor uses it by then.
 #[derive(Debug)]
 pub(crate) struct NetworkNumber {
     network: InternalNetwork,
@@ -45,7 +45,7 @@ impl NetworkNumber {
         // Another program may have created the directory since the description was checked.
         check_network_dir(dir)?;
         let path = network.socket();
-        if is_socket(&path) && !is_stale(&path) || is_named(network)? {
+        if is_socket(&path) && !is_stale(&path) || is_used_by_hypervisor(network)? {
             return Err(Error::NetworkNumberInUse { dir: dir.clone(), number: network.number });
         }
         network.sockets().iter().try_for_each(|socket| remove_stale_socket(socket))?;
@@ -56,9 +56,9 @@ impl NetworkNumber {
 
 impl Drop for NetworkNumber {
     fn drop(&mut self) {
-        let had_it = self.socket.take().is_some();
-        let given_back = if had_it { give_back(&self.network) } else { Ok(()) };
-        if let Err(error) = given_back {
+        let was_taken = self.socket.take().is_some();
+        let released = if was_taken { release(&self.network) } else { Ok(()) };
+        if let Err(error) = released {
             log::warn!(target: "hyperkit", "{}: {error:#}", self.network.dir.display());
         }
         // `remove_dir` keeps a directory that is not empty.
@@ -75,21 +75,21 @@ impl Drop for DirLock {
     }
 }
 
-/// Removes the sockets that the VM of a description has left, and the directories of its networks if they are empty.
-pub(super) fn give_back_all(description: &HyperKit) -> Result<()> {
-    description.internal_networks.iter().try_for_each(give_back)
+/// Removes the stale sockets of a description's VM, and the directories of its networks if they are empty.
+pub(super) fn release_numbers(description: &HyperKit) -> Result<()> {
+    description.internal_networks.iter().try_for_each(release)
 }
 
-fn give_back(network: &InternalNetwork) -> Result<()> {
+fn release(network: &InternalNetwork) -> Result<()> {
     let dir = &network.dir;
     let _lock = match open_locked(dir, || open_dir(dir)) {
         Err(error) if [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&error.kind()) => return Ok(()),
         locked => locked.map(DirLock).map_err(Error::io("lock", dir))?,
     };
-    // Another VM may have the number by now.
-    let mut left = network.sockets().into_iter().filter(|socket| is_socket(socket) && is_stale(socket)).peekable();
-    if left.peek().is_some() && !is_named(network)? {
-        left.try_for_each(remove_file)?;
+    // Another VM may use the number by now.
+    let mut stale = network.sockets().into_iter().filter(|socket| is_socket(socket) && is_stale(socket)).peekable();
+    if stale.peek().is_some() && !is_used_by_hypervisor(network)? {
+        stale.try_for_each(remove_file)?;
     }
     // `remove_dir` keeps a directory that is not empty.
     let _ = fs::remove_dir(dir);
@@ -100,8 +100,8 @@ fn is_socket(path: &Path) -> bool {
     path.symlink_metadata().is_ok_and(|metadata| metadata.file_type().is_socket())
 }
 
-/// Whether a process has the number on its command line.
-fn is_named(network: &InternalNetwork) -> Result<bool> {
+/// Whether the command line of a hypervisor contains the number's socket.
+fn is_used_by_hypervisor(network: &InternalNetwork) -> Result<bool> {
     let processes = list_all().map_err(|error| Error::cannot_tell(Some(&network.dir))(error))?;
     let socket = network.socket();
     Ok(processes.iter().any(|process| receives_frames_at(&process.command, &socket)))
