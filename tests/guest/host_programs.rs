@@ -221,7 +221,7 @@ fn root_that_cannot_be_mounted_ends_the_vm_and_the_error_says_why() {
 }
 
 #[test]
-fn initrd_and_root_that_do_not_fit_are_reported() {
+fn mismatch_of_initrd_and_root_is_reported() {
     let guest = Guest::new();
     let description = with_root(&guest.description, Root::Host).initrd(guest_file("initrd.img"));
     let vm = description.start(QUIET_CMDLINE).unwrap();

@@ -115,12 +115,13 @@ fn two_guests_pass_32_mb_intact_and_leave_nothing() {
 }
 
 #[test]
-fn three_guests_outlive_a_peer_and_a_starter() {
+fn guests_stay_connected_after_the_exit_of_a_peer_and_a_starter() {
     // Another program starts the third VM, and creates the network.
-    let mut owner = Owner::start("internal_network::three_guests_outlive_a_peer_and_a_starter", |state_dir| {
-        let net = state_dir.parent().unwrap().join("net");
-        description_in(state_dir).agent(true).internal_network(net, 3).start(QUIET_CMDLINE).unwrap()
-    });
+    let mut owner =
+        Owner::start("internal_network::guests_stay_connected_after_the_exit_of_a_peer_and_a_starter", |state_dir| {
+            let net = state_dir.parent().unwrap().join("net");
+            description_in(state_dir).agent(true).internal_network(net, 3).start(QUIET_CMDLINE).unwrap()
+        });
     let lan = Lan::new(owner.state_dir.parent().unwrap());
     let [first, second] = lan.start([1, 2]);
     let third = owner.vm();
@@ -142,7 +143,7 @@ fn three_guests_outlive_a_peer_and_a_starter() {
 }
 
 #[test]
-fn frames_go_to_each_vm_once_and_not_outside() {
+fn each_vm_gets_a_frame_once_and_other_networks_get_none() {
     let (lan, _dir) = lan();
     let with_nat = lan.description(1).network(Network::Nat);
     let first = with_nat.start(QUIET_CMDLINE).unwrap();
@@ -240,7 +241,7 @@ fn number_belongs_to_one_vm() {
 }
 
 #[test]
-fn failed_start_gives_the_number_back() {
+fn failed_start_releases_the_number() {
     let (lan, _dir) = lan();
     let qemu = lan.dir.join("qemu-system-x86_64");
     write_executable(&qemu, b"#!/bin/sh\nexit 1\n");

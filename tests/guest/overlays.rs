@@ -144,7 +144,7 @@ fn next_start_begins_with_the_base_again() {
 /// QEMU holds locks on the base, too. On other systems, it takes none.
 #[cfg(target_os = "linux")]
 #[test]
-fn base_in_use_has_no_writer() {
+fn vm_that_would_write_to_a_base_in_use_is_refused() {
     use std::path::Path;
 
     use hyperkit::{Error, QcowOptions};

@@ -97,7 +97,7 @@ pub fn text(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn large_binary_input_and_outputs_arrive_unchanged_and_apart() {
+fn large_binary_input_and_outputs_arrive_unchanged_and_separate() {
     let host = HostExec::new();
     let input: Vec<u8> = (0..6_000_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let output = host.run_with_input(&["--", "sh", "-c", "tee /dev/stderr; exit 42"], &input);
@@ -113,9 +113,9 @@ fn input_that_the_program_does_not_read_is_no_error() {
     assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()));
 }
 
-/// A script runs outside and inside: pipelines, a Python program, and this dynamically linked test program.
+/// A script runs on the host and in the VM: pipelines, a Python program, and this dynamically linked test program.
 #[test]
-fn programs_behave_as_outside() {
+fn programs_give_the_same_results_as_on_the_host() {
     let host = HostExec::new();
     host.script(
         "program.py",
@@ -173,7 +173,7 @@ fn only_shares_are_written_to() {
 }
 
 #[test]
-fn environment_is_a_named_part_without_secrets() {
+fn only_listed_variables_without_secrets_are_passed_on() {
     let host = HostExec::new();
     let mut exec = host.command(&["--env", "SECRET_TOKEN", "--env", "ADDED=a=b", "--env", "UNSET", "--", "env", "-0"]);
     exec.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("XDG_STATE_HOME", host.path("state"));

@@ -84,7 +84,7 @@ fn cargo_test(host: &HostExec, dir: &Path, options: &str, words: &[&str]) -> Out
 }
 
 #[test]
-fn tests_of_another_crate_pass_fail_abort_and_hang_apart() {
+fn results_of_another_crates_tests_have_different_statuses() {
     let host = HostExec::new();
     let dir = create_crate();
     let target = target_dir().join("target");

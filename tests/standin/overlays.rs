@@ -273,7 +273,7 @@ fn starter_that_kills_itself() {
 
 /// An earlier version of this crate refuses an unknown format, and the Go package finds no path to which it would write.
 #[test]
-fn json_of_an_overlay_is_no_other_disk_for_other_programs() {
+fn json_of_an_overlay_has_no_path_that_other_programs_would_write_to() {
     let disk = Disk::raw("/base.img").size_mib(5).overlay();
     let description = HyperKit::new()
         .hyperkit("qemu-system-x86_64")

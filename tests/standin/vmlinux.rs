@@ -218,7 +218,7 @@ fn initrd_has_to_fit_above_the_kernel_on_qemu() {
 
 /// QEMU has at most 2 GiB below 4 GiB. Hence more memory does not help.
 #[test]
-fn advice_for_qemu_can_be_followed() {
+fn advice_for_qemu_is_within_its_limits() {
     let test_dir = TestDir::new();
     let qemu = qemu(&test_dir);
     let kernel = test_dir.write("vmlinux", &kernel_up_to(20 * MIB).0);

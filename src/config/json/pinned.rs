@@ -140,7 +140,7 @@ fn every_field_has_its_json() {
 }
 
 #[test]
-fn roots_have_words_and_a_directory_with_such_a_name_has_another() {
+fn root_directory_named_host_is_not_read_as_the_hosts_root() {
     for (root, json) in
         [(Root::Host, "host"), (Root::Dir("/host".into()), "/host"), (Root::Dir("./host".into()), "./host")]
     {
