@@ -15,19 +15,21 @@ Sets up what the examples need. It says what it will do before it does it, and d
   - On Debian and Ubuntu it installs what is missing of qemu-system-x86 (40 MB with its libraries), cpio, xz-utils and a
     C linker (50 MB) with apt-get; with sudo, if you are not root. If the kernel is packed with zstd or lz4, it installs that
     program, too (1 MB).
-  - It downloads a Linux kernel and busybox (71 MB), and makes of them a small guest in target/guest/ (47 MB), without root.
-    The guest contains the agent, a program of this repository, which Cargo builds. The kernel is there twice: packed
-    (vmlinuz), and unpacked (vmlinux), which QEMU boots sooner. A second initial RAM disk, host-root.img, is for guests that
-    execute the host's programs.
+  - It downloads a Linux kernel and busybox (71 MB), and makes of them a small guest in target/guest/ (47 MB, or 80 MB if the
+    kernel is not packed with xz), without root. The guest contains the agent, a program of this repository, which Cargo
+    builds. The kernel is there twice: packed (vmlinuz), and unpacked (vmlinux), which QEMU boots sooner. A second initial
+    RAM disk, host-root.img, is for guests that execute the host's programs.
   - On macOS it installs QEMU with Homebrew. The guest has to be made on Debian or Ubuntu, and target/guest/ to be copied.
 
-  --tests   also what the tests need: genisoimage, qemu-utils, ovmf, strace and python3 (47 MB); vhost-device-vsock, which Cargo builds in
-            target/tools/ in a minute (to use vsock outside of the tests, put target/tools/bin on your PATH); and a disk
-            image of Debian that answers ssh, made in target/cloud-image/ from 150 MB of packages in two minutes.
-  --guest DIR  makes the guest in DIR instead of target/guest/, for an installed exec: in ~/.local/share/hyperkit/guest
+  --tests   also what the tests need: genisoimage, qemu-utils, ovmf, strace, python3, and virtiofsd if QEMU's package has none
+            (50 MB); vhost-device-vsock, which Cargo builds in target/tools/ in a minute (to use vsock outside of the tests,
+            put target/tools/bin on your PATH); and a disk image of Debian that answers ssh, made in target/cloud-image/ from
+            150 MB of packages in two minutes.
+  --guest DIR  makes the guest in DIR instead of target/guest/. An installed exec looks in ~/.local/share/hyperkit/guest
   --help    prints this text
 
-It takes about a minute on a usual line. To undo it, delete target/guest and target/tools, and remove the packages.
+It takes about a minute on a usual line. To undo it, delete target/guest, target/tools and
+target/cloud-image, and remove the packages.
 END
 }
 
@@ -60,7 +62,7 @@ have() { command -v "$1" >/dev/null 2>&1; }
 
 # The directory is replaced as a whole.
 if [ -e "$guest" ] && ! [ -e "$guest/stamp" ] && ! rmdir "$guest" 2>/dev/null; then
-    die "in the way of the guest is $guest: choose another directory, or delete this one"
+    die "not a guest of setup.sh: $guest; choose another directory, or delete this one"
 fi
 
 dots= work=

@@ -43,8 +43,8 @@ The VM:
   --disk FILE           a raw or qcow2 disk image; can be repeated
   --disk-size MIB       the size of a new image, for the --disk before it if that file is missing. Without --disk,
                         creates a disk in the state directory
-  --overlay             what the guest writes to the --disk before it goes to an overlay, which is deleted with the VM;
-                        QEMU only
+  --overlay             for the preceding --disk: the guest's writes go to an overlay, which is deleted with the VM; QEMU
+                        only
   --iso FILE            an ISO image in a CD drive; can be repeated
   --vpnkit auto         gives the guest a network: QEMU's own, or on hyperkit Docker Desktop's VPNKit
   --vpnkit isolated     a network on which only --forward works; QEMU only
@@ -55,7 +55,7 @@ The VM:
   --vsock-cid CID       the guest's number on vsock (default: 3)
   --vsock-port PORT     creates a socket on the host that leads to this vsock port; hyperkit only; at most 4 times
   --9p TAG=PATH         shares a directory (QEMU), or connects the socket of a 9p server (hyperkit)
-  --virtiofs TAG=PATH   shares a directory by virtiofs, which is faster; QEMU on Linux, with virtiofsd
+  --virtiofs TAG=PATH   shares a directory by virtiofs, which is faster than 9p; QEMU on Linux, with virtiofsd
   --uuid UUID           the VM's UUID
   --console pty         the console is a pty with a log in the state directory (the default)
   --console stdio       the hypervisor itself uses standard input and output; all keys go to the guest, also Ctrl-]

@@ -39,7 +39,7 @@ Controls the VMs that state directories record.
     cargo run --example ctl -- [--json] COMMAND [DIR ...]
 
   list [DIR]                   lists the VM in DIR and those in the directories in DIR, one level deep. Without DIR, those in
-                               the current directory and those that `exec` has started or left
+                               the current directory and those of `exec`, also after SIGKILL of `exec`
   show DIR                     shows one VM: its state, how to reach it, its description and its hypervisor's arguments
   start [--cmdline TEXT] DIR   starts it again in the background, as the last time
   console DIR                  makes this terminal its console. Ctrl-] (byte 29) detaches, the end of input does not.

@@ -23,8 +23,10 @@ Runs a program in a new VM, which ends with the program.
   --env NAME[=VALUE]    sets a variable, or passes on one of exec. Any number of times
   --timeout SECONDS     kills the program after this time, which begins when the guest has booted
   --boot-timeout SECONDS  how long the guest may take to boot (default: 120)
-  --kernel FILE         the kernel. Several times: runs the program with each kernel, and prints a table at the end
-  --kernels FILE        kernels as well: a file with one path on each line, relative to the file, and comments after #
+  --kernel FILE         the kernel: a bzImage, or on QEMU a vmlinux. Several times: runs the program with each kernel, and
+                        prints a table at the end
+  --kernels FILE        runs the program with each kernel that FILE names: one path on each line, relative to FILE, and
+                        comments after #
   --child               runs the program as an ordinary process instead of as process 1 (only without --host-root)
   --cpus N              vCPUs (default: 1)
   --memory MIB          memory (default: 1024)
@@ -49,7 +51,7 @@ terminal, the program reads from the terminal once it runs; otherwise its standa
 /proc, /sys, /dev and /tmp, and no files of the host. Here SIGKILL of exec leaves a temporary directory.
 ";
 
-/// How long the guest may take to boot. An emulated one on an idle host takes 2 s.
+/// How long the guest may take to boot. An emulated guest on an idle host takes 2 s from its vmlinux.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// What to run, and how.
@@ -66,8 +68,8 @@ pub struct Options {
 }
 
 pub enum Mode {
-    /// In a guest without the host's files: as process 1 or as its child.
-    Alone {
+    /// In the small guest, without the host's files: as process 1 or as its child.
+    SmallGuest {
         is_child: bool,
     },
     HostRoot(HostOptions),
@@ -125,7 +127,7 @@ pub fn parse() -> Result<Option<Options>> {
         (true, _) if is_child => return Err("--child and --host-root exclude each other".into()),
         (true, _) => Mode::HostRoot(host),
         (false, Some(option)) => return Err(format!("{option} requires --host-root").into()),
-        (false, None) => Mode::Alone { is_child },
+        (false, None) => Mode::SmallGuest { is_child },
     };
     has_table |= kernels.len() > 1;
     let command = [program].into_iter().chain(args.raw_args()?).collect();

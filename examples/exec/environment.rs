@@ -1,10 +1,10 @@
-//! The environment of the program: a named part of this program's, without secrets.
+//! The environment of the program: listed variables of `exec`'s environment, without secrets.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 
-/// Variables that are passed on. The guide's page `tests_in_a_kernel` lists them, too. Those of Go are not matched by a prefix,
-/// since `GOOGLE_` is another's. Cargo puts the directories of Rust's shared libraries into `LD_LIBRARY_PATH`.
+/// Variables that are passed on. The guide's page `tests_in_a_kernel` lists them, too. Those of Go are not matched by
+/// the prefix `GO`, which `GOOGLE_…` has, too. Cargo puts the directories of Rust's shared libraries into `LD_LIBRARY_PATH`.
 const NAMES: &str = "
     PATH HOME USER LOGNAME SHELL PWD TMPDIR TZ CI
     LANG LANGUAGE TERM COLORTERM NO_COLOR CLICOLOR CLICOLOR_FORCE

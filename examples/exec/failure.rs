@@ -1,4 +1,4 @@
-//! Why the program could not be run to its end.
+//! Messages about errors before and while the program runs.
 
 use std::error::Error;
 

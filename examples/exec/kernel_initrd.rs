@@ -10,7 +10,7 @@ use std::process::Command;
 
 use crate::{cpio, regular_file};
 
-/// The modules that the agent loads, in this order. What a kernel has built in has no file.
+/// The modules that the agent loads, in this order. A module that is built into the kernel has no file.
 const MODULES: &str = include_str!("../guest/root-modules");
 /// The directories that the agent uses.
 const DIRECTORIES: [&str; 5] = ["proc", "lower", "layer", "root", "modules"];
@@ -30,12 +30,12 @@ pub struct KernelInitrd {
     _file: File,
 }
 
-/// Creates the initrd for a kernel; `None` if the modules of the guest's kernel fit. `agent` is the file of the agent.
+/// Creates the initrd for a kernel; `None` if the guest's initrd has this kernel's modules. `agent` is the file of the agent.
 pub fn for_kernel(kernel: &Path, guest_kernel: &Path, agent: &Path) -> Result<Option<KernelInitrd>> {
     if kernel == guest_kernel {
         return Ok(None);
     }
-    let Some(release) = release(kernel) else { return Ok(None) }; // the library says what is wrong with it
+    let Some(release) = release(kernel) else { return Ok(None) }; // the start reports what is wrong with it
     let guest_release = self::release(&guest_kernel.with_file_name("vmlinuz"));
     if guest_release.or_else(|| self::release(guest_kernel)).as_ref() == Some(&release) {
         return Ok(None);
@@ -53,7 +53,7 @@ pub fn for_kernel(kernel: &Path, guest_kernel: &Path, agent: &Path) -> Result<Op
     let files = files.iter().map(|(name, content)| (&name[..], 0o100_644, &content[..]));
     let mut initrd = Vec::new();
     cpio::append(&mut initrd, &directories.chain([init]).chain(files).collect::<Vec<_>>());
-    // No file that SIGKILL would leave. The hypervisor reads it when it starts.
+    // The file has no name, so SIGKILL leaves none. The hypervisor reads the file when it starts.
     let mut file = tempfile::tempfile()?;
     file.write_all(&initrd)?;
     let path = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()));
@@ -94,7 +94,7 @@ fn release(kernel: &Path) -> Option<String> {
     (!release.is_empty() && release.iter().all(is_plain)).then(|| String::from_utf8_lossy(release).into_owned())
 }
 
-/// Where the modules may be: beside the kernel, as in an unpacked package and after `make modules_install`, or in the system.
+/// Where the modules may be: in the kernel's directory or its parent, as in an unpacked package, or in `/lib/modules`.
 fn module_dirs(kernel: &Path, release: &str) -> Vec<PathBuf> {
     let kernel = fs::canonicalize(kernel).unwrap_or_else(|_| kernel.to_owned());
     let beside = kernel.ancestors().skip(1).take(2);

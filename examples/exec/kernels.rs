@@ -1,4 +1,4 @@
-//! Runs the program with each kernel, and says with which of them it passed.
+//! Runs the program with each kernel, and prints a table of the results.
 
 use std::error::Error;
 use std::path::Path;

@@ -1,6 +1,5 @@
 //! Runs a program in a VM: `cargo run --example exec -- --host-root -- uname -a`.
 
-mod alone;
 mod command_line;
 #[path = "../shared/cpio.rs"]
 mod cpio;
@@ -24,6 +23,7 @@ mod run_dir;
 #[path = "../shared/shell.rs"]
 mod shell;
 mod signals;
+mod small_guest;
 #[path = "../shared/unread.rs"]
 mod unread;
 #[path = "../shared/usage.rs"]
@@ -53,7 +53,7 @@ enum Ended {
     TimedOut,
     /// Nobody reads the output any more.
     Unread,
-    /// A signal has ended this program.
+    /// A signal has ended `exec`.
     Signalled(i32),
 }
 
@@ -68,7 +68,7 @@ impl Ended {
         }
     }
 
-    /// Whether this program ends, too, so that the program runs with no other kernel.
+    /// Whether `exec` exits, too, and does not run the program with further kernels.
     fn ends_exec(self) -> bool {
         matches!(self, Self::Unread | Self::Signalled(_))
     }
@@ -92,7 +92,9 @@ fn main() -> ExitCode {
 fn exec(options: &Options) -> Result<u8, Box<dyn Error>> {
     let ending = EndingSignal::new()?;
     Ok(match &options.mode {
-        Mode::Alone { is_child } => kernels::run_all(options, |kernel| alone::run(options, *is_child, kernel, &ending)),
+        Mode::SmallGuest { is_child } => {
+            kernels::run_all(options, |kernel| small_guest::run(options, *is_child, kernel, &ending))
+        }
         Mode::HostRoot(host) => {
             let input = Input::new(options.has_table);
             kernels::run_all(options, |kernel: Option<&Path>| host::run(options, host, kernel, &input, &ending))
@@ -102,5 +104,5 @@ fn exec(options: &Options) -> Result<u8, Box<dyn Error>> {
 
 /// Prints an error.
 fn report(error: &(dyn Error + 'static)) {
-    let _ = alone::pass_on(&format!("exec: {}\n", messages::explain(error, true)));
+    let _ = small_guest::write_stderr(&format!("exec: {}\n", messages::explain(error, true)));
 }

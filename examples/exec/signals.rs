@@ -1,4 +1,4 @@
-//! Signals that end this program, and with it the VM.
+//! Signals that end `exec`, and with it the VM.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -44,8 +44,8 @@ impl EndingSignal {
         self.lock().signal
     }
 
-    /// Sets what the signal does: once, also if it has been there already. Replaces the action of the last call.
-    pub fn act(&self, mut action: impl FnMut(i32) + Send + 'static) {
+    /// Sets the action for the signal, which runs once; at once if the signal has come already. Replaces the action of the last call.
+    pub fn on_signal(&self, mut action: impl FnMut(i32) + Send + 'static) {
         let mut state = self.lock();
         match state.signal {
             None => state.action = Some(Box::new(action)),

@@ -8,7 +8,7 @@ use hyperkit::Engine;
 /// The checkout that this program was built from, which may be gone.
 const CHECKOUT: &str = env!("CARGO_MANIFEST_DIR");
 
-/// The kernels for QEMU. The first one is unpacked already, for which an emulated CPU takes 2 s.
+/// The kernels for QEMU. The first one is not compressed: an emulated CPU takes 2 s to unpack the second one.
 const FOR_QEMU: [&str; 2] = ["vmlinux", "vmlinuz"];
 
 /// Returns the paths of the guest's kernel and initrd.
@@ -23,8 +23,8 @@ pub fn kernel_and_host_root() -> Result<(PathBuf, PathBuf), String> {
     find([&FOR_QEMU, &["host-root.img"]]).map(Into::into)
 }
 
-/// Returns the paths of two files of the same guest, since modules in an initrd fit to one kernel. Each is the first of its
-/// names that is there.
+/// Returns the paths of two files of the same guest, since the modules in an initrd are for one kernel. For each file, the names are in
+/// the order of preference.
 fn find(files: [&[&str]; 2]) -> Result<[PathBuf; 2], String> {
     let dirs = dirs();
     for dir in &dirs {

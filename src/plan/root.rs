@@ -108,11 +108,11 @@ mod tests {
             for share in ["root/in/side", "link/in/side", "share", "link/../root/in/side"] {
                 let description = HyperKit::new().root(Root::Dir(path(root))).share_dir(path(share), "tag");
                 let expected = "hyperkit.root=hyperkit-root hyperkit.mount=tag,/in/side ";
-                assert_eq!(words(&description), expected, "{root} {share}");
+                assert_eq!(parameters(&description), expected, "{root} {share}");
             }
         }
         let outside = HyperKit::new().root(Root::Dir(path("root"))).share_dir(dir.path(), "tag");
-        assert_eq!(words(&outside), "hyperkit.root=hyperkit-root ");
+        assert_eq!(parameters(&outside), "hyperkit.root=hyperkit-root ");
     }
 
     /// The parameters contain the paths of the start. A state directory with a share in it may have been moved since.

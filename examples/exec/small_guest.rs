@@ -1,4 +1,4 @@
-//! Runs a static program as process 1 of a guest without the host's files, over serial ports.
+//! Runs a static program in the small guest, which has no files of the host. The output comes over serial ports.
 
 use std::error::Error;
 use std::ffi::{OsStr, OsString};
@@ -47,11 +47,11 @@ pub fn run(
     };
 
     if stderr().is_terminal() {
-        pass_on("exec: booting a VM, which takes a few seconds\n")?;
+        write_stderr("exec: booting a VM, which takes a few seconds\n")?;
     }
     let child = if is_child { " exec.child" } else { "" };
     let vm = description.start_scoped(&format!("console=ttyS0 quiet panic=-1 no_timer_check{terminal}{child}"))?;
-    // The hypervisor would run on, and the program in the guest cannot notice.
+    // The program in the guest does not notice that nobody reads its output.
     let is_unread = Arc::new(AtomicBool::new(false));
     let (unread_vm, was_unread) = (Vm::clone(&vm), is_unread.clone());
     when_unread(move || {
@@ -59,8 +59,8 @@ pub fn run(
         let _ = unread_vm.kill();
     });
     let signalled_vm = Vm::clone(&vm);
-    ending.act(move |_| drop(signalled_vm.kill()));
-    let status = vm.console_lines().map_err(Into::into).and_then(|lines| pass_on_errors(lines, &end));
+    ending.on_signal(move |_| drop(signalled_vm.kill()));
+    let status = vm.console_lines().map_err(Into::into).and_then(|lines| pass_on_stderr(lines, &end));
     if status.is_err() {
         vm.kill()?; // nobody reads the output any more
     }
@@ -75,9 +75,9 @@ pub fn run(
     Ok(Ended::Status(status))
 }
 
-/// Passes the output on the first serial port on to standard error, except what the kernel prints before the program starts.
-/// Returns the status, which follows `end`.
-fn pass_on_errors(
+/// Copies the output of the first serial port to standard error, except what the kernel prints before the program starts. Returns the
+/// status, which follows `end`.
+fn pass_on_stderr(
     lines: impl Iterator<Item = hyperkit::Result<String>>,
     end: &str,
 ) -> Result<Option<u8>, Box<dyn Error>> {
@@ -86,17 +86,17 @@ fn pass_on_errors(
         // The program's last line may have no newline.
         let Some((errors, status)) = line.split_once(end) else {
             // A terminal is in raw mode while the VM runs.
-            pass_on(&format!("{line}{}", if stderr().is_terminal() { "\r\n" } else { "\n" }))?;
+            write_stderr(&format!("{line}{}", if stderr().is_terminal() { "\r\n" } else { "\n" }))?;
             continue;
         };
-        pass_on(errors)?;
+        write_stderr(errors)?;
         return Ok(Some(status.trim().parse()?));
     }
     Ok(None)
 }
 
 /// Writes a text to standard error, which the hypervisor may have made non-blocking.
-pub fn pass_on(text: &str) -> io::Result<()> {
+pub fn write_stderr(text: &str) -> io::Result<()> {
     let mut rest = text.as_bytes();
     while !rest.is_empty() {
         match stderr().write(rest) {
@@ -123,7 +123,7 @@ fn initrd_for(command: &[OsString], end: &str, guest_initrd: &Path) -> Result<Ve
         }
         _ => format!("{}: {error}", path.display()),
     })?;
-    runs_alone(&content).map_err(|why| format!("{}: {why}", path.display()))?;
+    check_program(&content).map_err(|why| format!("{}: {why}", path.display()))?;
     let mut initrd = fs::read(guest_initrd)?;
     let run = [b"#!/bin/sh\ncd /exec/bin\nexec ./", &quoted(OsStr::new(name))[..]].concat();
     let run = arguments.iter().fold(run, |run, argument| [&run[..], b" ", &quoted(argument)].concat());
@@ -142,9 +142,9 @@ fn initrd_for(command: &[OsString], end: &str, guest_initrd: &Path) -> Result<Ve
     Ok(initrd)
 }
 
-/// Refuses what the guest would only call "not found": a program for another system, or one that needs a loader. A file that
-/// is not ELF may be a script.
-fn runs_alone(program: &[u8]) -> Result<(), &'static str> {
+/// Refuses programs for another system, and programs that need a loader: the shell in the guest would report them as "not found". A
+/// file that is not ELF may be a script.
+fn check_program(program: &[u8]) -> Result<(), &'static str> {
     let number = |at: usize, length: usize| {
         let bytes = program.get(at..at + length)?;
         Some(bytes.iter().rev().fold(0, |number, &byte| (number << 8) | usize::from(byte)))
