@@ -22,11 +22,11 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(15);
 /// Why a connection has ended.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Failure {
-    /// The other end has closed the socket: the VM has exited, or, on vsock, the agent.
+    /// The other end has closed the socket: the VM has exited or, on vsock, the agent has.
     Closed,
     /// The agent has exited.
     Exited,
-    /// Another agent answers, which does not know the commands of this connection.
+    /// Another agent was started. It does not know the commands of this connection.
     Restarted,
     /// The agent does not answer any more.
     Silent,
@@ -38,7 +38,7 @@ pub(super) enum Failure {
     Forked,
 }
 
-/// What the hypervisor says about an agent that does not answer.
+/// What the hypervisor reports about an agent that does not answer.
 pub(super) enum Probe {
     /// The guest cannot answer at the moment.
     Paused,

@@ -12,9 +12,10 @@ use rustix::io::Errno;
 use crate::vm::command::connection::{Failure, Probe, Shared, State};
 use crate::vm::command::protocol::{AGAIN, Frames, Kind, MAX_PAYLOAD, Nonce, Scanner, VERSION, hello, put_frame};
 
-/// After this time without a byte from the agent, the host asks whether it is there. After another, it asks the hypervisor.
+/// After this time without a byte from the agent, the host sends a ping. If the agent has not answered after the same time again, the
+/// host asks the hypervisor.
 const PING_INTERVAL: Duration = Duration::from_secs(2);
-/// An agent that does not answer this long while its VM runs is gone, whatever the hypervisor says.
+/// An agent that has not answered for this time while its VM runs has failed, whatever the hypervisor reports.
 pub(super) const SILENCE_LIMIT: Duration = Duration::from_secs(60);
 
 /// The thread's side.
@@ -25,8 +26,8 @@ pub(super) struct Link {
     scanner: Scanner,
     nonce: Nonce,
     frames: Frames,
-    heard: Instant,
-    pinged: Instant,
+    last_received: Instant,
+    last_ping: Instant,
     probe: Box<dyn Fn() -> Probe + Send>,
 }
 
@@ -39,7 +40,17 @@ impl Link {
         probe: Box<dyn Fn() -> Probe + Send>,
     ) -> Self {
         let (scanner, now) = (Scanner::new(true), Instant::now());
-        Self { socket, woken, shared, scanner, nonce, frames: Frames::default(), heard: now, pinged: now, probe }
+        Self {
+            socket,
+            woken,
+            shared,
+            scanner,
+            nonce,
+            frames: Frames::default(),
+            last_received: now,
+            last_ping: now,
+            probe,
+        }
     }
 
     pub fn run(mut self) {
@@ -118,13 +129,13 @@ impl Link {
     }
 
     fn receive(&mut self, mut bytes: &[u8]) -> Result<(), Failure> {
-        self.heard = Instant::now();
+        self.last_received = Instant::now();
         let mut state = self.shared.lock();
         while !state.is_ready {
             // Until then, these are bytes for an earlier program.
             let Some((end, version, nonce)) = self.scanner.feed(bytes) else { return Ok(()) };
             bytes = &bytes[end..];
-            // A guest that asks and does not read gets no more.
+            // Limits what is queued for a guest that asks and does not read.
             if nonce == AGAIN && state.outgoing.len() < MAX_PAYLOAD {
                 state.outgoing.extend(hello(&self.nonce));
             }
@@ -137,7 +148,8 @@ impl Link {
             }
             state.is_ready = true;
         }
-        // An agent keeps this pattern out of what it sends. It may begin in the frame in which the previous agent was killed.
+        // An agent keeps this pattern out of its frames, so another agent has started. The pattern may begin within an unfinished
+        // frame of the agent that was killed.
         if self.scanner.feed(bytes).is_some() {
             return Err(Failure::Restarted);
         }
@@ -166,17 +178,17 @@ impl Link {
     /// Pings a silent agent.
     fn check_alive(&mut self) -> Result<(), Failure> {
         let now = Instant::now();
-        let silent = now.saturating_duration_since(self.heard);
-        if silent < PING_INTERVAL || now.saturating_duration_since(self.pinged) < PING_INTERVAL {
+        let silent = now.saturating_duration_since(self.last_received);
+        if silent < PING_INTERVAL || now.saturating_duration_since(self.last_ping) < PING_INTERVAL {
             return Ok(());
         }
         let mut state = self.shared.lock();
         if !state.is_ready {
             return Ok(()); // the commands have timeouts for that
         }
-        let is_unanswered = self.pinged > self.heard;
-        self.pinged = now;
-        // Otherwise the agent has not read the last ping.
+        let is_unanswered = self.last_ping > self.last_received;
+        self.last_ping = now;
+        // Otherwise the last ping is still queued: the agent does not read.
         if state.outgoing.is_empty() {
             put_frame(&mut state.outgoing, Kind::Ping, 0, &[]);
         }
@@ -187,7 +199,7 @@ impl Link {
         match (self.probe)() {
             Probe::Exited => Err(Failure::Exited),
             Probe::Paused => {
-                self.heard = now;
+                self.last_received = now;
                 Ok(())
             }
             Probe::Unknown if silent >= SILENCE_LIMIT => Err(Failure::Silent),

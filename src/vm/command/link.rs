@@ -60,7 +60,7 @@ impl AgentSlot {
     }
 }
 
-/// A thread opens a connection. The others that need one wait for it, each with its own deadline.
+/// Marks that this thread opens a connection. Other threads that need one wait for it, each with its own deadline.
 struct Opening<'a>(&'a AgentSlot);
 
 impl Drop for Opening<'_> {
@@ -70,7 +70,7 @@ impl Drop for Opening<'_> {
     }
 }
 
-/// What a command says if it gets no connection.
+/// The command that needs a connection, for errors, and its deadline.
 #[derive(Clone, Copy)]
 pub(super) struct Attempt<'a> {
     pub program: &'a str,
@@ -152,7 +152,7 @@ impl Vm {
         loop {
             let tried = Instant::now();
             let mut stream = self.connect_hypervisor(&endpoint.socket, attempt)?;
-            // The end of the stream says more.
+            // If this fails, the stream has ended, and `wait_ready` reports why.
             let _ = endpoint.request.iter().try_for_each(|request| stream.write_all(request.as_bytes()));
             let connection = Connection::new(stream, Box::new(|| Probe::Unknown));
             let connection = connection.map_err(Error::io("use", &endpoint.socket))?;

@@ -42,7 +42,7 @@ const OUTPUT_LIMIT: usize = 1024 * 1024 * 1024;
 /// # Run programs in the guest
 ///
 /// A small program in the guest, [the agent](crate::guide::agent), executes them. The description needs
-/// [`agent(true)`](crate::HyperKit::agent), on hyperkit also [`vsock(true)`](crate::HyperKit::vsock), and the guest no network.
+/// [`agent(true)`](crate::HyperKit::agent), on hyperkit also [`vsock(true)`](crate::HyperKit::vsock). The guest needs no network.
 ///
 /// ```
 /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
@@ -71,16 +71,16 @@ const OUTPUT_LIMIT: usize = 1024 * 1024 * 1024;
 /// ```
 ///
 /// All commands of a [`Vm`] and its clones share one connection to the agent, which is open while a command runs. Any number
-/// of them run at the same time. On QEMU, the agent serves one program of the host at a time: another one, or another [`Vm`] that was
-/// found by [`from_state`](crate::HyperKit::from_state), waits until the first runs no command. On hyperkit, it serves many.
+/// of them run at the same time. On QEMU, the agent serves one host program at a time: another one, or another [`Vm`] that
+/// [`from_state`](crate::HyperKit::from_state) has found, waits until the first runs no command. On hyperkit, the agent serves many.
 ///
-/// If this program ends, the agent kills the commands that run, with all their descendants. Processes that a finished command
-/// has left running, such as daemons, live on.
+/// If this program exits or is killed, the agent kills the commands that run, with all their descendants. Processes that a finished
+/// command has left running, such as daemons, keep running.
 impl Vm {
     /// Returns a command that executes a program in the guest. Nothing happens before [`output`](GuestCommand::output),
     /// [`status`](GuestCommand::status) or [`spawn`](GuestCommand::spawn).
     ///
-    /// A name without `/` is searched on the `PATH` of the command.
+    /// A name without `/` is searched for on the `PATH` of the command.
     #[doc(alias = "exec")]
     #[doc(alias = "run")]
     pub fn command(&self, program: impl AsRef<OsStr>) -> GuestCommand {
