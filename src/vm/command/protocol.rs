@@ -1,9 +1,9 @@
 //! The bytes between the host and the agent in the guest. The agent compiles this file, too, so it uses only `std`.
 //!
-//! They are the same on a virtio serial port and on vsock. A virtio serial port has no connections: half a frame of a host program that was killed may lie in it, and the guest
-//! may not notice that another host program has taken its place. So each host program begins with HELLO, a pattern that
-//! the agent looks for at all times, and ignores everything until a WELCOME with the random bytes of its HELLO. To a host program
-//! that the agent has not noticed before, it sends a WELCOME with [`AGAIN`].
+//! They are the same on a virtio serial port and on vsock. A virtio serial port has no connections: it may contain half a frame of a
+//! host program that was killed, and the guest may not notice that another host program has opened it since. So each host program begins
+//! with HELLO, a pattern that the agent searches for at all times, and ignores everything until a WELCOME with the random bytes of its
+//! HELLO. When an agent starts, or a host program opens the port, the agent sends a WELCOME with [`AGAIN`]: it may have lost a HELLO.
 //!
 //! | bytes | HELLO and WELCOME | a frame |
 //! |---|---|---|
@@ -19,8 +19,8 @@ use std::collections::VecDeque;
 use std::hint::black_box;
 
 pub const VERSION: u32 = 1;
-/// Where a guest without a virtio serial port listens on vsock. When the agent starts, it connects to the same port of the host and
-/// sends a byte. Linux reserves ports below 1024 for root.
+/// The port at which the agent listens on vsock, if the VM has no virtio serial port for it. When the agent starts, it connects to the
+/// same port of the host and sends a byte. Linux reserves ports below 1024 for root.
 pub const VSOCK_PORT: u32 = 1019;
 pub const MAX_PAYLOAD: usize = 64 * 1024;
 /// How many bytes of each stream of a command may be sent before the receiver has consumed any. A receiver that does not

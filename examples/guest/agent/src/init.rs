@@ -1,6 +1,6 @@
-//! The agent as the first process of a guest whose root is a directory of the host. The library puts words on the kernel command
-//! line (`src/plan/root.rs`): `hyperkit.root=TAG`, the 9p share of the root, and `hyperkit.mount=TAG,PATH` for each share that is mounted
-//! inside of it.
+//! The agent as the first process of a guest whose root is a directory of the host. The library puts parameters on the kernel
+//! command line (`src/plan/root.rs`): `hyperkit.root=TAG`, the 9p share of the root, and `hyperkit.mount=TAG,PATH` for each share that is
+//! mounted inside of it.
 //!
 //! The root is an overlay: the share below, which nothing changes, and a layer in memory above it, which takes all writes.
 
@@ -39,7 +39,7 @@ const ROOT: &str = "/root";
 const OPTIONS_9P: &CStr = c"trans=virtio,version=9p2000.L,msize=512000,cache=mmap";
 /// What systemd sets for the processes of a host. Linux's own limit is 4096.
 const MAX_OPEN_FILES: u64 = 524_288;
-/// A program that ends at once, again and again, should not fill the console.
+/// Limits what an agent that fails at once prints on the console.
 const RESTART_DELAY: Duration = Duration::from_secs(1);
 
 /// Refuses to serve a guest whose root should be another one.
@@ -55,10 +55,11 @@ pub fn is_init() -> bool {
     getpid().is_init()
 }
 
-/// Makes the root, and lets a child serve the port, for ever. If something fails, it says so on the console and powers the VM off.
+/// Mounts the root, and lets a child serve the port. Returns only after an error, which it prints on the console before it powers the
+/// VM off.
 pub fn run() -> io::Error {
     let error = match enter_root() {
-        Ok(()) => serve_for_ever(),
+        Ok(()) => serve_forever(),
         Err(error) => error,
     };
     eprintln!("hyperkit-agent: {error}");
@@ -68,7 +69,7 @@ pub fn run() -> io::Error {
     error
 }
 
-fn serve_for_ever() -> io::Error {
+fn serve_forever() -> io::Error {
     let mut agent = None;
     loop {
         if agent.is_none() {
@@ -97,7 +98,7 @@ fn serve_for_ever() -> io::Error {
 fn start_agent() -> io::Result<Option<Pid>> {
     let mut agent = Command::new(SELF);
     agent.arg0("hyperkit-agent").arg(SERVE);
-    // Linux gives its first process words of the kernel command line as variables.
+    // Linux passes parameters of the kernel command line to its first process as variables.
     agent.env_clear().envs([("PATH", DEFAULT_PATH), ("HOME", "/root"), ("USER", "root"), ("LOGNAME", "root")]);
     let child = agent.stdin(Stdio::null()).spawn()?;
     Ok(i32::try_from(child.id()).ok().and_then(Pid::from_raw))
@@ -146,7 +147,7 @@ fn enter_root() -> io::Result<()> {
     setrlimit(Resource::Nofile, limit).map_err(|error| failed("set the limit of open files", error))
 }
 
-/// Mounts what a root directory of the host has from its kernel and from its running services.
+/// Mounts the file systems of the guest's kernel, and an empty `/run`, over the host's.
 fn mount_system() -> io::Result<()> {
     for (kind, path, mode, options) in [
         ("sysfs", "/sys", 0o555, ""),
@@ -223,7 +224,7 @@ fn failed(what: impl Display, why: impl Display) -> io::Error {
     io::Error::other(format!("cannot {what}: {why}"))
 }
 
-/// Loads the modules of the initrd. A kernel that has one built in has no file for it.
+/// Loads the modules of the initrd. A module that is built into the kernel has no file.
 fn load_modules() -> io::Result<()> {
     let entries = fs::read_dir(MODULES).map_err(|error| failed(format_args!("read {MODULES}"), error))?;
     let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
@@ -255,13 +256,13 @@ fn missing_modules(path: &Path) -> String {
     format!("the initrd lacks the module {}", missing.join(", "))
 }
 
-/// Reads the words of the library in a kernel command line.
+/// Reads the library's parameters in a kernel command line.
 fn parse(cmdline: &[u8]) -> Result<(OsString, Vec<Share>), String> {
     let (mut root, mut shares) = (None, Vec::new());
-    for word in cmdline.split(u8::is_ascii_whitespace) {
-        if let Some(tag) = word.strip_prefix(b"hyperkit.root=") {
+    for parameter in cmdline.split(u8::is_ascii_whitespace) {
+        if let Some(tag) = parameter.strip_prefix(b"hyperkit.root=") {
             root = Some(decoded(tag)?);
-        } else if let Some(share) = word.strip_prefix(b"hyperkit.mount=") {
+        } else if let Some(share) = parameter.strip_prefix(b"hyperkit.mount=") {
             let comma = share.iter().position(|byte| *byte == b',').ok_or("hyperkit.mount without a path")?;
             shares.push(Share { tag: decoded(&share[..comma])?, path: decoded(&share[comma + 1..])?.into() });
         }
@@ -270,7 +271,7 @@ fn parse(cmdline: &[u8]) -> Result<(OsString, Vec<Share>), String> {
     Ok((root, shares))
 }
 
-/// The text, of which `%` and two hexadecimal digits are a byte.
+/// Decodes percent-encoding.
 fn decoded(text: &[u8]) -> Result<OsString, String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text;
@@ -282,7 +283,9 @@ fn decoded(text: &[u8]) -> Result<OsString, String> {
         }
         let digits = after.get(..2).and_then(|digits| std::str::from_utf8(digits).ok());
         let byte = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok());
-        bytes.push(byte.ok_or_else(|| format!("damaged word on the kernel command line: {}", text.escape_ascii()))?);
+        bytes.push(
+            byte.ok_or_else(|| format!("invalid parameter on the kernel command line: {}", text.escape_ascii()))?,
+        );
         rest = &after[2..];
     }
     Ok(OsString::from_vec(bytes))
@@ -327,7 +330,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_of_the_library_are_found_and_decoded() {
+    fn parameters_of_the_library_are_found_and_decoded() {
         let cmdline = b"hyperkit.root=a%20b hyperkit.mount=t%2c,/x%20y/%25%c3%a4 console=ttyS0 quiet\n";
         let (root, shares) = parse(cmdline).unwrap();
         assert_eq!(root, "a b");
@@ -335,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_words_are_errors() {
+    fn invalid_parameters_are_errors() {
         for cmdline in
             ["quiet", "hyperkit.root=%", "hyperkit.root=%4", "hyperkit.root=%zz", "hyperkit.root=a hyperkit.mount=b"]
         {

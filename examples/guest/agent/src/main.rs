@@ -1,15 +1,16 @@
 //! The agent: a program in the guest that executes the commands of the host's `Vm::command`.
 //!
 //! ```text
-//! hyperkit-agent          serves the virtio serial port named org.hyperkit.agent, and as long as there is none, vsock; waits
-//!                         until there is one of the two
+//! hyperkit-agent          waits for the virtio serial port named org.hyperkit.agent or for vsock, and serves it; the port if the VM
+//!                         has both
 //! hyperkit-agent vsock    serves vsock, also if there is a port
 //! hyperkit-agent PATH     serves this device
-//! /init                   as the first process: makes a directory of the host the root, then serves the port (`init.rs`)
+//! /init                   as the first process: mounts a directory of the host as the root, then serves the port (`init.rs`)
 //! ```
 //!
-//! It needs `/proc`, `/sys` and `/dev`, and no right or file besides. It runs until it is killed. The process that reads the port, or a connection
-//! by vsock, starts a supervisor for each command (`supervisor.rs`): the same program, which finds all descendants of the command.
+//! It needs `/proc`, `/sys` and `/dev`, no privilege and no other file. It runs until it is killed. The process that reads the port, or a
+//! connection by vsock, starts a supervisor for each command (`supervisor.rs`): the same program, which finds all descendants of the
+//! command.
 #![forbid(unsafe_code)]
 #![cfg_attr(not(target_os = "linux"), allow(dead_code))]
 
@@ -50,7 +51,7 @@ fn main() {
     use std::io;
     use std::path::Path;
 
-    // Linux gives its first process words of the kernel command line as arguments.
+    // Linux passes parameters of the kernel command line to its first process as arguments.
     if init::is_init() {
         let error = init::run();
         eprintln!("hyperkit-agent: cannot power off after that: {error}");

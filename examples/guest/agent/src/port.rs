@@ -15,7 +15,7 @@ const NAME: &str = "org.hyperkit.agent";
 const PORTS: &str = "/sys/class/virtio-ports";
 /// The kernel's events, not those of udev.
 const KERNEL_EVENTS: u32 = 1;
-/// How long a port may be closed until its host is taken for gone, in 1, 2, 4, … ms.
+/// How often a closed port is checked until the host program counts as gone: after 1, 2, 4, … ms.
 const CLOSED_CHECKS: u32 = 10;
 
 /// Opens the port with the agent's name. Waits until the kernel reports one: it names a port some time after its driver is

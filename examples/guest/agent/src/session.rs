@@ -29,14 +29,14 @@ pub fn serve(port: &impl Channel) -> io::Result<()> {
         requests: Vec::new(),
         out: VecDeque::new(),
         commands: Vec::new(),
-        dying: Vec::new(),
+        exiting: Vec::new(),
         spare: None,
         answer: None,
         turn: 0,
         progress: Instant::now(),
     };
     std::env::set_current_dir("/")?;
-    // To a host whose agent was killed and started again. It has to say HELLO once more.
+    // For a host whose previous agent was killed: it has to send HELLO once more.
     let _ = port.write(&welcome(&AGAIN));
     loop {
         if session.receive(port)? {
@@ -47,8 +47,8 @@ pub fn serve(port: &impl Channel) -> io::Result<()> {
             session.wait(port)?;
         } else if port.is_closed()? {
             session.end_host();
-            while !session.dying.is_empty() {
-                session.wait_for_the_dying()?;
+            while !session.exiting.is_empty() {
+                session.wait_for_exiting()?;
             }
             // This host may have sent its HELLO already, to a port that seemed to be closed afterwards.
             if !port.wait_for_host(&welcome(&AGAIN))? {
@@ -68,8 +68,8 @@ struct Session {
     requests: Vec<(u32, Vec<u8>)>,
     out: VecDeque<u8>,
     commands: Vec<Command>,
-    /// Supervisors that are about to close their sockets: they have killed everything below them, or were told that it lives on.
-    dying: Vec<Supervisor>,
+    /// Supervisors that are about to close their sockets: they have killed all descendants, or have got RELEASE.
+    exiting: Vec<Supervisor>,
     /// A supervisor for the next command. Its start takes most of the time of a short command.
     spare: Option<Supervisor>,
     /// The WELCOME for a host that waits until the commands of the previous one are dead, at most until then.
@@ -85,7 +85,7 @@ struct Session {
 enum Source {
     Port,
     Supervisors,
-    Dying,
+    Exiting,
     Reports(usize),
     Stdin(usize),
     Output(usize, usize),
@@ -112,7 +112,7 @@ impl Session {
             }
             if self.host.is_some() {
                 self.frames.push(bytes);
-                self.obey();
+                self.handle_frames();
             }
         }
         self.welcome();
@@ -133,21 +133,21 @@ impl Session {
         for command in self.commands.drain(..) {
             let _ = command.supervisor.control.shutdown(std::net::Shutdown::Write);
             command.supervisor.resume();
-            self.dying.push(command.supervisor);
+            self.exiting.push(command.supervisor);
         }
     }
 
     fn welcome(&mut self) {
         if let Some((nonce, deadline)) = &self.answer {
-            if self.dying.is_empty() || Instant::now() >= *deadline {
+            if self.exiting.is_empty() || Instant::now() >= *deadline {
                 self.out.extend(welcome(nonce));
                 self.answer = None;
             }
         }
     }
 
-    /// Does what the frames that have arrived ask for.
-    fn obey(&mut self) {
+    /// Handles the frames that have arrived.
+    fn handle_frames(&mut self) {
         loop {
             let frame = match self.frames.next() {
                 Ok(Some(frame)) => frame,
@@ -213,7 +213,7 @@ impl Session {
         }
     }
 
-    /// Ends a command whose program has exited. What it has left running lives on.
+    /// Ends a command whose program has exited. Processes that it has left keep running.
     fn end(&mut self, index: usize) {
         let command = self.commands.swap_remove(index);
         if command.is_released() {
@@ -221,7 +221,7 @@ impl Session {
             command.send(Kind::Release, &[]);
         }
         put_frame(&mut self.out, Kind::End, command.number, &[]);
-        self.dying.push(command.supervisor);
+        self.exiting.push(command.supervisor);
     }
 
     /// Waits until something happens, and handles it, except for what the port has received.
@@ -233,8 +233,8 @@ impl Session {
             sources.push(Source::Supervisors);
             fds.push(PollFd::new(pidfd, PollFlags::IN));
         }
-        for supervisor in &self.dying {
-            sources.push(Source::Dying);
+        for supervisor in &self.exiting {
+            sources.push(Source::Exiting);
             fds.push(PollFd::new(&supervisor.control, PollFlags::IN));
         }
         let count = self.commands.len();
@@ -267,7 +267,7 @@ impl Session {
                 Source::Port if ready.contains(PollFlags::OUT) => self.write(port)?,
                 Source::Port => {}
                 Source::Supervisors => has_exited = true,
-                Source::Dying => self.finish_the_dying(),
+                Source::Exiting => self.reap_exiting(),
                 Source::Reports(index) => {
                     if !self.commands[index].read_reports(&mut self.out) {
                         ended.push(index);
@@ -316,24 +316,24 @@ impl Session {
         Ok(())
     }
 
-    /// Takes leave of supervisors that have closed their sockets.
-    fn finish_the_dying(&mut self) {
-        for supervisor in std::mem::take(&mut self.dying) {
+    /// Reaps supervisors that have closed their sockets.
+    fn reap_exiting(&mut self) {
+        for supervisor in std::mem::take(&mut self.exiting) {
             match retry(io::Read::read(&mut &supervisor.control, &mut [0; 4096])) {
-                Ok(None | Some(1..)) => self.dying.push(supervisor),
+                Ok(None | Some(1..)) => self.exiting.push(supervisor),
                 Ok(Some(0)) | Err(_) => self.supervisors.finish(supervisor),
             }
         }
     }
 
-    fn wait_for_the_dying(&mut self) -> io::Result<()> {
-        let mut fds: Vec<_> = self.dying.iter().map(|dying| PollFd::new(&dying.control, PollFlags::IN)).collect();
+    fn wait_for_exiting(&mut self) -> io::Result<()> {
+        let mut fds: Vec<_> = self.exiting.iter().map(|exiting| PollFd::new(&exiting.control, PollFlags::IN)).collect();
         let deadline = Instant::now() + KILL_TIMEOUT;
         poll_until(&mut fds, Some(deadline))?;
         drop(fds);
-        self.finish_the_dying();
+        self.reap_exiting();
         if Instant::now() >= deadline {
-            self.dying.clear();
+            self.exiting.clear();
         }
         Ok(())
     }

@@ -86,12 +86,12 @@ impl Supervisors {
         Ok(Supervisor { pid, pidfd, control })
     }
 
-    /// Each of them is readable when [`reap`](Self::reap) is due.
+    /// The pidfds of all supervisors. If one is readable, its supervisor has exited: call [`reap`](Self::reap).
     pub fn pidfds(&self) -> impl Iterator<Item = &OwnedFd> {
         self.running.values().filter_map(|running| running.pidfd.as_deref())
     }
 
-    /// Lets a supervisor and the processes of its command live on.
+    /// Lets a supervisor and the processes of its command keep running.
     pub fn release(&mut self, supervisor: &Supervisor) {
         if let Some(running) = self.running.get_mut(&supervisor.pid) {
             running.is_released = true;

@@ -25,17 +25,17 @@ const HOST: u32 = 2;
 const QUEUE: i32 = 128;
 /// After an error that may pass, such as too many open files.
 const ACCEPT_DELAY: Duration = Duration::from_millis(100);
-/// How long a host may neither read nor send anything while output waits for it. vhost-device-vsock does not tell the guest that
-/// the host has closed a connection on which the guest sends.
+/// How long a host program may neither read nor send anything while output waits for it. vhost-device-vsock does not report to the
+/// guest that the host has closed a connection on which the guest sends.
 const STALL_LIMIT: Duration = Duration::from_secs(30);
 
-/// Serves the connections of the host. With `is_spare`, refuses them if the VM has the agent's port: then the host uses that.
+/// Serves the connections of the host. With `is_spare`, refuses them if the VM has the agent's port, which the host then uses.
 pub fn serve(is_spare: bool) -> io::Result<()> {
     wait_for_device(|| Path::new("/dev/vsock").exists().then_some(()))?;
     let listener = new_socket()?;
     bind(listener.as_raw_fd(), &VsockAddr::new(ANY, VSOCK_PORT))?;
     listen(&listener, QUEUE)?;
-    thread::spawn(ring);
+    thread::spawn(notify_host);
     loop {
         let connection = match accept_with(&listener, SocketFlags::CLOEXEC) {
             Ok(connection) => connection,
@@ -58,8 +58,8 @@ fn new_socket() -> io::Result<OwnedFd> {
     Ok(socket_with(AddressFamily::VSOCK, SocketType::STREAM, SocketFlags::CLOEXEC, None)?)
 }
 
-/// Tells a host program that has found no agent, and waits for one. If none waits, the connection is refused.
-fn ring() {
+/// Notifies a host program that waits for the agent. If none waits, the connection is refused.
+fn notify_host() {
     if let Ok(socket) = new_socket() {
         if connect(socket.as_raw_fd(), &VsockAddr::new(HOST, VSOCK_PORT)).is_ok() {
             let _ = rustix::io::write(&socket, &[1]);
