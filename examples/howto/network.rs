@@ -18,7 +18,7 @@ fn run(vm: &ScopedVm, script: &str) -> Result<String, Box<dyn Error>> {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let template = HyperKit::new().kernel("vmlinuz").initrd("initrd.img").memory_mib(256).agent(true);
-    // The VMs that name this directory are on one network. Each has a number of its own in it.
+    // The VMs that name this directory are on one network, each with a different number.
     let start = |name: &str, number| {
         let description = template.clone().state_dir(format!("vms/{name}")).internal_network("vms/net", number);
         description.start_scoped("console=ttyS0 quiet panic=1 no_timer_check")

@@ -1,4 +1,4 @@
-//! Networks between VMs, without root and without a process of their own.
+//! Networks between VMs, without root and without a further process.
 //!
 //! QEMU sends each frame of the guest to the socket of every other number in the directory, whether a VM runs there or not.
 //! `engine/qemu/internal_network.rs` has the arguments.

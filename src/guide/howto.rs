@@ -26,6 +26,9 @@
 //! busy host. The timeouts are long, since an emulated guest on a busy host may need a minute to boot.
 //!
 //! # Test in a VM
+//! To run existing tests in a VM without changing them, see the page [`tests_in_a_kernel`](super::tests_in_a_kernel). To start VMs in
+//! your tests, and test them from outside, read on.
+//!
 //! With the harness below, a test that starts a VM and runs a program in it has five lines, like `guest_sees_its_vcpus`. The harness's
 //! `run` waits until the guest has booted, by [`agent_timeout`](crate::GuestCommand::agent_timeout), and fails the test if the program
 //! fails. For anything else, such as a status or a stream, the harness's VM has all methods of [`Vm`](crate::Vm):
@@ -121,7 +124,7 @@
 #![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/port.rs"), "```"))]
 //! # Connect VMs to each other
 //! [`internal_network`](crate::HyperKit::internal_network) gives a VM a card on a network between VMs, without root. The VMs whose
-//! descriptions name the same directory are on the same network, up to 16 of them, each with a number of its own. Any program can
+//! descriptions name the same directory are on the same network, up to 16 of them, each with a different number. Any program can
 //! start any of these VMs, in any order. When a VM exits, the others stay connected, and the VM can join again. The network has no process
 //! of its own: each QEMU sends the frames of its guest to the sockets of the others. The first start creates the directory with mode
 //! 0700; it is deleted with the last VM's sockets.

@@ -220,7 +220,7 @@ fn number_belongs_to_one_vm() {
         }
         assert!(!lan.dir.join("2").exists());
     }
-    // The refused start has not taken the sockets away.
+    // The refused start has not deleted the sockets.
     assert_receives(&lan, 1);
     for name in ["1.sock", "1.out.sock", "1.src.sock"] {
         assert_eq!(lan.net().join(name).metadata().unwrap().permissions().mode() & 0o777, 0o600, "{name}");

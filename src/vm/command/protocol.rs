@@ -70,7 +70,7 @@ kinds! {
     Signal = 5,
     /// Kill the program and all its descendants.
     Kill = 6,
-    /// The program has exited, and the host does not need what its descendants still write. They live on.
+    /// The program has exited, and the host does not need what its descendants still write. They keep running.
     Release = 7,
     /// Answer with [`Pong`](Self::Pong).
     Ping = 8,

@@ -220,7 +220,7 @@ impl Command {
         self.supervisor.resume();
     }
 
-    /// Whether what the program has left running lives on.
+    /// Whether processes that the program has left keep running.
     pub fn is_released(&self) -> bool {
         self.has_exited && !self.is_killed
     }
