@@ -7,7 +7,7 @@ use hyperkit::{ConfigError, Error as VmError};
 use crate::ctl_command::ctl_command;
 
 /// What the library calls its fields and values, and the flags of the examples that set them.
-const FLAGS: [(&str, &str); 27] = [
+const FLAGS: [(&str, &str); 28] = [
     ("console`, `serials", "--console"),
     ("kernel", "--kernel"),
     ("initrd", "--initrd"),
@@ -28,6 +28,7 @@ const FLAGS: [(&str, &str); 27] = [
     ("vsock_ports", "--vsock-port"),
     ("vsock_guest_cid", "--vsock-cid"),
     ("shares_9p", "--9p"),
+    ("shares_virtiofs", "--virtiofs"),
     ("uuid", "--uuid"),
     ("console", "--console"),
     ("serials", "--console"),

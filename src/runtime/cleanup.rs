@@ -11,7 +11,7 @@ use crate::plan::serial_ports::{ALL_LOGS, ALL_TTYS};
 use crate::preflight::image::unfinished_name;
 use crate::runtime::daemons::wait_until_unread;
 use crate::runtime::network_number::release_numbers;
-use crate::state::{JSON_FILE, LOG_FILE, Lock, PID_FILE, StateDir, UNFINISHED, VHOST_LINE};
+use crate::state::{JSON_FILE, LIFETIME_FIFO, LOG_FILE, Lock, PID_FILE, StateDir, UNFINISHED};
 use crate::sys::file::remove_file;
 
 impl StateDir {
@@ -25,8 +25,8 @@ impl StateDir {
     /// opened.
     pub fn clear_runtime_files(&self, _: &Lock) -> Result<()> {
         // Until a daemon has exited, it could create its sockets again.
-        wait_until_unread(&self.file(VHOST_LINE));
-        let files = [PID_FILE, UNFINISHED, VHOST_LINE].into_iter().chain(ALL_TTYS);
+        wait_until_unread(&self.file(LIFETIME_FIFO));
+        let files = [PID_FILE, UNFINISHED, LIFETIME_FIFO].into_iter().chain(ALL_TTYS);
         let files = files.chain(ALL_LOGS.into_iter().filter(|log| !self.has_used_log(log)));
         let stale = files.map(str::to_owned).chain(self.files_of_vm()?);
         stale.map(|name| self.file(&name)).try_for_each(remove_file)?;

@@ -22,7 +22,7 @@ use crate::engine::{Daemon, DaemonSocket, EngineDriver};
 use crate::error::{Error, Result};
 use crate::runtime::log_tail::LogTail;
 use crate::runtime::output::Output;
-use crate::state::{StateDir, VHOST_LINE};
+use crate::state::{LIFETIME_FIFO, StateDir};
 use crate::sys::unix_socket::remove_stale_socket;
 
 /// The shells and the daemon are a separate process group, so `kill 0` kills all of them and nothing else. A socket that is passed
@@ -57,7 +57,7 @@ impl Daemons {
         if daemons.is_empty() {
             return Ok(None);
         }
-        let lifetime_fifo = state.file(VHOST_LINE);
+        let lifetime_fifo = state.file(LIFETIME_FIFO);
         let failed = |error| Error::io("create the FIFO", &lifetime_fifo)(error);
         make_fifo(&lifetime_fifo).map_err(failed)?;
         // Opening a FIFO for reading waits for a writer, so the writer is opened first.

@@ -24,7 +24,7 @@ pub(crate) const QMP_SOCKET: &str = "qmp.sock";
 pub(crate) const EVENTS_SOCKET: &str = "events.sock";
 pub(crate) const AGENT_SOCKET: &str = "agent.sock";
 pub(crate) const VHOST_SOCKET: &str = "vhost.sock";
-pub(crate) const VHOST_LINE: &str = "vhost.line";
+pub(crate) const LIFETIME_FIFO: &str = "vhost.line";
 pub(crate) const VSOCK_SOCKET: &str = "v.sock";
 
 /// A file that is renamed once it is written whole. Only a crash leaves it.

@@ -10,7 +10,7 @@ use crate::engine::driver::{DAEMON_FD, Daemon, DaemonSocket};
 use crate::engine::qemu::vsock_device;
 use crate::error::ConfigError;
 use crate::plan::text::{utf8, valid_path};
-use crate::state::{StateDir, VHOST_LINE};
+use crate::state::{LIFETIME_FIFO, StateDir};
 use crate::sys::elf::needed_libraries;
 use crate::sys::find_program::first_program;
 
@@ -90,7 +90,7 @@ pub(super) fn shares_memory(description: &HyperKit) -> bool {
 pub(super) fn arguments_for_daemons(description: &HyperKit, state_dir: &str) -> [(&'static str, String); 2] {
     [
         ("-object", format!("memory-backend-memfd,id=mem0,size={}M,share=on", description.memory_mib)),
-        ("-chardev", format!("pipe,id=daemons,path={state_dir}/{VHOST_LINE}")),
+        ("-chardev", format!("pipe,id=daemons,path={state_dir}/{LIFETIME_FIFO}")),
     ]
 }
 
