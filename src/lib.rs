@@ -92,8 +92,8 @@
 //! [`Disks`] says whether that includes disk images.
 //!
 //! # When something fails
-//! Every call that can fail returns an [`Error`]. Match on its [`kind`](Error::kind) to decide how your program reacts. Its message names the field
-//! or path, and says what is wrong and what to do. Most errors about a VM contain the last lines from hypervisor and guest
+//! Every call that can fail returns an [`Error`]. Match on its [`kind`](Error::kind) to decide how your program reacts. Its message names
+//! the field or path, and says what is wrong and what to do. Most errors about a VM contain the last lines from hypervisor and guest
 //! ([`LogTail`]).
 //!
 //! # Words
@@ -120,8 +120,8 @@
 //! `hyperkit.log` in the state directory, and to the `log` crate with the target `hyperkit`. It downloads no images, and has no
 //! graphics and no snapshots.
 //!
-//! The [`guide`] answers "How do I …" with programs. It has pages on commands in the guest, on tests in a VM, on the engines,
-//! on crash recovery, on the state directory, on use in a larger program, on security, and for users of the Go package that this crate mirrors.
+//! The [`guide`] answers "How do I …" with programs. It has pages on commands in the guest, on tests in a VM, on the engines, on crash
+//! recovery, on the state directory, on use in a larger program, on security, and for users of the Go package that this crate mirrors.
 
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]

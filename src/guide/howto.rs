@@ -67,9 +67,10 @@
 //! [`copy_out`](crate::Vm::copy_out) copy files and directories. Neither needs a network, ssh or a console. It works
 //! also after your program has found the VM again with [`from_state`](crate::HyperKit::from_state).
 //!
-//! The description needs [`agent(true)`](crate::HyperKit::agent), on hyperkit also [`vsock(true)`](crate::HyperKit::vsock), and the
-//! guest must run the agent. The guest in `target/guest` does. For another guest, [put the agent into its image](super::agent). The first command waits until the agent answers, so
-//! there is no need to wait for the boot; its [`agent_timeout`](crate::GuestCommand::agent_timeout) limits that.
+//! The description needs [`agent(true)`](crate::HyperKit::agent), on hyperkit also [`vsock(true)`](crate::HyperKit::vsock), and the guest
+//! must run the agent. The guest in `target/guest` does. For another guest, [put the agent into its image](super::agent). The first command
+//! waits until the agent answers, so there is no need to wait for the boot; its [`agent_timeout`](crate::GuestCommand::agent_timeout)
+//! limits that.
 #![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/command.rs"), "```"))]
 //! # Run the host's programs in a guest
 //! With [`Root::Host`](crate::Root::Host) the guest's root is the host's root directory, and commands are the host's programs: dynamically
@@ -104,10 +105,10 @@
 //! ```
 //!
 //! # Throw away what a VM writes
-//! A disk with an [`overlay`](crate::Disk::overlay) begins with the content of an image, and never changes the image: the guest's writes go to
-//! a file in the state directory, which is deleted with the VM. So each run begins with the same content, without a copy of the
-//! image, and any number of VMs can use one image at once. While they run, the crate refuses to start a VM that would write to the
-//! image. The image can be raw or qcow2. Overlays work only on QEMU, and do not need `qemu-img`.
+//! A disk with an [`overlay`](crate::Disk::overlay) begins with the content of an image, and never changes the image: the guest's writes go
+//! to a file in the state directory, which is deleted with the VM. So each run begins with the same content, without a copy of the image,
+//! and any number of VMs can use one image at once. While they run, the crate refuses to start a VM that would write to the image. The
+//! image can be raw or qcow2. Overlays work only on QEMU, and do not need `qemu-img`.
 //!
 //! To change the image itself, start a VM on the disk without the overlay.
 #![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/overlay.rs"), "```"))]
@@ -197,10 +198,10 @@
 //! The VMs do not survive a reboot of the host. Start them again then: disks in the state directory are reused.
 #![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/keep.rs"), "```"))]
 //! # Boot a kernel of your own
-//! For Linux, [`kernel`](crate::HyperKit::kernel) is a bzImage for x86-64 (`arch/x86/boot/bzImage`) or, on QEMU, `vmlinux`. An
-//! emulated CPU boots a `vmlinux` 2 s sooner; the page `engines` [compares both](super::engines#kernels). [`initrd`](crate::HyperKit::initrd) is
-//! one or more cpio archives, compressed or not. Linux unpacks them and runs `/init`. The program below packs a statically linked
-//! program as `/init`. For that, save this C program as `init.c`, and run `cc -static -o hello init.c`:
+//! For Linux, [`kernel`](crate::HyperKit::kernel) is a bzImage for x86-64 (`arch/x86/boot/bzImage`) or, on QEMU, `vmlinux`. An emulated CPU
+//! boots a `vmlinux` 2 s sooner; the page `engines` [compares both](super::engines#kernels). [`initrd`](crate::HyperKit::initrd) is one or
+//! more cpio archives, compressed or not. Linux unpacks them and runs `/init`. The program below packs a statically linked program as
+//! `/init`. For that, save this C program as `init.c`, and run `cc -static -o hello init.c`:
 #![cfg_attr(not(doctest), doc = concat!("```c\n", include_str!("../../examples/howto/init.c"), "```"))]
 //! `make x86_64_defconfig kvm_guest.config` enables almost all that the kernel needs:
 //!

@@ -200,8 +200,8 @@ impl Vm {
         }
     }
 
-    /// Cleans up in the state directory, and records that this program has `killed` the VM, unless another VM was started there since. A start that is in progress cleans up by
-    /// itself. This thread may hold the lock for that start, and would wait for itself here.
+    /// Cleans up in the state directory, and records that this program has `killed` the VM, unless another VM was started there since. A
+    /// start that is in progress cleans up by itself. This thread may hold the lock for that start, and would wait for itself here.
     fn clean_up(&self, killed: bool) -> Result<()> {
         if self.child().is_some_and(|child| child.is_starting()) {
             return Ok(());
