@@ -11,7 +11,7 @@ use crate::plan::serial_ports::{ALL_LOGS, ALL_TTYS};
 use crate::plan::validate::Violations;
 use crate::preflight::backing_files::used_files;
 use crate::state::{
-    AGENT_SOCKET, EVENTS_SOCKET, JSON_FILE, LOG_FILE, PID_FILE, QMP_SOCKET, UNFINISHED, VHOST_LINE, VHOST_SOCKET,
+    AGENT_SOCKET, EVENTS_SOCKET, JSON_FILE, LIFETIME_FIFO, LOG_FILE, PID_FILE, QMP_SOCKET, UNFINISHED, VHOST_SOCKET,
     VSOCK_SOCKET,
 };
 use crate::sys::path::canonical;
@@ -22,7 +22,7 @@ const OWN_FILES: [&str; 10] = [
     LOG_FILE,
     PID_FILE,
     UNFINISHED,
-    VHOST_LINE,
+    LIFETIME_FIFO,
     QMP_SOCKET,
     EVENTS_SOCKET,
     AGENT_SOCKET,
