@@ -35,7 +35,7 @@ Runs a program in a new VM, which ends with the program.
 
 With --host-root, the program has the files, the working directory and the user of exec. Standard input, output and error
 are passed on, also binary data; a terminal is not read. Of the environment the program gets PATH, HOME, USER, LANG, TERM,
-those of Rust, Cargo, nextest and Go, and some others, but no secrets: the guide's page `tests_in_a_kernel` lists them.
+those of Rust, Cargo, nextest and Go, and some others, but no secrets: the guide's page `tests_in_a_vm` lists them.
 The program can read what exec may read. What it writes is lost, except in DIR.
 
 The exit status is that of the program, 128 plus the number of the signal if a signal killed the program or exec, 124 after

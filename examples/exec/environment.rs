@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 
-/// Variables that are passed on. The guide's page `tests_in_a_kernel` lists them, too. Those of Go are not matched by
+/// Variables that are passed on. The guide's page `tests_in_a_vm` lists them, too. Those of Go are not matched by
 /// the prefix `GO`, which `GOOGLE_…` has, too. Cargo puts the directories of Rust's shared libraries into `LD_LIBRARY_PATH`.
 const NAMES: &str = "
     PATH HOME USER LOGNAME SHELL PWD TMPDIR TZ CI

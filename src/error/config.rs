@@ -228,7 +228,7 @@ pub enum ConfigError {
         reason: &'static str,
     },
     /// The kernel is an ELF file that the engine does not boot. Use a bzImage or, on QEMU, a vmlinux for x86-64 with a PVH entry.
-    UnusableVmlinux {
+    InvalidVmlinux {
         /// The file.
         path: PathBuf,
         /// The reason.
@@ -379,7 +379,7 @@ pub enum ConfigError {
         path: PathBuf,
     },
     /// `create` or `grow` was called for a disk with an [overlay](crate::Disk::overlay). Call it for the disk without one.
-    OverlayOnly {
+    DiskHasOverlay {
         /// The image, which was not changed.
         path: PathBuf,
     },

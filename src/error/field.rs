@@ -52,7 +52,7 @@ impl ConfigError {
             // The key of a list's element: `disks.driver: "x"`.
             Self::UnknownSetting { key } => key.split(['.', ':']).next().unwrap_or(key),
             Self::Unsupported { feature, .. } => feature.split('`').nth(1).unwrap_or(feature),
-            Self::NotABzImage { .. } | Self::UnusableVmlinux { .. } => "kernel",
+            Self::NotABzImage { .. } | Self::InvalidVmlinux { .. } => "kernel",
             Self::NotMultiboot { .. } => "multiboot",
             Self::InvalidBootrom { .. } | Self::NotFirmware { .. } => "bootrom",
             Self::VpnKitNotFound { .. } => "network",
@@ -68,7 +68,7 @@ impl ConfigError {
             | Self::NotQcow2 { .. }
             | Self::InvalidQcow2 { .. }
             | Self::ForeignImage { .. }
-            | Self::OverlayOnly { .. }
+            | Self::DiskHasOverlay { .. }
             | Self::DiskHasBackingFile { .. } => "disks",
         }
     }

@@ -249,7 +249,7 @@ impl fmt::Display for ConfigError {
             Self::NotABzImage { path, reason } => {
                 write!(f, "`kernel` must be an x86 bzImage: {reason}: {}", path.display())
             }
-            Self::UnusableVmlinux { path, reason } => write!(
+            Self::InvalidVmlinux { path, reason } => write!(
                 f,
                 "unusable vmlinux in `kernel`: {reason}: {}; use a bzImage or, on QEMU, a vmlinux for x86-64 with CONFIG_PVH",
                 path.display()
@@ -306,7 +306,7 @@ impl fmt::Display for ConfigError {
                 "disk image has the unsupported format {format}: {}; convert or unpack it, or set its format to raw",
                 path.display()
             ),
-            Self::OverlayOnly { path } => {
+            Self::DiskHasOverlay { path } => {
                 write!(
                     f,
                     "cannot create or grow the base of an overlay: {}; use the disk without `overlay`",

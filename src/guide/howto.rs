@@ -26,7 +26,7 @@
 //! busy host. The timeouts are long, since an emulated guest on a busy host may need a minute to boot.
 //!
 //! # Test in a VM
-//! To run existing tests in a VM without changing them, see the page [`tests_in_a_kernel`](super::tests_in_a_kernel). To start VMs in
+//! To run existing tests in a VM without changing them, see the page [`tests_in_a_vm`](super::tests_in_a_vm). To start VMs in
 //! your tests, and test them from outside, read on.
 //!
 //! With the harness below, a test that starts a VM and runs a program in it has five lines, like `guest_sees_its_vcpus`. The harness's

@@ -3,7 +3,7 @@
 //! - [`howto`]: how do I …, each answered by a program.
 //! - [`agent`]: the program in the guest that executes commands, and how to put it into an image.
 //! - [`host_programs`]: the host's programs in a guest: what works, and what the guest can read.
-//! - [`tests_in_a_kernel`]: `cargo test`, cargo-nextest and `go test` in a VM, with the example `exec`.
+//! - [`tests_in_a_vm`]: `cargo test`, cargo-nextest and `go test` in a VM, with the example `exec`.
 //! - [`engines`]: what hyperkit and QEMU can do, and which of them runs a VM.
 //! - [`crash_recovery`]: what happens when a program, a hypervisor or the host ends unexpectedly.
 //! - [`state_directory`]: the files in a state directory, and who may touch what.
@@ -17,8 +17,8 @@ pub mod agent {}
 #[doc = include_str!("host_programs.md")]
 pub mod host_programs {}
 
-#[doc = include_str!("tests_in_a_kernel.md")]
-pub mod tests_in_a_kernel {}
+#[doc = include_str!("tests_in_a_vm.md")]
+pub mod tests_in_a_vm {}
 
 #[doc = include_str!("engines.md")]
 pub mod engines {}

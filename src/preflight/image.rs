@@ -63,7 +63,7 @@ impl Disk {
     ///
     /// # Errors
     /// [`Error::DiskExists`] if there is a file, which is not changed; [`ConfigError::MissingDiskPath`] without a path,
-    /// [`ConfigError::DiskSizeMissing`] without a size, [`ConfigError::InvalidDiskSize`]; [`ConfigError::OverlayOnly`]; for qcow2
+    /// [`ConfigError::DiskSizeMissing`] without a size, [`ConfigError::InvalidDiskSize`]; [`ConfigError::DiskHasOverlay`]; for qcow2
     /// [`ConfigError::ToolNotFound`] and [`Error::ImageToolFailed`]; [`Error::Io`].
     pub fn create(&self) -> Result<()> {
         let disk = self.without_url(|disk| Ok(disk.format_by_name()))?;
@@ -96,7 +96,7 @@ impl Disk {
     fn path_and_size(&self) -> Result<(&Path, u64), ConfigError> {
         let path = self.path.as_deref().ok_or(ConfigError::MissingDiskPath)?;
         if self.overlay {
-            return Err(ConfigError::OverlayOnly { path: path.to_owned() });
+            return Err(ConfigError::DiskHasOverlay { path: path.to_owned() });
         }
         Ok((path, self.size_mib.ok_or_else(|| ConfigError::DiskSizeMissing { path: path.to_owned() })?))
     }

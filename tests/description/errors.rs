@@ -192,7 +192,7 @@ fn violations() -> Vec<(&'static str, ConfigError)> {
         ("isos", E::NotADirectory { field, path: path() }),
         ("isos", E::Inaccessible { field, path: path(), kind, reason: reason.clone() }),
         ("kernel", E::NotABzImage { path: path(), reason: "truncated" }),
-        ("kernel", E::UnusableVmlinux { path: path(), reason: "truncated" }),
+        ("kernel", E::InvalidVmlinux { path: path(), reason: "truncated" }),
         ("isos", E::CompressedKernel { field, path: path(), format: "gzip" }),
         ("multiboot", E::NotMultiboot { path: path(), reason: "truncated" }),
         ("bootrom", E::InvalidBootrom { path: path(), length: 1 }),
@@ -207,7 +207,7 @@ fn violations() -> Vec<(&'static str, ConfigError)> {
         ("disks", E::NotQcow2 { path: path() }),
         ("disks", E::InvalidQcow2 { path: path(), reason: "truncated" }),
         ("disks", E::ForeignImage { path: path(), format: "vmdk" }),
-        ("disks", E::OverlayOnly { path: path() }),
+        ("disks", E::DiskHasOverlay { path: path() }),
         ("disks", E::DiskHasBackingFile { path: path() }),
     ]
 }

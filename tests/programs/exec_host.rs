@@ -212,7 +212,7 @@ fn only_listed_variables_without_secrets_are_passed_on() {
 
 #[test]
 fn guide_lists_the_variables_that_are_passed_on() {
-    let guide = include_str!("../../src/guide/tests_in_a_kernel.md");
+    let guide = include_str!("../../src/guide/tests_in_a_vm.md");
     let source = include_str!("../../examples/exec/environment.rs");
     let lists: Vec<_> = source.split("const ").skip(1).map(|it| it.split('"').nth(1).unwrap()).collect();
     let words: Vec<_> = lists.iter().flat_map(|list| list.split_whitespace()).collect();

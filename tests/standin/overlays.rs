@@ -142,7 +142,7 @@ fn overlay_of_an_earlier_run_cannot_be_a_disk_of_the_same_vm() {
 #[test]
 fn create_and_grow_do_not_change_the_image_of_an_overlay() {
     let (test_dir, base, _) = with_base();
-    let expected = |path: &Path| ConfigError::OverlayOnly { path: path.to_owned() };
+    let expected = |path: &Path| ConfigError::DiskHasOverlay { path: path.to_owned() };
     let grown = Disk::raw(&base).size_mib(2).overlay();
     assert_eq!(only_violation(grown.grow()), expected(&base));
     let new = test_dir.path("new");

@@ -51,7 +51,7 @@ fn vmlinux_is_accepted_on_qemu_only() {
     test_dir.description().kernel(&path).hyperkit(qemu(&test_dir)).check().unwrap();
 
     let error = rejection_with(&test_dir, "", |d| d.kernel(&path));
-    assert_eq!(error, ConfigError::UnusableVmlinux { path, reason: "hyperkit boots only bzImages" });
+    assert_eq!(error, ConfigError::InvalidVmlinux { path, reason: "hyperkit boots only bzImages" });
     assert!(error.to_string().contains("hyperkit boots only bzImages: /"), "{error}");
     assert_eq!(error.field(), "kernel");
 }
@@ -126,7 +126,7 @@ fn unusable_vmlinux_is_rejected() {
     for (kernel, expected) in kernels {
         let path = test_dir.write("vmlinux", &kernel.0);
         let error = rejection_with(&test_dir, "", |d| d.kernel(&path).hyperkit(&qemu));
-        assert_eq!(error, ConfigError::UnusableVmlinux { path: path.clone(), reason: expected });
+        assert_eq!(error, ConfigError::InvalidVmlinux { path: path.clone(), reason: expected });
         match Kernel::read(&path) {
             Ok(kernel) => assert!(expected == "no PVH entry" && kernel.pvh_entry().is_none()),
             Err(read) => assert_eq!(read.violations(), [error]),

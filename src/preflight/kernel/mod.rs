@@ -106,7 +106,7 @@ impl Kernel {
     /// [`InvalidConfig`](crate::Error::InvalidConfig) with one violation: the file [does not exist](ConfigError::NotFound), is
     /// [not a file](ConfigError::NotAFile) or [not readable](ConfigError::Inaccessible), is
     /// [compressed](ConfigError::CompressedKernel), is [not a whole bzImage](ConfigError::NotABzImage), or is an ELF file that is
-    /// [not a whole kernel for x86-64](ConfigError::UnusableVmlinux).
+    /// [not a whole kernel for x86-64](ConfigError::InvalidVmlinux).
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         Ok(read(path.as_ref())?)
     }
@@ -176,7 +176,7 @@ impl Kernel {
             Image::Vmlinux(image) => {
                 let no_entry = || image.pvh_entry.is_none().then_some("no PVH entry");
                 let reason = driver.refuses_vmlinux().or_else(no_entry);
-                reason.map_or(Ok(()), |reason| Err(ConfigError::UnusableVmlinux { path, reason }))
+                reason.map_or(Ok(()), |reason| Err(ConfigError::InvalidVmlinux { path, reason }))
             }
         }
     }
@@ -236,7 +236,7 @@ pub(crate) fn read(path: &Path) -> std::result::Result<Kernel, ConfigError> {
     let image = match elf::Header::parse(&head) {
         Some(header) if !bz_image::has_mark(&head) => vmlinux::parse(&file, metadata.len(), &head, &header)
             .map(Image::Vmlinux)
-            .map_err(|reason| ConfigError::UnusableVmlinux { path: path.to_owned(), reason }),
+            .map_err(|reason| ConfigError::InvalidVmlinux { path: path.to_owned(), reason }),
         _ => bz_image::parse(&head, metadata.len())
             .map(Image::BzImage)
             .map_err(|reason| ConfigError::NotABzImage { path: path.to_owned(), reason }),
