@@ -17,6 +17,7 @@ mod stream;
 mod tests;
 
 use std::ffi::{OsStr, OsString};
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -25,7 +26,7 @@ pub use child::{GuestChild, GuestReader, GuestStdin};
 pub(crate) use link::AgentSlot;
 pub use status::{GuestOutput, GuestStatus};
 
-use crate::error::{ConfigError, Error, Result};
+use crate::error::{ConfigError, Error, NotStarted, Result};
 use crate::vm::Vm;
 use child::Wait;
 use link::Attempt;
@@ -324,7 +325,18 @@ impl GuestCommand {
         stream.outputs.iter_mut().for_each(|output| output.is_discarded = is_discarded);
         let number = connection.execute(&request, stream);
         let wait = Wait { vm: self.vm.clone(), connection, number, name, timeout: self.timeout.unwrap_or_default() };
-        GuestChild::new(wait, is_piped, !is_discarded)
+        GuestChild::new(wait, is_piped, !is_discarded).map_err(|error| self.with_current_dir(error))
+    }
+
+    /// Adds the path of the current directory to the error that concerns it. The agent does not send the path back.
+    fn with_current_dir(&self, error: Error) -> Error {
+        match (error, &self.current_dir) {
+            (Error::CommandNotStarted { program, reason: reason @ NotStarted::CurrentDir, source }, Some(dir)) => {
+                let source = io::Error::new(source.kind(), format!("{}: {source}", dir.display()));
+                Error::CommandNotStarted { program, reason, source }
+            }
+            (error, _) => error,
+        }
     }
 
     fn request(&self) -> Result<Vec<u8>> {
