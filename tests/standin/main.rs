@@ -57,6 +57,8 @@ mod remove;
 mod replaced;
 mod scoped;
 mod scoped_output;
+#[cfg(target_os = "linux")]
+mod shared_dirs;
 mod shutdown;
 mod starter;
 mod starting;

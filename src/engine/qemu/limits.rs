@@ -158,26 +158,23 @@ pub(super) fn check_host(description: &HyperKit) -> Vec<ConfigError> {
     if description.root == Root::Host && !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
         found.add(unsupported("the programs of this host (`root`), which is not Linux on x86-64; use `Root::Dir`"));
     } else if let Some(dir) = root_dir(description) {
-        found.collect(check_escaped_path("root", dir).and_then(|_| check_root(dir)));
+        found.collect(check_escaped_path("root", dir).and_then(|_| check_readable("root", dir)));
     }
     found.extend(virtiofs::check_host(description));
     for share in &description.shares_9p {
-        match &share.source {
-            Share9pSource::Path(path) if !path.exists() => {
-                found.add(ConfigError::NotFound { field: "shares_9p", path: path.clone() });
+        let Share9pSource::Path(path) = &share.source else { continue };
+        found.collect(check_readable("shares_9p", path).map_err(|error| match error {
+            ConfigError::NotADirectory { .. } => {
+                unsupported("9p from anything but a directory (`shares_9p`); use the path of a directory")
             }
-            Share9pSource::Path(path) if !path.is_dir() => {
-                found.add(unsupported("9p from anything but a directory (`shares_9p`); use the path of a directory"));
-            }
-            _ => {}
-        }
+            error => error,
+        }));
     }
     found.into_iter().collect()
 }
 
-/// Checks that QEMU can read the directory.
-fn check_root(dir: &Path) -> Result<(), ConfigError> {
-    let field = "root";
+/// Checks that QEMU can read the directory, which it opens when it starts (local_init in hw/9pfs/9p-local.c).
+fn check_readable(field: &'static str, dir: &Path) -> Result<(), ConfigError> {
     match fs::read_dir(dir) {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
