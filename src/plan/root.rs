@@ -13,6 +13,9 @@ pub(crate) const ROOT_TAG: &str = "hyperkit-root";
 const ROOT_PARAMETER: &str = "hyperkit.root=";
 const MOUNT_PARAMETER: &str = "hyperkit.mount=";
 
+/// Without its own, the agent does not find its port.
+const SYSTEM_DIRS: [&str; 3] = ["/proc", "/sys", "/dev"];
+
 /// The directory of the host that is the guest's root, unless it is that of the initrd.
 pub(crate) fn root_dir(description: &HyperKit) -> Option<&Path> {
     match &description.root {
@@ -62,6 +65,12 @@ fn parameters(description: &HyperKit) -> String {
         let _ = write!(parameters, "{MOUNT_PARAMETER}{},{path} ", encoded(tag.as_bytes()));
     }
     parameters
+}
+
+/// Whether a directory of the host would hide one that the agent mounts and uses in the guest.
+pub(crate) fn hides_system_dir(root: &Root, path: &Path) -> bool {
+    let is_system_dir = |path: PathBuf| SYSTEM_DIRS.iter().any(|dir| clean(&path) == Path::new(dir));
+    [path, &canonical(path)].into_iter().filter_map(|path| path_in_guest(root, path)).any(is_system_dir)
 }
 
 /// The path in the guest of a directory of the host. `None` if the directory is outside of the guest's root.

@@ -15,7 +15,7 @@ use crate::engine::qemu::network::{VMNET, preferred_address};
 use crate::engine::qemu::{virtiofs, vsock_device};
 use crate::error::ConfigError;
 use crate::plan::limits::{MAX_SOCKET, QEMU_LOW_MEMORY_MIB};
-use crate::plan::root::root_dir;
+use crate::plan::root::{hides_system_dir, root_dir};
 use crate::plan::serial_ports::ports;
 use crate::plan::text::{check_escaped_path, check_length, utf8};
 use crate::plan::validate::Violations;
@@ -163,6 +163,9 @@ pub(super) fn check_host(description: &HyperKit) -> Vec<ConfigError> {
     found.extend(virtiofs::check_host(description));
     for share in &description.shares_9p {
         let Share9pSource::Path(path) = &share.source else { continue };
+        if hides_system_dir(&description.root, path) {
+            found.add(unsupported("sharing /proc, /sys or /dev of the guest's root (`shares_9p`)"));
+        }
         found.collect(check_readable("shares_9p", path).map_err(|error| match error {
             ConfigError::NotADirectory { .. } => {
                 unsupported("9p from anything but a directory (`shares_9p`); use the path of a directory")
