@@ -43,7 +43,7 @@ fn shell_session_through_console_stream_and_ctl_console() {
     let description = description().state_dir(&state).console(Console::Pty);
     let vm = description.start(QUIET_CMDLINE).unwrap();
     fs::remove_file(state.join("tty")).unwrap(); // a starter that is killed early leaves no tty file
-    vm.wait_for_console("is up", BOOT_TIMEOUT).unwrap();
+    vm.wait_for_console(PROMPT, BOOT_TIMEOUT).unwrap(); // the shell drops input that arrives before its prompt
 
     // While one thread writes, another one reads. Otherwise the guest would block on its output.
     let mut console = vm.console().unwrap();

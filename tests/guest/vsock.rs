@@ -12,7 +12,7 @@ use hyperkit::{Console, Disks, Error, Exit, HyperKit};
 use rustix::process::{Signal, kill_process};
 
 use crate::common::guest::{
-    BOOT_TIMEOUT, QUIET_CMDLINE, compile_program, description, guest_file, initrd_with, setup_file,
+    BOOT_TIMEOUT, QUIET_CMDLINE, compile_program, description, guest_file, initrd_with, open_shell, setup_file,
 };
 use crate::common::{
     KillOnDrop, StopOnDrop, example_path, file_names, to_pid, vsock_daemons_in, wait_until, write_executable,
@@ -93,9 +93,8 @@ fn transfers_of_100_mb_are_intact_both_ways() {
     let vsock = Vsock::new();
     let initrd = initrd_with(&compile_program(vsock.state_dir.parent().unwrap()));
     let vm = vsock.description().initrd(initrd).start(QUIET_CMDLINE).unwrap();
-    vm.wait_for_console("is up", BOOT_TIMEOUT).unwrap();
     let listener = vm.vsock_listen(5555).unwrap();
-    let console = vm.console().unwrap();
+    let console = open_shell(&vm);
     std::thread::scope(|scope| {
         // An open console has to be read, or the guest would block. The stream ends when the VM exits.
         scope.spawn(|| (&console).read_to_end(&mut Vec::new()).unwrap());

@@ -74,7 +74,7 @@ pub(crate) fn pty_paths(description: &HyperKit) -> Result<Vec<PathBuf>> {
 ///
 /// let minute = Duration::from_secs(60);
 /// let vm = hyperkit::HyperKit::from_state("vm")?.vm()?.ok_or("the VM does not run")?;
-/// vm.wait_for_console("is up", 5 * minute)?;
+/// vm.wait_for_console("# ", 5 * minute)?; // the prompt: a shell drops input that arrives before it
 /// let console = vm.console()?;
 /// console.send_line("echo $((6 * 7))")?;
 /// console.expect("42", minute)?;
@@ -105,7 +105,7 @@ impl Vm {
     /// # let vm = hyperkit::HyperKit::from_state("vm")?.vm()?.ok_or("the VM does not run")?;
     /// use std::time::Duration;
     ///
-    /// vm.wait_for_console("is up", Duration::from_secs(300))?; // before the console is open
+    /// vm.wait_for_console("# ", Duration::from_secs(300))?; // the prompt, before the console is open
     /// let console = vm.console()?;
     /// console.send_line("uname")?;
     /// console.expect("Linux", Duration::from_secs(60))?;
