@@ -70,7 +70,7 @@ pub(super) mod keys {
     pub const SYNC: &str = "sync";
     pub const SECTOR_SIZE: &str = "sectorsize";
     /// Path and format of the image of an overlay. The Go package must not attach it, as it would write to it. With the format
-    /// [`OVERLAY`], an earlier version of this crate refuses the disk.
+    /// `overlay`, an earlier version of this crate refuses the disk.
     pub const BASE: &str = "base";
     pub const BASE_FORMAT: &str = "base_format";
     pub const OTHERS: [&str; 10] = [PATH, SIZE, FORMAT, DRIVER, TRIM, READ_ONLY, SYNC, SECTOR_SIZE, BASE, BASE_FORMAT];
