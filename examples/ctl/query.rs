@@ -59,10 +59,10 @@ pub fn list(root: &Path, options: &Options) -> Result<bool> {
             let pid = summary["pid"].as_u64().map_or("-".to_owned(), |pid| pid.to_string());
             let (cpus, memory) = (summary["cpus"].to_string(), summary["memory"].to_string());
             let labels = summary["labels"].as_object().into_iter().flatten();
-            let labels: String =
+            let labels: Vec<_> =
                 labels.map(|(key, label)| format!("  {key}: {}", label.as_str().unwrap_or("-"))).collect();
             let (state, engine) = (text("state"), text("engine"));
-            print(&format!("{name:<width$} {pid:>10} {state:>8} {cpus:>5} {memory:>7}  {engine}{labels}"));
+            print(&format!("{name:<width$} {pid:>10} {state:>8} {cpus:>5} {memory:>7}  {engine}{}", labels.concat()));
         }
     }
     Ok(true)
