@@ -93,11 +93,17 @@ fn hypervisor_that_closes_its_output_can_be_waited_for_and_killed() {
 #[test]
 fn run_restarting_on_reset_starts_the_vm_again() {
     let test_dir = TestDir::new();
+    // The two watchers are forks of a shell with the same arguments, until each executes another program. As long as the arguments occur
+    // elsewhere, the VM seems to run. A hypervisor takes longer to exit than these do.
     let script = test_dir.write_executable(
         "hyperkit",
         format!(
             "#!/bin/sh\ncd {dir}\n[ -e second ] && exec {standin} \"$@\"\n[ -e first ] && : > second\n: > first\n\
-             for last; do :; done\nwhile [ $# -gt 0 ]; do [ \"$1\" = -F ] && printf %s $$ > \"$2\"; shift; done\nexit 2\n",
+             for last; do :; done\nwhile [ $# -gt 0 ]; do [ \"$1\" = -F ] && pid_file=$2; shift; done\nprintf %s $$ > \"$pid_file\"\n\
+             others() {{ cat /proc/[0-9]*/cmdline >all 2>/dev/null; tr '\\0' '\\n' <all >lines\n\
+             grep -cxF \"$pid_file\" lines >count; read -r count <count; [ \"$count\" != 1 ]; }}\n\
+             while [ -d /proc/self ] && others; do :; done\n\
+             exit 2\n",
             dir = test_dir.dir().display(),
             standin = standin_path().display(),
         )
