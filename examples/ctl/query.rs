@@ -96,7 +96,7 @@ fn describe(error: &Error) -> String {
 
 /// The part that `list` and `show` have in common.
 fn summary(description: &HyperKit, vm: Option<&Vm>) -> Value {
-    let mut summary = json!({
+    json!({
         "dir": description.state_dir,
         "state": state(vm),
         "running": vm.is_some(),
@@ -104,11 +104,8 @@ fn summary(description: &HyperKit, vm: Option<&Vm>) -> Value {
         "engine": description.hyperkit.as_ref().map(|program| Engine::of(program).to_string()),
         "cpus": description.cpus,
         "memory": description.memory_mib,
-    });
-    if !description.labels.is_empty() {
-        summary["labels"] = json!(description.labels);
-    }
-    summary
+        "labels": description.labels,
+    })
 }
 
 /// The state in a word: also whether the VM is paused, if the engine reports it.
