@@ -7,7 +7,7 @@ use std::fmt;
 /// ```no_run
 /// # use std::time::Duration;
 /// # let vm = hyperkit::HyperKit::new().state_dir("vm").kernel("vmlinuz").initrd("initrd.img").agent(true);
-/// # let vm = vm.start_scoped("console=ttyS0")?;
+/// # let vm = vm.start_scoped("console=ttyS0 no_timer_check")?;
 /// use hyperkit::{Error, NotStarted};
 ///
 /// match vm.command("no-such-program").agent_timeout(Duration::from_secs(300)).output() {

@@ -15,7 +15,7 @@ use hyperkit::{HyperKit, Network};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 /// A kernel command line with which the guest powers off by itself.
-pub const POWERS_OFF: &str = "console=ttyS0 panic=1 quiet hyperkit.report";
+pub const POWERS_OFF: &str = "console=ttyS0 panic=1 quiet no_timer_check hyperkit.report";
 
 /// The working directory of an example. On drop, its VMs are killed and the directory is deleted.
 pub struct Here(tempfile::TempDir);
@@ -59,7 +59,7 @@ pub fn with_vsock() -> Here {
 fn start(change: impl FnOnce(HyperKit) -> HyperKit) -> Here {
     let here = alone();
     let description = HyperKit::new().state_dir("vm").kernel("vmlinuz").initrd("initrd.img").network(Network::Nat);
-    change(description.memory_mib(256)).start("console=ttyS0").unwrap();
+    change(description.memory_mib(256)).start("console=ttyS0 panic=1 no_timer_check").unwrap();
     here
 }
 

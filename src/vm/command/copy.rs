@@ -22,7 +22,7 @@ const MAX_MESSAGE: u64 = 4096;
 /// # let _here = here::alone();
 /// # use std::time::Duration;
 /// # let vm = hyperkit::HyperKit::new().state_dir("vm").kernel("vmlinuz").initrd("initrd.img").agent(true);
-/// # let vm = vm.start_scoped("console=ttyS0")?;
+/// # let vm = vm.start_scoped("console=ttyS0 no_timer_check")?;
 /// # vm.command("true").agent_timeout(Duration::from_secs(300)).status()?;
 /// std::fs::create_dir("input")?;
 /// std::fs::write("input/data", "1 2 3")?;

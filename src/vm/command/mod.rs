@@ -51,7 +51,8 @@ const OUTPUT_LIMIT: usize = 1024 * 1024 * 1024;
 /// use std::time::Duration;
 /// use hyperkit::{GuestStatus, HyperKit};
 ///
-/// let vm = HyperKit::new().state_dir("vm").kernel("vmlinuz").initrd("initrd.img").agent(true).start_scoped("console=ttyS0")?;
+/// let description = HyperKit::new().state_dir("vm").kernel("vmlinuz").initrd("initrd.img").agent(true);
+/// let vm = description.start_scoped("console=ttyS0 no_timer_check")?;
 ///
 /// let timeout = Duration::from_secs(300); // an emulated guest on a busy host boots slowly
 /// let output = vm.command("uname").arg("-s").agent_timeout(timeout).output()?;
@@ -143,7 +144,7 @@ enum Stdin {
 /// ```no_run
 /// # use std::time::Duration;
 /// # let vm = hyperkit::HyperKit::new().state_dir("vm").kernel("vmlinuz").initrd("initrd.img").agent(true);
-/// # let vm = vm.start_scoped("console=ttyS0")?;
+/// # let vm = vm.start_scoped("console=ttyS0 no_timer_check")?;
 /// let output = vm
 ///     .command("sh")
 ///     .args(["-c", "pwd; id -u; echo $GREETING"])
@@ -281,7 +282,7 @@ impl GuestCommand {
     /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
     /// # let _here = here::alone();
     /// # let vm = hyperkit::HyperKit::new().state_dir("vm").kernel("vmlinuz").initrd("initrd.img").agent(true);
-    /// # let vm = vm.start_scoped("console=ttyS0")?;
+    /// # let vm = vm.start_scoped("console=ttyS0 no_timer_check")?;
     /// use std::io::{Read, Write};
     /// use std::time::Duration;
     ///
