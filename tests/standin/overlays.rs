@@ -351,5 +351,6 @@ fn full_disk_is_an_error_that_leaves_nothing() {
             "{started:?}"
         );
         assert_eq!(file_names(&small), [""; 0]);
+        run_tool("umount", &["small"], &test_dir.dir()); // the test's directory is removed
     });
 }
