@@ -18,7 +18,7 @@ pub struct Input {
 
 struct Source {
     is_kept: bool,
-    /// What was read, for the other runs.
+    /// The input so far, which the next runs read, too.
     kept: Vec<u8>,
     has_ended: bool,
 }

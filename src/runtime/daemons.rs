@@ -9,7 +9,6 @@
 use std::fs::{File, OpenOptions};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -23,14 +22,20 @@ use crate::error::{Error, Result};
 use crate::runtime::log_tail::LogTail;
 use crate::runtime::output::Output;
 use crate::state::{LIFETIME_FIFO, StateDir};
-use crate::sys::unix_socket::remove_stale_socket;
+use crate::sys::unix_socket::{listen, remove_stale_socket};
 
-/// The shells and the daemon are a separate process group, so `kill 0` kills all of them and nothing else. A socket that is passed
-/// to the daemon comes as standard output, and becomes `DAEMON_FD` of `src/engine/driver.rs`.
-const SCRIPT: &str =
-    r#"exec 3<&0 4<&1 1>&2; (read -r line <&3; kill -KILL 0) & ("$0" "$@"; kill -KILL 0) & read -r line; kill -KILL 0"#;
+/// The script of the shells. They and the daemon are a separate process group, so `kill 0` kills all of them and nothing else. A socket
+/// that is passed to the daemon comes as standard output, and becomes `DAEMON_FD` of `src/engine/driver.rs`. `run` executes the
+/// daemon: [`RUN`] or [`REPORTED`].
+fn script(run: &str) -> String {
+    format!(
+        "exec 3<&0 4<&1 1>&2; (read -r line <&3; kill -KILL 0) & ({run}; kill -KILL 0) & read -r line; kill -KILL 0"
+    )
+}
+
+const RUN: &str = r#""$0" "$@""#;
 /// With a line in the log if the daemon fails.
-const REPORTING_SCRIPT: &str = r#"exec 3<&0 4<&1 1>&2; (read -r line <&3; kill -KILL 0) & ("$0" "$@" || echo "$0: exited with status $?"; kill -KILL 0) & read -r line; kill -KILL 0"#;
+const REPORTED: &str = r#""$0" "$@" || echo "$0: exited with status $?""#;
 /// How long the daemon may take to listen.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the daemon may take to exit.
@@ -74,16 +79,12 @@ impl Daemons {
         let (script, stdout, awaited) = match socket {
             DaemonSocket::Created(sockets) => {
                 sockets.iter().try_for_each(|socket| remove_stale_socket(socket))?;
-                (SCRIPT, output.writer()?, &sockets[..])
+                (script(RUN), output.writer()?, &sockets[..])
             }
-            DaemonSocket::Passed(socket) => {
-                remove_stale_socket(socket)?;
-                let listener = UnixListener::bind(socket).map_err(Error::io("create the socket", socket))?;
-                (REPORTING_SCRIPT, OwnedFd::from(listener).into(), &[][..])
-            }
+            DaemonSocket::Passed(socket) => (script(REPORTED), OwnedFd::from(listen(socket)?).into(), &[][..]),
         };
         let mut command = Command::new("/bin/sh");
-        command.args(["-c", script]).arg(program).args(arguments);
+        command.args(["-c", &script]).arg(program).args(arguments);
         command.stdin(fifo).stdout(stdout).stderr(output.writer()?).process_group(0);
         let shell = command.spawn().map_err(Error::io("start", program))?;
         drop(command); // it has the reading end, and dropping `self` waits until nobody has it

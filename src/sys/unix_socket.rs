@@ -1,9 +1,9 @@
-//! Unix sockets: connecting with a timeout, and removing stale ones.
+//! Unix sockets: connecting with a timeout, listening, and removing stale ones.
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -50,6 +50,13 @@ pub(crate) fn peer_pid(stream: &UnixStream) -> io::Result<Option<u32>> {
         let _ = stream;
         Ok(None)
     }
+}
+
+/// Listens on a socket, and replaces a stale one. The caller holds the lock of the state directory. Otherwise, if two programs found the
+/// same stale socket, the second one could remove the first one's new socket.
+pub(crate) fn listen(socket: &Path) -> Result<UnixListener> {
+    remove_stale_socket(socket)?;
+    UnixListener::bind(socket).map_err(Error::io("listen on", socket))
 }
 
 /// Removes a stale socket, so that the caller can create a new one there. Anything else at this path stays and is an error.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::engine::VsockEndpoint;
 use crate::error::{ConfigError, Error, Result};
 use crate::state::StateDir;
-use crate::sys::unix_socket::{connect, remove_stale_socket};
+use crate::sys::unix_socket::{connect, listen};
 use crate::vm::Vm;
 
 /// How long the guest may take to accept or refuse a connection.
@@ -82,10 +82,8 @@ impl Vm {
         self.vsock_endpoint("vsock_listen", port)?;
         let name = self.driver().vsock_listener_name(port);
         let socket = self.description().vsock_sockets_dir().join(name);
-        // Of two programs that find the same stale socket, the second must not remove what the first has created.
         let _lock = self.state().map(StateDir::lock).transpose()?;
-        remove_stale_socket(&socket)?;
-        UnixListener::bind(&socket).map_err(Error::io("listen on", &socket))
+        listen(&socket)
     }
 
     /// How to connect to a vsock port, if the VM runs and has a vsock device with sockets on the host.

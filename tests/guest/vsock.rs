@@ -187,7 +187,7 @@ fn vm_keeps_running_if_its_daemon_is_killed_and_leaves_no_files() {
     assert!(!vsock.state_dir.exists());
 }
 
-/// The crate starts the daemon with two shells that watch it (`src/runtime/vhost_vsock.rs`). If one of the three processes
+/// The crate starts the daemon with two shells that watch it (`src/runtime/daemons.rs`). If one of the three processes
 /// is killed, the others exit with the VM at the latest.
 #[test]
 fn daemon_and_watchers_exit_with_the_vm_if_one_of_them_was_killed() {

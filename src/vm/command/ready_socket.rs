@@ -16,7 +16,7 @@ use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 use crate::state::StateDir;
-use crate::sys::unix_socket::{connect, remove_stale_socket};
+use crate::sys::unix_socket::{connect, listen};
 
 /// The limit of accepted connections, since the guest can open any number. Further ones wait in the listener's queue.
 const MAX_CONNECTIONS: usize = 64;
@@ -48,10 +48,9 @@ pub(super) enum WaitEnd {
 impl<'a> ReadySocket<'a> {
     /// Listens on a socket, or connects to the program that does.
     pub fn open(state: &'a StateDir, socket: &Path) -> Result<Self> {
-        // Of two programs that find the same stale socket, the second must not remove what the first has created.
         let _lock = state.lock()?;
-        let role = match remove_stale_socket(socket) {
-            Ok(()) => listen(socket).map_err(Error::io("listen on", socket))?,
+        let role = match listen(socket) {
+            Ok(listener) => listener_role(listener, socket).map_err(Error::io("listen on", socket))?,
             Err(Error::SocketInUse { .. }) => connect(socket, Duration::ZERO).map_or(Role::Refused, Role::Waiter),
             Err(error) => return Err(error),
         };
@@ -103,8 +102,7 @@ impl Drop for ReadySocket<'_> {
     }
 }
 
-fn listen(socket: &Path) -> io::Result<Role> {
-    let listener = UnixListener::bind(socket)?;
+fn listener_role(listener: UnixListener, socket: &Path) -> io::Result<Role> {
     listener.set_nonblocking(true)?;
     let metadata = fs::symlink_metadata(socket)?;
     Ok(Role::Listener { listener, connections: Vec::new(), id: (metadata.dev(), metadata.ino()) })

@@ -71,7 +71,7 @@ fn start_session(connection: OwnedFd) -> io::Result<()> {
     let mut command = Command::new(SELF);
     command.arg0("hyperkit-agent").arg(OPTION).stdin(connection).stdout(Stdio::null());
     let mut session = command.spawn()?;
-    // Its standard input must be open there only, or the host would not be told of its end.
+    // Only the session may have the connection open. Otherwise the kernel would not tell the host when the session exits.
     drop(command);
     thread::Builder::new().spawn(move || session.wait()).map(drop)
 }
