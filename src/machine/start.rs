@@ -28,6 +28,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// The pause before a VM is started again after a reset.
 const MIN_RESTART_PAUSE: Duration = Duration::from_millis(100);
 const MAX_RESTART_PAUSE: Duration = Duration::from_secs(10);
+/// How often a hypervisor is started whose image another start has locked. Each failure takes another start that then fails.
+const IMAGE_ATTEMPTS: u32 = 10;
 /// How often `start_or_attach` tries: the running VM may exit before it can be attached to.
 const ATTACH_ATTEMPTS: u32 = 10;
 
@@ -81,7 +83,8 @@ impl HyperKit {
     /// [`console`](Self#structfield.console) is a [`Pty`](Console::Pty). With [`Console::Stdio`], the VM keeps using the
     /// caller's standard input and output after this program has ended.
     ///
-    /// `start` is [`spawn`](Self::spawn) followed by [`Starting::wait_ready`].
+    /// `start` is [`spawn`](Self::spawn) followed by [`Starting::wait_ready`], except that it tries again if another start has
+    /// only looked whether a disk image is free.
     ///
     /// ```
     /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
@@ -100,7 +103,7 @@ impl HyperKit {
     #[doc(alias = "boot")]
     #[doc(alias = "launch")]
     pub fn start(&self, kernel_cmdline: &str) -> Result<Vm> {
-        self.spawn(kernel_cmdline)?.wait_ready(START_TIMEOUT)
+        launch_ready(self, kernel_cmdline, Mode::Background)
     }
 
     /// Starts the hypervisor without waiting until it is ready. [`Starting`] has an example.
@@ -185,8 +188,7 @@ impl HyperKit {
     /// # Errors
     /// Those of [`start`](Self::start).
     pub fn start_scoped(&self, kernel_cmdline: &str) -> Result<ScopedVm> {
-        let starting = launch(self, kernel_cmdline, Mode::Scoped, &mut |_| ())?;
-        starting.wait_ready(START_TIMEOUT).map(ScopedVm::new)
+        launch_ready(self, kernel_cmdline, Mode::Scoped).map(ScopedVm::new)
     }
 
     /// Runs the VM in the foreground until it exits.
@@ -208,8 +210,7 @@ impl HyperKit {
     /// # Errors
     /// Those of [`start`](Self::start); [`Error::HypervisorFailed`] also if the hypervisor fails or is killed later.
     pub fn run(&self, kernel_cmdline: &str) -> Result<Exit> {
-        let starting = launch(self, kernel_cmdline, Mode::Foreground, &mut |_| ())?;
-        let vm = ScopedVm::new(starting.wait_ready(START_TIMEOUT)?);
+        let vm = ScopedVm::new(launch_ready(self, kernel_cmdline, Mode::Foreground)?);
         match vm.wait() {
             exit @ (Exit::Failed(_) | Exit::Killed(_)) => {
                 let state_dir = vm.state_dir().map(Path::to_owned);
@@ -247,6 +248,22 @@ impl HyperKit {
             }
             pause = next_pause(pause, start.elapsed());
             std::thread::sleep(pause);
+        }
+    }
+}
+
+/// Starts a hypervisor and waits until it is ready.
+///
+/// Another start locks an image for a moment to find out whether it is in use. A hypervisor that opens the image in that moment
+/// fails, and the other start may have found it before and fail as well. So a start that lost an image after the checks repeats
+/// them. They fail at once if another VM has the image by then.
+fn launch_ready(description: &HyperKit, kernel_cmdline: &str, mode: Mode) -> Result<Vm> {
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        match launch(description, kernel_cmdline, mode, &mut |_| ())?.wait_ready(START_TIMEOUT) {
+            Err(Error::DiskInUse { .. }) if attempts < IMAGE_ATTEMPTS => {}
+            ready => return ready,
         }
     }
 }

@@ -121,6 +121,30 @@ fn one_of_many_concurrent_starts_gets_the_image() {
     }
 }
 
+/// Another start locks a raw image for a moment, and then finds the process of this hypervisor and fails. This one must not fail
+/// as well.
+#[test]
+fn hypervisor_that_finds_its_image_locked_for_a_moment_is_started_again() {
+    let test_dir = TestDir::new();
+    let raw = Disk::raw(test_dir.path("raw.img")).size_mib(1);
+    raw.create().unwrap();
+    let (first, image) = (test_dir.path("first"), test_dir.path("raw.img"));
+    let script = format!(
+        "#!/bin/sh\nmkdir '{}' 2>/dev/null && exec 9<'{}' && flock 9\nexec '{}' \"$@\"\n",
+        first.display(),
+        image.display(),
+        standin_path().display()
+    );
+    let hypervisor = test_dir.write_executable("wrapper", script.as_bytes());
+    let description = test_dir.description().hyperkit(hypervisor).disk(raw);
+    description.start("guest").unwrap().kill().unwrap();
+    assert!(first.exists());
+    std::fs::remove_dir(&first).unwrap();
+    let scoped = description.start_scoped("guest").unwrap();
+    drop(scoped);
+    assert!(first.exists());
+}
+
 /// Until the hypervisor runs, only the starter's lock protects the image. Here the first start creates a second image by a
 /// tool that waits for this test, and a second start wants to use the first image meanwhile.
 #[test]
