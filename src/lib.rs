@@ -147,15 +147,15 @@ mod machine;
 
 pub use config::disk::{Disk, DiskFormat, DiskInterface, FlushMode, QcowOptions, SectorSize};
 pub use config::{
-    Console, HyperKit, InternalNetwork, Multiboot, MultibootModule, Network, PortForward, Protocol, Root, Serial,
-    SerialBackend, Share9p, Share9pSource, ShareVirtiofs,
+    Architecture, Console, HyperKit, InternalNetwork, Multiboot, MultibootModule, Network, PortForward, Protocol, Root,
+    Serial, SerialBackend, Share9p, Share9pSource, ShareVirtiofs,
 };
 pub use engine::{Engine, hyperkit::parse::parse_arguments};
 pub use error::{ConfigError, Error, ErrorKind, NotStarted, Result};
 pub use exit::{Exit, ShutdownOutcome};
 pub use machine::{Found, StartOrAttach, Starting};
 pub use preflight::image::create_disk_image;
-pub use preflight::kernel::{Architecture, Kernel, KernelFormat};
+pub use preflight::kernel::{Kernel, KernelFormat};
 pub use runtime::log_tail::LogTail;
 pub use vm::command::{GuestChild, GuestCommand, GuestOutput, GuestReader, GuestStatus, GuestStdin};
 pub use vm::console::ConsoleStream;

@@ -1,5 +1,6 @@
 //! The description of a VM: data with defaults, no files and no processes.
 
+mod architecture;
 mod devices;
 pub(crate) mod disk;
 pub(crate) mod file_url;
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+pub use architecture::Architecture;
 pub use devices::{
     Console, Multiboot, MultibootModule, Network, PortForward, Protocol, Root, Serial, SerialBackend, Share9p,
     Share9pSource, ShareVirtiofs,

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::config::{HyperKit, PortForward};
+use crate::config::{Architecture, HyperKit, PortForward};
 use crate::engine::Engine;
 use crate::error::{ConfigError, Result};
 use crate::exit::Exit;
@@ -107,6 +107,17 @@ pub(crate) trait EngineDriver: Sync {
 
     /// The name of the engine in messages.
     fn name(&self) -> &'static str;
+
+    /// The architecture of the guests.
+    fn architecture(&self) -> Architecture;
+
+    /// The name of the first serial port in a Linux guest.
+    fn kernel_console(&self) -> &'static str;
+
+    /// Whether the engine can run on hosts like this one at all.
+    fn runs_on_this_host(&self) -> bool {
+        true
+    }
 
     /// Whether a program with this file name is of this engine.
     fn accepts_program_name(&self, name: &[u8]) -> bool;

@@ -16,7 +16,7 @@ pub(crate) use driver::{
     Control, Daemon, DaemonSocket, EngineDriver, ExitListener, Hypervisor, LowMemory, VsockEndpoint,
 };
 
-use crate::config::HyperKit;
+use crate::config::{Architecture, HyperKit};
 use crate::error::{Error, Result};
 use crate::plan::validate::{check_cmdline, validate};
 use crate::sys::find_program::first_program;
@@ -24,13 +24,15 @@ use crate::sys::find_program::first_program;
 /// A kind of hypervisor that can run a VM.
 ///
 /// The file name of the program decides which engine it is: a name that begins with `qemu` is QEMU, and so is `kvm`. Any other
-/// name is hyperkit. Of QEMU's programs, only those for x86-64 are supported.
+/// name is hyperkit. QEMU has one program for each architecture of guests. `qemu-kvm` is the one for the host's architecture. Those
+/// for other architectures than x86-64 and arm64 are not supported.
 ///
 /// ```
-/// use hyperkit::Engine;
+/// use hyperkit::{Architecture, Engine};
 ///
 /// assert_eq!(Engine::of("/usr/bin/qemu-system-x86_64"), Engine::Qemu);
-/// assert_eq!(Engine::of("/usr/libexec/qemu-kvm"), Engine::Qemu);
+/// assert_eq!(Engine::of("/usr/bin/qemu-system-aarch64"), Engine::QemuArm64);
+/// assert_eq!(Engine::QemuArm64.architecture(), Architecture::Arm64);
 /// assert_eq!(Engine::of("com.docker.hyperkit"), Engine::HyperKit);
 /// assert_eq!(Engine::Qemu.to_string(), "QEMU");
 /// ```
@@ -39,13 +41,17 @@ use crate::sys::find_program::first_program;
 pub enum Engine {
     /// The `hyperkit` command for Intel Macs.
     HyperKit,
-    /// QEMU: `qemu-system-x86_64` or `qemu-kvm`, on Linux and macOS. Without KVM or HVF it emulates the processor.
+    /// QEMU for x86-64 guests: `qemu-system-x86_64`, on Linux and macOS. Without KVM or HVF, and on hosts of another
+    /// architecture, it emulates the CPU.
     Qemu,
+    /// QEMU for arm64 guests: `qemu-system-aarch64`, on Linux and macOS. Without KVM or HVF, and on hosts of another
+    /// architecture, it emulates the CPU.
+    QemuArm64,
 }
 
 /// All engines, in the order in which their programs are searched. hyperkit comes last when the name of a program
 /// decides, since it accepts every name.
-const DRIVERS: [&dyn EngineDriver; 2] = [&hyperkit::Driver, &qemu::Driver];
+const DRIVERS: [&dyn EngineDriver; 3] = [&hyperkit::Driver, &qemu::X86_64, &qemu::ARM64];
 
 impl Engine {
     /// Returns the engine of a program with this file name. [`HyperKit::engine`] returns that of a description.
@@ -56,10 +62,34 @@ impl Engine {
         named.map_or(Self::HyperKit, |driver| driver.engine())
     }
 
+    /// Returns the architecture of the guests that the engine runs.
+    #[must_use]
+    pub fn architecture(self) -> Architecture {
+        self.driver().architecture()
+    }
+
+    /// Returns the name of the first serial port in a Linux guest, for `console=` on the kernel command line. With it, one program
+    /// boots kernels of all architectures.
+    ///
+    /// ```
+    /// use hyperkit::{Engine, HyperKit};
+    ///
+    /// let description = HyperKit::new().hyperkit("qemu-system-aarch64").kernel("vmlinuz");
+    /// let console = description.engine()?.kernel_console();
+    /// assert_eq!(format!("console={console}"), "console=ttyAMA0");
+    /// assert_eq!(Engine::Qemu.kernel_console(), "ttyS0");
+    /// # Ok::<(), hyperkit::Error>(())
+    /// ```
+    #[must_use]
+    pub fn kernel_console(self) -> &'static str {
+        self.driver().kernel_console()
+    }
+
     pub(crate) fn driver(self) -> &'static dyn EngineDriver {
         match self {
             Self::HyperKit => &hyperkit::Driver,
-            Self::Qemu => &qemu::Driver,
+            Self::Qemu => &qemu::X86_64,
+            Self::QemuArm64 => &qemu::ARM64,
         }
     }
 }
@@ -75,18 +105,31 @@ pub(crate) fn driver_of(description: &HyperKit) -> &'static dyn EngineDriver {
     description.hyperkit.as_ref().map_or(Engine::HyperKit, Engine::of).driver()
 }
 
-/// The absolute path of the hypervisor: `wanted`, or else the first one that is installed.
-pub(crate) fn find(wanted: Option<&Path>) -> Result<PathBuf> {
+/// The absolute path of the hypervisor: `wanted`, or else the first one that is installed of those for this architecture. If the
+/// architecture is not known, those for the host's are searched first.
+pub(crate) fn find(wanted: Option<&Path>, architecture: Option<Architecture>) -> Result<PathBuf> {
     let candidates: Vec<&Path> = match wanted {
         Some(program) => vec![program],
-        None => DRIVERS.iter().flat_map(|driver| driver.default_programs()).map(Path::new).collect(),
+        None => candidates(architecture),
     };
     let program = first_program(&candidates).map_err(|searched| Error::HypervisorNotFound { searched })?;
     if wanted.is_none() {
+        let guests = architecture.map(|architecture| format!(" for {architecture} kernels")).unwrap_or_default();
         let engine = Engine::of(&program);
-        log::info!(target: "hyperkit", "using {engine}, the first installed engine: {}", program.display());
+        log::info!(target: "hyperkit", "using {engine}, the first installed engine{guests}: {}", program.display());
     }
     std::path::absolute(&program).map_err(Error::io("make absolute", &program))
+}
+
+/// The programs that are searched, in this order.
+fn candidates(architecture: Option<Architecture>) -> Vec<&'static Path> {
+    let mut drivers = Vec::from(DRIVERS);
+    drivers.retain(|driver| driver.runs_on_this_host());
+    match architecture {
+        Some(architecture) => drivers.retain(|driver| driver.architecture() == architecture),
+        None => drivers.sort_by_key(|driver| Some(driver.architecture()) != Architecture::host()),
+    }
+    drivers.iter().flat_map(|driver| driver.default_programs()).map(Path::new).collect()
 }
 
 /// The pid file of a hypervisor of any engine with this command line.

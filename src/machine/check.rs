@@ -3,7 +3,7 @@
 use crate::config::HyperKit;
 use crate::engine::{self, Engine};
 use crate::error::Result;
-use crate::preflight::{checked, resolved};
+use crate::preflight::{checked, find_hypervisor, resolved};
 
 /// # Check and render
 ///
@@ -71,7 +71,8 @@ impl HyperKit {
         resolved(self)
     }
 
-    /// Returns the engine that would run the VM.
+    /// Returns the engine that would run the VM. If [`hyperkit`](Self#structfield.hyperkit) is unset, the architecture of the kernel
+    /// and the installed hypervisors decide. The log says which was chosen.
     ///
     /// ```
     /// use hyperkit::{Engine, HyperKit};
@@ -86,7 +87,7 @@ impl HyperKit {
     pub fn engine(&self) -> Result<Engine> {
         match &self.hyperkit {
             Some(program) => Ok(Engine::of(program)),
-            None => engine::find(None).map(Engine::of),
+            None => find_hypervisor(self).map(Engine::of),
         }
     }
 }

@@ -14,9 +14,9 @@ pub(crate) mod overlay;
 mod own_files;
 pub(crate) mod qcow2_header;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use crate::config::HyperKit;
+use crate::config::{Architecture, HyperKit};
 use crate::engine::{self, driver_of};
 use crate::error::{ConfigError, Error, Result};
 use crate::plan::validate::{Violations, validate};
@@ -67,7 +67,7 @@ fn resolve(description: &HyperKit) -> Result<(HyperKit, Violations, Option<Error
             violations.add(ConfigError::NotFound { field: "disks", path: path.clone() });
         }
     }
-    let not_found = match engine::find(description.hyperkit.as_deref()) {
+    let not_found = match find_hypervisor(description) {
         Ok(program) => {
             resolved.hyperkit = Some(program);
             let driver = driver_of(&resolved);
@@ -89,6 +89,14 @@ fn resolve(description: &HyperKit) -> Result<(HyperKit, Violations, Option<Error
         }
     }
     Ok((resolved, violations, not_found))
+}
+
+/// The absolute path of the hypervisor of a description. If it names none, its kernel decides which engines are searched.
+pub(crate) fn find_hypervisor(description: &HyperKit) -> Result<PathBuf> {
+    let is_x86 = description.multiboot.is_some().then_some(Architecture::X86_64);
+    let kernel = || Some(kernel::read(description.kernel.as_deref()?).ok()?.architecture());
+    let wanted = description.hyperkit.as_deref();
+    engine::find(wanted, if wanted.is_none() { is_x86.or_else(kernel) } else { None })
 }
 
 /// A little-endian number of `length` bytes; missing bytes are 0.

@@ -18,12 +18,16 @@ fn values(description: &HyperKit, option: &str) -> Vec<String> {
 
 #[test]
 fn hypervisor_name_selects_the_engine() {
-    let names =
-        ["qemu-system-x86_64", "/usr/libexec/qemu-kvm", "qemu-kvm", "/usr/bin/kvm", "qemu", "qemu-system-x86_64-7.2"];
+    let names = ["qemu-system-x86_64", "/usr/bin/qemu-system-amd64", "/usr/bin/kvm", "qemu", "qemu-system-x86_64-7.2"];
     for name in names {
         assert_eq!(Engine::of(name), Engine::Qemu, "{name}");
         assert_eq!(values(&description().hyperkit(name), "-append"), ["a, b"], "{name}");
     }
+    for name in ["/usr/bin/qemu-system-aarch64", "qemu-system-arm64", "qemu-system-aarch64-9.1"] {
+        assert_eq!(Engine::of(name), Engine::QemuArm64, "{name}");
+    }
+    let of_host = if cfg!(target_arch = "aarch64") { Engine::QemuArm64 } else { Engine::Qemu };
+    assert_eq!((Engine::of("/usr/libexec/qemu-kvm"), Engine::of("qemu-kvm")), (of_host, of_host));
     for name in ["hyperkit", "com.docker.hyperkit", "kvmtool", "wrapper"] {
         assert_eq!(Engine::of(name), Engine::HyperKit, "{name}");
     }
@@ -47,6 +51,25 @@ fn pci_slots_equal_those_of_hyperkit_in_hexadecimal() {
         hyperkit.iter().map(|slot| slot.split([':', ',']).next().unwrap().parse().unwrap()).collect();
     assert_eq!(hyperkit[2..], qemu, "the slots after the two bridges");
     assert!(values(&full, "-device").contains(&"virtio-blk-pci,drive=disk16,bus=pcie.0,addr=10.0".to_owned()));
+}
+
+/// The machines differ only in these options.
+#[test]
+fn description_has_the_same_devices_in_an_arm64_guest() {
+    let x86 = description().state_dir("/vm").network(Network::Nat).disk("/d.img").iso("/i.iso").share_dir("/srv", "s");
+    let x86 = x86.agent(true).serial(Serial::pty()).serial(Serial::pty());
+    let arm64 = x86.clone().hyperkit("qemu-system-aarch64");
+    assert_eq!(values(&x86, "-machine"), ["q35,sata=off,smbus=off,max-fw-size=16777216,dump-guest-core=off"]);
+    assert_eq!(values(&arm64, "-machine"), ["virt,gic-version=max,dump-guest-core=off"]);
+    assert_eq!(values(&x86, "-serial"), ["chardev:com1", "chardev:com2"]);
+    assert_eq!(values(&arm64, "-serial"), ["chardev:com1"]);
+    let mut devices = values(&arm64, "-device");
+    assert_eq!(devices.pop().unwrap(), "pci-serial,chardev=com2,bus=pcie.0,addr=1f.0");
+    assert_eq!(devices, values(&x86, "-device"));
+    for option in ["-netdev", "-drive", "-fsdev", "-chardev", "-mon", "-pidfile", "-kernel", "-initrd", "-append", "-m"]
+    {
+        assert_eq!(values(&arm64, option), values(&x86, option), "{option}");
+    }
 }
 
 #[test]

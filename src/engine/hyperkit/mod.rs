@@ -16,7 +16,7 @@ use rustix::process::Signal;
 
 use crate::config::disk::{DiskFormat, FlushMode, bytes};
 use crate::config::file_url::percent_decoded;
-use crate::config::{HyperKit, Network, PortForward, Root, Share9pSource};
+use crate::config::{Architecture, HyperKit, Network, PortForward, Root, Share9pSource};
 use crate::engine::Engine;
 use crate::engine::dhcp_leases::leased_address;
 use crate::engine::driver::{Control, EngineDriver, GuestAddresses, Hypervisor, LowMemory, VsockEndpoint};
@@ -62,6 +62,19 @@ impl EngineDriver for Driver {
 
     fn name(&self) -> &'static str {
         "hyperkit"
+    }
+
+    fn architecture(&self) -> Architecture {
+        Architecture::X86_64
+    }
+
+    fn kernel_console(&self) -> &'static str {
+        "ttyS0"
+    }
+
+    /// macOS executes it on Apple silicon, too, but there are no x86-64 VMs there.
+    fn runs_on_this_host(&self) -> bool {
+        !cfg!(all(target_os = "macos", target_arch = "aarch64"))
     }
 
     fn accepts_program_name(&self, _: &[u8]) -> bool {

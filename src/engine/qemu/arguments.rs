@@ -1,4 +1,4 @@
-//! The arguments of `qemu-system-x86_64` for a description, with each device in the PCI slot that hyperkit uses.
+//! The arguments of QEMU for a description, with each device in the PCI slot that hyperkit uses.
 //!
 //! Tried with QEMU 7.2. Commas have to be doubled in most values. Validation refuses them, since hyperkit cannot escape them, except
 //! in directories, which hyperkit cannot share.
@@ -9,6 +9,7 @@ use crate::config::disk::{Disk, DiskFormat, DiskInterface};
 use crate::config::{HyperKit, Multiboot, Network};
 use crate::engine::qemu::internal_network;
 use crate::engine::qemu::limits::shared_dir;
+use crate::engine::qemu::machine::Machine;
 use crate::engine::qemu::network::{VMNET, forwards, subnet};
 use crate::engine::qemu::{virtiofs, vsock_device};
 use crate::error::ConfigError;
@@ -20,9 +21,6 @@ use crate::state::{AGENT_SOCKET, EVENTS_SOCKET, PID_FILE, QMP_SOCKET};
 
 type Result<T> = std::result::Result<T, ConfigError>;
 
-/// q35 has its LPC bridge in slot 31, as hyperkit. SATA and SMBus would share that slot; without them all others are free.
-/// hyperkit accepts boot ROMs of up to 16 MiB, QEMU by default only of 8 MiB.
-const MACHINE: &str = "q35,sata=off,smbus=off,max-fw-size=16777216";
 /// The guest finds the port by this name, as `/dev/virtio-ports/org.hyperkit.agent` or in `/sys/class/virtio-ports`.
 const PORT_NAME: &str = "org.hyperkit.agent";
 /// The name of the port's socket in QMP.
@@ -36,7 +34,8 @@ pub(super) fn arguments(description: &HyperKit, cmdline: &str) -> Result<Vec<Str
     // By default hyperkit leaves the guest's memory out of core dumps, and QEMU includes it.
     let core_dumps = if description.core_dumps { "on" } else { "off" };
     let memory = if virtiofs::shares_memory(description) { ",memory-backend=mem0" } else { "" };
-    args.add("-machine", format!("{MACHINE},dump-guest-core={core_dumps}{memory}"));
+    let machine = Machine::of(description);
+    args.add("-machine", format!("{},dump-guest-core={core_dumps}{memory}", machine.options));
     args.0.extend(FIXED.map(str::to_owned));
 
     if let Some(dir) = state_dir {
@@ -67,7 +66,7 @@ pub(super) fn arguments(description: &HyperKit, cmdline: &str) -> Result<Vec<Str
     for (slot, device) in layout(description)? {
         args.add_device(description, slot, device)?;
     }
-    args.add_serials(description, state_dir.unwrap_or_default())?;
+    args.add_serials(description, machine, state_dir.unwrap_or_default())?;
     args.add_firmware(description, cmdline)?;
     args.0.extend(description.extra_arguments.iter().cloned());
     Ok(args.0)
@@ -84,7 +83,7 @@ impl Arguments {
     }
 
     fn add_device(&mut self, description: &HyperKit, slot: u8, device: Device<'_>) -> Result<()> {
-        let at = format!("bus=pcie.0,addr={slot:x}.0"); // hexadecimal: slot 10 is a.0
+        let at = address(slot);
         match device {
             Device::Nic(nic) => {
                 let backend = match nic {
@@ -175,8 +174,8 @@ impl Arguments {
         Ok(())
     }
 
-    fn add_serials(&mut self, description: &HyperKit, state_dir: &str) -> Result<()> {
-        for port in ports(description)? {
+    fn add_serials(&mut self, description: &HyperKit, machine: &Machine, state_dir: &str) -> Result<()> {
+        for (index, port) in ports(description)?.into_iter().enumerate() {
             let line = match port.line {
                 Line::None => "null",
                 Line::Stdio => "stdio,signal=off", // so ^C reaches the guest
@@ -185,7 +184,10 @@ impl Arguments {
             let (kind, options) = line.split_once(',').map_or((line, String::new()), |(k, o)| (k, format!(",{o}")));
             let log = port.log.map(|file| format!(",logfile={state_dir}/{file},logappend=off")).unwrap_or_default();
             self.add("-chardev", format!("{kind},id={}{options}{log}", port.name));
-            self.add("-serial", format!("chardev:{}", port.name));
+            match machine.second_serial_slot.filter(|_| index == 1) {
+                Some(slot) => self.add("-device", format!("pci-serial,chardev={},{}", port.name, address(slot))),
+                None => self.add("-serial", format!("chardev:{}", port.name)),
+            }
         }
         Ok(())
     }
@@ -218,6 +220,11 @@ impl Arguments {
         self.add("-append", with_root(description, cmdline));
         Ok(())
     }
+}
+
+/// Where a device is: slot 10 is a.0.
+fn address(slot: u8) -> String {
+    format!("bus=pcie.0,addr={slot:x}.0")
 }
 
 /// The path as a value of an option. A comma would end the value; two of them are one in it.

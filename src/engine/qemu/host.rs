@@ -3,14 +3,11 @@
 use std::fs::{self, OpenOptions};
 use std::path::Path;
 
-use crate::config::HyperKit;
+use crate::config::{Architecture, HyperKit};
+use crate::engine::qemu::machine::Machine;
 use crate::engine::qemu::names::may_ask_for_kvm;
 use crate::sys::elf::needed_libraries;
 
-/// An emulated CPU with the instructions of x86-64-v2, which RHEL 9 and others require, and with a source of random numbers. A
-/// boot takes 5 % more CPU time than on QEMU's default, which has neither. On `max`, the model with all features that QEMU
-/// emulates, a boot is slower.
-const EMULATED_CPU: &str = "Nehalem,+rdrand";
 /// The model with all features of the host's CPU.
 const HOST_CPU: &str = "host";
 /// QEMU itself needs none of these system calls once it runs. The manual describes each group.
@@ -25,7 +22,8 @@ const QEMU_LIBRARY: &str = "libglib-2.0.so";
 pub(super) fn arguments(description: &HyperKit) -> Vec<String> {
     let program = description.hyperkit.as_deref().unwrap_or(Path::new(""));
     let chosen = chosen_accelerator(&description.extra_arguments);
-    let accelerator = chosen.unwrap_or_else(accelerator);
+    let machine = Machine::of(description);
+    let accelerator = chosen.unwrap_or_else(|| accelerator(machine.architecture));
     let mut arguments = Vec::new();
     if chosen.is_none() {
         // QEMU refuses `-accel` after `-enable-kvm`. Of several values of `-machine accel`, it takes the last.
@@ -36,7 +34,7 @@ pub(super) fn arguments(description: &HyperKit) -> Vec<String> {
         arguments.extend(option);
     }
     if description.cpu.is_none() {
-        let model = if accelerator == TCG { EMULATED_CPU } else { HOST_CPU };
+        let model = if accelerator == TCG { machine.emulated_cpu } else { HOST_CPU };
         arguments.extend(["-cpu".to_owned(), model.to_owned()]);
     }
     let chooses_sandbox = description.extra_arguments.iter().any(|argument| option_name(argument) == Some("sandbox"));
@@ -48,7 +46,8 @@ pub(super) fn arguments(description: &HyperKit) -> Vec<String> {
 
 /// Whether QEMU emulates the CPU although the description asks for the host's CPU.
 pub(super) fn lacks_host_cpu(description: &HyperKit) -> bool {
-    let accelerator = || chosen_accelerator(&description.extra_arguments).unwrap_or_else(accelerator);
+    let architecture = Machine::of(description).architecture;
+    let accelerator = || chosen_accelerator(&description.extra_arguments).unwrap_or_else(|| accelerator(architecture));
     description.cpu.as_deref().and_then(|cpu| cpu.split(',').next()) == Some(HOST_CPU) && accelerator() == TCG
 }
 
@@ -94,20 +93,25 @@ fn has_sandbox(program: &Path) -> bool {
 /// QEMU's emulation of the CPU.
 const TCG: &str = "tcg";
 
-/// QEMU's accelerator for this host. A `/dev/kvm` that can be opened proves nothing: on some hosts whose CPU has no
-/// virtualization, it passes every probe, and then the guest hangs.
-fn accelerator() -> &'static str {
-    if !cfg!(target_arch = "x86_64") {
+/// QEMU's accelerator for guests of this architecture on this host. A `/dev/kvm` that can be opened proves nothing on x86-64: on some
+/// hosts whose CPU has no virtualization, it passes every probe, and then the guest hangs. On arm64 the list of the CPU's features does
+/// not say whether it has virtualization. KVM creates `/dev/kvm` there only if the host booted with it (Linux's
+/// Documentation/arch/arm64/booting.rst, EL2).
+fn accelerator(guest: Architecture) -> &'static str {
+    if Architecture::host() != Some(guest) {
         return TCG;
     }
     if cfg!(target_os = "macos") {
         return "hvf";
     }
-    let can_virtualize = fs::read_to_string("/proc/cpuinfo").is_ok_and(|cpus| {
-        cpus.lines()
-            .filter(|line| line.starts_with("flags"))
-            .any(|line| line.split_ascii_whitespace().any(|flag| flag == "vmx" || flag == "svm"))
-    });
+    let has_flag = || {
+        fs::read_to_string("/proc/cpuinfo").is_ok_and(|cpus| {
+            cpus.lines()
+                .filter(|line| line.starts_with("flags"))
+                .any(|line| line.split_ascii_whitespace().any(|flag| flag == "vmx" || flag == "svm"))
+        })
+    };
+    let can_virtualize = guest == Architecture::Arm64 || has_flag();
     let opens = || OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
     if can_virtualize && opens() { "kvm" } else { TCG }
 }

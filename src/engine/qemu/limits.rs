@@ -6,10 +6,10 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 
 use crate::config::disk::{Disk, DiskInterface, SectorSize};
-use crate::config::{HyperKit, Network, Root, Share9p, Share9pSource};
-use crate::engine::Engine;
+use crate::config::{Architecture, HyperKit, Network, Root, Share9p, Share9pSource};
 use crate::engine::driver::LowMemory;
 use crate::engine::qemu::host::lacks_host_cpu;
+use crate::engine::qemu::machine::{Machine, unsupported};
 use crate::engine::qemu::names::{self, Program};
 use crate::engine::qemu::network::{VMNET, preferred_address};
 use crate::engine::qemu::{virtiofs, vsock_device};
@@ -47,10 +47,6 @@ const FIRMWARE_CODE: u64 = MIB;
 
 const NO_9P_PORT: &str = "9p from a TCP port (`shares_9p`); use `share_dir`";
 
-fn unsupported(feature: &'static str) -> ConfigError {
-    ConfigError::Unsupported { engine: Engine::Qemu, feature }
-}
-
 /// The directory of a share; QEMU has no other source.
 pub(super) fn shared_dir(share: &Share9p) -> Result<&Path, ConfigError> {
     match &share.source {
@@ -71,22 +67,34 @@ pub(super) fn unsupported_features(description: &HyperKit) -> Vec<ConfigError> {
     let mut found = Violations::default();
     let modules = description.multiboot.iter().flat_map(|multiboot| &multiboot.modules);
     let has_space = modules.into_iter().any(|module| module.path.as_os_str().as_encoded_bytes().contains(&b' '));
+    let machine = Machine::of(description);
     let program = description.hyperkit.as_deref().and_then(Path::file_name).unwrap_or_default();
     let is_other = names::program(program.as_encoded_bytes()) == Some(Program::Other);
+    let lacks_uuid = description.bootrom.is_none() && !machine.has_uuid_without_firmware;
+    let is_x86 = machine.architecture == Architecture::X86_64;
     let apple_log = ports(description).is_ok_and(|ports| ports.iter().any(|port| port.apple_log));
     for (is_set, feature) in [
-        (is_other, "x86-64 guests in this program of QEMU (`hyperkit`); use qemu-system-x86_64"),
+        (is_other, "this program of QEMU (`hyperkit`); use qemu-system-x86_64 or qemu-system-aarch64"),
+        (
+            description.uuid.is_some() && lacks_uuid,
+            "a UUID without firmware (`uuid`), as there is no other way to tell the guest; use `bootrom`",
+        ),
+        (
+            description.multiboot.is_some() && !machine.boots_multiboot,
+            "multiboot kernels (`multiboot`), which are for x86; use `kernel`",
+        ),
         (
             matches!(description.network, Network::VpnKit(_)),
             "a network on a VPNKit socket (`network`); use `Network::Nat`, its user-mode network",
         ),
         (apple_log, "the Apple System Log (`console`, `serials`); use `Console::Pty` for a log in the state directory"),
+        (description.x2apic && !is_x86, "x2APIC mode (`x2apic`), which only x86 CPUs have"),
         (
-            description.x2apic,
+            description.x2apic && is_x86,
             "x2APIC mode from the start (`x2apic`); the guest turns it on by itself if the CPU has it",
         ),
         (!description.msix, "virtio with single-vector MSI (`msix`)"),
-        (!description.mptable, "a VM without an MPtable (`mptable`)"),
+        (!description.mptable && is_x86, "a VM without an MPtable (`mptable`)"),
         (
             has_space,
             "a module with a space in its path (`multiboot`); rename the file, since QEMU takes the rest for the module's command line",
@@ -155,8 +163,11 @@ pub(super) fn check_host(description: &HyperKit) -> Vec<ConfigError> {
     if description.vsock {
         found.collect(vsock_device::check_host(description));
     }
-    if description.root == Root::Host && !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
-        found.add(unsupported("the programs of this host (`root`), which is not Linux on x86-64; use `Root::Dir`"));
+    let is_of_host = cfg!(target_os = "linux") && Architecture::host() == Some(Machine::of(description).architecture);
+    if description.root == Root::Host && !is_of_host {
+        found.add(unsupported(
+            "the programs of this host (`root`) in guests of another architecture or system; use `Root::Dir`",
+        ));
     } else if let Some(dir) = root_dir(description) {
         found.collect(check_escaped_path("root", dir).and_then(|_| check_readable("root", dir)));
     }

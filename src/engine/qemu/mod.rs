@@ -1,10 +1,11 @@
-//! Drives `qemu-system-x86_64` over QMP; hyperkit uses signals and exit codes instead.
+//! Drives QEMU over QMP; hyperkit uses signals and exit codes instead.
 
 mod arguments;
 mod events;
 mod host;
 mod internal_network;
 mod limits;
+mod machine;
 mod names;
 mod network;
 mod qmp;
@@ -23,7 +24,7 @@ use rustix::io::Errno;
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::config::{HyperKit, Network, PortForward, Protocol};
+use crate::config::{Architecture, HyperKit, Network, PortForward, Protocol};
 use crate::engine::Engine;
 use crate::engine::driver::{
     Control, Daemon, EngineDriver, ExitListener, GuestAddresses, Hypervisor, LowMemory, VsockEndpoint,
@@ -32,33 +33,48 @@ use crate::error::{ConfigError, Error, Result};
 use crate::plan::root::without_root;
 use crate::plan::serial_ports::{Line, ports};
 use crate::state::{AGENT_SOCKET, EVENTS_SOCKET, QMP_SOCKET, StateDir, VHOST_SOCKET, VSOCK_SOCKET};
+use machine::Machine;
+use names::Program;
 use qmp::Qmp;
 
-pub(super) struct Driver;
+/// Drives one of QEMU's programs.
+pub(super) struct Driver(&'static Machine);
+
+pub(super) static X86_64: Driver = Driver(&machine::X86_64);
+pub(super) static ARM64: Driver = Driver(&machine::ARM64);
 
 impl EngineDriver for Driver {
     fn engine(&self) -> Engine {
-        Engine::Qemu
+        self.0.engine
     }
 
     fn name(&self) -> &'static str {
-        "QEMU"
+        self.0.name
     }
 
+    fn architecture(&self) -> Architecture {
+        self.0.architecture
+    }
+
+    fn kernel_console(&self) -> &'static str {
+        self.0.kernel_console
+    }
+
+    /// Programs for other architectures count as QEMU for x86-64, which then refuses them.
     fn accepts_program_name(&self, name: &[u8]) -> bool {
-        names::program(name).is_some()
+        names::program(name).is_some_and(|program| (program == Program::Arm64) == (self.engine() == Engine::QemuArm64))
     }
 
     fn default_programs(&self) -> &'static [&'static str] {
-        &["qemu-system-x86_64", "qemu-kvm", "/usr/libexec/qemu-kvm", "kvm", "qemu"]
+        self.0.programs
     }
 
     fn unsupported(&self, description: &HyperKit) -> Vec<ConfigError> {
-        limits::unsupported_features(description)
+        self.name_engine(limits::unsupported_features(description))
     }
 
     fn check_host(&self, description: &HyperKit) -> Vec<ConfigError> {
-        limits::check_host(description)
+        self.name_engine(limits::check_host(description))
     }
 
     fn warnings(&self, description: &HyperKit) -> Vec<String> {
@@ -77,7 +93,7 @@ impl EngineDriver for Driver {
     }
 
     fn arguments(&self, description: &HyperKit, cmdline: &str) -> Result<Vec<String>, ConfigError> {
-        arguments::arguments(description, cmdline)
+        arguments::arguments(description, cmdline).map_err(|violation| self.0.name_engine(violation))
     }
 
     fn host_arguments(&self, description: &HyperKit) -> Vec<String> {
@@ -195,7 +211,7 @@ impl EngineDriver for Driver {
     }
 
     fn vsock_endpoint(&self, description: &HyperKit, port: u32) -> Result<VsockEndpoint, ConfigError> {
-        vsock_device::check_has_daemon(description)?;
+        vsock_device::check_has_daemon(description).map_err(|violation| self.0.name_engine(violation))?;
         let socket = description.vsock_sockets_dir().join(VSOCK_SOCKET);
         Ok(VsockEndpoint { socket, request: Some(format!("CONNECT {port}\n")), is_acknowledged: true })
     }
@@ -255,6 +271,12 @@ impl EngineDriver for Driver {
             && ([QMP_SOCKET, EVENTS_SOCKET, AGENT_SOCKET, VHOST_SOCKET, VSOCK_SOCKET].contains(&name)
                 || is_listener(name)
                 || virtiofs::is_socket_name(name))
+    }
+}
+
+impl Driver {
+    fn name_engine(&self, violations: Vec<ConfigError>) -> Vec<ConfigError> {
+        violations.into_iter().map(|violation| self.0.name_engine(violation)).collect()
     }
 }
 

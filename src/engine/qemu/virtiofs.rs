@@ -5,8 +5,8 @@
 use std::path::{Path, PathBuf};
 
 use crate::config::{HyperKit, ShareVirtiofs};
-use crate::engine::Engine;
 use crate::engine::driver::{DAEMON_FD, Daemon, DaemonSocket};
+use crate::engine::qemu::machine::unsupported;
 use crate::engine::qemu::vsock_device;
 use crate::error::ConfigError;
 use crate::plan::text::{utf8, valid_path};
@@ -20,10 +20,6 @@ const PROGRAMS: [&str; 4] = ["virtiofsd", "/usr/libexec/virtiofsd", "/usr/lib/qe
 const QEMU_LIBRARY: &str = "libglib-2.0.so";
 /// The number of requests that the guest can have open at once. QEMU's default is 128; the manual of virtiofsd uses this.
 const QUEUE_SIZE: &str = "1024";
-
-fn unsupported(feature: &'static str) -> ConfigError {
-    ConfigError::Unsupported { engine: Engine::Qemu, feature }
-}
 
 /// The path of virtiofsd, if the VM needs it.
 pub(super) fn find_daemon(description: &HyperKit) -> Result<Option<PathBuf>, ConfigError> {

@@ -5,8 +5,8 @@ use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 
 use crate::config::HyperKit;
-use crate::engine::Engine;
 use crate::engine::driver::{Daemon, DaemonSocket};
+use crate::engine::qemu::machine::unsupported;
 use crate::error::ConfigError;
 use crate::plan::text::utf8;
 use crate::state::{StateDir, VHOST_SOCKET, VSOCK_SOCKET};
@@ -42,10 +42,9 @@ pub(super) fn check_host(description: &HyperKit) -> Result<(), ConfigError> {
         Some(_) if description.state_dir.is_none() => Err(ConfigError::StateDirRequired { field: "vsock" }),
         Some(_) if cfg!(target_os = "linux") => Ok(()),
         None if opens() => Ok(()),
-        _ => Err(ConfigError::Unsupported {
-            engine: Engine::Qemu,
-            feature: "vsock without access to /dev/vhost-vsock (`vsock`); on Linux install vhost-device-vsock",
-        }),
+        _ => {
+            Err(unsupported("vsock without access to /dev/vhost-vsock (`vsock`); on Linux install vhost-device-vsock"))
+        }
     }
 }
 
@@ -53,11 +52,10 @@ pub(super) fn check_host(description: &HyperKit) -> Result<(), ConfigError> {
 pub(super) fn check_has_daemon(description: &HyperKit) -> Result<(), ConfigError> {
     match description.vhost_device_vsock {
         Some(_) => Ok(()),
-        None => Err(ConfigError::Unsupported {
-            engine: Engine::Qemu,
-            feature: "unix sockets for `vsock` with /dev/vhost-vsock; install vhost-device-vsock, or use AF_VSOCK and \
-                      the guest's CID",
-        }),
+        None => Err(unsupported(
+            "unix sockets for `vsock` with /dev/vhost-vsock; install vhost-device-vsock, or use AF_VSOCK and the \
+             guest's CID",
+        )),
     }
 }
 

@@ -8,6 +8,7 @@ use std::fs::Metadata;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use crate::config::Architecture;
 use crate::engine::{Engine, EngineDriver, LowMemory};
 use crate::error::{ConfigError, Result};
 use crate::plan::limits::PAGE;
@@ -42,22 +43,6 @@ impl fmt::Display for KernelFormat {
         f.write_str(match self {
             Self::BzImage => "bzImage",
             Self::Vmlinux => "vmlinux",
-        })
-    }
-}
-
-/// The architecture for which a kernel is built. [`Kernel`] has an example.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Architecture {
-    /// x86 with 64 bits, also called amd64.
-    X86_64,
-}
-
-impl fmt::Display for Architecture {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::X86_64 => "x86-64",
         })
     }
 }
