@@ -2,8 +2,8 @@
 //!
 //! A program describes a VM as plain data ([`HyperKit`]) and starts it. The crate records the VM in a directory, in which any later
 //! program finds it again. QEMU runs the VMs, on Linux and macOS. On Intel Macs the crate can use moby's hypervisor `hyperkit` instead:
-//! a separate program, after which this crate is named. Guests are for x86-64: a Linux kernel, a disk that boots by UEFI, or a
-//! kernel that follows the Multiboot specification.
+//! a separate program, after which this crate is named. Guests are for x86-64 or arm64: a Linux kernel, or a disk that boots by UEFI; for
+//! x86-64 also a kernel that follows the Multiboot specification.
 //!
 //! ```
 //! # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
@@ -12,18 +12,19 @@
 //! use hyperkit::{Disk, Disks, HyperKit};
 //!
 //! let timeout = Duration::from_secs(300);
-//! let vm = HyperKit::new()
+//! let description = HyperKit::new()
 //!     .state_dir("vm")                              // records the VM
 //!     .kernel("vmlinuz")
 //!     .initrd("initrd.img")
 //!     .memory_mib(512)
-//!     .disk(Disk::raw("data.img").size_mib(64))     // created if missing
-//!     .start("console=ttyS0 panic=1 quiet no_timer_check")?; // runs on when this program ends
+//!     .disk(Disk::raw("data.img").size_mib(64));    // created if missing
+//! let console = description.engine()?.kernel_console(); // "ttyS0", or "ttyAMA0" for an arm64 kernel
+//! let vm = description.start(&format!("console={console} panic=1 quiet no_timer_check"))?; // runs on when this program ends
 //!
 //! vm.wait_for_console("# ", timeout)?;              // the guest's prompt
 //! let console = vm.console()?;                      // contains what the guest prints from now on
-//! console.send_line("uname -m")?;
-//! console.expect("x86_64", timeout)?;
+//! console.send_line("echo $((6 * 7))")?;
+//! console.expect("42", timeout)?;
 //! drop(console);                                    // the guest blocks while an open console is not read
 //!
 //! println!("{}", vm.shutdown(timeout)?);
@@ -32,8 +33,8 @@
 //! ```
 //!
 //! Calls block. For async programs there are a future ([`Vm::exited`]) and a non-blocking console; the guide shows
-//! [tokio](guide::howto#use-it-from-tokio). Neither root nor KVM is needed. Without KVM, or HVF on
-//! Intel Macs, QEMU emulates the CPU, which is slower.
+//! [tokio](guide::howto#use-it-from-tokio). Neither root nor KVM is needed. A guest for
+//! the host's architecture runs on the host's CPU with KVM, or HVF on Macs. Otherwise QEMU emulates the CPU, which is slower.
 //!
 //! # Describe
 //! Each setting is a public field of [`HyperKit`] and a method of the same name that sets it. [`check`](HyperKit::check) finds
@@ -99,7 +100,7 @@
 //! # Words
 //! | word | meaning |
 //! |---|---|
-//! | engine | which program runs VMs: hyperkit or QEMU |
+//! | engine | which program runs VMs: hyperkit, QEMU for x86-64 guests, or QEMU for arm64 guests |
 //! | hypervisor | the running process of an engine, one for each VM |
 //! | VM | the virtual machine that the hypervisor runs |
 //! | guest | the software in the VM: kernel and programs |
@@ -107,7 +108,7 @@
 //! | description | what a VM shall have: kernel, memory, disks and so on; a [`HyperKit`] value |
 //! | state directory | the directory of one VM, with its record, its console's log and its sockets ([file by file](guide::state_directory)) |
 //! | record | what a start writes into the state directory: the description, process ID, arguments, start time |
-//! | console | the first serial port of the VM, to which a Linux guest writes with `console=ttyS0` on its command line |
+//! | console | the first serial port of the VM, to which a Linux guest writes with `console=ttyS0` on its command line, or `console=ttyAMA0` on arm64 ([`kernel_console`](Engine::kernel_console)) |
 //! | pty | a pseudo-terminal: a terminal whose other end is a program, here the hypervisor |
 //! | 9p | a file system protocol, with which a guest mounts a directory of the host |
 //! | virtiofs | a faster file system for the same purpose, which a program of the host serves: `virtiofsd` |

@@ -11,7 +11,8 @@ const TIMEOUT: Duration = Duration::from_secs(300);
 
 fn main() -> Result<(), Box<dyn Error>> {
     let description = HyperKit::new().state_dir("vm").kernel("vmlinuz").initrd("initrd.img").agent(true);
-    let vm = description.start_scoped("console=ttyS0 quiet panic=1 no_timer_check")?;
+    let console = description.engine()?.kernel_console();
+    let vm = description.start_scoped(&format!("console={console} quiet panic=1 no_timer_check"))?;
 
     // The first command waits until the guest has booted.
     let uname = vm.command("uname").args(["-s", "-m"]).agent_timeout(TIMEOUT).output()?;

@@ -36,8 +36,11 @@ impl TestVm {
         let description = description.state_dir(Path::new(env!("CARGO_TARGET_TMPDIR")).join("vms").join(name));
         // If an earlier run of the test was killed, its VM has ended, but its state directory is
         // still there.
-        let removed = description.remove(Disks::Delete);
-        match removed.and_then(|()| description.start_scoped("console=ttyS0 quiet panic=1 no_timer_check")) {
+        let started = description.remove(Disks::Delete).and_then(|()| {
+            let console = description.engine()?.kernel_console();
+            description.start_scoped(&format!("console={console} quiet panic=1 no_timer_check"))
+        });
+        match started {
             Ok(vm) => Self(vm),
             Err(error) => {
                 let _ = description.remove(Disks::Delete); // the message contains the hypervisor's output

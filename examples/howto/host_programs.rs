@@ -15,7 +15,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let description = HyperKit::new().state_dir("vm").kernel("vmlinuz").initrd("host-root.img").agent(true);
     let description = description.root(Root::Host).share_dir("results", "results");
-    let vm = description.start_scoped("console=ttyS0 quiet panic=1 no_timer_check")?;
+    let console = description.engine()?.kernel_console();
+    let vm = description.start_scoped(&format!("console={console} quiet panic=1 no_timer_check"))?;
 
     // The environment and the directory of this program, as for a program that it starts on the host.
     let here = env::current_dir()?;

@@ -23,7 +23,8 @@ fn main() -> Result<()> {
         // Without this, the next start has the same disk.
         return description.remove(Disks::Delete);
     }
-    let vm = match description.start_or_attach("console=ttyS0 quiet panic=1 no_timer_check")? {
+    let console = description.engine()?.kernel_console();
+    let vm = match description.start_or_attach(&format!("console={console} quiet panic=1 no_timer_check"))? {
         StartOrAttach::Started(vm) => {
             println!("started process {}", vm.pid());
             vm

@@ -35,7 +35,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::write("own-initrd.img", initrd)?;
 
     let description = HyperKit::new().state_dir("vm").kernel(kernel).initrd("own-initrd.img").memory_mib(256);
-    let vm = description.start_scoped("console=ttyS0 quiet panic=1 no_timer_check")?;
+    let console = description.engine()?.kernel_console();
+    let vm = description.start_scoped(&format!("console={console} quiet panic=1 no_timer_check"))?;
     for line in vm.console_lines()? {
         println!("{}", line?);
     }

@@ -21,7 +21,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     // The VMs that name this directory are on one network, each with a different number.
     let start = |name: &str, number| {
         let description = template.clone().state_dir(format!("vms/{name}")).internal_network("vms/net", number);
-        description.start_scoped("console=ttyS0 quiet panic=1 no_timer_check")
+        let console = description.engine()?.kernel_console();
+        description.start_scoped(&format!("console={console} quiet panic=1 no_timer_check"))
     };
     let (server, client) = (start("server", 1)?, start("client", 2)?);
     for (vm, address) in [(&server, "192.168.7.1/24"), (&client, "192.168.7.2/24")] {

@@ -14,9 +14,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let template = HyperKit::new().kernel("vmlinuz").initrd("initrd.img").agent(true);
     let template = template.disk(Disk::raw("base.img").overlay());
-    let vms = ["vms/one", "vms/two"].map(|state_dir| {
-        template.clone().state_dir(state_dir).start_scoped("console=ttyS0 quiet panic=1 no_timer_check")
-    });
+    let cmdline = format!("console={} quiet panic=1 no_timer_check", template.engine()?.kernel_console());
+    let vms = ["vms/one", "vms/two"].map(|state_dir| template.clone().state_dir(state_dir).start_scoped(&cmdline));
     for vm in vms {
         let vm = vm?;
         let name = vm.state_dir().ok_or("no state directory")?.display().to_string();

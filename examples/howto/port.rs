@@ -23,7 +23,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let description = HyperKit::new().state_dir("vm").kernel("vmlinuz").initrd("initrd.img");
     // Port 0 of the host: any free one.
     let description = description.network(Network::Nat).port_forward(PortForward::tcp(0, 7));
-    let vm = description.start_scoped("console=ttyS0 quiet panic=1 no_timer_check hyperkit.echo=7")?;
+    let console = description.engine()?.kernel_console();
+    let vm = description.start_scoped(&format!("console={console} quiet panic=1 no_timer_check hyperkit.echo=7"))?;
     let port = vm.host_port(7)?.ok_or("port 7 of the guest is not forwarded")?;
     let deadline = Instant::now() + Duration::from_secs(300);
     let answer = loop {

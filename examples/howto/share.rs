@@ -14,7 +14,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let description = HyperKit::new().state_dir("vm").kernel("vmlinuz").initrd("initrd.img");
     let description = description.share_dir("shared", "files"); // a directory and its tag
-    let vm = description.start_scoped("console=ttyS0 quiet panic=1 no_timer_check")?;
+    let console = description.engine()?.kernel_console();
+    let vm = description.start_scoped(&format!("console={console} quiet panic=1 no_timer_check"))?;
     vm.wait_for_console("# ", TIMEOUT)?;
     let console = vm.console()?;
     let mount = "mount -t 9p -o trans=virtio,version=9p2000.L files /mnt";

@@ -18,7 +18,8 @@ fn run(console: &ConsoleStream, command: &str) -> Result<(String, String)> {
 
 fn main() -> Result<()> {
     let description = HyperKit::new().state_dir("vm").kernel("vmlinuz").initrd("initrd.img");
-    let vm = description.start_scoped("console=ttyS0 quiet panic=1 no_timer_check")?;
+    let console = description.engine()?.kernel_console();
+    let vm = description.start_scoped(&format!("console={console} quiet panic=1 no_timer_check"))?;
     // The shell reads what is typed once it has printed its prompt.
     vm.wait_for_console("# ", TIMEOUT)?;
     let console = vm.console()?;

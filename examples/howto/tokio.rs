@@ -16,8 +16,8 @@ type Result<T = (), E = Box<dyn Error + Send + Sync>> = std::result::Result<T, E
 
 /// Starts a VM. Kills it instead if `cancelled` completes first.
 async fn start(description: HyperKit, cancelled: impl Future) -> Result<Option<Vm>> {
-    let cmdline = "console=ttyS0 quiet panic=1 no_timer_check";
-    let starting = Arc::new(spawn_blocking(move || description.spawn(cmdline)).await??);
+    let cmdline = format!("console={} quiet panic=1 no_timer_check", description.engine()?.kernel_console());
+    let starting = Arc::new(spawn_blocking(move || description.spawn(&cmdline)).await??);
     let waiting = starting.clone();
     tokio::select! {
         vm = spawn_blocking(move || waiting.wait_ready(Duration::from_secs(30))) => Ok(Some(vm??)),

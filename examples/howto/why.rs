@@ -51,14 +51,14 @@ fn main() -> Result<()> {
     log::set_logger(&Logger).expect("this is the only logger");
     log::set_max_level(log::LevelFilter::Info);
     let description = HyperKit::new().state_dir("vm").kernel("vmlinuz").initrd("initrd.img");
-    let cmdline = "console=ttyS0 quiet panic=1 no_timer_check";
+    let cmdline = format!("console={} quiet panic=1 no_timer_check", description.engine()?.kernel_console());
     let failures = [
         (
             "a missing kernel and too many vCPUs",
             description.clone().kernel("no-such-kernel").cpus(65),
-            cmdline.to_owned(),
+            cmdline.clone(),
         ),
-        ("more memory than any host has", description.clone().memory_mib(1 << 30), cmdline.to_owned()),
+        ("more memory than any host has", description.clone().memory_mib(1 << 30), cmdline.clone()),
         ("a kernel that finds no /init and panics", description.clone(), format!("{cmdline} rdinit=/nope")),
     ];
     for (title, description, cmdline) in failures {

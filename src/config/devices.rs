@@ -129,9 +129,9 @@ pub enum Root {
     #[default]
     Initrd,
     /// The host's root directory, `/`. The guest can read everything that the user who starts the VM can read, such as private keys
-    /// in the home directory. The host must be Linux on x86-64.
+    /// in the home directory. The host must be Linux, of the guest's architecture.
     Host,
-    /// A directory of the host with the programs of a Linux system on x86-64, such as one that `debootstrap` has created.
+    /// A directory of the host with the programs of a Linux system for the guest's architecture, such as one that `debootstrap` has created.
     Dir(PathBuf),
 }
 

@@ -168,15 +168,16 @@ pub struct HyperKit {
     #[serde(with = "json::path", skip_serializing_if = "Option::is_none")]
     pub virtiofsd: Option<PathBuf>,
 
-    /// The Linux kernel: an x86 bzImage, the format of `/boot/vmlinuz-…`, or on QEMU an ELF `vmlinux` with a PVH entry.
-    /// [`Kernel`](crate::Kernel) reads a file's format. The hypervisor loads it without a boot loader.
+    /// The Linux kernel. For x86-64 guests: a bzImage, the format of `/boot/vmlinuz-…`, or on QEMU an ELF `vmlinux` with a PVH entry.
+    /// For arm64 guests: an `Image`, which may be compressed with gzip. [`Kernel`](crate::Kernel) reads a file's format. The hypervisor
+    /// loads it without a boot loader. If [`hyperkit`](Self::hyperkit) is unset, the kernel's architecture is that of the VM.
     #[serde(with = "json::path")]
     pub kernel: Option<PathBuf>,
     /// The initial RAM disk, from which the kernel starts its first program.
     #[serde(with = "json::path")]
     pub initrd: Option<PathBuf>,
-    /// A boot ROM instead of a kernel, such as UEFI firmware: 4 KiB to 16 MiB, in multiples of 4096 bytes. It boots from
-    /// the disks.
+    /// A boot ROM instead of a kernel, such as UEFI firmware: 4 KiB to 16 MiB, in multiples of 4096 bytes; for arm64 guests
+    /// 64 MiB. It boots from the disks.
     #[serde(with = "json::path", skip_serializing_if = "Option::is_none")]
     pub bootrom: Option<PathBuf>,
     /// A multiboot kernel with its modules, instead of a Linux kernel.
@@ -188,7 +189,7 @@ pub struct HyperKit {
     pub cpus: u32,
     /// The model of the guest's CPU, by its name in QEMU, and features: `max`, or `Skylake-Client,-hle`. QEMU only;
     /// `qemu-system-x86_64 -cpu help` lists models and features. If unset, the guest has the host's CPU, as on hyperkit. If QEMU
-    /// emulates the CPU, the default is `Nehalem,+rdrand`, which has the instructions of x86-64-v2.
+    /// emulates the CPU, the default is `Nehalem,+rdrand`, which has the instructions of x86-64-v2, or `cortex-a57` for arm64 guests.
     #[serde(with = "json::text", skip_serializing_if = "Option::is_none")]
     pub cpu: Option<String>,
     /// The guest's memory in MiB, at least 2. On hyperkit at most the host's memory, because hyperkit requires all of it at its

@@ -21,8 +21,8 @@
 //! `examples/setup.sh` puts a small guest into `target/guest`, so `howto-talk` runs with `cd target/guest && cargo run --example
 //! howto-talk`.
 //!
-//! On the kernel command lines, `console=ttyS0` makes the kernel print to the port that the crate reads, `quiet` leaves out most
-//! of its messages, `panic=1` ends the VM a second after a kernel panic, and `no_timer_check` avoids a panic under emulation on a
+//! On the kernel command lines, `console=` makes the kernel print to the port that the crate reads. The name of that port depends on the
+//! guest's architecture, so [`kernel_console`](crate::Engine::kernel_console) returns it. `quiet` leaves out most of the kernel's messages, `panic=1` ends the VM a second after a kernel panic, and `no_timer_check` avoids a panic under emulation on a
 //! busy host. The timeouts are long, since an emulated guest on a busy host may need a minute to boot.
 //!
 //! # Test in a VM
@@ -59,7 +59,7 @@
 //! several connections, use a [TCP port](#reach-a-port-of-the-guest) or vsock ([`Vm::vsock_connect`](crate::Vm::vsock_connect)):
 //! sockets between host and guest that need no network.
 //!
-//! In the guest, a shell or another program must run on `ttyS0`.
+//! In the guest, a shell or another program must run on that port: `ttyS0`, or `ttyAMA0` in an arm64 guest.
 #![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/talk.rs"), "```"))]
 //! # Run a command in the guest
 //! [`Vm::command`](crate::Vm::command) executes a program in the guest, in the manner of [`std::process::Command`]. Its standard
@@ -198,17 +198,18 @@
 //! The VMs do not survive a reboot of the host. Start them again then: disks in the state directory are reused.
 #![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/keep.rs"), "```"))]
 //! # Boot a kernel of your own
-//! For Linux, [`kernel`](crate::HyperKit::kernel) is a bzImage for x86-64 (`arch/x86/boot/bzImage`) or, on QEMU, `vmlinux`. An emulated CPU
-//! boots a `vmlinux` 2 s sooner; the page `engines` [compares both](super::engines#kernels). [`initrd`](crate::HyperKit::initrd) is one or
+//! For Linux, [`kernel`](crate::HyperKit::kernel) is a bzImage for x86-64 (`arch/x86/boot/bzImage`) or, on QEMU, `vmlinux` for x86-64 or
+//! `Image` for arm64 (`arch/arm64/boot/Image`). An emulated x86 CPU boots a `vmlinux` 2 s sooner than a bzImage; the page `engines`
+//! [compares the formats](super::engines#kernels). [`initrd`](crate::HyperKit::initrd) is one or
 //! more cpio archives, compressed or not. Linux unpacks them and runs `/init`. The program below packs a statically linked program as
 //! `/init`. For that, save this C program as `init.c`, and run `cc -static -o hello init.c`:
 #![cfg_attr(not(doctest), doc = concat!("```c\n", include_str!("../../examples/howto/init.c"), "```"))]
-//! `make x86_64_defconfig kvm_guest.config` enables almost all that the kernel needs:
+//! `make defconfig kvm_guest.config` enables almost all that the kernel needs:
 //!
 //! | for | options |
 //! |---|---|
 //! | boot of `vmlinux` | `PVH` |
-//! | console | `SERIAL_8250`, `SERIAL_8250_CONSOLE` |
+//! | console | `SERIAL_8250`, `SERIAL_8250_CONSOLE`; on arm64 `SERIAL_AMBA_PL011`, `SERIAL_AMBA_PL011_CONSOLE` |
 //! | initrd | `BLK_DEV_INITRD`, and `RD_GZIP` or another compression |
 //! | all devices | `PCI`, `PCI_MSI`, `VIRTIO_PCI` |
 //! | disks, network card, random numbers | `VIRTIO_BLK`, `VIRTIO_NET`, `HW_RANDOM_VIRTIO` |
@@ -216,7 +217,7 @@
 //! | shared directories | `NET_9P`, `NET_9P_VIRTIO`, `9P_FS` |
 //! | commands ([`agent`](crate::HyperKit::agent)) | `VIRTIO_CONSOLE`; on hyperkit those of vsock |
 //! | vsock | `VSOCKETS`, `VIRTIO_VSOCKETS` |
-//! | power button | `ACPI`, `ACPI_BUTTON`, `INPUT_EVDEV`, and in the guest a program that reacts: systemd-logind or acpid |
+//! | power button | `ACPI`, `ACPI_BUTTON`; on arm64 without firmware `KEYBOARD_GPIO`; `INPUT_EVDEV`, and in the guest a program that reacts: systemd-logind or acpid |
 //!
 //! Without a console the VM runs and prints nothing. Without a reaction to the power button, [`shutdown`](crate::Vm::shutdown)
 //! kills the VM after its grace period.
@@ -232,7 +233,7 @@
 //!   [`log`] facade: with env_logger, set `RUST_LOG=hyperkit=info`.
 //! - The guest fails after the start has succeeded (`Guest`, `Timeout`). [`console_log`](crate::HyperKit::console_log) returns what the
 //!   guest has printed, also after the VM has exited; it is `console-ring` in the state directory. If the log is empty, the kernel has
-//!   no serial console, or its command line has no `console=ttyS0`.
+//!   no serial console, or its command line has another `console=`.
 //!
 //! `{error:#}` prints the message, its causes and the last lines of hypervisor and console in one line, for a log. The program
 //! below prints what a person needs. The program needs the crate `log`.
