@@ -55,7 +55,7 @@ pub(super) static ARM64: Machine = Machine {
     // The default interrupt controller serves 8 vCPUs at most. `max` is the newest one that QEMU and the accelerator have.
     options: "virt,gic-version=max",
     // QEMU's default is a CPU with 32 bits. On `max` a boot takes four times as long, since it emulates pointer authentication
-    // exactly, and kernels before Linux 5.12 do not boot. The machine passes a random seed to the kernel, so the guest needs no
+    // exactly, and Linux before 5.12 does not boot (FEAT_LPA2, QEMU's commit 69b2265d5fe8). The machine passes a random seed to the kernel, so the guest needs no
     // instruction for that.
     emulated_cpu: "cortex-a57",
     kernel_console: "ttyAMA0",
