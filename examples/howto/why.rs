@@ -53,11 +53,7 @@ fn main() -> Result<()> {
     let description = HyperKit::new().state_dir("vm").kernel("vmlinuz").initrd("initrd.img");
     let cmdline = format!("console={} quiet panic=1 no_timer_check", description.engine()?.kernel_console());
     let failures = [
-        (
-            "a missing kernel and too many vCPUs",
-            description.clone().kernel("no-such-kernel").cpus(65),
-            cmdline.clone(),
-        ),
+        ("a missing kernel and too many vCPUs", description.clone().kernel("no-such-kernel").cpus(65), cmdline.clone()),
         ("more memory than any host has", description.clone().memory_mib(1 << 30), cmdline.clone()),
         ("a kernel that finds no /init and panics", description.clone(), format!("{cmdline} rdinit=/nope")),
     ];
