@@ -15,6 +15,8 @@ use rustix::process::Signal;
 
 use crate::config::{Architecture, HyperKit, PortForward};
 use crate::engine::Engine;
+use crate::engine::boot_memory::{BootFiles, Misfit};
+use crate::engine::firmware::{self, FirmwareRules};
 use crate::error::{ConfigError, Result};
 use crate::exit::Exit;
 use crate::state::StateDir;
@@ -78,17 +80,6 @@ pub(crate) enum DaemonSocket {
     Created(Vec<PathBuf>),
     /// This socket is created for the daemon, which gets it as [`DAEMON_FD`]. So the hypervisor can connect at once.
     Passed(PathBuf),
-}
-
-/// The guest's memory below 4 GiB, into which kernels are loaded.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct LowMemory {
-    /// Its length, in bytes.
-    pub end: u64,
-    /// The highest address that an initrd may have.
-    pub initrd_max: u64,
-    /// The length in bytes of the part at its end that firmware uses while a vmlinux is in memory already.
-    pub firmware: u64,
 }
 
 /// The running hypervisor that a call is about.
@@ -292,8 +283,16 @@ pub(crate) trait EngineDriver: Sync {
         None
     }
 
-    /// The memory below 4 GiB of a VM with this much memory.
-    fn low_memory(&self, memory_mib: u64) -> LowMemory;
+    /// Checks whether a kernel for this engine and its initrd fit into this much memory.
+    fn check_memory(&self, files: &BootFiles, memory_mib: u64) -> std::result::Result<(), Misfit>;
+
+    /// The most memory into which kernels are loaded, in MiB. A VM can have more.
+    fn max_boot_memory_mib(&self) -> u64;
+
+    /// What the engine requires of a boot ROM.
+    fn firmware(&self) -> &'static FirmwareRules {
+        &firmware::PC
+    }
 
     /// What a hypervisor prints, with the path, if it cannot lock an image.
     fn locked_image_message(&self) -> &'static str;

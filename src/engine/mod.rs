@@ -1,7 +1,9 @@
 //! The engines: hypervisors that can run a VM. Each is a folder with an [`EngineDriver`], and a line in [`DRIVERS`].
 
+mod boot_memory;
 pub(crate) mod dhcp_leases;
 mod driver;
+mod firmware;
 pub(crate) mod hyperkit;
 mod qemu;
 
@@ -12,9 +14,9 @@ use std::fs::FileType;
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub(crate) use driver::{
-    Control, Daemon, DaemonSocket, EngineDriver, ExitListener, Hypervisor, LowMemory, VsockEndpoint,
-};
+pub(crate) use boot_memory::{BootFiles, KernelMemory, Misfit};
+pub(crate) use driver::{Control, Daemon, DaemonSocket, EngineDriver, ExitListener, Hypervisor, VsockEndpoint};
+pub(crate) use firmware::FirmwareStart;
 
 use crate::config::{Architecture, HyperKit};
 use crate::error::{Error, Result};

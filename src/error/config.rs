@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::{Engine, SectorSize};
+use crate::{Architecture, Engine, KernelFormat, SectorSize};
 
 /// One violation: a field of a [`HyperKit`](crate::HyperKit) whose value, or whose file, cannot be used. There is an example
 /// below the table.
@@ -143,8 +143,11 @@ pub enum ConfigError {
         /// The reason.
         reason: &'static str,
     },
-    /// The description has more serial ports than a VM. Remove some.
-    TooManySerials {
+    /// The description has more serial ports than a VM, or more `vsock_ports` than hyperkit accepts. Remove some:
+    /// `Vm::vsock_connect` needs no `vsock_ports`.
+    TooManyPorts {
+        /// The field: `serials` or `vsock_ports`.
+        field: &'static str,
         /// The number of ports.
         count: usize,
         /// The highest accepted number.
@@ -167,13 +170,6 @@ pub enum ConfigError {
         value: u32,
         /// The highest accepted port.
         max: u32,
-    },
-    /// The description has more `vsock_ports` than hyperkit accepts. Remove some: `Vm::vsock_connect` needs none of them.
-    TooManyVsockPorts {
-        /// The number of ports.
-        count: usize,
-        /// The highest accepted number.
-        max: usize,
     },
     /// Two shares have the same mount tag. Change one of them.
     DuplicateMountTag {
@@ -220,21 +216,25 @@ pub enum ConfigError {
         /// The file.
         path: PathBuf,
     },
-    /// The kernel is not an ELF file, and not a complete x86 bzImage. Use a file such as `/boot/vmlinuz-…`.
-    NotABzImage {
+    /// The kernel has no known format, is truncated, or has a format that the engine does not boot. Use `/boot/vmlinuz-…`.
+    InvalidKernel {
         /// The file.
         path: PathBuf,
+        /// The format, if it is known.
+        format: Option<KernelFormat>,
         /// The reason.
         reason: &'static str,
     },
-    /// The kernel is an ELF file that the engine does not boot. Use a bzImage or, on QEMU, a vmlinux for x86-64 with a PVH entry.
-    InvalidVmlinux {
+    /// The engine runs guests of another architecture. Use a kernel for these, or another engine.
+    KernelForOtherArchitecture {
         /// The file.
         path: PathBuf,
-        /// The reason.
-        reason: &'static str,
+        /// The architecture of the kernel.
+        architecture: Architecture,
+        /// The engine.
+        engine: Engine,
     },
-    /// The kernel is compressed as a whole. Unpack the file, for instance with `gzip -d`, `xz -d` or `zstd -d`.
+    /// The kernel is compressed as a whole, and is not an arm64 Image in gzip. Unpack the file.
     CompressedKernel {
         /// The field: `kernel` or `multiboot`.
         field: &'static str,
@@ -242,6 +242,8 @@ pub enum ConfigError {
         path: PathBuf,
         /// The format, such as `gzip`.
         format: &'static str,
+        /// A command that unpacks it: it reads the file from its standard input.
+        unpack: String,
     },
     /// The kernel does not follow the Multiboot specification, or needs more than hyperkit offers. Use another kernel.
     NotMultiboot {
@@ -250,21 +252,19 @@ pub enum ConfigError {
         /// The reason.
         reason: &'static str,
     },
-    /// The boot ROM has a size that hyperkit does not accept. Use a file of 4 KiB to 16 MiB, such as `OVMF.fd`.
+    /// The boot ROM is not firmware for the guest's processor, or has a length that the engine does not accept. Files of UEFI
+    /// variables, option ROMs and firmware for other processors have no code where the processor starts. Use a file such as `OVMF.fd`
+    /// for x86 or `AAVMF_CODE.fd` for arm64.
     InvalidBootrom {
         /// The file.
         path: PathBuf,
-        /// Its length, in bytes.
-        length: u64,
+        /// The architecture of the guest.
+        architecture: Architecture,
+        /// The reason.
+        reason: &'static str,
     },
-    /// The boot ROM has no code where an x86 processor starts. Files of UEFI variables, option ROMs and firmware for other
-    /// processors have none there. Use a file such as `OVMF.fd`.
-    NotFirmware {
-        /// The file.
-        path: PathBuf,
-    },
-    /// The kernel, its initrd or its modules do not fit into the guest's memory below 3 GiB, on QEMU below 2 GiB. Set `memory_mib` to
-    /// at least `needed`, or use a smaller file if that is more than 3072 (QEMU: 2048). More memory does not help.
+    /// The kernel, its initrd or its modules do not fit into the guest's memory. Set `memory_mib` to at least `needed`, or use a
+    /// smaller file if that is more than `max`.
     DoesNotFit {
         /// The field: `kernel`, `initrd` or `multiboot`.
         field: &'static str,
@@ -272,6 +272,8 @@ pub enum ConfigError {
         path: PathBuf,
         /// The memory needed to load it, in MiB; `u64::MAX` if the kernel accepts no initrd of this size.
         needed: u64,
+        /// The most memory into which the engine loads kernels, in MiB. For x86 guests it is 3072 on hyperkit and 2048 on QEMU.
+        max: u64,
     },
     /// The kernel command line is longer than this kernel accepts. Shorten it.
     CommandLineTooLong {

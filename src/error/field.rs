@@ -35,26 +35,27 @@ impl ConfigError {
             | Self::Inaccessible { field, .. }
             | Self::EmptyFile { field, .. }
             | Self::DoesNotFit { field, .. }
+            | Self::TooManyPorts { field, .. }
             | Self::CompressedKernel { field, .. }
             | Self::ToolNotFound { field, .. } => field,
             Self::InvalidIpv4 { .. } => "vpnkit_preferred_ipv4",
             Self::InvalidMac { .. } => "mac",
             Self::InvalidCid { .. } => "vsock_guest_cid",
-            Self::InvalidVsockPort { .. } | Self::TooManyVsockPorts { .. } => "vsock_ports",
+            Self::InvalidVsockPort { .. } => "vsock_ports",
             Self::DuplicateMountTag { .. } => "shares_9p",
             Self::InvalidInternalNetwork { .. } => "internal_networks",
             Self::DuplicateHostPort { .. } => "port_forwards",
             Self::CommandLineForRom { .. } | Self::CommandLineTooLong { .. } => "kernel_cmdline",
-            Self::TooManySerials { .. } | Self::DuplicateStdio => "serials",
+            Self::DuplicateStdio => "serials",
             Self::InvalidCpus { .. } => "cpus",
             Self::InvalidCpu { .. } => "cpu",
             Self::InvalidMemory { .. } | Self::MemoryExceedsHost { .. } => "memory_mib",
             // The key of a list's element: `disks.driver: "x"`.
             Self::UnknownSetting { key } => key.split(['.', ':']).next().unwrap_or(key),
             Self::Unsupported { feature, .. } => feature.split('`').nth(1).unwrap_or(feature),
-            Self::NotABzImage { .. } | Self::InvalidVmlinux { .. } => "kernel",
+            Self::InvalidKernel { .. } | Self::KernelForOtherArchitecture { .. } => "kernel",
             Self::NotMultiboot { .. } => "multiboot",
-            Self::InvalidBootrom { .. } | Self::NotFirmware { .. } => "bootrom",
+            Self::InvalidBootrom { .. } => "bootrom",
             Self::VpnKitNotFound { .. } => "network",
             Self::InvalidSectorSize { .. }
             | Self::InvalidQcowOption { .. }

@@ -4,10 +4,10 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::LogTail;
-use crate::error::text::{advice, list, unpacking};
+use crate::error::text::{VMLINUX_ADVICE, advice, list};
 use crate::error::{ConfigError, Error, escape_control, text};
 use crate::plan::limits::{MAX_CPUS, MIN_MEMORY_MIB};
+use crate::{KernelFormat, LogTail};
 
 impl Error {
     fn message(&self) -> String {
@@ -168,9 +168,6 @@ impl fmt::Display for ConfigError {
             }
             Self::InvalidCid { value, min, max } => write!(f, "`vsock_guest_cid` must be {min} to {max}: {value}"),
             Self::InvalidVsockPort { value, max } => write!(f, "`vsock_ports` must be at most {max}: {value}"),
-            Self::TooManyVsockPorts { count, max } => {
-                write!(f, "`vsock_ports` must have at most {max} ports, not {count}")
-            }
             Self::DuplicateMountTag { tag } => {
                 write!(f, "duplicate mount tag in `shares_9p` or `shares_virtiofs`: {tag:?}")
             }
@@ -190,7 +187,9 @@ impl fmt::Display for ConfigError {
             Self::CommandLineForRom { value } => {
                 write!(f, "a boot ROM takes no kernel command line: {value:?}; pass an empty one")
             }
-            Self::TooManySerials { count, max } => write!(f, "`serials` must have at most {max} ports, not {count}"),
+            Self::TooManyPorts { field, count, max } => {
+                write!(f, "`{field}` must have at most {max} ports, not {count}")
+            }
             Self::DuplicateStdio => write!(f, "only one of `serials` can use standard input and output"),
             Self::InvalidSectorSize { path, value } => write!(
                 f,
@@ -246,34 +245,35 @@ impl fmt::Display for ConfigError {
             Self::Inaccessible { field, path, reason, .. } => {
                 write!(f, "cannot access `{field}`: {}: {reason}", path.display())
             }
-            Self::NotABzImage { path, reason } => {
-                write!(f, "`kernel` must be an x86 bzImage: {reason}: {}", path.display())
-            }
-            Self::InvalidVmlinux { path, reason } => write!(
+            Self::InvalidKernel { path, format: None, reason } => write!(
                 f,
-                "unusable vmlinux in `kernel`: {reason}: {}; use a bzImage or, on QEMU, a vmlinux for x86-64 with CONFIG_PVH",
+                "`kernel` must be a bzImage or vmlinux for x86-64, or an Image for arm64: {reason}: {}",
                 path.display()
             ),
-            Self::CompressedKernel { field, path, format } => write!(
+            Self::InvalidKernel { path, format: Some(format), reason } => write!(
                 f,
-                "`{field}` is compressed with {format}: {}; unpack it with `{}`",
+                "unusable {format} in `kernel`: {reason}: {}{}",
                 path.display(),
-                unpacking(format)
+                if *format == KernelFormat::Vmlinux { VMLINUX_ADVICE } else { "" }
             ),
+            Self::KernelForOtherArchitecture { path, architecture, engine } => write!(
+                f,
+                "`kernel` is for {architecture}, but {engine} runs {} guests: {}; use another kernel or engine",
+                engine.architecture(),
+                path.display(),
+            ),
+            Self::CompressedKernel { field, path, format, unpack } => {
+                write!(f, "`{field}` is compressed with {format}: {}; unpack it with `{unpack}`", path.display())
+            }
             Self::NotMultiboot { path, reason } => {
                 write!(f, "`multiboot` must be a multiboot kernel: {reason}: {}", path.display())
             }
-            Self::InvalidBootrom { path, length } => write!(
-                f,
-                "`bootrom` must be 4 KiB to 16 MiB long, in multiples of 4096 bytes, not {length} bytes: {}",
-                path.display()
-            ),
-            Self::NotFirmware { path } => {
-                write!(f, "`bootrom` must be firmware for x86, with code in its last 16 bytes: {}", path.display())
+            Self::InvalidBootrom { path, architecture, reason } => {
+                write!(f, "`bootrom` must be firmware for {architecture}: {reason}: {}", path.display())
             }
             Self::EmptyFile { field, path } => write!(f, "`{field}` is empty: {}", path.display()),
-            Self::DoesNotFit { field, path, needed } => {
-                write!(f, "`{field}` does not fit into memory: {}; {}", path.display(), advice(*needed))
+            Self::DoesNotFit { field, path, needed, max } => {
+                write!(f, "`{field}` does not fit into memory: {}; {}", path.display(), advice(*needed, *max))
             }
             Self::CommandLineTooLong { length, limit } => write!(
                 f,

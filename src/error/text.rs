@@ -2,28 +2,18 @@
 
 use std::path::PathBuf;
 
-use crate::plan::limits::{LOW_MEMORY_MIB, QEMU_LOW_MEMORY_MIB};
+/// What to do if the kernel is an ELF file that cannot be used.
+pub(super) const VMLINUX_ADVICE: &str =
+    "; use a bzImage, on QEMU a vmlinux for x86-64 with CONFIG_PVH, or on QEMU for arm64 an Image";
 
-/// What to do if `needed` MiB are needed to load a kernel.
-pub(super) fn advice(needed: u64) -> String {
-    let at_least = format!("set `memory_mib` to at least {needed}");
+/// What to do if `needed` MiB are needed to load a kernel, and the engine loads it into the first `max` MiB.
+pub(super) fn advice(needed: u64, max: u64) -> String {
     if needed == u64::MAX {
         "the kernel accepts no initrd of this size; use a smaller file".to_owned()
-    } else if needed > LOW_MEMORY_MIB {
-        format!("it needs {needed} MiB, but only {LOW_MEMORY_MIB} are below 4 GiB; use a smaller file")
-    } else if needed > QEMU_LOW_MEMORY_MIB {
-        format!("{at_least}, or on QEMU, which has {QEMU_LOW_MEMORY_MIB} MiB below 4 GiB, use a smaller file")
+    } else if needed > max {
+        format!("it needs {needed} MiB, but only {max} are below 4 GiB; use a smaller file")
     } else {
-        at_least
-    }
-}
-
-/// How to unpack a file of this format.
-pub(super) fn unpacking(format: &str) -> String {
-    match format {
-        "compress" => "gzip -dc".to_owned(),
-        "lzma" => "xz --format=lzma -dc".to_owned(),
-        format => format!("{format} -dc"),
+        format!("set `memory_mib` to at least {needed}")
     }
 }
 

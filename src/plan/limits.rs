@@ -10,6 +10,8 @@ pub(crate) const MAX_BACKING_FILE: usize = 1023;
 pub(crate) const MAX_CPUS: u32 = 64;
 /// 1 MiB and 4 KiB, in whole MiB.
 pub(crate) const MIN_MEMORY_MIB: u64 = 2;
+/// The bytes have to fit into 63 bits.
+pub(crate) const MAX_MEMORY_MIB: u64 = i64::MAX as u64 >> 20;
 /// The most memory that hyperkit has below 4 GiB, where a kernel is loaded.
 pub(crate) const LOW_MEMORY_MIB: u64 = 3072;
 /// The most memory that QEMU always has below 4 GiB. A VM with 2816 MiB or more has 2048 there (pc_q35_init in hw/i386/pc_q35.c).

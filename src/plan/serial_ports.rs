@@ -39,7 +39,7 @@ pub(crate) fn ports(description: &HyperKit) -> Result<Vec<Port>, ConfigError> {
         return Ok(vec![console_port(description.console.unwrap_or(Console::Stdio))]);
     };
     if serials.len() > MAX_SERIALS {
-        return Err(ConfigError::TooManySerials { count: serials.len(), max: MAX_SERIALS });
+        return Err(ConfigError::TooManyPorts { field: "serials", count: serials.len(), max: MAX_SERIALS });
     }
     if serials.iter().filter(|serial| serial.backend == SerialBackend::Stdio).count() > 1 {
         return Err(ConfigError::DuplicateStdio);

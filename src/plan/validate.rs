@@ -298,7 +298,7 @@ fn check_vsock(description: &HyperKit, found: &mut Violations) {
         found.add(ConfigError::InvalidCid { value: cid, min: *CIDS.start(), max: *CIDS.end() });
     }
     if ports.len() > MAX_VSOCK_PORTS {
-        found.add(ConfigError::TooManyVsockPorts { count: ports.len(), max: MAX_VSOCK_PORTS });
+        found.add(ConfigError::TooManyPorts { field: "vsock_ports", count: ports.len(), max: MAX_VSOCK_PORTS });
     }
     for &value in ports.iter().filter(|&&port| port > MAX_VSOCK_PORT) {
         found.add(ConfigError::InvalidVsockPort { value, max: MAX_VSOCK_PORT });

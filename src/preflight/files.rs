@@ -9,7 +9,7 @@ use rustix::fs::{Access, access};
 use rustix::process::geteuid;
 
 use crate::config::{HyperKit, Multiboot};
-use crate::engine::{EngineDriver, driver_of};
+use crate::engine::{EngineDriver, FirmwareStart, driver_of};
 use crate::error::ConfigError;
 use crate::plan::kernel_cmdline::with_early_console;
 use crate::plan::limits::{MIN_MEMORY_MIB, PAGE};
@@ -25,9 +25,6 @@ use crate::sys::file::{nonzero_length, open};
 use crate::sys::path::canonical;
 
 type Result<T> = std::result::Result<T, ConfigError>;
-
-/// The length of a boot ROM, in bytes; it must be a multiple of pages.
-const BOOTROM_BYTES: std::ops::RangeInclusive<u64> = PAGE..=16 * 1024 * 1024;
 
 /// Checks the files that the description names.
 pub(super) fn check_files(description: &HyperKit, found: &mut Violations) {
@@ -48,7 +45,7 @@ pub(super) fn check_files(description: &HyperKit, found: &mut Violations) {
     }
     check_kernel(description, found);
     if let Some(path) = &description.bootrom {
-        found.collect(valid_path("bootrom", path).and_then(check_bootrom));
+        found.collect(valid_path("bootrom", path).and_then(|path| check_bootrom(path, found_driver(description))));
     }
     if let Some(multiboot) = &description.multiboot {
         found.extend(check_multiboot(description, multiboot, ""));
@@ -66,10 +63,10 @@ pub(crate) fn check_cmdline_length(description: &HyperKit, cmdline: &str) -> Res
     let Some(kernel) = &description.kernel else { return Ok(()) };
     let kernel = kernel::read(kernel)?;
     let cmdline = with_root(description, cmdline);
-    // Only hyperkit gets the early console, and it boots no vmlinux.
+    // Only hyperkit gets the early console, and it boots only bzImages.
     let length = match kernel.format() {
-        KernelFormat::Vmlinux => cmdline.len(),
-        _ => with_early_console(description, &cmdline).len(),
+        KernelFormat::BzImage => with_early_console(description, &cmdline).len(),
+        _ => cmdline.len(),
     };
     let limit = kernel.longest_cmdline();
     if length > limit { Err(ConfigError::CommandLineTooLong { length, limit }) } else { Ok(()) }
@@ -123,20 +120,25 @@ fn check_kernel(description: &HyperKit, found: &mut Violations) {
     }
 }
 
-/// The processor starts in the last 16 bytes. They are all ff in files of UEFI variables, and all 00 in firmware for other
-/// processors; option ROMs end with padding and a checksum. No code begins with two bytes of ff or of 00.
-fn check_bootrom(path: &Path) -> Result<()> {
+/// Without a driver, it is unknown which firmware the VM needs.
+fn check_bootrom(path: &Path, driver: Option<&dyn EngineDriver>) -> Result<()> {
     let (file, metadata) = open("bootrom", path, Metadata::is_file)?;
-    let length = metadata.len();
-    if !BOOTROM_BYTES.contains(&length) || length % PAGE != 0 {
-        return Err(ConfigError::InvalidBootrom { path: path.to_owned(), length });
-    }
-    let mut start = [0; 2];
-    let read = file.read_exact_at(&mut start, length - 16);
-    read.map_err(|error| ConfigError::inaccessible("bootrom", path, &error))?;
-    match start {
-        [0, 0] | [0xff, 0xff] => Err(ConfigError::NotFirmware { path: path.to_owned() }),
-        _ => Ok(()),
+    let Some(driver) = driver else { return Ok(()) };
+    let rules = driver.firmware();
+    let mut start = [0; 4];
+    let is_long_enough = match rules.start {
+        FirmwareStart::Beginning => file.read_exact_at(&mut start, 0),
+        FirmwareStart::End => file.read_exact_at(&mut start, metadata.len().saturating_sub(FirmwareStart::END_BYTES)),
+    };
+    let invalid = |reason| {
+        Err(ConfigError::InvalidBootrom { path: path.to_owned(), architecture: driver.architecture(), reason })
+    };
+    match is_long_enough {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => invalid(rules.length_rule),
+        Err(error) => Err(ConfigError::inaccessible("bootrom", path, &error)),
+        Ok(()) if !rules.start.is_code(start) => invalid(rules.start.rule()),
+        Ok(()) if !rules.lengths.contains(&metadata.len()) || metadata.len() % PAGE != 0 => invalid(rules.length_rule),
+        Ok(()) => Ok(()),
     }
 }
 
@@ -156,7 +158,8 @@ fn check_multiboot(description: &HyperKit, multiboot: &Multiboot, cmdline: &str)
     let modules = modules.into_iter().collect::<Option<Vec<_>>>().filter(|_| memory_mib >= MIN_MEMORY_MIB);
     if let (Some(end), Some(modules), Some(driver)) = (end, modules, driver) {
         found.collect(check_multiboot_fits(
-            driver.low_memory(memory_mib).end,
+            memory_mib,
+            driver.max_boot_memory_mib(),
             &multiboot.kernel,
             end,
             &modules,

@@ -124,6 +124,15 @@ pub(crate) fn compression(head: &[u8]) -> Option<&'static str> {
     foreign(head, &[0; 512]).filter(|format| compressed.contains(format))
 }
 
+/// The command that unpacks a file of this format from its standard input.
+pub(crate) fn unpacking(format: &str) -> String {
+    match format {
+        "compress" => "gzip -dc".to_owned(),
+        "lzma" => "xz --format=lzma -dc".to_owned(),
+        format => format!("{format} -dc"),
+    }
+}
+
 /// Whether this is the text file that names the parts of a VMDK image: comments and blank lines, and then its version.
 fn is_vmdk_descriptor(head: &[u8]) -> bool {
     let is_comment = |line: &&[u8]| line.first().is_none_or(|&first| first == b'#');

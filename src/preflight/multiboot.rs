@@ -8,7 +8,7 @@ use std::path::Path;
 use crate::config::MultibootModule;
 use crate::error::ConfigError;
 use crate::plan::limits::PAGE;
-use crate::preflight::image_header::compression;
+use crate::preflight::image_header::{compression, unpacking};
 use crate::preflight::little_endian as number;
 use crate::sys::file::open;
 
@@ -42,7 +42,10 @@ pub(crate) fn multiboot_end(path: &Path, is_copied_whole: bool) -> Result<u64> {
     let word = |at: usize| number(&head, at, 4);
     let Some(at) = multiboot_header(&head) else {
         return match compression(&head) {
-            Some(format) => Err(ConfigError::CompressedKernel { field: "multiboot", path: path.to_owned(), format }),
+            Some(format) => {
+                let unpack = unpacking(format);
+                Err(ConfigError::CompressedKernel { field: "multiboot", path: path.to_owned(), format, unpack })
+            }
             None => no("no multiboot header"),
         };
     };
@@ -96,17 +99,20 @@ pub(crate) fn multiboot_end(path: &Path, is_copied_whole: bool) -> Result<u64> {
 pub(crate) type Module<'a> = (&'a MultibootModule, u64);
 
 /// Refuses a multiboot kernel that ends at `end`, its modules, or what hyperkit puts after them, if they do not fit
-/// into the memory below 4 GiB, which has `low_memory` bytes.
+/// into the memory: the engine uses the first `max_mib` for it.
 pub(crate) fn check_multiboot_fits(
-    low_memory: u64,
+    memory_mib: u64,
+    max_mib: u64,
     kernel: &Path,
     end: u64,
     modules: &[Module<'_>],
     cmdline: &str,
 ) -> Result<()> {
     let mut end = end;
+    let low_memory = memory_mib.min(max_mib).saturating_mul(MIB);
     let refuse = |path: &Path, end: u64| {
-        Err(ConfigError::DoesNotFit { field: "multiboot", path: path.to_owned(), needed: end.div_ceil(MIB) })
+        let (path, needed) = (path.to_owned(), end.div_ceil(MIB));
+        Err(ConfigError::DoesNotFit { field: "multiboot", path, needed, max: max_mib })
     };
     let mut last = kernel;
     let lengths = modules.iter().map(|(module, length)| (module.path.as_path(), *length));

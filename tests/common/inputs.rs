@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::path::{Component, Path};
 
-use hyperkit::{Console, Engine, HyperKit, Kernel, KernelFormat, parse_arguments};
+use hyperkit::{Architecture, Console, Engine, HyperKit, Kernel, KernelFormat, parse_arguments};
 
 /// Checks a state file: if it loads, its description can be written and loaded again, and turned into arguments.
 pub fn check_json(bytes: &[u8]) {
@@ -62,7 +62,7 @@ pub fn check_tty_file(bytes: &[u8]) {
     }
 }
 
-/// Checks a kernel file: it is read, or the error names it. `check` then reports it on both engines, if it does not boot there.
+/// Checks a kernel file: it is read, or the error names it. `check` then reports it on the engines that do not boot it.
 pub fn check_kernel(bytes: &[u8]) {
     let dir = tempfile::tempdir().expect("cannot create a temporary directory");
     let path = dir.path().join("kernel");
@@ -71,19 +71,29 @@ pub fn check_kernel(bytes: &[u8]) {
     match &kernel {
         Ok(kernel) => {
             let is_vmlinux = kernel.format() == KernelFormat::Vmlinux;
-            assert_eq!(kernel.boots_on(Engine::Qemu), !is_vmlinux || kernel.pvh_entry().is_some());
-            assert!(!(is_vmlinux && kernel.boots_on(Engine::HyperKit)));
+            let is_arm64 = kernel.architecture() == Architecture::Arm64;
+            assert_eq!(is_arm64, [KernelFormat::Image, KernelFormat::ImageGz].contains(&kernel.format()));
+            assert_eq!(kernel.boots_on(Engine::QemuArm64), is_arm64);
+            assert_eq!(kernel.boots_on(Engine::Qemu), !is_arm64 && (!is_vmlinux || kernel.pvh_entry().is_some()));
+            assert!(!((is_vmlinux || is_arm64) && kernel.boots_on(Engine::HyperKit)));
             assert_eq!(kernel.cmdline_limit().is_none(), is_vmlinux);
         }
         Err(error) => assert!(error.to_string().contains("kernel"), "{error}"),
     }
-    for (program, engine) in [("qemu-system-x86_64", Engine::Qemu), ("hyperkit", Engine::HyperKit)] {
+    for (program, engine) in [
+        ("qemu-system-x86_64", Engine::Qemu),
+        ("qemu-system-aarch64", Engine::QemuArm64),
+        ("hyperkit", Engine::HyperKit),
+    ] {
         let boots = kernel.as_ref().is_ok_and(|kernel| kernel.boots_on(engine));
-        let description = HyperKit::new().hyperkit(dir.path().join(program)).kernel(&path);
-        // There is no such program. Both errors are only reported for a kernel that boots and does not fit.
-        let error = description.memory_mib(2048).check().expect_err("the program is missing");
-        let is_about_kernel = error.violations().iter().any(|violation| violation.field() == "kernel");
-        assert!(boots || is_about_kernel, "{error:?}");
+        let description = HyperKit::new().hyperkit(dir.path().join(program)).kernel(&path).initrd(&path);
+        // The search for the least memory depends on the size.
+        for memory in [2, 2048, 1 << 40] {
+            // There is no such program. Both errors are only reported for a kernel that boots and does not fit.
+            let error = description.clone().memory_mib(memory).check().expect_err("the program is missing");
+            let is_about_kernel = error.violations().iter().any(|violation| violation.field() == "kernel");
+            assert!(boots || is_about_kernel, "{error:?}");
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Helpers of all test binaries: valid descriptions, the programs that tests run, waiting, and cleanup.
 #![allow(dead_code, unused_imports, unused_macros, reason = "each test binary uses a part")]
 
+pub mod arm_image;
 pub mod child_process;
 pub mod elf_kernel;
 pub mod guest;

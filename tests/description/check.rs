@@ -147,7 +147,7 @@ fn independent_changes(test_dir: &TestDir) -> Vec<(Change, ConfigError)> {
     vec![
         (
             |d, _| d.serial(Serial::none()).serial(Serial::none()).serial(Serial::none()),
-            ConfigError::TooManySerials { count: 3, max: 2 },
+            ConfigError::TooManyPorts { field: "serials", count: 3, max: 2 },
         ),
         (|d, _| d.vsock_port(1), ConfigError::MissingPrerequisite { field: "vsock_ports", requires: "vsock" }),
         (|d, _| d.argv0(" "), ConfigError::Missing { field: "argv0" }),

@@ -4,7 +4,9 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use hyperkit::{ConfigError, Engine, Error, ErrorKind, Exit, HyperKit, LogTail, NotStarted, SectorSize};
+use hyperkit::{
+    Architecture, ConfigError, Engine, Error, ErrorKind, Exit, HyperKit, KernelFormat, LogTail, NotStarted, SectorSize,
+};
 
 fn denied() -> io::Error {
     io::Error::new(io::ErrorKind::PermissionDenied, "the cause")
@@ -162,14 +164,14 @@ fn violations() -> Vec<(&'static str, ConfigError)> {
         ("isos", E::InvalidUuid { field, value: value() }),
         ("vsock_guest_cid", E::InvalidCid { value: 1, min: 2, max: 3 }),
         ("vsock_ports", E::InvalidVsockPort { value: 2, max: 1 }),
-        ("vsock_ports", E::TooManyVsockPorts { count: 2, max: 1 }),
+        ("vsock_ports", E::TooManyPorts { field: "vsock_ports", count: 2, max: 1 }),
         ("shares_9p", E::DuplicateMountTag { tag: value() }),
         ("port_forwards", E::DuplicateHostPort { port: 1 }),
         ("isos", E::ZeroPort { field }),
         ("isos", E::MissingPrerequisite { field, requires: "kernel" }),
         ("isos", E::ConflictingBootSources { first: field, second: "kernel" }),
         ("kernel_cmdline", E::CommandLineForRom { value: value() }),
-        ("serials", E::TooManySerials { count: 2, max: 1 }),
+        ("serials", E::TooManyPorts { field: "serials", count: 2, max: 1 }),
         ("serials", E::DuplicateStdio),
         ("disks", E::InvalidSectorSize { path: path(), value: size }),
         ("disks", E::TooManyDevices { count: 2, max: 1 }),
@@ -191,14 +193,17 @@ fn violations() -> Vec<(&'static str, ConfigError)> {
         ("isos", E::NotAFile { field, path: path() }),
         ("isos", E::NotADirectory { field, path: path() }),
         ("isos", E::Inaccessible { field, path: path(), kind, reason: reason.clone() }),
-        ("kernel", E::NotABzImage { path: path(), reason: "truncated" }),
-        ("kernel", E::InvalidVmlinux { path: path(), reason: "truncated" }),
-        ("isos", E::CompressedKernel { field, path: path(), format: "gzip" }),
+        ("kernel", E::InvalidKernel { path: path(), format: None, reason: "truncated" }),
+        ("kernel", E::InvalidKernel { path: path(), format: Some(KernelFormat::Vmlinux), reason: "truncated" }),
+        (
+            "kernel",
+            E::KernelForOtherArchitecture { path: path(), architecture: Architecture::Arm64, engine: Engine::Qemu },
+        ),
+        ("isos", E::CompressedKernel { field, path: path(), format: "gzip", unpack: "gzip -dc".to_owned() }),
         ("multiboot", E::NotMultiboot { path: path(), reason: "truncated" }),
-        ("bootrom", E::InvalidBootrom { path: path(), length: 1 }),
-        ("bootrom", E::NotFirmware { path: path() }),
+        ("bootrom", E::InvalidBootrom { path: path(), architecture: Architecture::Arm64, reason: "no code" }),
         ("isos", E::EmptyFile { field, path: path() }),
-        ("isos", E::DoesNotFit { field, path: path(), needed: 2 }),
+        ("isos", E::DoesNotFit { field, path: path(), needed: 2, max: 3 }),
         ("kernel_cmdline", E::CommandLineTooLong { length: 2, limit: 1 }),
         ("network", E::VpnKitNotFound { searched: vec![path()] }),
         ("isos", E::ToolNotFound { field, searched: vec![path()] }),

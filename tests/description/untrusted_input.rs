@@ -1,11 +1,15 @@
 //! Property tests of untrusted input: files and arguments that consist of random bytes, or of recorded bytes with a few
 //! changes.
 
+use std::io::Write;
+use std::process::{Command, Stdio};
+
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use serde_json::Value;
 
+use crate::common::arm_image::{ArmImage, SECTION_SIZE};
 use crate::common::elf_kernel::{ElfKernel, segment};
 use crate::common::{bz_image, inputs};
 
@@ -31,13 +35,22 @@ fn pty_paths() -> Vec<Vec<u8>> {
 }
 
 fn kernels() -> Vec<Vec<u8>> {
-    vec![ElfKernel::new(b"data", 0x20_0000).0, bz_image(2047)]
+    let image = ArmImage::new(0x20_0000).0;
+    vec![ElfKernel::new(b"data", 0x20_0000).0, bz_image(2047), gzip(&image), image]
+}
+
+/// Packs bytes as `gzip` does.
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut child = Command::new("gzip").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    // Less than a pipe holds.
+    child.stdin.take().unwrap().write_all(bytes).unwrap();
+    child.wait_with_output().unwrap().stdout
 }
 
 /// A kernel with other bytes in its headers, perhaps cut.
 fn damaged_kernel() -> impl Strategy<Value = Vec<u8>> {
-    // The headers of the ELF file, its note, and the header of the bzImage.
-    let at = prop_oneof![0..segment(3), 0x2000..0x2018_usize, 0x1f1..0x264_usize];
+    // The headers of the ELF file, its note, the header of the bzImage, and those of the Image.
+    let at = prop_oneof![0..segment(3), 0x2000..0x2018_usize, 0x1f1..0x264_usize, 0..SECTION_SIZE + 8];
     let value = select(vec![0, 1, 2, 3, 4, 0x12, 0x10, 0x7f, 0x80, 0xff]);
     let changes = vec((at, value, 1..9_usize), 0..4);
     (select(kernels()), changes, any::<Index>(), any::<bool>()).prop_map(|(mut bytes, changes, end, is_cut)| {

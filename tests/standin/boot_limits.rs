@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use hyperkit::{ConfigError, HyperKit, Multiboot};
+use hyperkit::{ConfigError, HyperKit, KernelFormat, Multiboot};
 
 use crate::common::rejection::{
     assert_boots, assert_boots_with, assert_error, modify, only_violation, rejection_by_arguments, rejection_with,
@@ -35,7 +35,7 @@ fn kernel_and_initrd_have_to_fit_into_low_memory() {
         test_dir.write("vmlinuz", &kernel_that_needs_memory_up_to(low_memory * MIB + 1));
         assert_error!(
             rejection_with(&test_dir, "", no_initrd),
-            ConfigError::DoesNotFit { field: "kernel", path, needed } if path == kernel && needed == low_memory + 1
+            ConfigError::DoesNotFit { field: "kernel", path, needed, .. } if path == kernel && needed == low_memory + 1
         );
 
         let end = 2 * MIB + PAGE;
@@ -46,7 +46,7 @@ fn kernel_and_initrd_have_to_fit_into_low_memory() {
         sparse_file(most + 1, &test_dir, "initrd.img");
         assert_error!(
             rejection_with(&test_dir, "", |d| d.memory_mib(memory)),
-            ConfigError::DoesNotFit { field: "initrd", path, needed } if path == initrd && needed == low_memory + 1
+            ConfigError::DoesNotFit { field: "initrd", path, needed, .. } if path == initrd && needed == low_memory + 1
         );
     }
 }
@@ -62,11 +62,11 @@ fn fixed_load_address_and_initrd_limit_are_respected() {
     test_dir.write("vmlinuz", &fixed);
     assert_boots(test_dir.description().memory_mib(66));
     let error = rejection_with(&test_dir, "", |d| d.memory_mib(64));
-    assert_error!(error, ConfigError::DoesNotFit { field: "kernel", path, needed: 65 } if path == kernel);
+    assert_error!(error, ConfigError::DoesNotFit { field: "kernel", path, needed: 65, .. } if path == kernel);
     // The reported size also has room for the initrd, so that following the advice does not lead to another error.
     sparse_file(3 * MIB, &test_dir, "initrd.img");
     let error = rejection_with(&test_dir, "", |d| d.memory_mib(64));
-    assert_error!(error, ConfigError::DoesNotFit { field: "kernel", path, needed: 68 } if path == kernel);
+    assert_error!(error, ConfigError::DoesNotFit { field: "kernel", path, needed: 68, .. } if path == kernel);
     assert_boots(test_dir.description().memory_mib(68));
 
     let end = 2 * MIB + PAGE;
@@ -79,7 +79,7 @@ fn fixed_load_address_and_initrd_limit_are_respected() {
     sparse_file(last - end + 1, &test_dir, "initrd.img");
     let error = rejection_with(&test_dir, "", |d| d.memory_mib(64));
     assert!(error.to_string().contains("the kernel accepts no initrd of this size"), "{error}");
-    assert_error!(error, ConfigError::DoesNotFit { field: "initrd", path, needed: u64::MAX } if path == initrd);
+    assert_error!(error, ConfigError::DoesNotFit { field: "initrd", path, needed: u64::MAX, .. } if path == initrd);
 }
 
 /// More memory than the first 3072 MiB does not help, so the message does not ask for it.
@@ -124,8 +124,9 @@ fn kernel_without_padding_is_accepted_on_qemu_only() {
             match boots {
                 true => on(program).unwrap(),
                 false => {
-                    let violation = only_violation(on(program));
-                    assert_eq!(violation, ConfigError::NotABzImage { path: kernel.clone(), reason: "truncated" });
+                    let (path, format) = (kernel.clone(), Some(KernelFormat::BzImage));
+                    let expected = ConfigError::InvalidKernel { path, format, reason: "truncated" };
+                    assert_eq!(only_violation(on(program)), expected);
                 }
             }
         }
@@ -141,7 +142,7 @@ fn kernel_with_nothing_after_its_setup_sectors_is_rejected() {
     assert_boots(test_dir.description());
     let kernel = test_dir.write("vmlinuz", &image[..2 * 512]);
     let error = rejection_with(&test_dir, "", |d| d);
-    assert_error!(error, ConfigError::NotABzImage { path, reason: "nothing after its setup sectors" } if path == kernel);
+    assert_error!(error, ConfigError::InvalidKernel { path, reason: "nothing after its setup sectors", .. } if path == kernel);
 }
 
 /// Returns the header of a multiboot kernel.
@@ -237,7 +238,7 @@ fn multiboot_kernel_and_modules_have_to_fit_into_memory() {
     for length in [2 * MIB - 2 * PAGE + 1, 2 * MIB - PAGE, 2 * MIB - PAGE + 1] {
         sparse_file(length, &test_dir, "m");
         let error = rejection_with(&test_dir, "", with);
-        assert_error!(error, ConfigError::DoesNotFit { field: "multiboot", path, needed: 5 } if path == module);
+        assert_error!(error, ConfigError::DoesNotFit { field: "multiboot", path, needed: 5, .. } if path == module);
     }
     // The last page has to hold the rest.
     sparse_file(2 * MIB - 2 * PAGE, &test_dir, "m");
@@ -248,10 +249,10 @@ fn multiboot_kernel_and_modules_have_to_fit_into_memory() {
     assert_boots_with(with(test_dir.description()), &with_cmdline(3)); // rounded up to a multiple of 4
     assert_boots_with(with(test_dir.description()), &with_cmdline(0));
     let error = rejection_with(&test_dir, &format!("{}x", with_cmdline(0)), with);
-    assert_error!(error, ConfigError::DoesNotFit { field: "multiboot", path, needed: 5 } if path == module);
+    assert_error!(error, ConfigError::DoesNotFit { field: "multiboot", path, needed: 5, .. } if path == module);
     let kernel = load_at(0x4000_0000);
     let error = rejection_with(&test_dir, "", with);
-    assert_error!(error, ConfigError::DoesNotFit { field: "multiboot", path, needed: 1025 } if path == kernel);
+    assert_error!(error, ConfigError::DoesNotFit { field: "multiboot", path, needed: 1025, .. } if path == kernel);
 }
 
 /// Each kernel is loaded at 2 MiB into 4 MiB of memory: the whole file, the part that its header specifies, or its ELF

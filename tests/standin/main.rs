@@ -9,6 +9,7 @@ mod log_lines;
 #[allow(dead_code, reason = "the tests use a part")]
 mod protocol;
 
+mod arm64_kernels;
 mod attaching;
 mod backing_files;
 mod boot_limits;

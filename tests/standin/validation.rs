@@ -299,7 +299,7 @@ fn invalid_bz_image_is_rejected() {
         let test_dir = TestDir::new();
         let kernel = test_dir.write("kernel", &image);
         let error = rejection_with(&test_dir, "", |d| d.kernel(&kernel));
-        assert_error!(error, ConfigError::NotABzImage { path, reason } if path == kernel && reason == why);
+        assert_error!(error, ConfigError::InvalidKernel { path, reason, .. } if path == kernel && reason == why);
     }
 }
 

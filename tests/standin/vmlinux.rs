@@ -51,7 +51,8 @@ fn vmlinux_is_accepted_on_qemu_only() {
     test_dir.description().kernel(&path).hyperkit(qemu(&test_dir)).check().unwrap();
 
     let error = rejection_with(&test_dir, "", |d| d.kernel(&path));
-    assert_eq!(error, ConfigError::InvalidVmlinux { path, reason: "hyperkit boots only bzImages" });
+    let (format, reason) = (Some(KernelFormat::Vmlinux), "hyperkit boots only bzImages");
+    assert_eq!(error, ConfigError::InvalidKernel { path, format, reason });
     assert!(error.to_string().contains("hyperkit boots only bzImages: /"), "{error}");
     assert_eq!(error.field(), "kernel");
 }
@@ -89,7 +90,8 @@ fn unusable_vmlinux_is_rejected() {
     let no_segments = good().with(SEGMENT_COUNT, &[0]);
     let all_below = good().with(data + PHYSICAL, &word(0xf0000));
     let kernels = [
-        (good().with(MACHINE, &[183]), "for another architecture"), // arm64
+        (good().with(MACHINE, &[183]), "for arm64, where QEMU boots only an Image"),
+        (good().with(MACHINE, &[243]), "for another architecture"), // RISC-V
         (good().with(BYTE_ORDER, &[2]), "for another architecture"),
         (good().with(CLASS, &[1]), "32-bit"),
         (good().with(MACHINE, &[3]), "32-bit"),
@@ -126,7 +128,8 @@ fn unusable_vmlinux_is_rejected() {
     for (kernel, expected) in kernels {
         let path = test_dir.write("vmlinux", &kernel.0);
         let error = rejection_with(&test_dir, "", |d| d.kernel(&path).hyperkit(&qemu));
-        assert_eq!(error, ConfigError::InvalidVmlinux { path: path.clone(), reason: expected });
+        let format = Some(KernelFormat::Vmlinux);
+        assert_eq!(error, ConfigError::InvalidKernel { path: path.clone(), format, reason: expected });
         match Kernel::read(&path) {
             Ok(kernel) => assert!(expected == "no PVH entry" && kernel.pvh_entry().is_none()),
             Err(read) => assert_eq!(read.violations(), [error]),
@@ -192,7 +195,10 @@ fn vmlinux_has_to_end_before_the_memory_of_the_firmware() {
         };
         check(limit).unwrap();
         let path = test_dir.path("vmlinux");
-        assert_eq!(only_violation(check(limit + 1)), ConfigError::DoesNotFit { field: "kernel", path, needed });
+        assert_eq!(
+            only_violation(check(limit + 1)),
+            ConfigError::DoesNotFit { field: "kernel", path, needed, max: 2048 }
+        );
     }
 }
 
@@ -211,7 +217,7 @@ fn initrd_has_to_fit_above_the_kernel_on_qemu() {
         let most = 17 * MIB - ACPI - 1;
         check(most).unwrap();
         let path = test_dir.path("initrd.img");
-        let expected = ConfigError::DoesNotFit { field: "initrd", path, needed: 65 };
+        let expected = ConfigError::DoesNotFit { field: "initrd", path, needed: 65, max: 2048 };
         assert_eq!(only_violation(check(most + 1)), expected);
     }
 }
@@ -254,7 +260,10 @@ fn compressed_kernel_is_named_with_its_format() {
         };
         shell(format!("{compress} -c plain >kernel"));
         let path = test_dir.path("kernel");
-        let of = |field| ConfigError::CompressedKernel { field, path: path.clone(), format };
+        let of = |field| {
+            let (path, unpack) = (path.clone(), unpack.to_owned());
+            ConfigError::CompressedKernel { field, path, format, unpack }
+        };
         let error = rejection_with(&test_dir, "", |d| d.kernel(&path));
         assert_eq!(error, of("kernel"));
         assert!(error.to_string().contains(&format!("; unpack it with `{unpack}`")), "{error}");

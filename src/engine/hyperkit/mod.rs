@@ -18,8 +18,9 @@ use crate::config::disk::{DiskFormat, FlushMode, bytes};
 use crate::config::file_url::percent_decoded;
 use crate::config::{Architecture, HyperKit, Network, PortForward, Root, Share9pSource};
 use crate::engine::Engine;
+use crate::engine::boot_memory::{BootFiles, LowMemory, Misfit};
 use crate::engine::dhcp_leases::leased_address;
-use crate::engine::driver::{Control, EngineDriver, GuestAddresses, Hypervisor, LowMemory, VsockEndpoint};
+use crate::engine::driver::{Control, EngineDriver, GuestAddresses, Hypervisor, VsockEndpoint};
 use crate::error::{ConfigError, Result};
 use crate::exit::Exit;
 use crate::plan::limits::{LOW_MEMORY_MIB, MAX_SOCKET};
@@ -168,9 +169,13 @@ impl EngineDriver for Driver {
     }
 
     /// hyperkit loads the initrd at the end of the memory, below what the kernel's header allows.
-    fn low_memory(&self, memory_mib: u64) -> LowMemory {
+    fn check_memory(&self, files: &BootFiles, memory_mib: u64) -> std::result::Result<(), Misfit> {
         let end = memory_mib.min(LOW_MEMORY_MIB) << 20;
-        LowMemory { end, initrd_max: end.saturating_sub(1), firmware: 0 }
+        LowMemory { end, initrd_max: end.saturating_sub(1), firmware: 0 }.check(files)
+    }
+
+    fn max_boot_memory_mib(&self) -> u64 {
+        LOW_MEMORY_MIB
     }
 
     fn refuses_vmlinux(&self) -> Option<&'static str> {

@@ -7,14 +7,13 @@ use std::path::Path;
 
 use crate::config::disk::{Disk, DiskInterface, SectorSize};
 use crate::config::{Architecture, HyperKit, Network, Root, Share9p, Share9pSource};
-use crate::engine::driver::LowMemory;
 use crate::engine::qemu::host::lacks_host_cpu;
 use crate::engine::qemu::machine::{Machine, unsupported};
 use crate::engine::qemu::names::{self, Program};
 use crate::engine::qemu::network::{VMNET, preferred_address};
 use crate::engine::qemu::{virtiofs, vsock_device};
 use crate::error::ConfigError;
-use crate::plan::limits::{MAX_SOCKET, QEMU_LOW_MEMORY_MIB};
+use crate::plan::limits::MAX_SOCKET;
 use crate::plan::root::{hides_system_dir, root_dir};
 use crate::plan::serial_ports::ports;
 use crate::plan::text::{check_escaped_path, check_length, utf8};
@@ -33,18 +32,6 @@ const HOSTS: RangeInclusive<u8> = 4..=254;
 const NETWORKS: RangeInclusive<u8> = 1..=223;
 const LOOPBACK: u8 = 127;
 
-const KIB: u64 = 1024;
-const MIB: u64 = 1024 * KIB;
-/// QEMU leaves this for ACPI tables at the end of the memory, after the initrd (pc_machine_class_init in hw/i386/pc.c).
-const ACPI_DATA: u64 = 160 * KIB;
-/// SeaBIOS keeps its tables at the end of the memory: in 256 KiB, or in 16 MiB if there are more than 32 MiB (malloc_preinit in
-/// SeaBIOS's malloc.c).
-const SMALL_TABLES: u64 = 256 * KIB;
-const LARGE_TABLES: u64 = 16 * MIB;
-const SMALL_MEMORY: u64 = 32 * MIB;
-/// SeaBIOS runs below its tables, where it moves itself. With 22 disks and 64 vCPUs it used 172 KiB there.
-const FIRMWARE_CODE: u64 = MIB;
-
 const NO_9P_PORT: &str = "9p from a TCP port (`shares_9p`); use `share_dir`";
 
 /// The directory of a share; QEMU has no other source.
@@ -53,13 +40,6 @@ pub(super) fn shared_dir(share: &Share9p) -> Result<&Path, ConfigError> {
         Share9pSource::Path(path) => Ok(path),
         Share9pSource::Port(_) => Err(unsupported(NO_9P_PORT)),
     }
-}
-
-/// QEMU copies a vmlinux to memory before the firmware runs, and a bzImage and an initrd afterwards.
-pub(super) fn low_memory(memory_mib: u64) -> LowMemory {
-    let end = memory_mib.min(QEMU_LOW_MEMORY_MIB) * MIB;
-    let tables = if end > SMALL_MEMORY { LARGE_TABLES } else { SMALL_TABLES };
-    LowMemory { end, initrd_max: end.saturating_sub(ACPI_DATA + 1), firmware: tables + FIRMWARE_CODE }
 }
 
 /// The features that QEMU lacks on every host.

@@ -6,8 +6,11 @@ use std::path::Path;
 
 use crate::config::{Architecture, HyperKit};
 use crate::engine::Engine;
-use crate::engine::qemu::names;
+use crate::engine::boot_memory::{BootFiles, Misfit};
+use crate::engine::firmware::{self, FirmwareRules};
+use crate::engine::qemu::{boot_memory, names};
 use crate::error::ConfigError;
+use crate::plan::limits::{MAX_MEMORY_MIB, QEMU_LOW_MEMORY_MIB};
 
 pub(super) struct Machine {
     pub engine: Engine,
@@ -27,6 +30,12 @@ pub(super) struct Machine {
     /// Whether the guest can read the UUID if its kernel was booted without firmware.
     pub has_uuid_without_firmware: bool,
     pub boots_multiboot: bool,
+    /// Checks whether kernel and initrd fit into this much memory, in MiB.
+    pub check_memory: fn(&BootFiles, u64) -> Result<(), Misfit>,
+    /// What the machine requires of a boot ROM.
+    pub firmware: &'static FirmwareRules,
+    /// The most memory into which kernels are loaded, in MiB.
+    pub max_boot_memory_mib: u64,
 }
 
 pub(super) static X86_64: Machine = Machine {
@@ -45,6 +54,9 @@ pub(super) static X86_64: Machine = Machine {
     second_serial_slot: None,
     has_uuid_without_firmware: true,
     boots_multiboot: true,
+    check_memory: boot_memory::check_pc,
+    firmware: &firmware::PC,
+    max_boot_memory_mib: QEMU_LOW_MEMORY_MIB,
 };
 
 pub(super) static ARM64: Machine = Machine {
@@ -64,6 +76,9 @@ pub(super) static ARM64: Machine = Machine {
     // The kernel gets a device tree, which has no UUID. Firmware passes it on in SMBIOS tables.
     has_uuid_without_firmware: false,
     boots_multiboot: false,
+    check_memory: boot_memory::check_virt,
+    firmware: &firmware::VIRT,
+    max_boot_memory_mib: MAX_MEMORY_MIB,
 };
 
 /// A violation by any of the machines. The driver names its engine, with [`Machine::name_engine`].

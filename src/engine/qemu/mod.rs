@@ -1,6 +1,7 @@
 //! Drives QEMU over QMP; hyperkit uses signals and exit codes instead.
 
 mod arguments;
+mod boot_memory;
 mod events;
 mod host;
 mod internal_network;
@@ -26,9 +27,9 @@ use serde_json::json;
 
 use crate::config::{Architecture, HyperKit, Network, PortForward, Protocol};
 use crate::engine::Engine;
-use crate::engine::driver::{
-    Control, Daemon, EngineDriver, ExitListener, GuestAddresses, Hypervisor, LowMemory, VsockEndpoint,
-};
+use crate::engine::boot_memory::{BootFiles, Misfit};
+use crate::engine::driver::{Control, Daemon, EngineDriver, ExitListener, GuestAddresses, Hypervisor, VsockEndpoint};
+use crate::engine::firmware::FirmwareRules;
 use crate::error::{ConfigError, Error, Result};
 use crate::plan::root::without_root;
 use crate::plan::serial_ports::{Line, ports};
@@ -242,8 +243,16 @@ impl EngineDriver for Driver {
         line.contains(internal_network::HUB_WARNING)
     }
 
-    fn low_memory(&self, memory_mib: u64) -> LowMemory {
-        limits::low_memory(memory_mib)
+    fn check_memory(&self, files: &BootFiles, memory_mib: u64) -> Result<(), Misfit> {
+        (self.0.check_memory)(files, memory_mib)
+    }
+
+    fn firmware(&self) -> &'static FirmwareRules {
+        self.0.firmware
+    }
+
+    fn max_boot_memory_mib(&self) -> u64 {
+        self.0.max_boot_memory_mib
     }
 
     fn agent_socket(&self, state: &StateDir) -> Option<PathBuf> {

@@ -13,6 +13,7 @@ use crate::sys::elf::{self, Header, Segment};
 /// Values from elf.h.
 const EM_386: u64 = 3;
 const EM_X86_64: u64 = 62;
+const EM_AARCH64: u64 = 183;
 const ET_REL: u64 = 1;
 const ET_CORE: u64 = 4;
 const EXECUTABLES: [u64; 2] = [2, 3];
@@ -93,6 +94,11 @@ pub(super) fn parse(file: &File, length: u64, head: &[u8], header: &Header) -> R
 }
 
 fn check_kind(header: &Header) -> Result<(), &'static str> {
+    // QEMU takes any ELF file for a program without an operating system, and passes it no device tree. It loads a vmlinux to virtual
+    // addresses, where there is no memory, and no message appears (arm_setup_direct_kernel_boot in hw/arm/boot.c).
+    if header.machine == EM_AARCH64 {
+        return Err("for arm64, where QEMU boots only an Image");
+    }
     if !header.is_little_endian || ![EM_386, EM_X86_64].contains(&header.machine) {
         return Err("for another architecture");
     }

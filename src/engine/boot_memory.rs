@@ -1,0 +1,79 @@
+//! Whether a kernel and its initrd fit into the guest's memory.
+
+use crate::plan::limits::PAGE;
+
+/// What is loaded into the guest's memory at its start.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BootFiles {
+    pub kernel: KernelMemory,
+    /// The length of the initrd, in bytes.
+    pub initrd: Option<u64>,
+}
+
+/// The memory that a kernel needs, by its header. All numbers are bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum KernelMemory {
+    /// It is loaded after the firmware has run, and unpacks itself up to `end`. `initrd_max` is the highest address that the initrd may
+    /// have.
+    BzImage { end: u64, initrd_max: u64 },
+    /// It is loaded before the firmware runs.
+    Vmlinux { end: u64 },
+    /// It is loaded this far behind a multiple of 2 MiB.
+    Image { text_offset: u64, size: u64 },
+}
+
+impl KernelMemory {
+    /// Where the kernel ends, if it is loaded as low as possible.
+    pub fn end(&self) -> u64 {
+        match *self {
+            Self::BzImage { end, .. } | Self::Vmlinux { end } => end,
+            Self::Image { text_offset, size } => text_offset.saturating_add(size),
+        }
+    }
+
+    /// Whether the kernel accepts an initrd of this length, if there is enough memory.
+    pub fn accepts_initrd(&self, length: u64) -> bool {
+        match *self {
+            Self::BzImage { end, initrd_max } => fits_below(initrd_max, length, end),
+            Self::Vmlinux { .. } | Self::Image { .. } => true,
+        }
+    }
+}
+
+/// The file that does not fit.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Misfit {
+    Kernel,
+    Initrd,
+}
+
+/// The memory of a PC below 4 GiB, into which kernels are loaded.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LowMemory {
+    /// Its length, in bytes.
+    pub end: u64,
+    /// The highest address that an initrd may have. The engines load it as high as possible.
+    pub initrd_max: u64,
+    /// The length in bytes of the part at its end that firmware uses while a vmlinux is in memory already.
+    pub firmware: u64,
+}
+
+impl LowMemory {
+    pub fn check(&self, files: &BootFiles) -> Result<(), Misfit> {
+        let (firmware, initrd_max) = match files.kernel {
+            KernelMemory::BzImage { initrd_max, .. } => (0, initrd_max),
+            KernelMemory::Vmlinux { .. } | KernelMemory::Image { .. } => (self.firmware, u64::MAX),
+        };
+        let end = files.kernel.end();
+        if end > self.end.saturating_sub(firmware) {
+            return Err(Misfit::Kernel);
+        }
+        let fits = |length| fits_below(self.initrd_max.min(initrd_max), length, end);
+        if files.initrd.is_none_or(fits) { Ok(()) } else { Err(Misfit::Initrd) }
+    }
+}
+
+/// Whether an initrd fits between the end of the kernel and an address.
+fn fits_below(top: u64, length: u64, end: u64) -> bool {
+    top.checked_sub(length).is_some_and(|start| start / PAGE * PAGE >= end)
+}

@@ -1,0 +1,72 @@
+//! The header of an arm64 Image (Linux's Documentation/arch/arm64/booting.rst).
+
+use crate::engine::KernelMemory;
+use crate::preflight::little_endian;
+
+/// The length of the header.
+const HEADER_BYTES: usize = 64;
+/// Bit 0 of the flags.
+const BIG_ENDIAN: u64 = 1;
+/// More than this is no kernel, in bytes.
+const MAX_BYTES: u64 = 1 << 40;
+/// The part of a PE file before its optional header, and the length of the header of a section.
+const PE_HEADER: usize = 24;
+const SECTION: usize = 40;
+
+/// The header of an arm64 Image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Image {
+    /// How far behind a multiple of 2 MiB the kernel is loaded.
+    text_offset: u64,
+    /// The memory that the kernel occupies. The end of it is not in the file: it is empty at first.
+    size: u64,
+}
+
+impl Image {
+    pub fn memory(&self) -> KernelMemory {
+        KernelMemory::Image { text_offset: self.text_offset, size: self.size }
+    }
+}
+
+/// Whether a file has the mark of an Image. If Linux is built with an EFI stub, as by all distributions, the file is a PE file, too.
+pub(super) fn has_mark(head: &[u8]) -> bool {
+    head.get(0x38..0x3c) == Some(b"ARM\x64")
+}
+
+/// Reads the header of an Image that begins with `head`. QEMU checks nothing of this: it boots the kernel, and no message appears.
+pub(super) fn parse(head: &[u8], length: u64) -> Result<Image, &'static str> {
+    if head.len() < HEADER_BYTES {
+        return Err("truncated");
+    }
+    let [text_offset, size, flags] = [8, 16, 24].map(|at| little_endian(head, at, 8));
+    if flags & BIG_ENDIAN != 0 {
+        return Err("big-endian");
+    }
+    // How much memory the kernel needs is not known then. QEMU loads the kernel to another address.
+    if size == 0 {
+        return Err("no length in its header, as before Linux 3.17");
+    }
+    if size > MAX_BYTES || text_offset > MAX_BYTES {
+        return Err("inconsistent header");
+    }
+    // QEMU loads the initrd behind the memory that the header declares.
+    if length > size {
+        return Err("longer than its header says");
+    }
+    if length < HEADER_BYTES as u64 || pe_length(head).is_some_and(|needed| length < needed) {
+        return Err("truncated");
+    }
+    Ok(Image { text_offset, size })
+}
+
+/// The length of a PE file, without signatures behind its sections. The header of an Image itself does not contain it.
+fn pe_length(head: &[u8]) -> Option<u64> {
+    let pe = little_endian(head, 0x3c, 4) as usize;
+    let header = head.get(pe..)?;
+    if !head.starts_with(b"MZ") || !header.starts_with(b"PE\0\0") {
+        return None;
+    }
+    let [count, optional_length] = [6, 20].map(|at| little_endian(header, at, 2) as usize);
+    let sections = header.get(PE_HEADER + optional_length..)?.chunks_exact(SECTION).take(count);
+    sections.map(|section| little_endian(section, 16, 4) + little_endian(section, 20, 4)).max()
+}
