@@ -2,10 +2,11 @@
 
 use std::error::Error;
 
-use hyperkit::{Console, Disk, HyperKit, PortForward, ShareVirtiofs};
+use hyperkit::{Architecture, Console, Disk, HyperKit, PortForward, ShareVirtiofs};
 use lexopt::prelude::*;
 
 use crate::ctl_command::ctl_command;
+use crate::guest;
 use crate::usage::{number, print_help, text, unexpected};
 
 const HELP: &str = "\
@@ -23,22 +24,26 @@ its shell is ready. The end of the input does not end the VM.
 
 What to do:
   --background          starts the VM, prints how to reach it, and leaves it running
-  --arguments           only prints the arguments of the program that --hyperkit names; without it, those of hyperkit
+  --arguments           only prints the arguments of the program that --hyperkit names; without it, those of hyperkit, or of
+                        qemu-system-aarch64 for an arm64 guest
   --help                prints this text
   --verbose             also prints what the hypervisor prints
 
 What to boot:
-  --kernel FILE         an x86 bzImage, or on QEMU a vmlinux (default: the guest that examples/setup.sh creates)
+  --arch amd64|arm64    boots the guest that examples/setup.sh --arch creates (default: the architecture of --kernel or
+                        --hyperkit, otherwise the host's)
+  --kernel FILE         a Linux kernel: an x86 bzImage, an arm64 Image, or on QEMU a vmlinux for x86 (default: the guest that
+                        examples/setup.sh creates)
   --initrd FILE         its initial RAM disk
-  --cmdline TEXT        its command line (default: console=ttyS0 panic=1 no_timer_check quiet). boot adds
-                        console=ttyS0 if TEXT has no console=, and panic=1 if it has no panic=. With panic=1,
-                        the VM ends after a kernel panic
+  --cmdline TEXT        its command line (default: console=ttyS0 panic=1 no_timer_check quiet; for arm64 ttyAMA0). boot
+                        adds console=ttyS0 or ttyAMA0 if TEXT has no console=, and panic=1 if it has no panic=. With
+                        panic=1, the VM ends after a kernel panic
   --bootrom FILE        UEFI or other firmware instead of a kernel; it takes no command line
 
 The VM:
   --cpus N              vCPUs (default: 1)
-  --cpu MODEL           the CPU's model, by its name in QEMU; QEMU only (default: the host's CPU, or
-                        Nehalem,+rdrand if QEMU emulates it)
+  --cpu MODEL           the CPU's model, by its name in QEMU; QEMU only (default: the host's CPU, or if QEMU
+                        emulates it, Nehalem,+rdrand or for arm64 cortex-a57)
   --memory MIB          memory (default: 1024)
   --disk FILE           a raw or qcow2 disk image; can be repeated
   --disk-size MIB       the size of a new image, for the --disk before it if that file is missing. Without --disk,
@@ -62,7 +67,8 @@ The VM:
   --console log         the Apple System Log; hyperkit only
   --gdb PORT            lets a debugger connect
   --extra ARGUMENT      an argument for the hypervisor, after all others
-  --hyperkit PROGRAM    hyperkit or qemu-system-x86_64, by name or path (default: the first that is installed)
+  --hyperkit PROGRAM    hyperkit, qemu-system-x86_64 or qemu-system-aarch64, by name or path (default: the first that is
+                        installed for the guest's architecture)
 
 The state directory:
   --state-dir DIR       where the VM is recorded (default: target/vm in the repository). The example `ctl` controls it:
@@ -71,8 +77,8 @@ The state directory:
 ";
 
 const STATE_DIR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/vm");
-/// Without `no_timer_check`, the kernel panics if an emulated timer interrupt is late, which happens on busy hosts.
-const DEFAULT_CMDLINE: &str = "console=ttyS0 panic=1 no_timer_check quiet";
+/// Without `no_timer_check`, an x86 kernel panics if an emulated timer interrupt is late, which happens on busy hosts.
+const DEFAULT_CMDLINE: &str = "panic=1 no_timer_check quiet";
 /// Flags that `boot` had before there was `ctl`, and the commands of `ctl` that do the same.
 const IN_CTL: [(&str, &str); 7] = [
     ("attach", "console"),
@@ -88,7 +94,10 @@ const IN_CTL: [(&str, &str); 7] = [
 pub struct Command {
     pub action: Action,
     pub description: HyperKit,
-    pub cmdline: String,
+    /// The architecture of the guest, if the flags name one.
+    pub architecture: Option<Architecture>,
+    /// `None` for the default.
+    pub cmdline: Option<String>,
     pub is_verbose: bool,
 }
 
@@ -103,7 +112,7 @@ pub enum Action {
 pub fn parse() -> Result<Option<Command>, Box<dyn Error>> {
     let mut description = HyperKit::new();
     let (mut action, mut cmdline, mut command_of_ctl) = (Action::Foreground, None, None);
-    let (mut is_recorded, mut is_verbose) = (true, false);
+    let (mut is_recorded, mut is_verbose, mut architecture) = (true, false, None);
     let mut flags = lexopt::Parser::from_env();
     while let Some(flag) = flags.next()? {
         let name = match flag {
@@ -122,6 +131,7 @@ pub fn parse() -> Result<Option<Command>, Box<dyn Error>> {
             }
             "background" => action = Action::Background,
             "arguments" => action = Action::PrintArguments,
+            "arch" => architecture = Some(guest::architecture(&text(&mut flags, "--arch")?)?),
             "kernel" => description = description.kernel(flags.value()?),
             "initrd" => description = description.initrd(flags.value()?),
             "cmdline" => cmdline = Some(text(&mut flags, "--cmdline")?),
@@ -203,19 +213,19 @@ pub fn parse() -> Result<Option<Command>, Box<dyn Error>> {
         }
         _ => {}
     }
-    let cmdline = match cmdline {
-        Some(line) => completed(line),
-        None if description.bootrom.is_some() => String::new(),
-        None => DEFAULT_CMDLINE.to_owned(),
-    };
-    Ok(Some(Command { action, description, cmdline, is_verbose }))
+    Ok(Some(Command { action, description, architecture, cmdline, is_verbose }))
 }
 
-/// The kernel command line with a console and an end after a panic, if it does not set its own. They come first, since what
+/// Returns the kernel command line. It gets a console and an end after a panic, if it does not set its own. They come first, since what
 /// follows ` -- ` is for the init process.
-fn completed(line: String) -> String {
-    let lacks = |setting: &&str| !line.split_whitespace().any(|word| word.starts_with(*setting));
-    let [console, panic] = [("console=", "console=ttyS0 "), ("panic=", "panic=1 ")]
-        .map(|(setting, default)| if lacks(&setting) { default } else { "" });
+pub fn kernel_cmdline(line: Option<&str>, description: &HyperKit, console: &str) -> String {
+    let line = match line {
+        None if description.bootrom.is_some() => return String::new(),
+        line => line.unwrap_or(DEFAULT_CMDLINE),
+    };
+    let console = format!("console={console} ");
+    let lacks = |setting: &str| !line.split_whitespace().any(|word| word.starts_with(setting));
+    let [console, panic] = [("console=", &console[..]), ("panic=", "panic=1 ")]
+        .map(|(setting, default)| if lacks(setting) { default } else { "" });
     format!("{console}{panic}{line}")
 }

@@ -56,17 +56,25 @@ fn main() -> ExitCode {
 }
 
 fn execute(command: Command) -> Result<ExitCode> {
-    let Command { action, mut description, cmdline, .. } = command;
+    let Command { action, mut description, architecture, cmdline, .. } = command;
+    let mut engine = guest::engine(architecture, &description)?;
+    if engine == Engine::Qemu && description.hyperkit.is_none() && action == Action::PrintArguments {
+        engine = Engine::HyperKit;
+    }
     if description.kernel.is_none() && description.bootrom.is_none() {
-        let engine = match (&action, &description.hyperkit) {
-            (Action::PrintArguments, None) => Engine::HyperKit,
-            // A start reports that there is none.
-            _ => description.engine().unwrap_or(Engine::HyperKit),
-        };
         let (kernel, initrd) = guest::kernel_and_initrd(engine)?;
         description = description.kernel(kernel);
         description.initrd.get_or_insert(initrd);
     }
+    // Without a program, arguments are those of hyperkit, and firmware does not say for which architecture it is.
+    let needs_program = action == Action::PrintArguments || (description.bootrom.is_some() && architecture.is_some());
+    match engine {
+        _ if description.hyperkit.is_some() || !needs_program => {}
+        Engine::Qemu => description = description.hyperkit("qemu-system-x86_64"),
+        Engine::QemuArm64 => description = description.hyperkit("qemu-system-aarch64"),
+        _ => {}
+    }
+    let cmdline = flags::kernel_cmdline(cmdline.as_deref(), &description, engine.kernel_console());
     match action {
         Action::Background => print_access(&description.start(&cmdline)?)?,
         Action::PrintArguments => {

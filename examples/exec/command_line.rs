@@ -7,9 +7,10 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hyperkit::HyperKit;
+use hyperkit::{Architecture, HyperKit};
 
-use crate::usage::{number, print_help, unexpected};
+use crate::guest;
+use crate::usage::{number, print_help, text, unexpected};
 
 const HELP: &str = "\
 Runs a program in a new VM, which ends with the program.
@@ -23,14 +24,17 @@ Runs a program in a new VM, which ends with the program.
   --env NAME[=VALUE]    sets a variable, or passes on one of exec. Any number of times
   --timeout SECONDS     kills the program after this time, which begins when the guest has booted
   --boot-timeout SECONDS  how long the guest may take to boot (default: 120)
-  --kernel FILE         the kernel: a bzImage, or on QEMU a vmlinux. Several times: runs the program with each kernel, and
-                        prints a table at the end
+  --arch amd64|arm64    the architecture of the guest and of the program (default: that of the kernel or of --hyperkit,
+                        otherwise the host's). With --host-root, it must be the host's
+  --kernel FILE         the kernel: an x86 bzImage, an arm64 Image, or on QEMU a vmlinux for x86. Several times: runs the
+                        program with each kernel, and prints a table at the end
   --kernels FILE        runs the program with each kernel that FILE names: one path on each line, relative to FILE, and
                         comments after #
   --child               runs the program as an ordinary process instead of as process 1 (only without --host-root)
   --cpus N              vCPUs (default: 1)
   --memory MIB          memory (default: 1024)
-  --hyperkit PROGRAM    hyperkit or qemu-system-x86_64, by name or path (default: the first that is installed)
+  --hyperkit PROGRAM    hyperkit, qemu-system-x86_64 or qemu-system-aarch64, by name or path (default: the first that is
+                        installed for the guest's architecture)
   --help                prints this text
 
 With --host-root, the program has the files, the working directory and the user of exec. Standard input, output and error
@@ -58,6 +62,8 @@ const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
 pub struct Options {
     /// vCPUs, memory and hypervisor.
     pub description: HyperKit,
+    /// The architecture of the guest, if the command line names one.
+    pub architecture: Option<Architecture>,
     pub mode: Mode,
     /// If empty, the program runs with the kernel of the small guest.
     pub kernels: Vec<PathBuf>,
@@ -91,7 +97,7 @@ pub fn parse() -> Result<Option<Options>> {
     use lexopt::prelude::*;
     let (mut description, mut is_child, mut is_host_root) = (HyperKit::new(), false, false);
     let mut host = HostOptions { shares: vec![], env: vec![], timeout: None, boot_timeout: BOOT_TIMEOUT };
-    let (mut kernels, mut has_table) = (Vec::new(), false);
+    let (mut kernels, mut has_table, mut architecture) = (Vec::new(), false, None);
     // The first option that has no meaning without --host-root.
     let mut host_option = None;
     let mut args = lexopt::Parser::from_env();
@@ -110,6 +116,7 @@ pub fn parse() -> Result<Option<Options>> {
             Long("env") => host.env.push(variable(&args.value()?)?),
             Long("timeout") => host.timeout = Some(seconds(&mut args, "--timeout")?),
             Long("boot-timeout") => host.boot_timeout = seconds(&mut args, "--boot-timeout")?,
+            Long("arch") => architecture = Some(guest::architecture(&text(&mut args, "--arch")?)?),
             Long("kernel") => kernels.push(args.value()?.into()),
             Long("kernels") => {
                 kernels.extend(read_kernels(args.value()?.as_ref())?);
@@ -125,13 +132,18 @@ pub fn parse() -> Result<Option<Options>> {
     };
     let mode = match (is_host_root, host_option) {
         (true, _) if is_child => return Err("--child and --host-root exclude each other".into()),
-        (true, _) => Mode::HostRoot(host),
+        (true, _) => match architecture.filter(|it| Some(*it) != Architecture::host()) {
+            Some(other) => {
+                return Err(format!("--host-root runs programs of this host, not of {other}; leave out --arch").into());
+            }
+            None => Mode::HostRoot(host),
+        },
         (false, Some(option)) => return Err(format!("{option} requires --host-root").into()),
         (false, None) => Mode::SmallGuest { is_child },
     };
     has_table |= kernels.len() > 1;
     let command = [program].into_iter().chain(args.raw_args()?).collect();
-    Ok(Some(Options { description, mode, kernels, has_table, command }))
+    Ok(Some(Options { description, architecture, mode, kernels, has_table, command }))
 }
 
 fn seconds(args: &mut lexopt::Parser, flag: &str) -> Result<Duration> {

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use hyperkit::{Error as VmError, GuestChild, GuestCommand, GuestStatus, HyperKit, Root, Serial, Vm};
+use hyperkit::{Architecture, Error as VmError, GuestChild, GuestCommand, GuestStatus, HyperKit, Root, Serial, Vm};
 use rustix::io::Errno;
 
 use crate::command_line::{HostOptions, Options};
@@ -22,10 +22,10 @@ use crate::shell::quoted;
 use crate::signals::EndingSignal;
 use crate::{Ended, environment, guest};
 
-/// With an emulated CPU, a guest boots 0.1 s faster with `cryptomgr.notests`, and 0.3 s faster with `mitigations=off`. The mitigations
+/// The kernel command line after `console=`. With an emulated CPU, a guest boots 0.1 s faster with `cryptomgr.notests`, and 0.3 s faster with `mitigations=off`. The mitigations
 /// would protect nothing: the VM runs one program, which may be root in the guest. Without `no_timer_check`, the kernel panics if an
 /// emulated timer interrupt is late, which happens on busy hosts.
-const CMDLINE: &str = "console=ttyS0 quiet panic=-1 no_timer_check cryptomgr.notests mitigations=off";
+const CMDLINE: &str = "quiet panic=-1 no_timer_check cryptomgr.notests mitigations=off";
 /// How long `exec` still copies output after a timeout of the program. The reader of the output may hang.
 const OUTPUT_TIMEOUT: Duration = Duration::from_secs(2);
 /// The longest command in a label.
@@ -48,13 +48,19 @@ pub fn run(
     input: &Input,
     ending: &EndingSignal,
 ) -> Result<Ended, Box<dyn Error>> {
-    let (guest_kernel, guest_initrd) = guest::kernel_and_host_root()?;
+    let mut description = options.description.clone();
+    description.kernel = kernel.map(Into::into);
+    let engine = guest::engine(options.architecture, &description)?;
+    if Some(engine.architecture()) != Architecture::host() {
+        return Err(format!("--host-root runs programs of this host, not of {} guests", engine.architecture()).into());
+    }
+    let (guest_kernel, guest_initrd) = guest::kernel_and_host_root(engine)?;
     let kernel = kernel.unwrap_or(&guest_kernel);
     let own_initrd = for_kernel(kernel, &guest_kernel, &guest_initrd.with_file_name("hyperkit-agent"))?;
     let initrd = own_initrd.as_ref().map_or(&guest_initrd, |initrd| &initrd.path);
     let dir = RunDir::new()?;
     let description = describe(options, host)?.state_dir(dir.path()).kernel(kernel).initrd(initrd);
-    let vm = description.start_scoped(CMDLINE)?;
+    let vm = description.start_scoped(&format!("console={} {CMDLINE}", engine.kernel_console()))?;
     let (sender, events) = channel();
     let (signalled, signalled_vm) = (sender.clone(), Vm::clone(&vm));
     ending.on_signal(move |signal| {

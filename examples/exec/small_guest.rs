@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use std::{fs, thread};
 
-use hyperkit::{Serial, Vm};
+use hyperkit::{Architecture, Serial, Vm};
 
 use crate::command_line::Options;
 use crate::shell::quoted;
@@ -19,6 +19,9 @@ use crate::unread::when_unread;
 use crate::{Ended, cpio, guest, regular_file};
 
 const BEGIN: &str = "exec: begin";
+/// CPUs in the header of an ELF file, from Linux's `include/uapi/linux/elf-em.h`.
+const EM_X86_64: usize = 62;
+const EM_AARCH64: usize = 183;
 
 /// Runs the program in a VM that lasts as long as this call.
 pub fn run(
@@ -27,16 +30,20 @@ pub fn run(
     kernel: Option<&Path>,
     ending: &EndingSignal,
 ) -> Result<Ended, Box<dyn Error>> {
-    let (guest_kernel, guest_initrd) = guest::kernel_and_initrd(options.description.engine()?)?;
+    let mut description = options.description.clone();
+    description.kernel = kernel.map(Into::into);
+    let engine = guest::engine(options.architecture, &description)?;
+    let (guest_kernel, guest_initrd) = guest::kernel_and_initrd(engine)?;
     let temporary = std::env::temp_dir();
     let in_temporary = |error| format!("cannot create the VM's files in {}: {error}", temporary.display());
     let dir = tempfile::tempdir_in(&temporary).map_err(in_temporary)?;
     let initrd = dir.path().join("initrd.img");
     // No program prints this by itself.
     let end = format!("exec {}: status ", dir.path().display());
-    fs::write(&initrd, initrd_for(&options.command, &end, &guest_initrd)?).map_err(in_temporary)?;
-    let description = options.description.clone().state_dir(dir.path().join("vm"));
-    let description = description.kernel(kernel.unwrap_or(&guest_kernel)).initrd(initrd);
+    fs::write(&initrd, initrd_for(&options.command, engine.architecture(), &end, &guest_initrd)?)
+        .map_err(in_temporary)?;
+    let description =
+        description.state_dir(dir.path().join("vm")).kernel(kernel.unwrap_or(&guest_kernel)).initrd(initrd);
     let description = description.serial(Serial::none().log()).serial(Serial::stdio());
     let terminal = if stdin().is_terminal() && stdout().is_terminal() {
         " exec.terminal"
@@ -50,7 +57,8 @@ pub fn run(
         write_stderr("exec: booting a VM, which takes a few seconds\n")?;
     }
     let child = if is_child { " exec.child" } else { "" };
-    let vm = description.start_scoped(&format!("console=ttyS0 quiet panic=-1 no_timer_check{terminal}{child}"))?;
+    let console = engine.kernel_console();
+    let vm = description.start_scoped(&format!("console={console} quiet panic=-1 no_timer_check{terminal}{child}"))?;
     // The program in the guest does not notice that nobody reads its output.
     let is_unread = Arc::new(AtomicBool::new(false));
     let (unread_vm, was_unread) = (Vm::clone(&vm), is_unread.clone());
@@ -110,7 +118,12 @@ pub fn write_stderr(text: &str) -> io::Result<()> {
 }
 
 /// Returns the initrd of `examples/setup.sh` with another first process, and with the program.
-fn initrd_for(command: &[OsString], end: &str, guest_initrd: &Path) -> Result<Vec<u8>, Box<dyn Error>> {
+fn initrd_for(
+    command: &[OsString],
+    architecture: Architecture,
+    end: &str,
+    guest_initrd: &Path,
+) -> Result<Vec<u8>, Box<dyn Error>> {
     let (program, arguments) = command.split_first().ok_or("no program")?;
     let path = Path::new(program);
     let name = path.file_name().ok_or_else(|| format!("not the path of a program: {path:?}"))?;
@@ -123,7 +136,7 @@ fn initrd_for(command: &[OsString], end: &str, guest_initrd: &Path) -> Result<Ve
         }
         _ => format!("{}: {error}", path.display()),
     })?;
-    check_program(&content).map_err(|why| format!("{}: {why}", path.display()))?;
+    check_program(&content, architecture).map_err(|why| format!("{}: {why}", path.display()))?;
     let mut initrd = fs::read(guest_initrd)?;
     let run = [b"#!/bin/sh\ncd /exec/bin\nexec ./", &quoted(OsStr::new(name))[..]].concat();
     let run = arguments.iter().fold(run, |run, argument| [&run[..], b" ", &quoted(argument)].concat());
@@ -144,7 +157,7 @@ fn initrd_for(command: &[OsString], end: &str, guest_initrd: &Path) -> Result<Ve
 
 /// Refuses programs for another system, and programs that need a loader: the shell in the guest would report them as "not found". A
 /// file that is not ELF may be a script.
-fn check_program(program: &[u8]) -> Result<(), &'static str> {
+fn check_program(program: &[u8], architecture: Architecture) -> Result<(), String> {
     let number = |at: usize, length: usize| {
         let bytes = program.get(at..at + length)?;
         Some(bytes.iter().rev().fold(0, |number, &byte| (number << 8) | usize::from(byte)))
@@ -153,18 +166,21 @@ fn check_program(program: &[u8]) -> Result<(), &'static str> {
         let first_line = program.split(|&byte| byte == b'\n').next().unwrap_or_default();
         return match first_line.strip_prefix(b"#!").map(<[u8]>::trim_ascii) {
             Some(b"/bin/sh") => Ok(()),
-            Some(_) => Err("a script for another interpreter than /bin/sh, which is the only one in the guest"),
-            None => Err("neither a program for Linux nor a script with #!/bin/sh in its first line"),
+            Some(_) => Err("a script for another interpreter than /bin/sh, which is the only one in the guest".into()),
+            None => Err("neither a program for Linux nor a script with #!/bin/sh in its first line".into()),
         };
     }
-    if (number(4, 1), number(18, 2)) != (Some(2), Some(62)) {
-        return Err("not for x86-64");
+    let machine = if architecture == Architecture::Arm64 { EM_AARCH64 } else { EM_X86_64 };
+    // 64 bits, and the CPU.
+    if (number(4, 1), number(18, 2)) != (Some(2), Some(machine)) {
+        return Err(format!("not for {architecture}"));
     }
     let header = |index: usize| number(number(32, 8)? + index * number(54, 2)?, 4);
     let is_interpreter = |index| header(index) == Some(3);
     if (0..number(56, 2).unwrap_or(0)).any(is_interpreter) {
         return Err(
-            "it needs shared libraries: set --host-root, or link it statically (cc -static, or one of Rust's musl targets)",
+            "it needs shared libraries: set --host-root, or link it statically (cc -static, or one of Rust's musl targets)"
+                .into(),
         );
     }
     Ok(())
