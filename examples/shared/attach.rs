@@ -150,7 +150,7 @@ struct Screen {
 impl Screen {
     fn open(vm: &Vm, output: Output) -> Result<Self> {
         let description = vm.description();
-        let is_qemu = description.hyperkit.as_ref().is_some_and(|program| Engine::of(program) == Engine::Qemu);
+        let is_qemu = description.hyperkit.as_ref().is_some_and(|program| Engine::of(program) != Engine::HyperKit);
         let is_logged = description.serials.is_none() && description.console == Some(Console::Pty);
         let mut log = match vm.state_dir() {
             Some(dir) if is_qemu && is_logged => File::open(dir.join("console-ring")).ok(),
