@@ -17,8 +17,8 @@ It can be interrupted at any time, and run again.
     a C linker (50 MB). If the kernel is packed with zstd or lz4, it installs that program, too (1 MB). For a guest of another
     architecture than the host's, it installs the C compiler for that architecture (53 MB) and, with rustup, Rust's standard
     library for it (30 MB).
-  - It downloads a Linux kernel and busybox (61 to 110 MB: on Debian 12, 71 MB for amd64 and 61 MB for arm64), and makes of them
-    a small guest in target/guest/ (up to 80 MB), without root. For a guest of another architecture than the host's, it also
+  - It downloads a Linux kernel and busybox (on Debian 12, 72 MB for amd64 and 61 MB for arm64; newer ones have up to 110 MB, and
+    Ubuntu's more), and makes of them a small guest in target/guest/ (up to 80 MB), without root. For a guest of another architecture than the host's, it also
     downloads package lists (15 MB), which it deletes again; those of the host stay as they are. The guest contains the agent, a
     program of this repository, which Cargo builds. An amd64 kernel is there twice: packed (vmlinuz), and unpacked (vmlinux),
     which QEMU boots sooner. An arm64 kernel is there unpacked (vmlinuz). A second initial RAM disk, host-root.img, is for guests
@@ -247,7 +247,7 @@ if [ "$missing" ] || lacks_vsock || ! guests_are_made; then
        and there is no rustup to install it: install Rust with rustup (https://rustup.rs), and run this again"
             say "- install Rust's standard library for $arch with 'rustup target add $rust_target', 30 MB"
         fi
-        say "- download a Linux kernel and busybox for $arch, 61 to 110 MB, and make of them a guest in $guest/"
+        say "- download a Linux kernel and busybox for $arch, 61 to 110 MB (more on Ubuntu), and make of them a guest in $guest/"
     done
 fi
 

@@ -14,7 +14,7 @@ use crate::{cpio, regular_file};
 const MODULES: &str = include_str!("../guest/root-modules");
 /// The directories that the agent uses.
 const DIRECTORIES: [&str; 5] = ["proc", "lower", "layer", "root", "modules"];
-/// How a compressed module begins, and the program that decompresses it.
+/// How a compressed file begins, and the program that decompresses it.
 const COMPRESSED: [(&[u8], &str); 3] = [(b"\xfd7zXZ\0", "xz"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"\x1f\x8b", "gzip")];
 
 /// The part of a bzImage with its release, in bytes: at most 64 sectors.
@@ -46,7 +46,7 @@ pub fn for_kernel(kernel: &Path, guest_kernel: &Path, agent: &Path) -> Result<Op
     let agent = fs::read(agent).map_err(|error| format!("{}: {error}", agent.display()))?;
     let mut files = Vec::new();
     for (index, path) in modules.iter().enumerate() {
-        files.push((format!("modules/{index:03}-{}.ko", module_name(path)), read_module(path)?));
+        files.push((format!("modules/{index:03}-{}.ko", module_name(path)), read_decompressed(path)?));
     }
     let directories = DIRECTORIES.iter().map(|name| (*name, 0o040_755, &b""[..]));
     let init = ("init", 0o100_755, &agent[..]);
@@ -65,11 +65,11 @@ pub fn for_kernel(kernel: &Path, guest_kernel: &Path, agent: &Path) -> Result<Op
     Ok(Some(KernelInitrd { path, modules, _file: file }))
 }
 
-/// The release of a kernel, as `uname -r` prints it; `None` if the file is no Linux kernel.
+/// The release of a kernel, as `uname -r` prints it; `None` if the file is no Linux kernel. An arm64 kernel may be compressed as a whole.
 fn release(kernel: &Path) -> Option<String> {
-    let mut file = regular_file::open(kernel).ok()?;
+    let file = regular_file::open(kernel).ok()?;
     let mut image = Vec::new();
-    (&mut file).take(SETUP_SIZE).read_to_end(&mut image).ok()?;
+    file.take(SETUP_SIZE).read_to_end(&mut image).ok()?;
     let text = match image.get(0x202..0x206) {
         // Of a bzImage: kernel_version in Linux's Documentation/arch/x86/boot.rst.
         Some(b"HdrS") => {
@@ -77,7 +77,7 @@ fn release(kernel: &Path) -> Option<String> {
             image.get(0x200 + usize::from(offset)..)?
         }
         _ => {
-            file.read_to_end(&mut image).ok()?;
+            image = read_decompressed(kernel).ok()?;
             let mut rest = &image[..];
             loop {
                 if rest.skip_until(b'L').ok()? == 0 {
@@ -149,7 +149,7 @@ fn collect_modules(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-fn read_module(path: &Path) -> Result<Vec<u8>> {
+fn read_decompressed(path: &Path) -> Result<Vec<u8>> {
     let mut content = Vec::new();
     let read = regular_file::open(path).and_then(|mut file| file.read_to_end(&mut content));
     read.map_err(|error| format!("{}: {error}", path.display()))?;

@@ -35,7 +35,7 @@ pub fn engine(wanted: Option<Architecture>, description: &HyperKit) -> Result<En
     {
         match (wanted, path, found) {
             (Some(wanted), Some(path), Some(found)) if found != wanted => {
-                return Err(format!("{flag} is for {found}, and --arch for {wanted}: {}", path.display()));
+                return Err(format!("{flag} is for {found}, not for {wanted} as --arch says: {}", path.display()));
             }
             _ => {}
         }

@@ -76,7 +76,8 @@
 //! With [`Root::Host`](crate::Root::Host) the guest's root is the host's root directory, and commands are the host's programs: dynamically
 //! linked ones, scripts of any interpreter, shell pipelines. The guest can read what your user can read. What it writes stays in its
 //! memory, except in directories that you share. The page [`host_programs`](super::host_programs) says what works and what is different.
-//! The initrd is `host-root.img`, which is also in `target/guest`. The host must be Linux on x86-64, and the engine QEMU.
+//! The initrd is `host-root.img`, which is also in `target/guest`. The host must be Linux, the engine QEMU, and the guest of the
+//! host's architecture.
 #![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/host_programs.rs"), "```"))]
 //! # Share a directory
 //! [`share_dir`](crate::HyperKit::share_dir) shares a directory of the host under a tag. It uses 9p, a network file system, over

@@ -45,7 +45,7 @@ fn installed_exec_needs_no_checkout() {
     let missing = run("HOME", &home);
     let default = home.join(".local/share/hyperkit/guest").display().to_string();
     let expected = format!(
-        "exec: no guest: vmlinux or vmlinuz, and host-root.img not found in {default}; create the guest with \
+        "exec: no guest for x86-64: vmlinux or vmlinuz, and host-root.img not found in {default}; create the guest with \
          examples/setup.sh --guest {default}, in a checkout of hyperkit's repository\n"
     );
     assert_eq!((missing.status.code(), String::from_utf8(missing.stderr).unwrap()), (Some(125), expected));

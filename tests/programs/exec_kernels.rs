@@ -67,7 +67,7 @@ fn missing_guest_is_125_and_says_how_to_create_it() {
     assert_eq!(output.status.code(), Some(125));
     let none = host.path("none").display().to_string();
     let expected = format!(
-        "exec: no guest: vmlinux or vmlinuz, and host-root.img not found in {none}; create the guest with \
+        "exec: no guest for x86-64: vmlinux or vmlinuz, and host-root.img not found in {none}; create the guest with \
          examples/setup.sh --guest {none}, in a checkout of hyperkit's repository\n"
     );
     assert_eq!(text(&output.stderr), expected);

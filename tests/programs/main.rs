@@ -3,6 +3,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod architecture;
 mod ctl;
 mod embedder;
 mod engine_lookup;
@@ -20,5 +21,6 @@ mod foreground;
 mod howto;
 mod pty;
 mod readme;
+mod setup;
 mod terminal;
 mod usage;
