@@ -8,6 +8,7 @@ use std::ffi::{CStr, CString, OsString};
 use std::fmt::Display;
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
@@ -16,8 +17,9 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
+use rustix::fs::CWD;
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, mount_move};
+use rustix::mount::{FsPickFlags, MountFlags, fsconfig_reconfigure, fspick, mount_move};
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, sendto, socket_with};
 use rustix::process::{Pid, Resource, Rlimit, WaitOptions, chroot, getpid, setrlimit, setsid, wait};
@@ -33,10 +35,10 @@ const MODULES: &str = "/modules";
 const LOWER: &str = "/lower";
 const LAYER: &str = "/layer";
 const ROOT: &str = "/root";
-/// The largest messages that Linux's virtio transport for 9p can send. With `cache=mmap`, what the host changes is seen at once. With
-/// `cache=none`, Linux reads a program in single pages, and maps no file into memory for writing. With `cache=loose`, it would not see
-/// the host's changes.
-const OPTIONS_9P: &CStr = c"trans=virtio,version=9p2000.L,msize=512000,cache=mmap";
+/// The largest messages that Linux's virtio transport for 9p can send. With `cache=mmap`, what the host changes is seen at once. From
+/// Linux 6.4 on, that needs `directio`, too; earlier versions ignore this option. With `cache=none`, Linux reads a program in single
+/// pages, and maps no file into memory for writing. With `cache=loose`, it would not see the host's changes.
+const OPTIONS_9P: &CStr = c"trans=virtio,version=9p2000.L,msize=512000,cache=mmap,directio";
 /// What systemd sets for the processes of a host. Linux's own limit is 4096.
 const MAX_OPEN_FILES: u64 = 524_288;
 /// Limits what an agent that fails at once prints on the console.
@@ -48,6 +50,13 @@ pub fn check_root() -> io::Result<()> {
         true => Err(io::Error::other("`root` is set, but this initrd does not mount it; use host-root.img")),
         false => Ok(()),
     }
+}
+
+/// Lets the guest look up again the files that it does not use now. Otherwise it would execute a program's old pages after the host has
+/// built the program anew: the overlay keeps the share's inodes, and an inode keeps what was mapped into memory. When a file system is
+/// reconfigured, Linux drops its unused entries (`reconfigure_super` in `fs/super.c`).
+pub fn forget_files() {
+    let _ = fspick(CWD, "/", FsPickFlags::FSPICK_CLOEXEC).and_then(|root| fsconfig_reconfigure(root.as_fd()));
 }
 
 /// Whether this process is the first one.

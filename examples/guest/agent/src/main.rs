@@ -71,11 +71,13 @@ fn main() {
         [] => init::check_root().and_then(|()| {
             // A kernel without vsock is no error.
             std::thread::spawn(|| vsock::serve(true));
-            port::find().and_then(|port| session::serve(&port))
+            port::find().and_then(|port| session::serve(&port, || ()))
         }),
-        [init::SERVE] => port::find().and_then(|port| session::serve(&port)),
+        [init::SERVE] => port::find().and_then(|port| session::serve(&port, init::forget_files)),
         ["vsock"] => vsock::serve(false),
-        [path] if !path.starts_with('-') => port::open(Path::new(&arguments[0])).and_then(|port| session::serve(&port)),
+        [path] if !path.starts_with('-') => {
+            port::open(Path::new(&arguments[0])).and_then(|port| session::serve(&port, || ()))
+        }
         _ => Err(io::Error::other("usage: hyperkit-agent [vsock | DEVICE]")),
     };
     if let Err(error) = result {

@@ -19,9 +19,10 @@ const MAX_COMMANDS: usize = 1024;
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 const READ: usize = 64 * 1024;
 
-/// Serves one host program after another, until no other comes.
-pub fn serve(port: &impl Channel) -> io::Result<()> {
+/// Serves one host program after another, until no other comes. Calls `prepare` before each command.
+pub fn serve(port: &impl Channel, prepare: fn()) -> io::Result<()> {
     let mut session = Session {
+        prepare,
         supervisors: Supervisors::new()?,
         scanner: Scanner::new(false),
         frames: Frames::default(),
@@ -59,6 +60,7 @@ pub fn serve(port: &impl Channel) -> io::Result<()> {
 }
 
 struct Session {
+    prepare: fn(),
     supervisors: Supervisors,
     scanner: Scanner,
     frames: Frames,
@@ -195,6 +197,7 @@ impl Session {
     }
 
     fn execute(&mut self, number: u32, request: &[u8]) {
+        (self.prepare)();
         let started = match self.commands.len() {
             ..MAX_COMMANDS => {
                 let spare = self.spare.take().and_then(|spare| Command::start(number, request, spare).ok());

@@ -80,7 +80,7 @@ fn start_session(connection: OwnedFd) -> io::Result<()> {
 pub fn run_session() -> io::Result<()> {
     let stream = Stream(io::stdin().as_fd().try_clone_to_owned()?.into());
     rustix::io::ioctl_fionbio(&stream.0, true)?;
-    session::serve(&stream)
+    session::serve(&stream, || ())
 }
 
 /// A connection of one host program.
