@@ -25,8 +25,8 @@ It can be interrupted at any time, and run again.
     that execute the host's programs.
   - On macOS it installs QEMU with Homebrew. The guest has to be made on Debian or Ubuntu, and its directory to be copied.
 
-  --arch amd64|arm64|both  the architecture of the guest (default: the host's). The guest of the host's architecture is made in
-            target/guest/, the other one in target/guest-amd64/ or target/guest-arm64/
+  --arch amd64|arm64|both  the architecture of the guest (default: the host's; with --tests, both). The guest of the host's architecture is
+            made in target/guest/, the other one in target/guest-amd64/ or target/guest-arm64/
   --tests   also what the tests of these guests need: genisoimage, qemu-utils, strace, python3, a UEFI firmware (ovmf, 8 MB, or
             qemu-efi-aarch64, 3 MB to download and 260 MB on the disk), and virtiofsd if QEMU's package has none (50 MB in all);
             vhost-device-vsock, which Cargo builds in target/tools/ in a minute (to use vsock outside of the tests, put
@@ -52,7 +52,7 @@ x86_64 | amd64) host=amd64 native=amd64 ;;
 aarch64 | arm64) host=arm64 native=arm64 ;;
 *) host=other native=amd64 ;;
 esac
-arches=$native tests= wants_help= given_guest=
+arches= tests= wants_help= given_guest=
 while [ $# -gt 0 ]; do
     case $1 in
     --arch)
@@ -75,6 +75,8 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
+[ "$arches" ] || arches=${tests:+amd64 arm64}
+arches=${arches:-$native}
 if [ "$wants_help" ]; then
     help
     exit 0
