@@ -12,21 +12,22 @@ use std::time::Duration;
 
 use hyperkit::{ConsoleStream, HyperKit, Vm};
 
+use super::platform::PLATFORM;
 use super::{StopOnDrop, processes_matching};
 
 /// How long a test waits for the guest. Booting on an emulated CPU and a busy host takes far less.
 pub const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
 /// A kernel command line with which the guest prints a report of its devices and powers off.
-pub const REPORT_CMDLINE: &str = "console=ttyS0 panic=1 quiet no_timer_check hyperkit.report";
+pub const REPORT_CMDLINE: &str = PLATFORM.report_cmdline;
 /// The end of the prompt of the guest's shell.
 pub const PROMPT: &str = "# ";
 /// A kernel command line with which the guest boots to a shell, and reboots after a kernel panic. Without `no_timer_check`,
 /// the kernel panics if an emulated timer interrupt is late, which happens on busy hosts.
-pub const QUIET_CMDLINE: &str = "console=ttyS0 panic=1 quiet no_timer_check";
+pub const QUIET_CMDLINE: &str = PLATFORM.cmdline;
 
-/// Returns the path of `vmlinux`, `vmlinuz` or `initrd.img` of the guest.
+/// Returns the path of a file of the guest, such as `initrd.img`.
 pub fn guest_file(name: &str) -> PathBuf {
-    setup_file("target/guest", name)
+    PLATFORM.guest_file(name)
 }
 
 /// Returns the path of a file that `examples/setup.sh --tests` creates.
@@ -38,7 +39,7 @@ pub fn setup_file(dir: &str, name: &str) -> PathBuf {
 
 /// Returns the description of a VM on QEMU that boots the guest. Tests of `boot` and of the documentation boot `vmlinuz`.
 pub fn description() -> HyperKit {
-    HyperKit::new().hyperkit("qemu-system-x86_64").kernel(guest_file("vmlinux")).initrd(guest_file("initrd.img"))
+    PLATFORM.description()
 }
 
 /// Returns the description of a VM on QEMU with 256 MiB and a state directory that boots the guest.
@@ -83,10 +84,10 @@ pub fn run_in_guest(console: &ConsoleStream, command: &str) -> String {
 #[cfg(target_os = "linux")]
 pub fn qemu_in_mount_namespace(dir: &Path, commands: &str) -> PathBuf {
     let setup = dir.join("setup.sh");
-    fs::write(&setup, format!("{commands}\nexec qemu-system-x86_64 \"$@\"\n")).unwrap();
+    fs::write(&setup, format!("{commands}\nexec {} \"$@\"\n", PLATFORM.qemu)).unwrap();
     let script =
         format!("#!/bin/sh\nexec unshare --user --map-root-user --mount /bin/sh -e {} \"$@\"\n", setup.display());
-    let program = dir.join("qemu-system-x86_64");
+    let program = dir.join(PLATFORM.qemu);
     super::write_executable(&program, script.as_bytes());
     program
 }
@@ -103,7 +104,7 @@ pub fn processes_in(state_dir: &Path) -> Vec<u32> {
 /// Compiles `tests/data/guest-program.c` for the guest.
 pub fn compile_program(dir: &Path) -> PathBuf {
     let (source, program) = (Path::new(env!("CARGO_MANIFEST_DIR")).join("data/guest-program.c"), dir.join("program"));
-    let cc = if cfg!(target_arch = "x86_64") { "cc" } else { "x86_64-linux-gnu-gcc" };
+    let cc = PLATFORM.compiler();
     let status = Command::new(cc).args(["-static", "-O", "-o"]).args([&program, &source]).status();
     assert!(status.unwrap_or_else(|error| panic!("{cc}: {error}")).success());
     program

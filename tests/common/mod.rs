@@ -6,6 +6,7 @@ pub mod child_process;
 pub mod elf_kernel;
 pub mod guest;
 pub mod inputs;
+pub mod platform;
 pub mod rejection;
 pub mod tools;
 pub mod vpnkit;

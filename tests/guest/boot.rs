@@ -5,10 +5,15 @@ use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::process::{Command, Stdio};
 use std::time::SystemTime;
 
-use hyperkit::{Console, Disk, Disks, Error, Exit, HyperKit, Network, NicKind};
+use hyperkit::{ConfigError, Console, Disk, Disks, Error, Exit, HyperKit, Network, NicKind};
 
-use crate::common::guest::{self, BOOT_TIMEOUT, REPORT_CMDLINE, Report, description, guest_file};
+use crate::common::guest::{
+    self, BOOT_TIMEOUT, Guest, QUIET_CMDLINE, REPORT_CMDLINE, Report, description, guest_file, open_shell, run_in_guest,
+};
+use crate::common::platform::PLATFORM;
+use crate::common::rejection::only_violation;
 use crate::common::{StopOnDrop, example_path, file_names};
+use crate::devices::{AHCI, BLOCK, NETWORK, RANDOM, SHARE, bus};
 
 const UUID: &str = "1f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55";
 
@@ -25,17 +30,17 @@ fn guest_reports_the_described_hardware() {
 
     let state = dir.join("vm");
     let _stop = StopOnDrop(state.clone());
-    let description = description()
+    let mut description = description()
         .state_dir(&state)
         .cpus(2)
         .memory_mib(768)
-        .uuid(UUID)
         .network(Network::Nat)
         .disk(Disk::in_state_dir(64))
         .disk(Disk::raw(dir.join("second.img")).size_mib(8))
         .iso(&iso)
         .share_dir(&share, "share")
         .console(Console::Pty);
+    description.uuid = PLATFORM.has_uuid_without_firmware.then(|| UUID.to_owned());
     let marker = format!("marker-{}", std::process::id());
     let cmdline = format!("{REPORT_CMDLINE} hyperkit.marker={marker}");
     let began = seconds();
@@ -52,19 +57,8 @@ fn guest_reports_the_described_hardware() {
     assert_eq!(single("cmdline"), cmdline);
     assert_eq!(single("vcpus"), "2");
     assert_eq!(single("memory-mib"), "768");
-    assert_eq!(single("uuid"), UUID);
-    // PCI address, vendor, device, subsystem device (for virtio: the kind of device), class.
-    let pci = [
-        "0000:00:00.0 0x8086 0x29c0 0x1100 0x060000", // host bridge
-        "0000:00:01.0 0x1af4 0x1000 0x0001 0x020000", // the network card of `network`
-        "0000:00:02.0 0x1af4 0x1001 0x0002 0x010000", // disk
-        "0000:00:03.0 0x1af4 0x1001 0x0002 0x010000", // disk
-        "0000:00:04.0 0x8086 0x2922 0x1100 0x010601", // AHCI with the ISO
-        "0000:00:05.0 0x1af4 0x1005 0x0004 0x00ff00", // random number generator
-        "0000:00:06.0 0x1af4 0x1009 0x0009 0x000200", // 9p
-        "0000:00:1f.0 0x8086 0x2918 0x1100 0x060100", // LPC bridge
-    ];
-    assert_eq!(report["pci"], pci);
+    assert_eq!(single("uuid"), description.uuid.as_deref().unwrap_or_default());
+    assert_eq!(report["pci"], bus(&[NETWORK, BLOCK, BLOCK, AHCI, RANDOM, SHARE], 1));
     let disk = "ro=0 sectors=512/512 cache=write-back discard=1 begin=";
     let (first, second) = (64 * 2048, 8 * 2048);
     assert_eq!(
@@ -94,7 +88,7 @@ fn guest_reports_the_described_hardware() {
 #[test]
 fn run_prints_the_console_on_stdout() {
     let mut boot = Command::new(example_path("boot"));
-    boot.args(["--no-state", "--hyperkit", "qemu-system-x86_64", "--cmdline", REPORT_CMDLINE]);
+    boot.args(["--no-state", "--hyperkit", PLATFORM.qemu, "--cmdline", REPORT_CMDLINE]);
     boot.arg("--kernel").arg(guest_file("vmlinuz")).arg("--initrd").arg(guest_file("initrd.img"));
     let output = boot.stdin(Stdio::null()).output().unwrap();
     assert!(output.status.success(), "{output:?}");
@@ -102,7 +96,7 @@ fn run_prints_the_console_on_stdout() {
     let report = Report::parse(&output.stdout);
     assert_eq!(report["vcpus"], ["1"]);
     assert_eq!(report["memory-mib"], ["1024"]);
-    assert_eq!(report["pci"].len(), 3, "the number of devices: two bridges and the random number generator");
+    assert_eq!(report["pci"], bus(&[RANDOM], 1));
 }
 
 #[test]
@@ -117,7 +111,7 @@ fn another_process_attaches_and_stops_the_vm() {
     };
     let ctl = |command: &str| run(Command::new(example_path("ctl")).arg(command).arg(&state));
     let mut boot = Command::new(example_path("boot"));
-    boot.args(["--background", "--disk-size", "4", "--hyperkit", "qemu-system-x86_64", "--state-dir"]).arg(&state);
+    boot.args(["--background", "--disk-size", "4", "--hyperkit", PLATFORM.qemu, "--state-dir"]).arg(&state);
     boot.arg("--kernel").arg(guest_file("vmlinuz")).arg("--initrd").arg(guest_file("initrd.img"));
     let output = run(&mut boot);
     let description = HyperKit::from_state(&state).unwrap();
@@ -138,7 +132,7 @@ fn error_contains_qemu_output_when_start_fails() {
     let state = dir.path().canonicalize().unwrap().join("vm");
     let _stop = StopOnDrop(state.clone());
     let description = description().state_dir(&state).console(Console::Pty).extra_argument("-no-such-option");
-    match description.start("console=ttyS0") {
+    match description.start(QUIET_CMDLINE) {
         Err(Error::HypervisorFailed { exit: Exit::Failed(1), state_dir, log_tail }) => {
             assert_eq!(state_dir, Some(state.clone()));
             assert!(log_tail.hypervisor.contains("no-such-option"), "{log_tail}");
@@ -146,4 +140,17 @@ fn error_contains_qemu_output_when_start_fails() {
         other => panic!("{other:?}"),
     }
     assert!(!HyperKit::from_state(&state).unwrap().is_running().unwrap());
+}
+
+#[test]
+fn longest_command_line_reaches_linux_as_a_whole() {
+    let guest = Guest::new();
+    let padding = "x".repeat(2047 - QUIET_CMDLINE.len() - " ".len());
+    let cmdline = format!("{QUIET_CMDLINE} {padding}");
+    let vm = guest.description.start(&cmdline).unwrap();
+    // With the newline.
+    assert_eq!(run_in_guest(&open_shell(&vm), "wc -c </proc/cmdline"), "2048\n");
+    vm.kill().unwrap();
+    let too_long = only_violation(guest.description.start(&format!("{cmdline}x")));
+    assert_eq!(too_long, ConfigError::CommandLineTooLong { length: 2048, limit: 2047 });
 }

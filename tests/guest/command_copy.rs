@@ -7,7 +7,7 @@ use std::path::Path;
 use hyperkit::Error;
 
 use crate::command::{Agent, noise};
-use crate::common::guest::setup_file;
+use crate::common::guest::guest_file;
 
 /// Returns the files in a directory with their types, modes and contents.
 fn tree(dir: &Path) -> Vec<String> {
@@ -61,9 +61,9 @@ fn files_and_directories_are_copied_with_modes_and_symlinks() {
     assert_eq!(agent.answer("wc -c </tmp/secret; stat -c %a /tmp/secret"), "300000\n400");
 
     // The agent's own program, while it runs.
-    agent.vm.copy_in(setup_file("target/guest", "hyperkit-agent"), "/bin/hyperkit-agent").unwrap();
+    agent.vm.copy_in(guest_file("hyperkit-agent"), "/bin/hyperkit-agent").unwrap();
     agent.vm.copy_out("/bin/hyperkit-agent", path("agent")).unwrap();
-    assert!(fs::read(path("agent")).unwrap() == fs::read(setup_file("target/guest", "hyperkit-agent")).unwrap());
+    assert!(fs::read(path("agent")).unwrap() == fs::read(guest_file("hyperkit-agent")).unwrap());
 
     let failed = |result: hyperkit::Result<()>, words: &str| {
         let error = result.unwrap_err();

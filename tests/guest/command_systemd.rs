@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use hyperkit::{Disk, HyperKit};
 
-use crate::common::guest::{BOOT_TIMEOUT, Guest, setup_file};
+use crate::common::guest::{BOOT_TIMEOUT, Guest, guest_file, setup_file};
+use crate::common::platform::PLATFORM;
 
 /// On a host with a load of 20, the boot took 200 s.
 const DEBIAN_TIMEOUT: Duration = BOOT_TIMEOUT.saturating_mul(3);
@@ -31,14 +32,14 @@ fn systemd_starts_the_agent_by_the_unit_of_the_page() {
     let dir = guest.state_dir.parent().unwrap();
     let image = setup_file("target/cloud-image", "disk.qcow2");
     run(Command::new("qemu-img").args(["convert", "-O", "raw"]).args([&image, &dir.join("disk.img")]));
-    fs::copy(setup_file("target/guest", "hyperkit-agent"), dir.join("hyperkit-agent")).unwrap();
+    fs::copy(guest_file("hyperkit-agent"), dir.join("hyperkit-agent")).unwrap();
     fs::write(dir.join("hyperkit-agent.service"), block_of_page("[Unit]")).unwrap();
     let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap());
     let script = block_of_page("# the start of the root file system in the image, in bytes");
     run(Command::new("sh").args(["-ec", &script]).current_dir(dir).env("PATH", path));
 
-    let rom = Path::new("/usr/share/ovmf/OVMF.fd");
-    let description = HyperKit::new().hyperkit("qemu-system-x86_64").state_dir(&guest.state_dir).memory_mib(512);
+    let rom = Path::new(PLATFORM.uefi);
+    let description = HyperKit::new().hyperkit(PLATFORM.qemu).state_dir(&guest.state_dir).memory_mib(512);
     let description = description.bootrom(rom).disk(Disk::raw(dir.join("disk.img"))).agent(true);
     let vm = description.start("").unwrap();
     let begun = Instant::now();

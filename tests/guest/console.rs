@@ -5,9 +5,10 @@ use std::io::{Read, Write};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use hyperkit::{Console, ConsoleStream, Error, ErrorKind, Exit};
+use hyperkit::{Console, ConsoleStream, Error, ErrorKind, Exit, Serial};
 
-use crate::common::guest::{BOOT_TIMEOUT, Guest, PROMPT, QUIET_CMDLINE, description, open_shell};
+use crate::common::guest::{BOOT_TIMEOUT, Guest, PROMPT, QUIET_CMDLINE, description, open_shell, run_in_guest};
+use crate::common::platform::PLATFORM;
 use crate::common::{StopOnDrop, example_path, wait_until};
 
 /// Reads until a text has arrived, and returns what was read. Reads byte by byte, so that the next call gets the bytes
@@ -91,6 +92,23 @@ fn shell_session_through_console_stream_and_ctl_console() {
     let log = || fs::read_to_string(state.join("console-ring")).unwrap();
     wait_until("the answer is in the log", || log().contains("42 is it"));
     assert!(vm.wait_timeout(BOOT_TIMEOUT).is_some());
+}
+
+#[test]
+fn second_serial_port_carries_both_directions() {
+    let guest = Guest::new();
+    let description = guest.description.clone().no_serials();
+    let vm = description.serial(Serial::pty().log()).serial(Serial::pty()).start(QUIET_CMDLINE).unwrap();
+    let console = open_shell(&vm);
+    let ptys = vm.description().pty_paths().unwrap();
+    let mut second = fs::File::options().read(true).write(true).open(&ptys[1]).unwrap();
+    let port = PLATFORM.serial_ports[1];
+    run_in_guest(&console, &format!("stty raw -echo </dev/{port}; exec 3<>/dev/{port}; echo from the guest >&3"));
+    let mut received = [0; 15];
+    second.read_exact(&mut received).unwrap();
+    assert_eq!(&received, b"from the guest\n");
+    second.write_all(b"from the host\n").unwrap();
+    assert_eq!(run_in_guest(&console, "head -n 1 <&3"), "from the host\n");
 }
 
 #[test]

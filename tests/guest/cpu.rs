@@ -5,6 +5,7 @@ use std::fs;
 use hyperkit::ConfigError;
 
 use crate::common::guest::{Guest, QUIET_CMDLINE, open_shell, run_in_guest};
+use crate::common::platform::PLATFORM;
 
 /// Returns the flags in this list that Linux in the guest finds.
 fn flags_of(guest: &Guest, flags: &str) -> String {
@@ -18,18 +19,17 @@ fn flags_of(guest: &Guest, flags: &str) -> String {
     found.lines().collect::<Vec<_>>().join(" ")
 }
 
-/// Programs of RHEL 9, for instance, require these instructions.
 #[test]
-fn default_cpu_has_x86_64_v2_and_a_random_number_generator() {
-    let flags = "cx16 lahf_lm popcnt sse4_1 sse4_2 ssse3 rdrand";
-    assert_eq!(flags_of(&Guest::new(), flags), flags);
+fn default_cpu_has_the_features_that_distributions_require() {
+    assert_eq!(flags_of(&Guest::new(), PLATFORM.default_cpu), PLATFORM.default_cpu);
 }
 
 #[test]
 fn cpu_is_the_chosen_model_with_its_features() {
+    let [model, flags, found] = PLATFORM.other_cpu;
     let mut guest = Guest::new();
-    guest.description = guest.description.clone().cpu("core2duo,+popcnt,-sse3");
-    assert_eq!(flags_of(&guest, "T7700 ssse3 popcnt pni rdrand sse4_2"), "T7700 ssse3 popcnt");
+    guest.description = guest.description.clone().cpu(model);
+    assert_eq!(flags_of(&guest, flags), found);
 }
 
 /// Not all hosts have KVM or HVF. QEMU would fail after files were created.

@@ -7,6 +7,7 @@ use hyperkit::{Error, Exit, HyperKit, ShutdownOutcome};
 use rustix::process::{Signal, kill_process};
 
 use crate::common::guest::{Guest, QUIET_CMDLINE};
+use crate::common::platform::PLATFORM;
 use crate::common::{example_path, guest, to_pid};
 
 #[test]
@@ -32,7 +33,7 @@ fn killed_starter_leaves_no_vm_or_one_that_is_found() {
     let guest = Guest::new();
     for delay in [2, 5, 10, 20, 40, 60, 80, 120] {
         let mut boot = Command::new(example_path("boot"));
-        boot.args(["--background", "--hyperkit", "qemu-system-x86_64"]).arg("--state-dir").arg(&guest.state_dir);
+        boot.args(["--background", "--hyperkit", PLATFORM.qemu]).arg("--state-dir").arg(&guest.state_dir);
         boot.arg("--kernel").arg(guest::guest_file("vmlinuz")).arg("--initrd").arg(guest::guest_file("initrd.img"));
         let mut starter = boot.spawn().unwrap();
         std::thread::sleep(Duration::from_millis(delay));

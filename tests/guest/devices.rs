@@ -10,25 +10,24 @@ use crate::common::guest::{
     BOOT_TIMEOUT, Guest, PROMPT, QUIET_CMDLINE, REPORT_CMDLINE, Report, create_iso, create_share, description,
     open_shell, setup_file,
 };
+use crate::common::platform::PLATFORM;
 
 /// Kinds of devices, as the guest reports them from the PCI bus: vendor, device, subsystem device, class.
-const NETWORK: &str = "0x1af4 0x1000 0x0001 0x020000";
-const BLOCK: &str = "0x1af4 0x1001 0x0002 0x010000";
-const AHCI: &str = "0x8086 0x2922 0x1100 0x010601";
-const VSOCK: &str = "0x1af4 0x1053 0x1100 0x078000";
-const RANDOM: &str = "0x1af4 0x1005 0x0004 0x00ff00";
-const SHARE: &str = "0x1af4 0x1009 0x0009 0x000200";
-const HOST_BRIDGE: &str = "0000:00:00.0 0x8086 0x29c0 0x1100 0x060000";
-const LPC_BRIDGE: &str = "0000:00:1f.0 0x8086 0x2918 0x1100 0x060100";
+pub const NETWORK: &str = "0x1af4 0x1000 0x0001 0x020000";
+pub const BLOCK: &str = "0x1af4 0x1001 0x0002 0x010000";
+pub const AHCI: &str = "0x8086 0x2922 0x1100 0x010601";
+pub const VSOCK: &str = "0x1af4 0x1053 0x1100 0x078000";
+pub const RANDOM: &str = "0x1af4 0x1005 0x0004 0x00ff00";
+pub const SHARE: &str = "0x1af4 0x1009 0x0009 0x000200";
 
 fn at(slot: usize, what: &str) -> String {
     format!("0000:00:{slot:02x}.0 {what}")
 }
 
-/// Returns the report of a PCI bus with the two bridges and with devices of these kinds in slots 1, 2, and so on.
-fn bus(kinds: &[&str]) -> Vec<String> {
-    let devices = (1..).zip(kinds).map(|(slot, kind)| at(slot, kind));
-    [HOST_BRIDGE.to_owned()].into_iter().chain(devices).chain([LPC_BRIDGE.to_owned()]).collect()
+/// Returns the report of a PCI bus with devices of these kinds in slots 1, 2, and so on, and with this number of serial ports.
+pub fn bus(kinds: &[&str], serial_ports: usize) -> Vec<String> {
+    let devices = (0..).zip([PLATFORM.host_bridge].iter().chain(kinds)).map(|(slot, kind)| at(slot, kind));
+    devices.chain(PLATFORM.slot_31[serial_ports - 1].map(|kind| at(31, kind))).collect()
 }
 
 /// Returns the guest's report of a disk.
@@ -75,7 +74,7 @@ fn guest_finds_one_device_of_every_kind() {
 
     let report = run(description, &format!("{REPORT_CMDLINE} hyperkit.marker=here"));
     let kinds = [NETWORK, NETWORK, BLOCK, AHCI, BLOCK, BLOCK, VSOCK, AHCI, RANDOM, SHARE];
-    assert_eq!(report["pci"], bus(&kinds));
+    assert_eq!(report["pci"], bus(&kinds, 2));
     assert_eq!(
         report["net"],
         [at(1, "02:00:00:00:00:07 192.168.65.10/24"), at(2, "52:54:00:12:34:56 192.168.64.15/24")]
@@ -99,9 +98,12 @@ fn guest_finds_one_device_of_every_kind() {
     assert_eq!(report["iso"], [at(8, "sr0 hello.txt from the image")]);
     assert!(report.single("random").starts_with("virtio_rng.0 "));
     assert_eq!(report["9p"], [at(10, "tag hello.txt from the share")]);
-    assert_eq!(report["serial"], ["ttyS0", "ttyS1"]);
-    assert_eq!(fs::read_to_string(dir.join("vm/console-ring2")).unwrap(), "this is ttyS1\r\n");
-    assert_eq!(report.single("firmware"), "bios");
+    assert_eq!(report["serial"], PLATFORM.serial_ports);
+    assert_eq!(
+        fs::read_to_string(dir.join("vm/console-ring2")).unwrap(),
+        format!("this is {}\r\n", PLATFORM.serial_ports[1])
+    );
+    assert_eq!(report.single("firmware"), PLATFORM.firmware);
 
     let mut written = [0; 4];
     fs::File::open(dir.join("vm/disk.img")).unwrap().read_exact_at(&mut written, 1024 * 1024).unwrap();
@@ -141,7 +143,7 @@ fn guest_finds_thirty_devices() {
     assert_eq!(kinds.len(), 30);
 
     let report = run(description.clone(), REPORT_CMDLINE);
-    assert_eq!(report["pci"], bus(&kinds));
+    assert_eq!(report["pci"], bus(&kinds, 1));
     assert_eq!(report["net"].len(), 2);
     // Each disk is recognized by its size, each ISO image and share by its content. Linux probes SATA ports in parallel, so
     // the names of these disks vary.

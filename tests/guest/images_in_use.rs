@@ -3,7 +3,7 @@
 use hyperkit::{ConfigError, Console, Disk, Disks, Error, HyperKit, QcowOptions, create_disk_image};
 
 use crate::common::StopOnDrop;
-use crate::common::guest::description;
+use crate::common::guest::{QUIET_CMDLINE, description};
 use crate::common::rejection::only_violation;
 use crate::common::tools::run_tool;
 
@@ -17,7 +17,7 @@ fn image_in_use_by_qemu_is_rejected_before_start() {
     for shared in [Disk::raw(dir.join("shared.img")).size_mib(1), Disk::new(dir.join("shared.qcow2")).size_mib(1)] {
         let start = |state: &std::path::Path, disk: Disk| {
             let description = description().state_dir(state).disk(disk).console(Console::Pty);
-            description.start("console=ttyS0")
+            description.start(QUIET_CMDLINE)
         };
         let vm = start(&first, shared.clone()).unwrap();
         for disk in [shared.clone(), shared.clone().read_only()] {
@@ -54,8 +54,8 @@ fn backing_file_in_use_by_qemu_is_rejected_before_start() {
     // On other systems, QEMU takes no locks.
     if cfg!(target_os = "linux") {
         for (first, second, other) in [(&writer, &overlay, "overlay"), (&overlay, &writer, "writer")] {
-            let vm = first.start("console=ttyS0").unwrap();
-            let started = second.start("console=ttyS0");
+            let vm = first.start(QUIET_CMDLINE).unwrap();
+            let started = second.start(QUIET_CMDLINE);
             assert!(matches!(started, Err(Error::DiskInUse { ref path }) if *path == base), "{started:?}");
             assert!(!dir.join(other).exists());
             vm.kill().unwrap();

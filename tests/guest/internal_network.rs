@@ -15,12 +15,13 @@ use rustix::process::{Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::common::guest::{BOOT_TIMEOUT, QUIET_CMDLINE, description_in, processes_in};
+use crate::common::platform::PLATFORM;
 use crate::common::rejection::only_violation;
 use crate::common::{StopOnDrop, TEST_TIMEOUT, file_names, to_pid, write_executable};
 use crate::owner::Owner;
 
 /// A kernel command line with which the guest panics at its first program, before it has a driver for its card, and stays.
-const NO_DRIVER: &str = "console=ttyS0 quiet no_timer_check rdinit=/bin/false";
+const NO_DRIVER: &str = "quiet no_timer_check rdinit=/bin/false";
 
 /// The state directories `1`, `2`, … of the VMs with these numbers, and the directory `net` of their network. On drop, the VMs are
 /// killed.
@@ -243,7 +244,7 @@ fn number_belongs_to_one_vm() {
 #[test]
 fn failed_start_releases_the_number() {
     let (lan, _dir) = lan();
-    let qemu = lan.dir.join("qemu-system-x86_64");
+    let qemu = lan.dir.join(PLATFORM.qemu);
     write_executable(&qemu, b"#!/bin/sh\nexit 1\n");
     let error = lan.description(1).hyperkit(&qemu).start(QUIET_CMDLINE).unwrap_err();
     assert!(matches!(error, Error::HypervisorFailed { .. }), "{error:?}");

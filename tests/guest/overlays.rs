@@ -8,6 +8,7 @@ use hyperkit::{Disk, Disks, Exit, HyperKit, ShutdownOutcome};
 use rustix::process::{Signal, kill_process};
 
 use crate::common::guest::{BOOT_TIMEOUT, QUIET_CMDLINE, description_in, guest_file, open_shell, run_in_guest};
+use crate::common::platform::PLATFORM;
 use crate::common::tools::run_tool;
 use crate::common::{StopOnDrop, example_path, file_names, to_pid};
 
@@ -115,7 +116,7 @@ fn overlay_is_deleted_when_the_guest_powers_off_by_itself() {
 fn next_start_begins_with_the_base_again() {
     let site = Site::new("raw");
     let mut boot = Command::new(example_path("boot"));
-    boot.args(["--background", "--hyperkit", "qemu-system-x86_64", "--memory", "256", "--cmdline", QUIET_CMDLINE]);
+    boot.args(["--background", "--hyperkit", PLATFORM.qemu, "--memory", "256", "--cmdline", QUIET_CMDLINE]);
     boot.arg("--kernel").arg(guest_file("vmlinuz")).arg("--initrd").arg(guest_file("initrd.img"));
     boot.arg("--state-dir").arg(site.state_dir("a")).arg("--disk").arg(&site.base);
     assert!(boot.args(["--disk-size", "4", "--overlay"]).output().unwrap().status.success());

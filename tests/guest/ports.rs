@@ -49,12 +49,12 @@ fn free_host_port_is_forwarded_and_reported() {
     let mut other = crate::common::guest::description().state_dir(state.with_file_name("other")).console(Console::Pty);
     let _stop_other = StopOnDrop(state.with_file_name("other"));
     other = other.network(Network::Nat).port_forward(PortForward::tcp(forwards[0].host, 7));
-    match other.start("console=ttyS0") {
+    match other.start(QUIET_CMDLINE) {
         Err(Error::PortInUse { field: "port_forwards", port, .. }) => assert_eq!(port, forwards[0].host),
         other => panic!("{other:?}"),
     }
     other.port_forwards.clear();
-    match other.gdb_port(forwards[1].host).start("console=ttyS0") {
+    match other.gdb_port(forwards[1].host).start(QUIET_CMDLINE) {
         Err(Error::PortInUse { field: "gdb_port", port, .. }) => assert_eq!(port, forwards[1].host),
         other => panic!("{other:?}"),
     }
@@ -73,7 +73,7 @@ fn debugger_connects_to_the_gdb_port() {
     let (port, vm) = loop {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let description = description().state_dir(&state).console(Console::Pty).gdb_port(port);
-        match description.core_dumps(true).argv0("a name").start("console=ttyS0") {
+        match description.core_dumps(true).argv0("a name").start(QUIET_CMDLINE) {
             Err(Error::PortInUse { .. }) => {}
             started => break (port, started.unwrap()),
         }

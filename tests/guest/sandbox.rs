@@ -5,6 +5,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::process::{Command, Stdio};
 
 use crate::common::guest::{Guest, QUIET_CMDLINE, guest_file, qemu_in_mount_namespace, setup_file};
+use crate::common::platform::PLATFORM;
 use crate::common::{example_path, file_names};
 
 /// The number of filters through which the system calls of a process pass.
@@ -21,12 +22,9 @@ fn qemu_runs_in_its_sandbox_unless_that_is_turned_off() {
     let description = guest.description.clone().vsock(true);
     let description = description.vhost_device_vsock(setup_file("target/tools/bin", "vhost-device-vsock"));
     let script = qemu_in_mount_namespace(guest.state_dir.parent().unwrap(), "");
-    for (description, is_sandboxed) in [
-        (description.clone(), true),
-        (description.clone().hyperkit("kvm"), true),
-        (description.clone().hyperkit(script), true),
-        (description.sandbox(false), false),
-    ] {
+    let sandboxed = [PLATFORM.qemu.into(), script].into_iter().chain(PLATFORM.qemu_script.map(Into::into));
+    let sandboxed = sandboxed.map(|program| (description.clone().hyperkit(program), true));
+    for (description, is_sandboxed) in sandboxed.chain([(description.clone().sandbox(false), false)]) {
         let vm = description.start(QUIET_CMDLINE).unwrap();
         assert_eq!(seccomp_filters(vm.pid()) > own, is_sandboxed, "{:?}", vm.description().recorded_arguments());
         vm.kill().unwrap();
@@ -42,7 +40,7 @@ fn files_of_a_vm_are_for_its_owner_only() {
     fs::DirBuilder::new().mode(0o755).create(&guest.state_dir).unwrap();
     let mut boot = Command::new("sh");
     boot.args(["-c", "umask 000; exec \"$@\"", "sh"]).arg(example_path("boot"));
-    boot.args(["--background", "--disk-size", "4", "--vsock", "--hyperkit", "qemu-system-x86_64", "--state-dir"]);
+    boot.args(["--background", "--disk-size", "4", "--vsock", "--hyperkit", PLATFORM.qemu, "--state-dir"]);
     boot.arg(&guest.state_dir).arg("--kernel").arg(guest_file("vmlinuz")).arg("--initrd").arg(guest_file("initrd.img"));
     let tools = setup_file("target/tools", "bin");
     let path =

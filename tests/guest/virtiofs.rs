@@ -15,6 +15,7 @@ use crate::common::guest::{
     BOOT_TIMEOUT, QUIET_CMDLINE, create_share, description_in, guest_file, open_shell, processes_in, run_in_guest,
     setup_file,
 };
+use crate::common::platform::PLATFORM;
 use crate::common::{
     StopOnDrop, example_path, file_names, hypervisors_in, to_pid, vsock_daemons_in, wait_until, write_executable,
 };
@@ -69,7 +70,7 @@ impl Site {
     /// Asserts that the VM can be started again and removed, and that nothing is left then.
     fn assert_starts_again(&self) {
         let description = self.description();
-        description.start("console=ttyS0").unwrap().kill().unwrap();
+        description.start(QUIET_CMDLINE).unwrap().kill().unwrap();
         assert_eq!(self.daemons(), [0_u32; 0]);
         description.remove(Disks::Delete).unwrap();
         assert!(!self.state_dir.exists(), "{:?}", file_names(&self.state_dir));
@@ -156,14 +157,14 @@ fn daemon_exits_with_the_vm_and_leaves_no_files() {
         let site = Site::new();
         let description = site.description();
         for _ in 0..3 {
-            let vm = description.start("console=ttyS0").unwrap();
+            let vm = description.start(QUIET_CMDLINE).unwrap();
             assert!(!site.daemons().is_empty());
             let mode = site.state_dir.join("fs0.sock").metadata().unwrap().mode();
             assert_eq!(mode & 0o777, 0o600);
             vm.kill().unwrap();
             assert_eq!(site.daemons(), [0_u32; 0]);
         }
-        drop(description.start_scoped("console=ttyS0").unwrap());
+        drop(description.start_scoped(QUIET_CMDLINE).unwrap());
         assert_eq!(site.daemons(), [0_u32; 0]);
         site.assert_starts_again();
         let kept = ["/run/virtiofsd", "/var/run/virtiofsd"].map(|dir| file_names(dir.as_ref()));
@@ -212,13 +213,13 @@ fn daemon_and_watchers_exit_with_the_vm_if_one_of_them_was_killed() {
         let site = Site::new();
         let description = site.description();
         let count = {
-            description.start("console=ttyS0").unwrap();
+            description.start(QUIET_CMDLINE).unwrap();
             site.daemons().len()
         };
         description.stop().unwrap();
         assert!(count > 2, "there are fewer processes than the daemon and two watchers");
         for index in 0..count {
-            let vm = description.start("console=ttyS0").unwrap();
+            let vm = description.start(QUIET_CMDLINE).unwrap();
             kill_process(to_pid(site.daemons()[index]), Signal::KILL).unwrap();
             vm.kill().unwrap();
             wait_until("all of them have exited", || site.daemons().is_empty());
@@ -236,7 +237,7 @@ fn daemon_exits_when_qemu_fails_to_start() {
         {
             let description = site.description().extra_argument(argument);
             let description = if value.is_empty() { description } else { description.extra_argument(value) };
-            match description.start("console=ttyS0") {
+            match description.start(QUIET_CMDLINE) {
                 Err(Error::HypervisorFailed { exit: Exit::Failed(1), log_tail, .. }) => {
                     assert!(log_tail.hypervisor.contains(word), "{log_tail}");
                 }
@@ -245,8 +246,8 @@ fn daemon_exits_when_qemu_fails_to_start() {
             assert_eq!(site.daemons(), [0_u32; 0]);
         }
         // The command that could not be spawned has the FIFO open, too.
-        let qemu = site.write_program("qemu-system-x86_64", "#!/no/such/interpreter\n");
-        match site.description().hyperkit(qemu).start("console=ttyS0") {
+        let qemu = site.write_program(PLATFORM.qemu, "#!/no/such/interpreter\n");
+        match site.description().hyperkit(qemu).start(QUIET_CMDLINE) {
             Err(Error::Io { action: "start", .. }) => {}
             other => panic!("{other:?}"),
         }
@@ -264,7 +265,7 @@ fn daemon_failure_is_an_error_with_its_output() {
     let began = Instant::now();
     let description = description_in(&site.state_dir).virtiofsd(&program);
     let description = description.share_virtiofs(ShareVirtiofs::new(&site.share, "files").read_only());
-    match description.start("console=ttyS0") {
+    match description.start(QUIET_CMDLINE) {
         Err(Error::VirtiofsdFailed { program: named, log_tail }) => {
             assert_eq!(named, program);
             let report = format!("{}: exited with status 3", program.display());
@@ -291,9 +292,9 @@ fn daemon_failure_is_an_error_with_its_output() {
 fn daemon_lives_as_long_as_qemu_when_the_starter_is_killed_before_qemu_is_ready() {
     as_root("daemon_lives_as_long_as_qemu_when_the_starter_is_killed_before_qemu_is_ready", || {
         let site = Site::new();
-        let qemu = site.write_program("qemu-system-x86_64", "#!/bin/sh\necho $$ >\"$0.pid\"\nexec sleep 1000\n");
+        let qemu = site.write_program(PLATFORM.qemu, "#!/bin/sh\necho $$ >\"$0.pid\"\nexec sleep 1000\n");
         site.description().hyperkit(&qemu).kernel(guest_file("vmlinuz")).define().unwrap();
-        let pid_file = qemu.with_file_name("qemu-system-x86_64.pid");
+        let pid_file = qemu.with_extension("pid");
         let pid = || fs::read_to_string(&pid_file).ok()?.trim().parse::<u32>().ok();
         let mut starter = site.starter().stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         wait_until("QEMU is running", || pid().is_some());

@@ -2,11 +2,11 @@
 
 use std::fs;
 
-use hyperkit::{ConfigError, Console, Engine, Exit, HyperKit, Kernel};
+use hyperkit::{Console, Engine, Exit, HyperKit, Kernel};
 
 use crate::common::elf_kernel::{ElfKernel, sum};
 use crate::common::guest::{BOOT_TIMEOUT, Guest, QUIET_CMDLINE, guest_file, open_shell, run_in_guest};
-use crate::common::rejection::only_violation;
+use crate::common::platform::PLATFORM;
 use crate::common::{StopOnDrop, TestDir};
 
 const MIB: u64 = 1024 * 1024;
@@ -34,19 +34,6 @@ fn packed_and_unpacked_kernel_boot_the_same_guest() {
     assert_ne!(vmlinuz[2], "0x020c");
 }
 
-#[test]
-fn longest_command_line_reaches_linux_as_a_whole() {
-    let guest = Guest::new();
-    let padding = "x".repeat(2047 - QUIET_CMDLINE.len() - " ".len());
-    let cmdline = format!("{QUIET_CMDLINE} {padding}");
-    let vm = guest.description.start(&cmdline).unwrap();
-    // With the newline.
-    assert_eq!(run_in_guest(&open_shell(&vm), "wc -c </proc/cmdline"), "2048\n");
-    vm.kill().unwrap();
-    let too_long = only_violation(guest.description.start(&format!("{cmdline}x")));
-    assert_eq!(too_long, ConfigError::CommandLineTooLong { length: 2048, limit: 2047 });
-}
-
 /// Each kernel ends at the highest address that `check` accepts, and its initrd is as long as `check` accepts. Firmware that
 /// used more memory than `check` assumes would overwrite one of them. The kernel prints its checksums and resets the VM.
 #[test]
@@ -55,7 +42,7 @@ fn largest_accepted_kernel_and_initrd_arrive_intact() {
     let _stop = StopOnDrop(test_dir.path("vm"));
     let data: Vec<u8> = (0..0x4_0000_u32).flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_le_bytes()).collect();
     let describe = |memory: u64| {
-        let description = HyperKit::new().hyperkit("qemu-system-x86_64").state_dir(test_dir.path("vm"));
+        let description = HyperKit::new().hyperkit(PLATFORM.qemu).state_dir(test_dir.path("vm"));
         description.console(Console::Pty).memory_mib(memory).kernel(test_dir.path("vmlinux"))
     };
     for memory in [4, 32, 33, 64, 2048, 4096] {

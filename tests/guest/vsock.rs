@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use rustix::process::{Signal, kill_process};
 use crate::common::guest::{
     BOOT_TIMEOUT, QUIET_CMDLINE, compile_program, description, guest_file, initrd_with, open_shell, setup_file,
 };
+use crate::common::platform::PLATFORM;
 use crate::common::{
     KillOnDrop, StopOnDrop, example_path, file_names, to_pid, vsock_daemons_in, wait_until, write_executable,
 };
@@ -130,7 +131,7 @@ fn daemon_exits_with_the_vm_and_leaves_no_files() {
     let vsock = Vsock::new();
     let description = vsock.description();
     for _ in 0..3 {
-        let vm = description.start("console=ttyS0").unwrap();
+        let vm = description.start(QUIET_CMDLINE).unwrap();
         assert!(vsock.state_dir.join("v.sock").exists());
         assert!(!vsock.daemons().is_empty());
         vm.kill().unwrap();
@@ -146,7 +147,7 @@ fn sockets_are_created_in_vsock_dir() {
     let elsewhere = vsock.state_dir.with_file_name("sockets");
     fs::create_dir(&elsewhere).unwrap();
     let description = vsock.description().vsock_dir(&elsewhere);
-    description.start("console=ttyS0").unwrap();
+    description.start(QUIET_CMDLINE).unwrap();
     assert_eq!(file_names(&elsewhere), ["v.sock"]);
     assert!(!vsock.state_dir.join("v.sock").exists());
     description.stop().unwrap();
@@ -158,7 +159,7 @@ fn daemon_exits_when_the_vm_is_killed_after_its_starter_exited() {
     let mut boot = Command::new(example_path("boot"));
     let path = std::env::var("PATH").unwrap();
     boot.env("PATH", format!("{path}:{}", Vsock::daemon_path().parent().unwrap().display()));
-    boot.args(["--background", "--vsock", "--hyperkit", "qemu-system-x86_64", "--state-dir"]).arg(&vsock.state_dir);
+    boot.args(["--background", "--vsock", "--hyperkit", PLATFORM.qemu, "--state-dir"]).arg(&vsock.state_dir);
     boot.arg("--kernel").arg(guest_file("vmlinuz")).arg("--initrd").arg(guest_file("initrd.img"));
     let output = boot.output().unwrap();
     assert!(output.status.success(), "{output:?}");
@@ -166,7 +167,7 @@ fn daemon_exits_when_the_vm_is_killed_after_its_starter_exited() {
     assert!(description.is_running().unwrap() && !vsock.daemons().is_empty());
     kill_process(to_pid(description.recorded_pid().unwrap()), Signal::KILL).unwrap();
     wait_until("the daemon has exited", || vsock.daemons().is_empty());
-    description.start("console=ttyS0").unwrap().kill().unwrap();
+    description.start(QUIET_CMDLINE).unwrap().kill().unwrap();
     description.remove(Disks::Delete).unwrap();
     assert!(!vsock.state_dir.exists());
 }
@@ -175,14 +176,14 @@ fn daemon_exits_when_the_vm_is_killed_after_its_starter_exited() {
 fn vm_keeps_running_if_its_daemon_is_killed_and_leaves_no_files() {
     let vsock = Vsock::new();
     let description = vsock.description();
-    let vm = description.start("console=ttyS0").unwrap();
+    let vm = description.start(QUIET_CMDLINE).unwrap();
     for pid in vsock.daemons() {
         let _ = kill_process(to_pid(pid), Signal::KILL);
     }
     wait_until("the daemon is gone", || vsock.daemons().is_empty());
     assert_eq!(vm.try_wait(), None);
     vm.kill().unwrap();
-    description.start("console=ttyS0").unwrap().kill().unwrap();
+    description.start(QUIET_CMDLINE).unwrap().kill().unwrap();
     description.remove(Disks::Delete).unwrap();
     assert!(!vsock.state_dir.exists());
 }
@@ -194,13 +195,13 @@ fn daemon_and_watchers_exit_with_the_vm_if_one_of_them_was_killed() {
     let vsock = Vsock::new();
     let description = vsock.description();
     let count = {
-        description.start("console=ttyS0").unwrap();
+        description.start(QUIET_CMDLINE).unwrap();
         vsock.daemons().len()
     };
     description.stop().unwrap();
     assert!(count > 2, "there are fewer processes than the daemon and two watchers");
     for index in 0..count {
-        let vm = description.start("console=ttyS0").unwrap();
+        let vm = description.start(QUIET_CMDLINE).unwrap();
         kill_process(to_pid(vsock.daemons()[index]), Signal::KILL).unwrap();
         vm.kill().unwrap();
         wait_until("all of them have exited", || vsock.daemons().is_empty());
@@ -212,7 +213,7 @@ fn existing_file_or_live_socket_is_not_replaced() {
     let vsock = Vsock::new();
     let elsewhere = vsock.state_dir.with_file_name("sockets");
     fs::create_dir(&elsewhere).unwrap();
-    let refused = || match vsock.description().vsock_dir(&elsewhere).start("console=ttyS0") {
+    let refused = || match vsock.description().vsock_dir(&elsewhere).start(QUIET_CMDLINE) {
         Err(Error::SocketInUse { path }) => assert_eq!(path, elsewhere.join("v.sock")),
         other => panic!("{other:?}"),
     };
@@ -224,25 +225,25 @@ fn existing_file_or_live_socket_is_not_replaced() {
     let other = vsock.state_dir.with_file_name("other");
     let _stop = StopOnDrop(other.clone());
     let first = vsock.description().state_dir(&other).vsock_dir(&elsewhere);
-    first.start("console=ttyS0").unwrap();
+    first.start(QUIET_CMDLINE).unwrap();
     refused();
     first.stop().unwrap();
     // A stale socket of a VM that has exited is replaced.
-    vsock.description().vsock_dir(&elsewhere).start("console=ttyS0").unwrap().kill().unwrap();
+    vsock.description().vsock_dir(&elsewhere).start(QUIET_CMDLINE).unwrap().kill().unwrap();
     assert_eq!(vsock.daemons(), [] as [u32; 0]);
 }
 
 #[test]
 fn daemon_exits_when_qemu_fails_to_start() {
     let vsock = Vsock::new();
-    match vsock.description().extra_argument("-no-such-option").start("console=ttyS0") {
+    match vsock.description().extra_argument("-no-such-option").start(QUIET_CMDLINE) {
         Err(Error::HypervisorFailed { exit: Exit::Failed(1), log_tail, .. }) => {
             assert!(log_tail.hypervisor.contains("no-such-option"), "{log_tail}");
         }
         other => panic!("{other:?}"),
     }
     assert_eq!(vsock.daemons(), [] as [u32; 0]);
-    vsock.description().start("console=ttyS0").unwrap().kill().unwrap();
+    vsock.description().start(QUIET_CMDLINE).unwrap().kill().unwrap();
 }
 
 #[test]
@@ -250,7 +251,7 @@ fn daemon_failure_is_an_error_with_its_output() {
     let vsock = Vsock::new();
     let program = vsock.write_program("vhost-device-vsock", "#!/bin/sh\necho cannot do it >&2\nexit 3\n");
     let began = Instant::now();
-    match vsock.description().vhost_device_vsock(&program).start("console=ttyS0") {
+    match vsock.description().vhost_device_vsock(&program).start(QUIET_CMDLINE) {
         Err(Error::VsockDaemonFailed { program: named, log_tail }) => {
             assert_eq!((named, log_tail.hypervisor.as_str()), (program, "cannot do it"));
         }
@@ -259,7 +260,7 @@ fn daemon_failure_is_an_error_with_its_output() {
     // The timeout after which it gives up waiting for the end of processes that have the FIFO open, itself among them.
     assert!(began.elapsed() < Duration::from_secs(10));
     assert!(!vsock.state_dir.exists());
-    vsock.description().start("console=ttyS0").unwrap().kill().unwrap();
+    vsock.description().start(QUIET_CMDLINE).unwrap().kill().unwrap();
 }
 
 /// The daemon exits when nobody has the FIFO `vhost.line` open any more. QEMU has it from the start as its standard input. Here
@@ -267,7 +268,7 @@ fn daemon_failure_is_an_error_with_its_output() {
 #[test]
 fn daemon_lives_as_long_as_qemu_when_the_starter_is_killed_before_qemu_is_ready() {
     let vsock = Vsock::new();
-    let qemu = vsock.write_program("qemu-system-x86_64", "#!/bin/sh\necho $$ >\"$0.pid\"\nexec sleep 1000\n");
+    let qemu = vsock.write_program(PLATFORM.qemu, "#!/bin/sh\necho $$ >\"$0.pid\"\nexec sleep 1000\n");
     let tools = vsock.state_dir.with_file_name("tools");
     fs::create_dir(&tools).unwrap();
     symlink(Vsock::daemon_path(), tools.join("vhost-device-vsock")).unwrap();
@@ -275,8 +276,8 @@ fn daemon_lives_as_long_as_qemu_when_the_starter_is_killed_before_qemu_is_ready(
     boot.env("PATH", format!("{}:{}", std::env::var("PATH").unwrap(), tools.display()));
     boot.args(["--background", "--vsock", "--hyperkit"]).arg(&qemu).arg("--state-dir").arg(&vsock.state_dir);
     boot.arg("--kernel").arg(guest_file("vmlinuz"));
-    let pid_file: &Path = &qemu.with_file_name("qemu-system-x86_64.pid");
-    let pid = || fs::read_to_string(pid_file).ok()?.trim().parse::<u32>().ok();
+    let pid_file = qemu.with_extension("pid");
+    let pid = || fs::read_to_string(&pid_file).ok()?.trim().parse::<u32>().ok();
     let mut boot = boot.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     wait_until("QEMU is running", || pid().is_some());
     assert!(!vsock.daemons().is_empty());
@@ -293,8 +294,8 @@ fn daemon_lives_as_long_as_qemu_when_the_starter_is_killed_before_qemu_is_ready(
 #[test]
 fn daemon_exits_when_qemu_cannot_be_executed() {
     let vsock = Vsock::new();
-    let qemu = vsock.write_program("qemu-system-x86_64", "#!/no/such/interpreter\n");
-    match vsock.description().hyperkit(qemu).start("console=ttyS0") {
+    let qemu = vsock.write_program(PLATFORM.qemu, "#!/no/such/interpreter\n");
+    match vsock.description().hyperkit(qemu).start(QUIET_CMDLINE) {
         Err(Error::Io { action: "start", .. }) => {}
         other => panic!("{other:?}"),
     }
