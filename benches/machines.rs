@@ -1,5 +1,5 @@
-//! Measures what running VMs cost the program that started them, and how soon a real guest prints its first line.
-//! `examples/setup.sh && cargo build --release && cargo bench --bench machines` runs it.
+//! Measures what running VMs cost the program that started them, and how soon real guests print their first line and their prompt.
+//! `examples/setup.sh --arch both && cargo build --release && cargo bench --bench machines` runs it.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use common::platform::{OTHER_PLATFORM, PLATFORM};
 use common::{TestDir, guest};
 use hyperkit::{Console, HyperKit};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -19,7 +20,12 @@ fn main() {
         return;
     }
     idle_vms();
-    first_line();
+    // With the early console, since the kernel takes seconds until the other one prints.
+    time_to_text("first line", guest::description(), "console=ttyS0 earlyprintk=serial panic=1", "\n");
+    for platform in [PLATFORM, OTHER_PLATFORM] {
+        let name = format!("prompt ({})", platform.architecture);
+        time_to_text(&name, platform.description(), platform.cmdline, guest::PROMPT);
+    }
 }
 
 /// Returns the number of threads and open files of this process, its memory in KiB, and how often its threads were woken up.
@@ -71,23 +77,21 @@ impl Drop for KillProcessOnDrop {
     }
 }
 
-/// Measures the time from the start to the guest's first line: by this crate and, in turn, by starting QEMU with the same
+/// Measures the time from the start until the guest has printed a text: by this crate and, in turn, by starting QEMU with the same
 /// arguments.
-fn first_line() {
+fn time_to_text(name: &str, description: HyperKit, cmdline: &str, text: &str) {
     const ROUNDS: usize = 10;
-    // With the early console, since the kernel takes seconds until the other one prints.
-    const CMDLINE: &str = "console=ttyS0 earlyprintk=serial panic=1";
     let test_dir = TestDir::new();
     let _stop = test_dir.stop_on_drop();
     let state = test_dir.path("vm");
-    let description: HyperKit = guest::description().state_dir(&state).console(Console::Pty);
-    let first = description.start(CMDLINE).unwrap(); // records the arguments, and brings the files into the page cache
+    let description: HyperKit = description.state_dir(&state).console(Console::Pty);
+    let first = description.start(cmdline).unwrap(); // records the arguments, and brings the files into the page cache
     first.kill().unwrap();
     let (mut ours, mut by_hand) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         let began = Instant::now();
-        let vm = description.start(CMDLINE).unwrap();
-        ours.push(time_to_first_line(&state, began));
+        let vm = description.start(cmdline).unwrap();
+        ours.push(wait_for_text(&state, text, began));
         vm.kill().unwrap();
         let _ = fs::remove_file(state.join("console-ring"));
 
@@ -96,7 +100,7 @@ fn first_line() {
         qemu.args(started.recorded_arguments()).stdin(Stdio::null()).stdout(Stdio::null());
         let began = Instant::now();
         let qemu = KillProcessOnDrop(qemu.spawn().unwrap());
-        by_hand.push(time_to_first_line(&state, began));
+        by_hand.push(wait_for_text(&state, text, began));
         drop(qemu);
         for file in
             fs::read_dir(&state).unwrap().map(|file| file.unwrap()).filter(|file| file.file_name() != "hyperkit.json")
@@ -104,14 +108,18 @@ fn first_line() {
             fs::remove_file(file.path()).unwrap();
         }
     }
+    let mut ratios: Vec<_> = ours.iter().zip(&by_hand).map(|(ours, hand)| ours.div_duration_f64(*hand)).collect();
+    ratios.sort_by(f64::total_cmp);
     let (ours, by_hand) = (median(ours), median(by_hand));
-    let ratio = ours.as_secs_f64() / by_hand.as_secs_f64();
-    println!("guest's first line, median of {ROUNDS}: {ours:.1?} with this crate, {by_hand:.1?} without: {ratio:.3}");
+    let (ratio, pairs) = (ours.div_duration_f64(by_hand), ratios[ROUNDS / 2]);
+    println!(
+        "guest's {name}, median of {ROUNDS}: {ours:.1?} with this crate, {by_hand:.1?} without: {ratio:.3}; of the pairs {pairs:.3}"
+    );
 }
 
-/// Waits for the guest's first line and returns the time that passed since `began`.
-fn time_to_first_line(state: &Path, began: Instant) -> Duration {
-    while !fs::read(state.join("console-ring")).is_ok_and(|output| output.contains(&b'\n')) {
+/// Waits until the guest has printed a text, and returns the time that passed since `began`.
+fn wait_for_text(state: &Path, text: &str, began: Instant) -> Duration {
+    while !fs::read_to_string(state.join("console-ring")).is_ok_and(|output| output.contains(text)) {
         std::thread::sleep(Duration::from_micros(200));
     }
     began.elapsed()
