@@ -14,6 +14,8 @@ use std::thread::{Thread, current, park};
 use hyperkit::{HyperKit, Network};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+/// The examples are written for x86-64 guests.
+const GUEST: &str = if cfg!(target_arch = "aarch64") { "target/guest-amd64" } else { "target/guest" };
 /// A kernel command line with which the guest powers off by itself.
 pub const POWERS_OFF: &str = "console=ttyS0 panic=1 quiet no_timer_check hyperkit.report";
 
@@ -38,7 +40,7 @@ pub fn alone() -> Here {
     create_dir_all("machines/vm").unwrap();
     symlink("machines/vm", "vm").unwrap();
     for name in ["vmlinuz", "vmlinux", "initrd.img", "host-root.img"] {
-        let file = Path::new(ROOT).join("target/guest").join(name);
+        let file = Path::new(ROOT).join(GUEST).join(name);
         assert!(file.exists(), "{} is missing: run examples/setup.sh --tests first", file.display());
         symlink(file, name).unwrap();
     }
