@@ -119,13 +119,13 @@ clean_up() {
     [ -z "$work" ] || rm -rf "$work"
 }
 trap clean_up EXIT
-trap 'exit 1' HUP INT TERM
+trap 'exit 1' HUP INT PIPE TERM # PIPE: nobody reads the output any more
 
-# Says what is being done, and prints a dot every two seconds while the command runs.
+# Says what is being done, and prints a dot every two seconds while the command runs. SIGKILL of this script ends the dots, too.
 step() {
     printf 'setup: %s ' "$1"
     shift
-    (while sleep 2 >/dev/null 2>&1; do printf .; done) &
+    (while sleep 2 >/dev/null 2>&1 && kill -0 $$ 2>/dev/null; do printf .; done) &
     dots=$!
     "$@"
     kill "$dots"
