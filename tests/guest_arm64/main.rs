@@ -10,4 +10,5 @@ include!("../guest/modules.rs");
 #[path = "../guest/host_root.rs"]
 mod host_root;
 mod kernels;
+mod memory;
 mod portable;
