@@ -131,7 +131,12 @@ fn candidates(architecture: Option<Architecture>) -> Vec<&'static Path> {
         Some(architecture) => drivers.retain(|driver| driver.architecture() == architecture),
         None => drivers.sort_by_key(|driver| Some(driver.architecture()) != Architecture::host()),
     }
-    drivers.iter().flat_map(|driver| driver.default_programs()).map(Path::new).collect()
+    // `qemu-kvm` is of the engine for the host's architecture only.
+    let of_engine = |driver: &&'static dyn EngineDriver| {
+        let engine = driver.engine();
+        driver.default_programs().iter().map(Path::new).filter(move |program| Engine::of(program) == engine)
+    };
+    drivers.iter().flat_map(of_engine).collect()
 }
 
 /// The pid file of a hypervisor of any engine with this command line.

@@ -1,12 +1,13 @@
-//! Boot ROMs: which files are firmware for x86.
+//! Boot ROMs: which files are firmware for x86 or for arm64.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use hyperkit::{Architecture, ConfigError};
 
-use crate::common::TestDir;
 use crate::common::rejection::{assert_boots, assert_error, rejection_with, rom, without_boot_source};
+use crate::common::{TestDir, standin_path};
 
 /// Files of Debian's packages `ovmf` and `seabios`, which QEMU's package and `examples/setup.sh --tests` install.
 fn debian_file(path: &str) -> &Path {
@@ -39,6 +40,50 @@ fn uefi_variables_of_debian_are_rejected() {
     for path in ["/usr/share/OVMF/OVMF_VARS_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.ms.fd"] {
         let error = rejection_with(&test_dir, "", |d| without_boot_source(d).bootrom(debian_file(path)));
         assert_eq!(error, no_code(path));
+    }
+}
+
+/// QEMU's `virt` has flash of 64 MiB, and takes no shorter file. It starts at the beginning of the file.
+#[test]
+fn firmware_for_arm64_is_accepted_on_its_engine_only() {
+    let test_dir = TestDir::new();
+    let qemu = test_dir.path("qemu-system-aarch64");
+    symlink(standin_path(), &qemu).unwrap(); // it is never started; its name makes QEMU for arm64 the engine
+    let firmware = test_dir.path("firmware");
+    let write = |start: &[u8], length: u64| {
+        fs::write(&firmware, start).unwrap();
+        fs::OpenOptions::new().write(true).open(&firmware).unwrap().set_len(length).unwrap();
+    };
+    let describe = |d| without_boot_source(d).bootrom(&firmware).hyperkit(&qemu);
+    let invalid = |architecture, reason| ConfigError::InvalidBootrom { path: firmware.clone(), architecture, reason };
+    const JUMP: &[u8] = &[0, 4, 0, 0x14];
+    const LENGTH: &str = "it must be exactly 64 MiB long; lengthen a copy of a shorter one with `truncate -s 64M`";
+    const FLASH: u64 = 64 << 20;
+
+    write(JUMP, FLASH);
+    describe(test_dir.description()).check().unwrap();
+    // With firmware, the guest sees the UUID.
+    describe(test_dir.description()).uuid("0f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55").check().unwrap();
+    let error = rejection_with(&test_dir, "", |d| without_boot_source(d).bootrom(&firmware));
+    assert_eq!(error, no_code(&firmware));
+    for length in [4, 4096, 2 << 20, FLASH - 1, FLASH + 1, 2 * FLASH] {
+        write(JUMP, length);
+        let error = rejection_with(&test_dir, "", describe);
+        assert_eq!(error, invalid(Architecture::Arm64, LENGTH), "{length}");
+        assert!(error.to_string().contains("firmware for arm64: it must be exactly 64 MiB long"), "{error}");
+    }
+    write(&[], 0);
+    assert_eq!(rejection_with(&test_dir, "", describe), invalid(Architecture::Arm64, LENGTH));
+    for start in [[0; 4], [0xff; 4]] {
+        write(&start, FLASH);
+        let error = rejection_with(&test_dir, "", describe);
+        assert_eq!(error, invalid(Architecture::Arm64, "no code in its first 4 bytes"));
+    }
+    for x86 in ["/usr/share/ovmf/OVMF.fd", "/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/seabios/bios-256k.bin"] {
+        let error = rejection_with(&test_dir, "", |d| describe(d).bootrom(debian_file(x86)));
+        let (path, architecture) = (x86.into(), Architecture::Arm64);
+        let reason = "no code in its first 4 bytes";
+        assert_eq!(error, ConfigError::InvalidBootrom { path, architecture, reason });
     }
 }
 

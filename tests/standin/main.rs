@@ -28,6 +28,7 @@ mod corrupt_state;
 mod crash_recovery;
 mod defining;
 mod disk_images;
+mod engine_choice;
 mod exit_reasons;
 #[cfg(target_os = "linux")]
 mod exit_window;

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use hyperkit::{ConfigError, Console, Disk, Engine, HyperKit, Multiboot, Network, PortForward, Root, Serial};
 
+use crate::common::arm_image::ArmImage;
 use crate::common::rejection::{
     assert_error, modify, only_violation, rejection_by_arguments, rejection_with, violations_of_start,
 };
@@ -55,6 +56,38 @@ fn other_programs_of_qemu_are_unsupported() {
         let pure = only_violation(test_dir.description().hyperkit(name).arguments(""));
         assert_error!(pure, ConfigError::Unsupported { engine: Engine::Qemu, .. });
     }
+}
+
+/// Settings of x86's interrupt hardware, and what a guest without firmware cannot see.
+#[test]
+fn features_unsupported_for_arm64_guests_are_rejected() {
+    let test_dir = TestDir::new();
+    let qemu = test_dir.path("qemu-system-aarch64");
+    symlink(standin_path(), &qemu).unwrap(); // it is never started; its name makes QEMU for arm64 the engine
+    let kernel = test_dir.write("Image", &ArmImage::new(1 << 20).0);
+    let description = || test_dir.description().hyperkit(&qemu).kernel(&kernel);
+    let refuse = |change: &dyn Fn(HyperKit) -> HyperKit, words: &str| {
+        let error = rejection_with(&test_dir, "", |d| change(d.hyperkit(&qemu).kernel(&kernel)));
+        assert!(error.to_string().starts_with("QEMU for arm64 does not support "), "{error}");
+        assert_error!(error, ConfigError::Unsupported { engine: Engine::QemuArm64, feature } if feature.contains(words));
+        let pure = only_violation(change(description()).arguments(""));
+        assert_error!(pure, ConfigError::Unsupported { engine: Engine::QemuArm64, feature } if feature.contains(words));
+    };
+    refuse(&|d| d.uuid("0f0e6d3c-5f2b-4b6e-8f11-2a7d9f1c0b55"), "`uuid`");
+    refuse(&|d| d.x2apic(true), "`x2apic`");
+    refuse(&|d| d.msix(false), "`msix`");
+    let multiboot = test_dir.write("kernel", &multiboot());
+    refuse(
+        &|d| modify(d, |d| (d.kernel, d.initrd) = (None, None)).multiboot(Multiboot::new(&multiboot)),
+        "`multiboot`",
+    );
+    if cfg!(not(all(target_os = "linux", target_arch = "aarch64"))) {
+        let error = rejection_with(&test_dir, "", |d| d.hyperkit(&qemu).kernel(&kernel).agent(true).root(Root::Host));
+        assert_error!(error, ConfigError::Unsupported { engine: Engine::QemuArm64, feature } if feature.contains("`root`"));
+    }
+    // These have no meaning for arm64, or the same one.
+    description().mptable(false).exit_on_hlt(true).exit_on_pause(true).check().unwrap();
+    description().utc(false).cpus(64).memory_mib(8192).gdb_port(1234).check().unwrap();
 }
 
 /// Returns the shortest multiboot kernel that specifies its load address.
