@@ -32,11 +32,11 @@ fn report_choice(arguments: &[String]) {
         (Ok(found), Ok(engine)) => {
             let program = found.hyperkit.unwrap();
             assert_eq!(engine, Engine::of(&program));
-            report(&format!("{} {}", program.display(), log.join("; ")));
+            report(format!("{} {}", program.display(), log.join("; ")));
         }
         (Err(Error::HypervisorNotFound { searched }), Err(Error::HypervisorNotFound { searched: places })) => {
             assert_eq!(searched, places);
-            report(&format!("not found: {searched:?}"));
+            report(format!("not found: {searched:?}"));
         }
         other => panic!("{other:?}"),
     }

@@ -75,6 +75,7 @@ impl fmt::Display for KernelFormat {
 /// assert_eq!((kernel.format(), kernel.architecture()), (KernelFormat::BzImage, Architecture::X86_64));
 /// assert_eq!(kernel.cmdline_limit(), Some(2047));
 /// assert!(kernel.boots_on(Engine::HyperKit) && kernel.boots_on(Engine::Qemu));
+/// assert!(!kernel.boots_on(Engine::QemuArm64)); // its guests need an arm64 Image
 ///
 /// // The same kernel, unpacked.
 /// let kernel = Kernel::read("vmlinux")?;
