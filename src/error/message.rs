@@ -269,7 +269,7 @@ impl fmt::Display for ConfigError {
                 write!(f, "`multiboot` must be a multiboot kernel: {reason}: {}", path.display())
             }
             Self::InvalidBootrom { path, architecture, reason } => {
-                write!(f, "`bootrom` must be firmware for {architecture}: {reason}: {}", path.display())
+                write!(f, "`bootrom` is not firmware for {architecture}: {}; {reason}", path.display())
             }
             Self::EmptyFile { field, path } => write!(f, "`{field}` is empty: {}", path.display()),
             Self::DoesNotFit { field, path, needed, max } => {

@@ -18,7 +18,7 @@ fn debian_file(path: &str) -> &Path {
 /// The error for a file without code where an x86 processor starts.
 fn no_code(path: impl AsRef<Path>) -> ConfigError {
     let (path, architecture) = (path.as_ref().to_owned(), Architecture::X86_64);
-    ConfigError::InvalidBootrom { path, architecture, reason: "no code in its last 16 bytes" }
+    ConfigError::InvalidBootrom { path, architecture, reason: "it must have code in its last 16 bytes" }
 }
 
 #[test]
@@ -87,7 +87,7 @@ fn firmware_for_arm64_is_accepted_on_its_engine_only() {
     }
 }
 
-/// Option ROMs of Debian's `ipxe-qemu` and `seabios`. Those whose length is no multiple of pages are rejected for that.
+/// Option ROMs of Debian's `ipxe-qemu` and `seabios`. Those whose length is no multiple of the page size are rejected because of their length.
 #[test]
 fn option_roms_are_rejected() {
     let test_dir = TestDir::new();

@@ -54,10 +54,10 @@ pub(super) fn unsupported_features(description: &HyperKit) -> Vec<ConfigError> {
     let is_x86 = machine.architecture == Architecture::X86_64;
     let apple_log = ports(description).is_ok_and(|ports| ports.iter().any(|port| port.apple_log));
     for (is_set, feature) in [
-        (is_other, "this program of QEMU (`hyperkit`); use qemu-system-x86_64 or qemu-system-aarch64"),
+        (is_other, "VMs in this program of QEMU (`hyperkit`); use qemu-system-x86_64 or qemu-system-aarch64"),
         (
             description.uuid.is_some() && lacks_uuid,
-            "a UUID without firmware (`uuid`), as there is no other way to tell the guest; use `bootrom`",
+            "a UUID without a boot ROM (`uuid`), since only firmware passes it to the guest; use `bootrom`",
         ),
         (
             description.multiboot.is_some() && !machine.boots_multiboot,
