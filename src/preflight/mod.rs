@@ -91,12 +91,15 @@ fn resolve(description: &HyperKit) -> Result<(HyperKit, Violations, Option<Error
     Ok((resolved, violations, not_found))
 }
 
-/// The absolute path of the hypervisor of a description. If it names none, its kernel decides which engines are searched.
+/// The absolute path of the hypervisor of a description. If the description names none, the kernel's architecture decides which engines
+/// are searched.
 pub(crate) fn find_hypervisor(description: &HyperKit) -> Result<PathBuf> {
-    let is_x86 = description.multiboot.is_some().then_some(Architecture::X86_64);
-    let kernel = || Some(kernel::read(description.kernel.as_deref()?).ok()?.architecture());
-    let wanted = description.hyperkit.as_deref();
-    engine::find(wanted, if wanted.is_none() { is_x86.or_else(kernel) } else { None })
+    let architecture = match (&description.hyperkit, &description.multiboot, &description.kernel) {
+        (None, Some(_), _) => Some(Architecture::X86_64),
+        (None, None, Some(kernel)) => kernel::read(kernel).ok().map(|kernel| kernel.architecture()),
+        _ => None,
+    };
+    engine::find(description.hyperkit.as_deref(), architecture)
 }
 
 /// A little-endian number of `length` bytes; missing bytes are 0.
