@@ -22,8 +22,9 @@
 //! howto-talk`.
 //!
 //! On the kernel command lines, `console=` makes the kernel print to the port that the crate reads. The name of that port depends on the
-//! guest's architecture, so [`kernel_console`](crate::Engine::kernel_console) returns it. `quiet` leaves out most of the kernel's messages, `panic=1` ends the VM a second after a kernel panic, and `no_timer_check` avoids a panic under emulation on a
-//! busy host. The timeouts are long, since an emulated guest on a busy host may need a minute to boot.
+//! guest's architecture, so [`kernel_console`](crate::Engine::kernel_console) returns it. `quiet` leaves out most of the kernel's
+//! messages, `panic=1` ends the VM a second after a kernel panic, and `no_timer_check` avoids a panic of an x86 kernel that is emulated
+//! on a busy host. The timeouts are long, since an emulated guest on a busy host may need a minute to boot.
 //!
 //! # Test in a VM
 //! To run existing tests in a VM without changing them, see the page [`tests_in_a_vm`](super::tests_in_a_vm). To start VMs in
@@ -76,8 +77,8 @@
 //! With [`Root::Host`](crate::Root::Host) the guest's root is the host's root directory, and commands are the host's programs: dynamically
 //! linked ones, scripts of any interpreter, shell pipelines. The guest can read what your user can read. What it writes stays in its
 //! memory, except in directories that you share. The page [`host_programs`](super::host_programs) says what works and what is different.
-//! The initrd is `host-root.img`, which is also in `target/guest`. The host must be Linux, the engine QEMU, and the guest of the
-//! host's architecture.
+//! The initrd is `host-root.img`, which is also in `target/guest`. The host must be Linux, the engine must be QEMU, and the guest must
+//! have the host's architecture.
 #![cfg_attr(not(doctest), doc = concat!("```rust\n", include_str!("../../examples/howto/host_programs.rs"), "```"))]
 //! # Share a directory
 //! [`share_dir`](crate::HyperKit::share_dir) shares a directory of the host under a tag. It uses 9p, a network file system, over
@@ -163,7 +164,7 @@
 //!   cloud kernel has no driver.
 //! - The disk grows to 4 GiB, and cloud-init grows the file system. If your image is larger than that, raise the number: the
 //!   crate does not shrink disks.
-//! - The guest's console is on the serial port only if the image's own kernel command line has `console=ttyS0`. ssh does not need
+//! - The guest's console is on the serial port only if the image's own kernel command line has `console=ttyS0` (`ttyAMA0` on arm64). ssh does not need
 //!   it.
 //! - Under emulation, an image with cloud-init answers after 45 to 90 s. It answers before cloud-init is done; the command
 //!   `cloud-init status --wait` waits for that.
@@ -210,15 +211,15 @@
 //! | for | options |
 //! |---|---|
 //! | boot of `vmlinux` | `PVH` |
-//! | console | `SERIAL_8250`, `SERIAL_8250_CONSOLE`; on arm64 `SERIAL_AMBA_PL011`, `SERIAL_AMBA_PL011_CONSOLE` |
+//! | console | `SERIAL_8250`, `SERIAL_8250_CONSOLE`, or on arm64 `SERIAL_AMBA_PL011`, `SERIAL_AMBA_PL011_CONSOLE` |
 //! | initrd | `BLK_DEV_INITRD`, and `RD_GZIP` or another compression |
-//! | all devices | `PCI`, `PCI_MSI`, `VIRTIO_PCI` |
+//! | all devices | `PCI`, `PCI_MSI`, `VIRTIO_PCI`; on arm64 `PCI_HOST_GENERIC` |
 //! | disks, network card, random numbers | `VIRTIO_BLK`, `VIRTIO_NET`, `HW_RANDOM_VIRTIO` |
 //! | CD drives | `ATA`, `SATA_AHCI`, `BLK_DEV_SR`, `ISO9660_FS` |
 //! | shared directories | `NET_9P`, `NET_9P_VIRTIO`, `9P_FS` |
 //! | commands ([`agent`](crate::HyperKit::agent)) | `VIRTIO_CONSOLE`; on hyperkit those of vsock |
 //! | vsock | `VSOCKETS`, `VIRTIO_VSOCKETS` |
-//! | power button | `ACPI`, `ACPI_BUTTON`; on arm64 without firmware `KEYBOARD_GPIO`; `INPUT_EVDEV`, and in the guest a program that reacts: systemd-logind or acpid |
+//! | power button | `ACPI`, `ACPI_BUTTON`, or on arm64 without firmware `KEYBOARD_GPIO`; `INPUT_EVDEV`, and in the guest a program that reacts: systemd-logind or acpid |
 //!
 //! Without a console the VM runs and prints nothing. Without a reaction to the power button, [`shutdown`](crate::Vm::shutdown)
 //! kills the VM after its grace period.
@@ -234,7 +235,7 @@
 //!   [`log`] facade: with env_logger, set `RUST_LOG=hyperkit=info`.
 //! - The guest fails after the start has succeeded (`Guest`, `Timeout`). [`console_log`](crate::HyperKit::console_log) returns what the
 //!   guest has printed, also after the VM has exited; it is `console-ring` in the state directory. If the log is empty, the kernel has
-//!   no serial console, or its command line has another `console=`.
+//!   no serial console, or the `console=` on its command line names another port.
 //!
 //! `{error:#}` prints the message, its causes and the last lines of hypervisor and console in one line, for a log. The program
 //! below prints what a person needs. The program needs the crate `log`.
