@@ -33,8 +33,8 @@
 //! ```
 //!
 //! Calls block. For async programs there are a future ([`Vm::exited`]) and a non-blocking console; the guide shows
-//! [tokio](guide::howto#use-it-from-tokio). Neither root nor KVM is needed. A guest for
-//! the host's architecture runs on the host's CPU with KVM, or HVF on Macs. Otherwise QEMU emulates the CPU, which is slower.
+//! [tokio](guide::howto#use-it-from-tokio). Neither root nor KVM is needed. A guest for the host's architecture runs on the host's CPU
+//! with KVM, or HVF on Macs. Otherwise QEMU emulates the CPU, which is slower.
 //!
 //! # Describe
 //! Each setting is a public field of [`HyperKit`] and a method of the same name that sets it. [`check`](HyperKit::check) finds

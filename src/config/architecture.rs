@@ -14,14 +14,14 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Architecture {
-    /// x86 with 64 bits, also called amd64.
+    /// 64-bit x86, also called amd64.
     X86_64,
-    /// ARM with 64 bits, also called aarch64: Apple silicon and many servers.
+    /// 64-bit ARM, also called aarch64: Apple silicon and many servers.
     Arm64,
 }
 
 impl Architecture {
-    /// Returns the architecture for which this program is built. `None` if no guest can have it.
+    /// Returns the architecture for which this program is built. `None` if no engine runs guests with this architecture.
     ///
     /// ```
     /// println!("guests with the host's CPU: {:?}", hyperkit::Architecture::host());

@@ -129,7 +129,7 @@ pub enum Root {
     #[default]
     Initrd,
     /// The host's root directory, `/`. The guest can read everything that the user who starts the VM can read, such as private keys
-    /// in the home directory. The host must be Linux, of the guest's architecture.
+    /// in the home directory. The host must be Linux, and have the guest's architecture.
     Host,
     /// A directory of the host with the programs of a Linux system for the guest's architecture, such as one that `debootstrap` has created.
     Dir(PathBuf),

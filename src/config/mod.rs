@@ -170,14 +170,15 @@ pub struct HyperKit {
 
     /// The Linux kernel. For x86-64 guests: a bzImage, the format of `/boot/vmlinuz-…`, or on QEMU an ELF `vmlinux` with a PVH entry.
     /// For arm64 guests: an `Image`, which may be compressed with gzip. [`Kernel`](crate::Kernel) reads a file's format. The hypervisor
-    /// loads it without a boot loader. If [`hyperkit`](Self::hyperkit) is unset, the kernel's architecture is that of the VM.
+    /// loads the kernel without a boot loader. If [`hyperkit`](Self::hyperkit) is unset, a start chooses an engine for the kernel's
+    /// architecture.
     #[serde(with = "json::path")]
     pub kernel: Option<PathBuf>,
     /// The initial RAM disk, from which the kernel starts its first program.
     #[serde(with = "json::path")]
     pub initrd: Option<PathBuf>,
-    /// A boot ROM instead of a kernel, such as UEFI firmware: 4 KiB to 16 MiB, in multiples of 4096 bytes; for arm64 guests
-    /// 64 MiB. It boots from the disks.
+    /// A boot ROM instead of a kernel, such as UEFI firmware: 4 KiB to 16 MiB, in multiples of 4096 bytes; for arm64
+    /// guests exactly 64 MiB. It boots from the disks.
     #[serde(with = "json::path", skip_serializing_if = "Option::is_none")]
     pub bootrom: Option<PathBuf>,
     /// A multiboot kernel with its modules, instead of a Linux kernel.

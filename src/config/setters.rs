@@ -227,8 +227,9 @@ impl HyperKit {
 
 /// # Console and serial ports
 ///
-/// The console is the first serial port. Linux writes to it with `console=ttyS0` on its command line. A program reaches
-/// it with [`Vm::console`](crate::Vm::console) and its log with [`Vm::console_log`](crate::Vm::console_log).
+/// The console is the first serial port. Linux writes to it with `console=ttyS0` on its command line, or on arm64 with
+/// `console=ttyAMA0` ([`kernel_console`](crate::Engine::kernel_console)). A program reaches the console with
+/// [`Vm::console`](crate::Vm::console), and its log with [`Vm::console_log`](crate::Vm::console_log).
 ///
 /// ```
 /// use hyperkit::{Console, HyperKit, Serial};

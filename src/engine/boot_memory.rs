@@ -13,17 +13,17 @@ pub(crate) struct BootFiles {
 /// The memory that a kernel needs, by its header. All numbers are bytes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum KernelMemory {
-    /// It is loaded after the firmware has run, and unpacks itself up to `end`. `initrd_max` is the highest address that the initrd may
-    /// have.
+    /// The engine loads the kernel after the firmware has run. The kernel unpacks itself up to the address `end`. `initrd_max` is the
+    /// highest address that the initrd may have.
     BzImage { end: u64, initrd_max: u64 },
-    /// It is loaded before the firmware runs.
+    /// QEMU loads the kernel before the firmware runs. The kernel ends at the address `end`.
     Vmlinux { end: u64 },
-    /// It is loaded this far behind a multiple of 2 MiB.
+    /// QEMU loads the kernel `text_offset` bytes above a multiple of 2 MiB. The kernel occupies `size` bytes.
     Image { text_offset: u64, size: u64 },
 }
 
 impl KernelMemory {
-    /// Where the kernel ends, if it is loaded as low as possible.
+    /// The address at which the kernel ends, if it is loaded as low as possible.
     pub fn end(&self) -> u64 {
         match *self {
             Self::BzImage { end, .. } | Self::Vmlinux { end } => end,
@@ -54,7 +54,7 @@ pub(crate) struct LowMemory {
     pub end: u64,
     /// The highest address that an initrd may have. The engines load it as high as possible.
     pub initrd_max: u64,
-    /// The length in bytes of the part at its end that firmware uses while a vmlinux is in memory already.
+    /// The length of the part at its end that the firmware uses after a vmlinux has been loaded, in bytes.
     pub firmware: u64,
 }
 

@@ -105,7 +105,7 @@ pub(crate) trait EngineDriver: Sync {
     /// The name of the first serial port in a Linux guest.
     fn kernel_console(&self) -> &'static str;
 
-    /// Whether the engine can run on hosts like this one at all.
+    /// Whether the engine can run VMs on hosts with this operating system and CPU.
     fn runs_on_this_host(&self) -> bool {
         true
     }
@@ -283,7 +283,7 @@ pub(crate) trait EngineDriver: Sync {
         None
     }
 
-    /// Checks whether a kernel for this engine and its initrd fit into this much memory.
+    /// Checks whether the kernel and the initrd fit into this much memory, in MiB. The kernel must be for this engine.
     fn check_memory(&self, files: &BootFiles, memory_mib: u64) -> std::result::Result<(), Misfit>;
 
     /// The most memory into which kernels are loaded, in MiB. A VM can have more.

@@ -26,8 +26,8 @@ use crate::sys::find_program::first_program;
 /// A kind of hypervisor that can run a VM.
 ///
 /// The file name of the program decides which engine it is: a name that begins with `qemu` is QEMU, and so is `kvm`. Any other
-/// name is hyperkit. QEMU has one program for each architecture of guests. `qemu-kvm` is the one for the host's architecture. Those
-/// for other architectures than x86-64 and arm64 are not supported.
+/// name is hyperkit. QEMU has one program for each architecture of guests. `qemu-kvm` is the one for the host's architecture. The crate
+/// refuses QEMU's programs for other architectures than x86-64 and arm64.
 ///
 /// ```
 /// use hyperkit::{Architecture, Engine};
@@ -107,8 +107,8 @@ pub(crate) fn driver_of(description: &HyperKit) -> &'static dyn EngineDriver {
     description.hyperkit.as_ref().map_or(Engine::HyperKit, Engine::of).driver()
 }
 
-/// The absolute path of the hypervisor: `wanted`, or else the first one that is installed of those for this architecture. If the
-/// architecture is not known, those for the host's are searched first.
+/// The absolute path of the hypervisor: `wanted`, or else the first installed one for guests with this architecture. If the
+/// architecture is not known, hypervisors for guests with the host's architecture are searched first.
 pub(crate) fn find(wanted: Option<&Path>, architecture: Option<Architecture>) -> Result<PathBuf> {
     let candidates: Vec<&Path> = match wanted {
         Some(program) => vec![program],

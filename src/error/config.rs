@@ -143,8 +143,8 @@ pub enum ConfigError {
         /// The reason.
         reason: &'static str,
     },
-    /// The description has more serial ports than a VM, or more `vsock_ports` than hyperkit accepts. Remove some:
-    /// `Vm::vsock_connect` needs no `vsock_ports`.
+    /// The description has more `serials` than a VM can have, or more `vsock_ports` than hyperkit accepts. Remove some.
+    /// `Vm::vsock_connect` reaches every vsock port, also those that are not in `vsock_ports`.
     TooManyPorts {
         /// The field: `serials` or `vsock_ports`.
         field: &'static str,
@@ -225,7 +225,7 @@ pub enum ConfigError {
         /// The reason.
         reason: &'static str,
     },
-    /// The engine runs guests of another architecture. Use a kernel for these, or another engine.
+    /// The kernel is for another architecture than the guests of the engine. Use another kernel or another engine.
     KernelForOtherArchitecture {
         /// The file.
         path: PathBuf,
@@ -234,15 +234,15 @@ pub enum ConfigError {
         /// The engine.
         engine: Engine,
     },
-    /// The kernel is compressed as a whole, and is not an arm64 Image in gzip. Unpack the file.
+    /// The kernel file is compressed as a whole, and is not an arm64 `Image` in gzip, which QEMU unpacks. Unpack the file.
     CompressedKernel {
         /// The field: `kernel` or `multiboot`.
         field: &'static str,
         /// The file.
         path: PathBuf,
-        /// The format, such as `gzip`.
+        /// The format, such as `gzip` or `EFI zboot`.
         format: &'static str,
-        /// A command that unpacks it: it reads the file from its standard input.
+        /// A shell command that reads the file from its standard input, and writes the kernel to its standard output.
         unpack: String,
     },
     /// The kernel does not follow the Multiboot specification, or needs more than hyperkit offers. Use another kernel.
@@ -252,15 +252,15 @@ pub enum ConfigError {
         /// The reason.
         reason: &'static str,
     },
-    /// The boot ROM is not firmware for the guest's processor, or has a length that the engine does not accept. Files of UEFI
-    /// variables, option ROMs and firmware for other processors have no code where the processor starts. Use a file such as `OVMF.fd`
+    /// The boot ROM is not firmware for the guest's CPU, or has a length that the engine does not accept. Files of UEFI
+    /// variables, option ROMs and firmware for other CPUs have no code where the CPU starts. Use a file such as `OVMF.fd`
     /// for x86 or `AAVMF_CODE.fd` for arm64.
     InvalidBootrom {
         /// The file.
         path: PathBuf,
         /// The architecture of the guest.
         architecture: Architecture,
-        /// The reason.
+        /// The requirement that the file does not meet.
         reason: &'static str,
     },
     /// The kernel, its initrd or its modules do not fit into the guest's memory. Set `memory_mib` to at least `needed`, or use a
@@ -272,7 +272,8 @@ pub enum ConfigError {
         path: PathBuf,
         /// The memory needed to load it, in MiB; `u64::MAX` if the kernel accepts no initrd of this size.
         needed: u64,
-        /// The most memory into which the engine loads kernels, in MiB. For x86 guests it is 3072 on hyperkit and 2048 on QEMU.
+        /// The most memory into which the engine loads kernels, in MiB: 3072 on hyperkit, and 2048 on QEMU for x86-64 guests. For
+        /// arm64 guests it is the largest `memory_mib`.
         max: u64,
     },
     /// The kernel command line is longer than this kernel accepts. Shorten it.

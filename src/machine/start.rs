@@ -28,7 +28,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// The pause before a VM is started again after a reset.
 const MIN_RESTART_PAUSE: Duration = Duration::from_millis(100);
 const MAX_RESTART_PAUSE: Duration = Duration::from_secs(10);
-/// How often a hypervisor is started whose image another start has locked. Each failure takes another start that then fails.
+/// How often a start runs the hypervisor if it finds an image locked. Each failure requires another start that checks the image at that
+/// moment.
 const IMAGE_ATTEMPTS: u32 = 10;
 /// How often `start_or_attach` tries: the running VM may exit before it can be attached to.
 const ATTACH_ATTEMPTS: u32 = 10;
@@ -83,8 +84,8 @@ impl HyperKit {
     /// [`console`](Self#structfield.console) is a [`Pty`](Console::Pty). With [`Console::Stdio`], the VM keeps using the
     /// caller's standard input and output after this program has ended.
     ///
-    /// `start` is [`spawn`](Self::spawn) followed by [`Starting::wait_ready`], except that it tries again if another start has
-    /// only looked whether a disk image is free.
+    /// `start` is [`spawn`](Self::spawn) followed by [`Starting::wait_ready`]. But `start` tries again if the hypervisor found a disk image
+    /// locked only because another start was checking whether the image is in use.
     ///
     /// ```
     /// # mod here { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/doc/here.rs")); }
@@ -254,9 +255,9 @@ impl HyperKit {
 
 /// Starts a hypervisor and waits until it is ready.
 ///
-/// Another start locks an image for a moment to find out whether it is in use. A hypervisor that opens the image in that moment
-/// fails, and the other start may have found it before and fail as well. So a start that lost an image after the checks repeats
-/// them. They fail at once if another VM has the image by then.
+/// A start locks an image for a moment to find out whether it is in use. If the hypervisor of another start opens the image in that
+/// moment, that hypervisor fails. The first start may have found that hypervisor's process, and fails, too. So if the hypervisor
+/// finds an image locked, the start is repeated with all its checks. If another VM has the image by then, the checks fail at once.
 fn launch_ready(description: &HyperKit, kernel_cmdline: &str, mode: Mode) -> Result<Vm> {
     let mut attempts = 0;
     loop {

@@ -120,7 +120,7 @@ fn check_kernel(description: &HyperKit, found: &mut Violations) {
     }
 }
 
-/// Without a driver, it is unknown which firmware the VM needs.
+/// Checks a boot ROM. Without a driver, the crate cannot tell which firmware the VM needs, and checks only that the file is readable.
 fn check_bootrom(path: &Path, driver: Option<&dyn EngineDriver>) -> Result<()> {
     let (file, metadata) = open("bootrom", path, Metadata::is_file)?;
     let Some(driver) = driver else { return Ok(()) };

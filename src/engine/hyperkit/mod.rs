@@ -73,7 +73,7 @@ impl EngineDriver for Driver {
         "ttyS0"
     }
 
-    /// macOS executes it on Apple silicon, too, but there are no x86-64 VMs there.
+    /// Rosetta executes hyperkit on Apple silicon, but it cannot run x86-64 VMs (Apple's "About the Rosetta translation environment").
     fn runs_on_this_host(&self) -> bool {
         !cfg!(all(target_os = "macos", target_arch = "aarch64"))
     }

@@ -222,7 +222,7 @@ impl Arguments {
     }
 }
 
-/// Where a device is: slot 10 is a.0.
+/// The PCI address of a slot. It is hexadecimal: slot 10 is a.0.
 fn address(slot: u8) -> String {
     format!("bus=pcie.0,addr={slot:x}.0")
 }

@@ -16,12 +16,12 @@ const SMALL_MEMORY: u64 = 32 * MIB;
 /// SeaBIOS runs below its tables, where it moves itself. With 22 disks and 64 vCPUs it used 172 KiB there.
 const FIRMWARE_CODE: u64 = MIB;
 
-/// The code that enters the kernel is at the beginning of the memory. A kernel that would be there is loaded 2 MiB higher
-/// (load_aarch64_image in hw/arm/boot.c).
+/// QEMU puts the code that enters the kernel at the beginning of the memory, in this many bytes. If the kernel would overlap it, QEMU
+/// loads the kernel 2 MiB higher (load_aarch64_image in hw/arm/boot.c).
 const BOOTLOADER_MAX: u64 = 4 * KIB;
 /// The device tree begins at a multiple of this.
 const TREE_ALIGNMENT: u64 = 2 * MIB;
-/// The initrd begins in the middle of the memory, but not higher than here.
+/// The initrd begins in the middle of the memory, but at this address if the middle is higher.
 const INITRD_START: u64 = 128 * MIB;
 
 /// For q35. QEMU copies a vmlinux to memory before the firmware runs, and a bzImage and an initrd afterwards.
@@ -32,8 +32,9 @@ pub(super) fn check_pc(files: &BootFiles, memory_mib: u64) -> Result<(), Misfit>
     LowMemory { end, initrd_max, firmware: tables + FIRMWARE_CODE }.check(files)
 }
 
-/// For `virt`, whose memory has no gap. QEMU loads the kernel, above it the initrd, and above that the device tree
-/// (arm_setup_direct_kernel_boot in hw/arm/boot.c). The tree has at most 1 MiB, so it fits if its beginning does.
+/// For `virt`, whose memory has no gap. QEMU loads the initrd above the kernel, and the device tree above the initrd
+/// (arm_setup_direct_kernel_boot in hw/arm/boot.c). The tree is at most 1 MiB long, and the memory is a multiple of that. So the tree fits
+/// if it begins within the memory.
 pub(super) fn check_virt(files: &BootFiles, memory_mib: u64) -> Result<(), Misfit> {
     let memory = memory_mib.saturating_mul(MIB);
     let shift = match files.kernel {

@@ -17,7 +17,7 @@ pub(super) struct Machine {
     /// The name of the engine in messages.
     pub name: &'static str,
     pub architecture: Architecture,
-    /// The programs that are searched if a description names none.
+    /// The programs that a start searches for if the description names none, in this order.
     pub programs: &'static [&'static str],
     /// The beginning of the value of `-machine`.
     pub options: &'static str,
@@ -25,12 +25,12 @@ pub(super) struct Machine {
     pub emulated_cpu: &'static str,
     /// The name of the first serial port in the guest, for `console=` on the kernel command line.
     pub kernel_console: &'static str,
-    /// The PCI slot of the second serial port, if the machine has only one by itself.
+    /// The PCI slot of the second serial port, if the machine itself has only one port.
     pub second_serial_slot: Option<u8>,
     /// Whether the guest can read the UUID if its kernel was booted without firmware.
     pub has_uuid_without_firmware: bool,
     pub boots_multiboot: bool,
-    /// Checks whether kernel and initrd fit into this much memory, in MiB.
+    /// Checks whether the kernel and the initrd fit into this much memory, in MiB.
     pub check_memory: fn(&BootFiles, u64) -> Result<(), Misfit>,
     /// What the machine requires of a boot ROM.
     pub firmware: &'static FirmwareRules,
@@ -43,7 +43,7 @@ pub(super) static X86_64: Machine = Machine {
     name: "QEMU",
     architecture: Architecture::X86_64,
     programs: &["qemu-system-x86_64", "qemu-kvm", "/usr/libexec/qemu-kvm", "kvm", "qemu"],
-    // q35 has its LPC bridge in slot 31, as hyperkit. SATA and SMBus would share that slot; without them all others are free.
+    // q35 has its LPC bridge in slot 31, as hyperkit has. SATA and SMBus would share that slot; without them all others are free.
     // hyperkit accepts boot ROMs of up to 16 MiB, QEMU by default only of 8 MiB.
     options: "q35,sata=off,smbus=off,max-fw-size=16777216",
     // A model with the instructions of x86-64-v2, which RHEL 9 and others require, and with a source of random numbers. A boot takes
@@ -64,16 +64,16 @@ pub(super) static ARM64: Machine = Machine {
     name: "QEMU for arm64",
     architecture: Architecture::Arm64,
     programs: &["qemu-system-aarch64", "qemu-kvm", "/usr/libexec/qemu-kvm"],
-    // The default interrupt controller serves 8 vCPUs at most. `max` is the newest one that QEMU and the accelerator have.
+    // The default interrupt controller serves 8 vCPUs at most. `max` is the newest one that QEMU and the accelerator support.
     options: "virt,gic-version=max",
-    // QEMU's default is a CPU with 32 bits. On `max` a boot takes four times as long, since it emulates pointer authentication
-    // exactly, and Linux before 5.12 does not boot (FEAT_LPA2, QEMU's commit 69b2265d5fe8). The machine passes a random seed to the kernel, so the guest needs no
-    // instruction for that.
+    // QEMU's default is a 32-bit CPU. On `max` a boot takes four times as long, since QEMU emulates pointer authentication exactly, and
+    // Linux before 5.12 does not boot (FEAT_LPA2, QEMU's commit 69b2265d5fe8). The machine passes a random seed to the kernel, so the
+    // guest needs no instruction for random numbers.
     emulated_cpu: "cortex-a57",
     kernel_console: "ttyAMA0",
-    // A PCI card in the slot in which q35 has its LPC bridge with the serial ports.
+    // In this slot, q35 has its LPC bridge with the serial ports.
     second_serial_slot: Some(31),
-    // The kernel gets a device tree, which has no UUID. Firmware passes it on in SMBIOS tables.
+    // QEMU passes a device tree to the kernel, which contains no UUID. Firmware passes the UUID in SMBIOS tables.
     has_uuid_without_firmware: false,
     boots_multiboot: false,
     check_memory: boot_memory::check_virt,
@@ -81,7 +81,8 @@ pub(super) static ARM64: Machine = Machine {
     max_boot_memory_mib: MAX_MEMORY_MIB,
 };
 
-/// A violation by any of the machines. The driver names its engine, with [`Machine::name_engine`].
+/// The error for a feature that the machine lacks. The machine is not known here, so the driver sets the engine with
+/// [`Machine::name_engine`].
 pub(super) fn unsupported(feature: &'static str) -> ConfigError {
     ConfigError::Unsupported { engine: Engine::Qemu, feature }
 }
@@ -96,7 +97,7 @@ impl Machine {
         }
     }
 
-    /// The violation that [`unsupported`] returned, with the engine of this machine.
+    /// Sets the engine of an error that [`unsupported`] has returned.
     pub fn name_engine(&self, violation: ConfigError) -> ConfigError {
         match violation {
             ConfigError::Unsupported { feature, .. } => ConfigError::Unsupported { engine: self.engine, feature },

@@ -61,7 +61,7 @@ impl EngineDriver for Driver {
         self.0.kernel_console
     }
 
-    /// Programs for other architectures count as QEMU for x86-64, which then refuses them.
+    /// QEMU's programs for other architectures are accepted here as QEMU for x86-64, whose `unsupported` refuses them.
     fn accepts_program_name(&self, name: &[u8]) -> bool {
         names::program(name).is_some_and(|program| (program == Program::Arm64) == (self.engine() == Engine::QemuArm64))
     }

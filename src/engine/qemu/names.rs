@@ -16,7 +16,7 @@ pub(super) enum Program {
 /// Debian has `qemu-system-x86_64` with the links `kvm` and `qemu-system-amd64`.
 const X86: [&[u8]; 3] = [b"qemu-system-x86_64", b"qemu-system-amd64", b"kvm"];
 const ARM64: [&[u8]; 2] = [b"qemu-system-aarch64", b"qemu-system-arm64"];
-/// The name in Fedora, and the only one in RHEL, of the program for guests with the host's CPU.
+/// The name of the program for guests with the host's architecture: one of two names in Fedora, the only one in RHEL.
 const OF_HOST: &[u8] = b"qemu-kvm";
 const QEMU: &[u8] = b"qemu";
 
@@ -36,7 +36,7 @@ pub(super) fn program(name: &[u8]) -> Option<Program> {
     }
 }
 
-/// The program for guests with the host's CPU.
+/// The program for guests with the host's architecture.
 fn of_host(host: Option<Architecture>) -> Program {
     if host == Some(Architecture::Arm64) { Program::Arm64 } else { Program::X86 }
 }
