@@ -116,7 +116,8 @@ pub struct HyperKit {
     /// them](crate::guide::howto#connect-vms-to-each-other).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub internal_networks: Vec<InternalNetwork>,
-    /// The VM's UUID, which Linux shows in `/sys/class/dmi/id/product_uuid`. Its fourth group must not begin with e or f.
+    /// The VM's UUID, which Linux shows in `/sys/class/dmi/id/product_uuid`. Its fourth group must not begin with e or f. For arm64
+    /// guests, it requires a [`bootrom`](Self#structfield.bootrom): only firmware passes the UUID to the guest.
     #[serde(with = "json::text")]
     pub uuid: Option<String>,
 
@@ -189,7 +190,7 @@ pub struct HyperKit {
     /// the guide's page [`engines`](crate::guide::engines#boot-cpu-and-memory).
     pub cpus: u32,
     /// The model of the guest's CPU, by its name in QEMU, and features: `max`, or `Skylake-Client,-hle`. QEMU only;
-    /// `qemu-system-x86_64 -cpu help` lists models and features. If unset, the guest has the host's CPU, as on hyperkit. If QEMU
+    /// `qemu-system-x86_64 -cpu help`, or `qemu-system-aarch64 -cpu help`, lists models and features. If unset, the guest has the host's CPU, as on hyperkit. If QEMU
     /// emulates the CPU, the default is `Nehalem,+rdrand`, which has the instructions of x86-64-v2, or `cortex-a57` for arm64 guests.
     #[serde(with = "json::text", skip_serializing_if = "Option::is_none")]
     pub cpu: Option<String>,
@@ -222,8 +223,8 @@ pub struct HyperKit {
     /// off.
     #[serde(skip_serializing_if = "json::is_true")]
     pub msix: bool,
-    /// Whether the VM has an MPtable (a list of processors for old kernels) in addition to ACPI. On by default. Only
-    /// hyperkit can turn it off.
+    /// Whether the VM has an MPtable (a list of CPUs for old kernels) in addition to ACPI. On by default. Only
+    /// hyperkit can turn it off. VMs for arm64 guests never have one.
     #[serde(skip_serializing_if = "json::is_true")]
     pub mptable: bool,
     /// Whether core dumps of the hypervisor include the guest's memory. hyperkit accepts the option and ignores it.

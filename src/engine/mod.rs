@@ -1,4 +1,5 @@
-//! The engines: hypervisors that can run a VM. Each is a folder with an [`EngineDriver`], and a line in [`DRIVERS`].
+//! The engines: hypervisors that can run a VM. hyperkit and QEMU have a folder each, and each engine has an [`EngineDriver`] in
+//! [`DRIVERS`]. QEMU has two of them: one for each architecture of guests.
 
 mod boot_memory;
 pub(crate) mod dhcp_leases;

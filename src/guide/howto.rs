@@ -168,7 +168,7 @@
 //!   it.
 //! - Under emulation, an image with cloud-init answers after 45 to 90 s. It answers before cloud-init is done; the command
 //!   `cloud-init status --wait` waits for that.
-//! - A CPU that QEMU emulates has the instructions of x86-64-v2, which RHEL 9 and its relatives require.
+//! - An x86 CPU that QEMU emulates has the instructions of x86-64-v2, which RHEL 9 and its relatives require.
 //!   [`cpu`](crate::HyperKit::cpu) chooses another model.
 //! - The host needs `ovmf`, `qemu-utils`, `genisoimage` and `openssh-client`, as Debian's packages are called. Homebrew's QEMU has
 //!   its firmware in `share/qemu/edk2-x86_64-code.fd`.

@@ -72,7 +72,7 @@ impl HyperKit {
     }
 
     /// Returns the engine that would run the VM. If [`hyperkit`](Self#structfield.hyperkit) is unset, the architecture of the kernel
-    /// and the installed hypervisors decide. The log says which was chosen.
+    /// and the installed hypervisors decide, and the crate logs the choice.
     ///
     /// ```
     /// use hyperkit::{Engine, HyperKit};

@@ -89,7 +89,7 @@ fn kernel_and_engine_of_different_architectures_are_named() {
     }
 }
 
-/// QEMU 7.2 boots each of these Images into nothing, or into another kernel than the file's.
+/// QEMU 7.2 checks none of this, and starts a VM with each of these files.
 #[test]
 fn unusable_image_is_rejected() {
     let test_dir = TestDir::new();
@@ -132,7 +132,7 @@ fn truncated_or_too_long_image_gz_is_rejected() {
     assert_eq!(reason_with(&with_length((1 << 30) + 1)), "longer than its header says");
     assert_eq!(reason_with(&with_length((256 << 20) + 1)), "longer than 256 MiB when unpacked");
     Kernel::read(test_dir.write("Image.gz", &with_length(256 << 20))).unwrap();
-    // What the header does not say yet is not known.
+    // This part of the file ends before the header of the Image, so nothing shows that it is one.
     let header_only = only_violation(Kernel::read(test_dir.write("Image.gz", &packed[..20])));
     assert!(matches!(header_only, ConfigError::CompressedKernel { format: "gzip", .. }), "{header_only:?}");
 }
@@ -186,8 +186,8 @@ fn efi_zboot_image_is_rejected_with_a_command_that_unpacks_it() {
     }
 }
 
-/// QEMU loads the kernel at 2 MiB, or behind the first 4 KiB if its header says so, and the device tree above it at a multiple of
-/// 2 MiB.
+/// QEMU loads the kernel at its text offset, or 2 MiB higher if that is below 4 KiB. It puts the device tree above the kernel, at a
+/// multiple of 2 MiB.
 #[test]
 fn image_and_device_tree_have_to_fit_into_memory() {
     let test_dir = TestDir::new();
@@ -207,7 +207,7 @@ fn image_and_device_tree_have_to_fit_into_memory() {
             assert_eq!(only_violation(check(memory, 64 * MIB - start + 1, text_offset)), expected, "{start}");
         }
     }
-    // More memory than any PC has below 4 GiB.
+    // The kernel ends above 4 GiB, where a PC's memory has a gap.
     check(8193, 8190 * MIB, 0).unwrap();
 }
 
@@ -240,7 +240,7 @@ fn initrd_of_an_image_has_to_fit_behind_the_kernel() {
     }
 }
 
-/// There is no early console, which would count.
+/// On hyperkit, the crate adds `earlyprintk=serial`, which counts. For an Image it adds nothing.
 #[test]
 fn command_line_of_an_image_has_at_most_2047_bytes() {
     let test_dir = TestDir::new();

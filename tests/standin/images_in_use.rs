@@ -121,8 +121,8 @@ fn one_of_many_concurrent_starts_gets_the_image() {
     }
 }
 
-/// Another start locks a raw image for a moment, and then finds the process of this hypervisor and fails. This one must not fail
-/// as well.
+/// A start that checks a raw image locks it for a moment. If it then finds this hypervisor's process, it fails. So this start must not
+/// fail, too.
 #[test]
 fn hypervisor_that_finds_its_image_locked_for_a_moment_is_started_again() {
     let test_dir = TestDir::new();

@@ -8,12 +8,12 @@ use crate::plan::limits::PAGE;
 use crate::preflight::kernel::Kernel;
 
 const MIB: u64 = 1024 * 1024;
-/// With this much more memory than the files need, in MiB, every engine loads them. QEMU loads an initrd for arm64 no higher than
-/// 128 MiB, unless the kernel ends there.
+/// If files do not fit into memory that has this many MiB more than their lengths, they fit into no larger memory either. The engines
+/// leave less than this between the files. QEMU leaves the most: it loads an initrd for arm64 at 128 MiB if the kernel ends below.
 const ENOUGH_MIB: u64 = 512;
 
 impl Kernel {
-    /// Refuses the kernel or its initrd if they do not fit into memory: engines would load one over the other. `initrd` is its path and
+    /// Refuses the kernel or its initrd if they do not fit into memory: the engine would load one over the other. `initrd` is its path and
     /// its length in bytes.
     pub(crate) fn check_fits(
         &self,
@@ -41,7 +41,7 @@ impl Kernel {
     }
 }
 
-/// The smallest memory size such that every larger one suffices, too, in MiB. `enough` suffices if any does.
+/// The smallest memory size such that every larger one suffices, too, in MiB. `None` if `enough` does not suffice.
 fn least_memory(driver: &dyn EngineDriver, files: &BootFiles, enough: u64) -> Option<u64> {
     (1..=enough).rev().take_while(|&mib| driver.check_memory(files, mib).is_ok()).last()
 }

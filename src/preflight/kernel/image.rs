@@ -7,18 +7,18 @@ use crate::preflight::little_endian;
 const HEADER_BYTES: usize = 64;
 /// Bit 0 of the flags.
 const BIG_ENDIAN: u64 = 1;
-/// More than this is no kernel, in bytes.
+/// The largest accepted values of the header's lengths, in bytes. No kernel needs as much.
 const MAX_BYTES: u64 = 1 << 40;
-/// The part of a PE file before its optional header, and the length of the header of a section.
+/// The length of a PE file's signature and file header, which the optional header follows, and the length of a section header, in bytes.
 const PE_HEADER: usize = 24;
 const SECTION: usize = 40;
 
 /// The header of an arm64 Image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Image {
-    /// How far behind a multiple of 2 MiB the kernel is loaded.
+    /// The offset of the kernel in memory from a multiple of 2 MiB, in bytes.
     text_offset: u64,
-    /// The memory that the kernel occupies. The end of it is not in the file: it is empty at first.
+    /// The memory that the kernel occupies, in bytes. The file is shorter: it does not contain the data that is zero at first (BSS).
     size: u64,
 }
 
@@ -33,7 +33,8 @@ pub(super) fn has_mark(head: &[u8]) -> bool {
     head.get(0x38..0x3c) == Some(b"ARM\x64")
 }
 
-/// Reads the header of an Image that begins with `head`. QEMU checks nothing of this: it boots the kernel, and no message appears.
+/// Reads the header of an Image that begins with `head`. QEMU checks none of this: it starts the VM,
+/// and the guest prints nothing.
 pub(super) fn parse(head: &[u8], length: u64) -> Result<Image, &'static str> {
     if head.len() < HEADER_BYTES {
         return Err("truncated");
@@ -42,7 +43,7 @@ pub(super) fn parse(head: &[u8], length: u64) -> Result<Image, &'static str> {
     if flags & BIG_ENDIAN != 0 {
         return Err("big-endian");
     }
-    // How much memory the kernel needs is not known then. QEMU loads the kernel to another address.
+    // Then the header does not say how much memory the kernel needs, and QEMU loads the kernel to another address.
     if size == 0 {
         return Err("no length in its header, as before Linux 3.17");
     }

@@ -27,7 +27,7 @@ use vmlinux::Vmlinux;
 /// The bytes at the start of a file that are enough to recognize it. QEMU searches as many for a multiboot header
 /// (x86_load_linux in hw/i386/x86.c).
 const HEAD_BYTES: u64 = 8192;
-/// The bytes that are enough of an unpacked Image: its header, and the sections of its PE header, which needs some 400.
+/// The bytes of an unpacked Image that the crate reads. The header and the section headers of the PE file take some 400.
 const IMAGE_BYTES: usize = 1024;
 /// QEMU unpacks a kernel up to this length, and boots a longer one as it is (LOAD_IMAGE_MAX_GUNZIP_BYTES in include/hw/loader.h).
 const MAX_UNPACKED: u64 = 256 * 1024 * 1024;
@@ -255,7 +255,7 @@ fn image_gz(file: &File, length: u64, unpacked: &[u8]) -> std::result::Result<Im
 /// Why a file that begins with `head` is no kernel.
 fn foreign(head: &[u8]) -> &'static str {
     const SHORTEST: usize = 512;
-    // Documentation/arch/arm/booting.rst has this mark, and U-Boot's include/image.h the other one.
+    // The marks are in Linux's Documentation/arch/arm/booting.rst and in U-Boot's include/image.h.
     match (little_endian(head, 0x24, 4), little_endian(head, 0, 4)) {
         (0x016f_2818, _) => "a zImage for 32-bit ARM",
         (_, 0x5619_0527) => "a uImage of U-Boot",

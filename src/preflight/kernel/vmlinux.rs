@@ -94,8 +94,8 @@ pub(super) fn parse(file: &File, length: u64, head: &[u8], header: &Header) -> R
 }
 
 fn check_kind(header: &Header) -> Result<(), &'static str> {
-    // QEMU takes any ELF file for a program without an operating system, and passes it no device tree. It loads a vmlinux to virtual
-    // addresses, where there is no memory, and no message appears (arm_setup_direct_kernel_boot in hw/arm/boot.c).
+    // QEMU treats any ELF file as a bare-metal program, and passes no device tree to it. It loads a vmlinux to its virtual addresses, where
+    // there is no memory, so the guest prints nothing (arm_setup_direct_kernel_boot in hw/arm/boot.c).
     if header.machine == EM_AARCH64 {
         return Err("for arm64, where QEMU boots only an Image");
     }
