@@ -216,8 +216,8 @@ pub fn parse() -> Result<Option<Command>, Box<dyn Error>> {
     Ok(Some(Command { action, description, architecture, cmdline, is_verbose }))
 }
 
-/// Returns the kernel command line. It gets a console and an end after a panic, if it does not set its own. They come first, since what
-/// follows ` -- ` is for the init process.
+/// Returns the kernel command line: `line` or the default, with `console=` and `panic=` in front of it if it lacks them. They come first,
+/// since what follows ` -- ` is for the init process.
 pub fn kernel_cmdline(line: Option<&str>, description: &HyperKit, console: &str) -> String {
     let line = match line {
         None if description.bootrom.is_some() => return String::new(),

@@ -57,22 +57,25 @@ fn main() -> ExitCode {
 
 fn execute(command: Command) -> Result<ExitCode> {
     let Command { action, mut description, architecture, cmdline, .. } = command;
-    let mut engine = guest::engine(architecture, &description)?;
-    if engine == Engine::Qemu && description.hyperkit.is_none() && action == Action::PrintArguments {
-        engine = Engine::HyperKit;
-    }
+    let has_program = description.hyperkit.is_some();
+    let engine = match guest::engine(architecture, &description)? {
+        // Without a program, `HyperKit::arguments` returns those of hyperkit.
+        Engine::Qemu if action == Action::PrintArguments && !has_program => Engine::HyperKit,
+        engine => engine,
+    };
     if description.kernel.is_none() && description.bootrom.is_none() {
         let (kernel, initrd) = guest::kernel_and_initrd(engine)?;
         description = description.kernel(kernel);
         description.initrd.get_or_insert(initrd);
     }
-    // Without a program, arguments are those of hyperkit, and firmware does not say for which architecture it is.
+    // A start finds the program by the kernel's architecture. A boot ROM does not show its architecture, and `--arguments` starts nothing.
     let needs_program = action == Action::PrintArguments || (description.bootrom.is_some() && architecture.is_some());
-    match engine {
-        _ if description.hyperkit.is_some() || !needs_program => {}
-        Engine::Qemu => description = description.hyperkit("qemu-system-x86_64"),
-        Engine::QemuArm64 => description = description.hyperkit("qemu-system-aarch64"),
-        _ => {}
+    if needs_program && !has_program {
+        description = match engine {
+            Engine::Qemu => description.hyperkit("qemu-system-x86_64"),
+            Engine::QemuArm64 => description.hyperkit("qemu-system-aarch64"),
+            _ => description,
+        };
     }
     let cmdline = flags::kernel_cmdline(cmdline.as_deref(), &description, engine.kernel_console());
     match action {

@@ -22,9 +22,9 @@ use crate::shell::quoted;
 use crate::signals::EndingSignal;
 use crate::{Ended, environment, guest};
 
-/// The kernel command line after `console=`. With an emulated CPU, a guest boots 0.1 s faster with `cryptomgr.notests`, and 0.3 s faster with `mitigations=off`. The mitigations
-/// would protect nothing: the VM runs one program, which may be root in the guest. Without `no_timer_check`, the kernel panics if an
-/// emulated timer interrupt is late, which happens on busy hosts.
+/// The kernel command line after `console=`. With an emulated CPU, a guest boots 0.1 s faster with `cryptomgr.notests`, and 0.3 s faster
+/// with `mitigations=off`. The mitigations would protect nothing: the VM runs one program, which may be root in the guest. Without
+/// `no_timer_check`, an x86 kernel panics if an emulated timer interrupt is late, which happens on busy hosts.
 const CMDLINE: &str = "quiet panic=-1 no_timer_check cryptomgr.notests mitigations=off";
 /// How long `exec` still copies output after a timeout of the program. The reader of the output may hang.
 const OUTPUT_TIMEOUT: Duration = Duration::from_secs(2);

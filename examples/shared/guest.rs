@@ -20,7 +20,7 @@ pub fn architecture(name: &str) -> Result<Architecture, String> {
     }
 }
 
-/// Returns the architecture of the guest in the directory without a suffix: that of the host, if guests can have it.
+/// Returns the architecture of the guest in the directory without a suffix: the host's, or x86-64 if no guest can have the host's.
 pub fn native() -> Architecture {
     Architecture::host().unwrap_or(Architecture::X86_64)
 }
@@ -83,8 +83,8 @@ fn find(engine: Engine, initrd: &str) -> Result<(PathBuf, PathBuf), String> {
     ))
 }
 
-/// The directories that may contain the guest, in the order of the search. Beside the guest of the host's architecture, `setup.sh`
-/// creates the other one in a directory with a longer name. `setup.sh --arch A --guest DIR` creates a guest of any architecture in `DIR`.
+/// The directories that may contain the guest, in the order of the search. `setup.sh` creates the guest of another architecture than the
+/// host's in a directory with the architecture as a suffix. `setup.sh --arch A --guest DIR` creates a guest of any architecture in `DIR`.
 fn dirs(architecture: Architecture) -> Vec<PathBuf> {
     let dirs = base_dirs();
     if architecture == native() {

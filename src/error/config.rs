@@ -143,8 +143,8 @@ pub enum ConfigError {
         /// The reason.
         reason: &'static str,
     },
-    /// The description has more `serials` than a VM can have, or more `vsock_ports` than hyperkit accepts. Remove some.
-    /// `Vm::vsock_connect` reaches every vsock port, also those that are not in `vsock_ports`.
+    /// The description has more `serials` or `vsock_ports` than a VM can have. Remove some. `Vm::vsock_connect` reaches every vsock
+    /// port, also those that are not in `vsock_ports`.
     TooManyPorts {
         /// The field: `serials` or `vsock_ports`.
         field: &'static str,
@@ -272,8 +272,7 @@ pub enum ConfigError {
         path: PathBuf,
         /// The memory needed to load it, in MiB; `u64::MAX` if the kernel accepts no initrd of this size.
         needed: u64,
-        /// The most memory into which the engine loads kernels, in MiB: 3072 on hyperkit, and 2048 on QEMU for x86-64 guests. For
-        /// arm64 guests it is the largest `memory_mib`.
+        /// The most memory into which the engine loads kernels, in MiB: 3072 on hyperkit, on QEMU 2048, and no limit for arm64.
         max: u64,
     },
     /// The kernel command line is longer than this kernel accepts. Shorten it.

@@ -39,26 +39,28 @@ use names::Program;
 use qmp::Qmp;
 
 /// Drives one of QEMU's programs.
-pub(super) struct Driver(&'static Machine);
+pub(super) struct Driver {
+    machine: &'static Machine,
+}
 
-pub(super) static X86_64: Driver = Driver(&machine::X86_64);
-pub(super) static ARM64: Driver = Driver(&machine::ARM64);
+pub(super) static X86_64: Driver = Driver { machine: &machine::X86_64 };
+pub(super) static ARM64: Driver = Driver { machine: &machine::ARM64 };
 
 impl EngineDriver for Driver {
     fn engine(&self) -> Engine {
-        self.0.engine
+        self.machine.engine
     }
 
     fn name(&self) -> &'static str {
-        self.0.name
+        self.machine.name
     }
 
     fn architecture(&self) -> Architecture {
-        self.0.architecture
+        self.machine.architecture
     }
 
     fn kernel_console(&self) -> &'static str {
-        self.0.kernel_console
+        self.machine.kernel_console
     }
 
     /// QEMU's programs for other architectures are accepted here as QEMU for x86-64, whose `unsupported` refuses them.
@@ -67,7 +69,7 @@ impl EngineDriver for Driver {
     }
 
     fn default_programs(&self) -> &'static [&'static str] {
-        self.0.programs
+        self.machine.programs
     }
 
     fn unsupported(&self, description: &HyperKit) -> Vec<ConfigError> {
@@ -94,7 +96,7 @@ impl EngineDriver for Driver {
     }
 
     fn arguments(&self, description: &HyperKit, cmdline: &str) -> Result<Vec<String>, ConfigError> {
-        arguments::arguments(description, cmdline).map_err(|violation| self.0.name_engine(violation))
+        arguments::arguments(description, cmdline).map_err(|violation| self.machine.name_engine(violation))
     }
 
     fn host_arguments(&self, description: &HyperKit) -> Vec<String> {
@@ -212,7 +214,7 @@ impl EngineDriver for Driver {
     }
 
     fn vsock_endpoint(&self, description: &HyperKit, port: u32) -> Result<VsockEndpoint, ConfigError> {
-        vsock_device::check_has_daemon(description).map_err(|violation| self.0.name_engine(violation))?;
+        vsock_device::check_has_daemon(description).map_err(|violation| self.machine.name_engine(violation))?;
         let socket = description.vsock_sockets_dir().join(VSOCK_SOCKET);
         Ok(VsockEndpoint { socket, request: Some(format!("CONNECT {port}\n")), is_acknowledged: true })
     }
@@ -244,15 +246,15 @@ impl EngineDriver for Driver {
     }
 
     fn check_memory(&self, files: &BootFiles, memory_mib: u64) -> Result<(), Misfit> {
-        (self.0.check_memory)(files, memory_mib)
+        (self.machine.check_memory)(files, memory_mib)
     }
 
     fn firmware(&self) -> &'static FirmwareRules {
-        self.0.firmware
+        self.machine.firmware
     }
 
     fn max_boot_memory_mib(&self) -> u64 {
-        self.0.max_boot_memory_mib
+        self.machine.max_boot_memory_mib
     }
 
     fn agent_socket(&self, state: &StateDir) -> Option<PathBuf> {
@@ -285,7 +287,7 @@ impl EngineDriver for Driver {
 
 impl Driver {
     fn name_engine(&self, violations: Vec<ConfigError>) -> Vec<ConfigError> {
-        violations.into_iter().map(|violation| self.0.name_engine(violation)).collect()
+        violations.into_iter().map(|violation| self.machine.name_engine(violation)).collect()
     }
 }
 
