@@ -70,19 +70,19 @@ fn firmware_for_arm64_is_accepted_on_its_engine_only() {
         write(JUMP, length);
         let error = rejection_with(&test_dir, "", describe);
         assert_eq!(error, invalid(Architecture::Arm64, LENGTH), "{length}");
-        assert!(error.to_string().contains("firmware for arm64: it must be exactly 64 MiB long"), "{error}");
+        assert!(error.to_string().contains("; it must be exactly 64 MiB long"), "{error}");
     }
     write(&[], 0);
     assert_eq!(rejection_with(&test_dir, "", describe), invalid(Architecture::Arm64, LENGTH));
     for start in [[0; 4], [0xff; 4]] {
         write(&start, FLASH);
         let error = rejection_with(&test_dir, "", describe);
-        assert_eq!(error, invalid(Architecture::Arm64, "no code in its first 4 bytes"));
+        assert_eq!(error, invalid(Architecture::Arm64, "it must have code in its first 4 bytes"));
     }
     for x86 in ["/usr/share/ovmf/OVMF.fd", "/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/seabios/bios-256k.bin"] {
         let error = rejection_with(&test_dir, "", |d| describe(d).bootrom(debian_file(x86)));
         let (path, architecture) = (x86.into(), Architecture::Arm64);
-        let reason = "no code in its first 4 bytes";
+        let reason = "it must have code in its first 4 bytes";
         assert_eq!(error, ConfigError::InvalidBootrom { path, architecture, reason });
     }
 }
