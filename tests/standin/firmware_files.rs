@@ -43,7 +43,7 @@ fn uefi_variables_of_debian_are_rejected() {
     }
 }
 
-/// QEMU's `virt` has flash of 64 MiB, and takes no shorter file. It starts at the beginning of the file.
+/// QEMU's `virt` machine has flash of 64 MiB, and QEMU takes no shorter file. The CPU starts at the beginning of the file.
 #[test]
 fn firmware_for_arm64_is_accepted_on_its_engine_only() {
     let test_dir = TestDir::new();
