@@ -132,7 +132,7 @@ fn candidates(architecture: Option<Architecture>) -> Vec<&'static Path> {
         Some(architecture) => drivers.retain(|driver| driver.architecture() == architecture),
         None => drivers.sort_by_key(|driver| Some(driver.architecture()) != Architecture::host()),
     }
-    // `qemu-kvm` is of the engine for the host's architecture only.
+    // QEMU's engines both list `qemu-kvm`, which belongs to the engine for the host's architecture.
     let of_engine = |driver: &&'static dyn EngineDriver| {
         let engine = driver.engine();
         driver.default_programs().iter().map(Path::new).filter(move |program| Engine::of(program) == engine)

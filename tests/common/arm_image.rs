@@ -71,7 +71,8 @@ impl ArmImage {
 
 /// Prints in hexadecimal the address at which the kernel is, the sums of the data and of the initrd as in
 /// [`sum`](super::elf_kernel::sum), and the address and first word of the device tree, which `x0` contains, on the first serial port.
-/// Then it waits for a byte from there, and resets the VM. The serial port, a PL011, is at 0x9000000 (hw/arm/virt.c). `hvc` with this number is a reset (PSCI).
+/// Then it waits for a byte from that port, and resets the VM. The serial port, a PL011, is at 0x9000000 (hw/arm/virt.c). `hvc` with this
+/// number is a reset (PSCI).
 ///
 /// ```text
 /// code:   mov  x19, x0               sum:    mov  w2, #0

@@ -18,7 +18,7 @@ const KERNEL: u64 = MEMORY + 2 * MIB;
 /// The first word of a device tree, in the guest's byte order.
 const TREE_MAGIC: u64 = 0xedfe_0dd0;
 
-/// Returns the last value that is accepted, of those from `low`, which is, to `high`, which is not.
+/// Returns the largest accepted value below `high`. `low` must be accepted, and `high` must not.
 fn last_accepted(mut low: u64, mut high: u64, is_accepted: impl Fn(u64) -> bool) -> u64 {
     assert!(is_accepted(low) && !is_accepted(high), "{low} to {high}");
     while high - low > 1 {
@@ -28,7 +28,7 @@ fn last_accepted(mut low: u64, mut high: u64, is_accepted: impl Fn(u64) -> bool)
     low
 }
 
-/// Returns bytes whose number is a multiple of 4.
+/// Returns this many bytes, rounded down to a multiple of 4.
 fn content(length: u64) -> Vec<u8> {
     (0..length as u32 / 4).flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_le_bytes()).collect()
 }
@@ -59,7 +59,7 @@ fn refusal_of_qemu(description: &HyperKit) -> String {
     String::from_utf8(output.stderr).unwrap()
 }
 
-/// With one MiB less, QEMU itself refuses them: so `check` refuses nothing that would boot.
+/// With 1 MiB of memory less, QEMU itself refuses the files. So `check` refuses nothing that would boot.
 #[test]
 fn largest_accepted_image_and_initrd_arrive_intact() {
     let test_dir = TestDir::new();
@@ -107,7 +107,7 @@ fn largest_accepted_image_and_initrd_arrive_intact() {
     }
 }
 
-/// QEMU unpacks it. Its header says how much memory it needs.
+/// QEMU unpacks an Image.gz. The header of the Image in it says how much memory the kernel needs.
 #[test]
 fn packed_image_needs_the_memory_that_its_header_declares() {
     let test_dir = TestDir::new();
