@@ -117,9 +117,12 @@ pub(crate) fn find(wanted: Option<&Path>, architecture: Option<Architecture>) ->
     };
     let program = first_program(&candidates).map_err(|searched| Error::HypervisorNotFound { searched })?;
     if wanted.is_none() {
-        let guests = architecture.map(|architecture| format!(" for {architecture} kernels")).unwrap_or_default();
+        let guests = match architecture {
+            Some(architecture) => format!("for {architecture} kernels"),
+            None => "(those for the host come first, since no kernel names an architecture)".to_owned(),
+        };
         let engine = Engine::of(&program);
-        log::info!(target: "hyperkit", "using {engine}, the first installed engine{guests}: {}", program.display());
+        log::info!(target: "hyperkit", "using {engine}, the first installed engine {guests}: {}", program.display());
     }
     std::path::absolute(&program).map_err(Error::io("make absolute", &program))
 }

@@ -51,7 +51,6 @@ pub(super) fn unsupported_features(description: &HyperKit) -> Vec<ConfigError> {
     let program = description.hyperkit.as_deref().and_then(Path::file_name).unwrap_or_default();
     let is_other = names::program(program.as_encoded_bytes()) == Some(Program::Other);
     let lacks_uuid = description.bootrom.is_none() && !machine.has_uuid_without_firmware;
-    let is_x86 = machine.architecture == Architecture::X86_64;
     let apple_log = ports(description).is_ok_and(|ports| ports.iter().any(|port| port.apple_log));
     for (is_set, feature) in [
         (is_other, "VMs in this program of QEMU (`hyperkit`); use qemu-system-x86_64 or qemu-system-aarch64"),
@@ -60,7 +59,7 @@ pub(super) fn unsupported_features(description: &HyperKit) -> Vec<ConfigError> {
             "a UUID without a boot ROM (`uuid`), since only firmware passes it to the guest; use `bootrom`",
         ),
         (
-            description.multiboot.is_some() && !machine.boots_multiboot,
+            description.multiboot.is_some() && !machine.is_pc,
             "multiboot kernels (`multiboot`), which are for x86; use `kernel`",
         ),
         (
@@ -68,13 +67,13 @@ pub(super) fn unsupported_features(description: &HyperKit) -> Vec<ConfigError> {
             "a network on a VPNKit socket (`network`); use `Network::Nat`, its user-mode network",
         ),
         (apple_log, "the Apple System Log (`console`, `serials`); use `Console::Pty` for a log in the state directory"),
-        (description.x2apic && !is_x86, "x2APIC mode (`x2apic`), which only x86 CPUs have"),
+        (description.x2apic && !machine.is_pc, "x2APIC mode (`x2apic`), which only x86 CPUs have"),
         (
-            description.x2apic && is_x86,
+            description.x2apic && machine.is_pc,
             "x2APIC mode from the start (`x2apic`); the guest turns it on by itself if the CPU has it",
         ),
         (!description.msix, "virtio with single-vector MSI (`msix`)"),
-        (!description.mptable && is_x86, "a VM without an MPtable (`mptable`)"),
+        (!description.mptable && machine.is_pc, "a VM without an MPtable (`mptable`)"),
         (
             has_space,
             "a module with a space in its path (`multiboot`); rename the file, since QEMU takes the rest for the module's command line",

@@ -29,7 +29,8 @@ pub(super) struct Machine {
     pub second_serial_slot: Option<u8>,
     /// Whether the guest can read the UUID if its kernel was booted without firmware.
     pub has_uuid_without_firmware: bool,
-    pub boots_multiboot: bool,
+    /// Whether it is a PC, which boots multiboot kernels, and has an MPtable and x2APIC.
+    pub is_pc: bool,
     /// Checks whether the kernel and the initrd fit into this much memory, in MiB.
     pub check_memory: fn(&BootFiles, u64) -> Result<(), Misfit>,
     /// What the machine requires of a boot ROM.
@@ -53,7 +54,7 @@ pub(super) static X86_64: Machine = Machine {
     kernel_console: "ttyS0",
     second_serial_slot: None,
     has_uuid_without_firmware: true,
-    boots_multiboot: true,
+    is_pc: true,
     check_memory: boot_memory::check_pc,
     firmware: &firmware::PC,
     max_boot_memory_mib: QEMU_LOW_MEMORY_MIB,
@@ -75,7 +76,7 @@ pub(super) static ARM64: Machine = Machine {
     second_serial_slot: Some(31),
     // QEMU passes a device tree to the kernel, which contains no UUID. Firmware passes the UUID in SMBIOS tables.
     has_uuid_without_firmware: false,
-    boots_multiboot: false,
+    is_pc: false,
     check_memory: boot_memory::check_virt,
     firmware: &firmware::VIRT,
     max_boot_memory_mib: MAX_MEMORY_MIB,
