@@ -5,7 +5,6 @@ use std::fs;
 use hyperkit::{ConfigError, Engine, Multiboot};
 
 use crate::common::guest::{Guest, QUIET_CMDLINE, guest_file, open_shell, run_in_guest};
-use crate::common::rejection::only_violation;
 use crate::common::tools::run_tool;
 
 /// QEMU unpacks a kernel that is packed with gzip.
@@ -26,19 +25,6 @@ fn packed_and_unpacked_kernel_boot_the_same_guest() {
     });
     assert_eq!(packed, unpacked);
     assert!(packed.starts_with("Linux version") && packed.ends_with(&format!("\n{QUIET_CMDLINE}\n")), "{packed}");
-}
-
-#[test]
-fn longest_command_line_reaches_linux_as_a_whole() {
-    let guest = Guest::new();
-    let padding = "x".repeat(2047 - QUIET_CMDLINE.len() - " ".len());
-    let cmdline = format!("{QUIET_CMDLINE} {padding}");
-    let vm = guest.description.start(&cmdline).unwrap();
-    // With the newline.
-    assert_eq!(run_in_guest(&open_shell(&vm), "wc -c </proc/cmdline"), "2048\n");
-    vm.kill().unwrap();
-    let too_long = only_violation(guest.description.start(&format!("{cmdline}x")));
-    assert_eq!(too_long, ConfigError::CommandLineTooLong { length: 2048, limit: 2047 });
 }
 
 /// The UUID reaches the guest with firmware, which `firmware` tests.
