@@ -5,6 +5,8 @@ pub const TEXT_OFFSET: usize = 8;
 pub const SIZE: usize = 16;
 pub const FLAGS: usize = 24;
 pub const MARK: usize = 0x38;
+/// The position of the PE header's position.
+pub const PE_OFFSET: usize = 0x3c;
 /// The position of the PE header, and in it of the header of its only section.
 const PE: usize = 0x40;
 const SECTION: usize = PE + 24 + 0xa0;
@@ -25,7 +27,7 @@ impl ArmImage {
     pub fn new(size: u64) -> Self {
         let mut image = Self::without_stub(size);
         image.put(0, b"MZ\x40\xfa");
-        image.put(0x3c, &(PE as u32).to_le_bytes());
+        image.put(PE_OFFSET, &(PE as u32).to_le_bytes());
         image.put(PE, b"PE\0\0\x64\xaa\x01\0");
         image.put(PE + 20, &[0xa0]);
         image.put(SECTION, b".text");

@@ -7,12 +7,14 @@ use std::process::{Command, Stdio};
 
 use hyperkit::{Architecture, ConfigError, Engine, HyperKit, Kernel, KernelFormat};
 
-use crate::common::arm_image::{ArmImage, FLAGS, MARK, SECTION_SIZE, SIZE, TEXT_OFFSET};
+use crate::common::arm_image::{ArmImage, FLAGS, MARK, PE_OFFSET, SECTION_SIZE, SIZE, TEXT_OFFSET};
 use crate::common::elf_kernel::ElfKernel;
 use crate::common::rejection::{modify, only_violation, rejection_with, sparse_file};
 use crate::common::{TestDir, bz_image, standin_path};
 
 const MIB: u64 = 1024 * 1024;
+/// An Image.gz whose last bytes are not a length that its header allows.
+const WRONG_LENGTH: &str = "truncated, or followed by other data";
 
 /// Creates a program whose name makes QEMU for arm64 the engine.
 fn qemu(test_dir: &TestDir) -> PathBuf {
@@ -98,7 +100,11 @@ fn unusable_image_is_rejected() {
     let cut = |length: usize| ArmImage(good().0[..length].to_vec());
     let kernels = [
         (cut(63), "truncated"),
+        (cut(64), "truncated"),
+        (cut(80), "truncated"),
+        (cut(260), "truncated"),
         (cut(4095), "truncated"),
+        (good().with(PE_OFFSET, &[0xff; 4]), "truncated"),
         (good().with(SECTION_SIZE, &[1, 0x0c]), "truncated"),
         (good().with(FLAGS, &[0b1011]), "big-endian"),
         (good().with(SIZE, &word(0)), "no length in its header, as before Linux 3.17"),
@@ -111,6 +117,10 @@ fn unusable_image_is_rejected() {
             [(KernelFormat::Image, kernel.0.clone()), (KernelFormat::ImageGz, filter("gzip", &kernel.0))]
         {
             let path = test_dir.write("Image", &content);
+            let reason = match reason {
+                "truncated" | "longer than its header says" if format == KernelFormat::ImageGz => WRONG_LENGTH,
+                _ => reason,
+            };
             let error = rejection_with(&test_dir, "", |d| d.kernel(&path).hyperkit(&qemu));
             assert_eq!(error, ConfigError::InvalidKernel { path: path.clone(), format: Some(format), reason });
             assert_eq!(only_violation(Kernel::read(&path)), error);
@@ -128,8 +138,10 @@ fn truncated_or_too_long_image_gz_is_rejected() {
         other => panic!("{other:?}"),
     };
     let with_length = |length: u32| [&packed[..packed.len() - 4], &length.to_le_bytes()].concat();
-    assert_eq!(reason_with(&with_length(4095)), "truncated");
-    assert_eq!(reason_with(&with_length((1 << 30) + 1)), "longer than its header says");
+    assert_eq!(reason_with(&with_length(4095)), WRONG_LENGTH);
+    assert_eq!(reason_with(&with_length((1 << 30) + 1)), WRONG_LENGTH);
+    assert_eq!(reason_with(&[&packed[..], &[0; 4]].concat()), WRONG_LENGTH);
+    assert_eq!(reason_with(&[&packed[..], &[0xff; 4]].concat()), WRONG_LENGTH);
     assert_eq!(reason_with(&with_length((256 << 20) + 1)), "longer than 256 MiB when unpacked");
     Kernel::read(test_dir.write("Image.gz", &with_length(256 << 20))).unwrap();
     // This part of the file ends before the header of the Image, so nothing shows that it is one.

@@ -13,6 +13,10 @@ const MAX_BYTES: u64 = 1 << 40;
 const PE_HEADER: usize = 24;
 const SECTION: usize = 40;
 
+/// Why a file with another length than its headers say is rejected.
+pub(super) const TRUNCATED: &str = "truncated";
+pub(super) const TOO_LONG: &str = "longer than its header says";
+
 /// The header of an arm64 Image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Image {
@@ -37,7 +41,7 @@ pub(super) fn has_mark(head: &[u8]) -> bool {
 /// and the guest prints nothing.
 pub(super) fn parse(head: &[u8], length: u64) -> Result<Image, &'static str> {
     if head.len() < HEADER_BYTES {
-        return Err("truncated");
+        return Err(TRUNCATED);
     }
     let [text_offset, size, flags] = [8, 16, 24].map(|at| little_endian(head, at, 8));
     if flags & BIG_ENDIAN != 0 {
@@ -52,22 +56,26 @@ pub(super) fn parse(head: &[u8], length: u64) -> Result<Image, &'static str> {
     }
     // QEMU loads the initrd behind the memory that the header declares.
     if length > size {
-        return Err("longer than its header says");
+        return Err(TOO_LONG);
     }
-    if length < HEADER_BYTES as u64 || pe_length(head).is_some_and(|needed| length < needed) {
-        return Err("truncated");
+    if length < HEADER_BYTES as u64 || length < pe_length(head) {
+        return Err(TRUNCATED);
     }
     Ok(Image { text_offset, size })
 }
 
-/// The length of a PE file, without signatures behind its sections. The header of an Image itself does not contain it.
-fn pe_length(head: &[u8]) -> Option<u64> {
-    let pe = little_endian(head, 0x3c, 4) as usize;
-    let header = head.get(pe..)?;
-    if !head.starts_with(b"MZ") || !header.starts_with(b"PE\0\0") {
-        return None;
+/// The least length of a PE file that begins with `head`, without signatures behind its sections; 0 if it is no PE file. The header of an
+/// Image itself does not contain the length.
+fn pe_length(head: &[u8]) -> u64 {
+    if !head.starts_with(b"MZ") {
+        return 0;
     }
+    let pe = little_endian(head, 0x3c, 4) as usize;
+    let header = head.get(pe..).unwrap_or_default();
     let [count, optional_length] = [6, 20].map(|at| little_endian(header, at, 2) as usize);
-    let sections = header.get(PE_HEADER + optional_length..)?.chunks_exact(SECTION).take(count);
-    sections.map(|section| little_endian(section, 16, 4) + little_endian(section, 20, 4)).max()
+    let first = PE_HEADER + optional_length;
+    let sections = header.get(first..).unwrap_or_default().chunks_exact(SECTION).take(count);
+    let end = sections.map(|section| little_endian(section, 16, 4) + little_endian(section, 20, 4)).max();
+    // Also a file that ends within these headers is truncated.
+    end.unwrap_or(0).max(pe as u64 + (first + count * SECTION) as u64)
 }

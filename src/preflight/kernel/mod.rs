@@ -248,7 +248,11 @@ fn image_gz(file: &File, length: u64, unpacked: &[u8]) -> std::result::Result<Im
     let end = length.checked_sub(trailer.len() as u64).ok_or("truncated")?;
     file.read_exact_at(&mut trailer, end).map_err(|_| "truncated")?;
     let unpacked_length = u32::from_le_bytes(trailer).into();
-    let image = image::parse(unpacked, unpacked_length)?;
+    // In a truncated file, and before other data, the last bytes are any number.
+    let image = image::parse(unpacked, unpacked_length).map_err(|reason| match reason {
+        image::TRUNCATED | image::TOO_LONG => "truncated, or followed by other data",
+        reason => reason,
+    })?;
     if unpacked_length > MAX_UNPACKED { Err("longer than 256 MiB when unpacked") } else { Ok(image) }
 }
 
