@@ -108,6 +108,12 @@ pub(crate) fn driver_of(description: &HyperKit) -> &'static dyn EngineDriver {
     description.hyperkit.as_ref().map_or(Engine::HyperKit, Engine::of).driver()
 }
 
+/// The kernel command line of the last start. The description may have been changed since, so that another engine would run it.
+pub(crate) fn recorded_cmdline(description: &HyperKit) -> Option<String> {
+    let engines = std::iter::once(driver_of(description)).chain(DRIVERS);
+    engines.into_iter().find_map(|driver| driver.recorded_cmdline(description))
+}
+
 /// The absolute path of the hypervisor: `wanted`, or else the first installed one for guests with this architecture. If the
 /// architecture is not known, hypervisors for guests with the host's architecture are searched first.
 pub(crate) fn find(wanted: Option<&Path>, architecture: Option<Architecture>) -> Result<PathBuf> {

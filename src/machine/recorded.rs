@@ -1,7 +1,7 @@
 //! What a description carries of its last start.
 
 use crate::config::HyperKit;
-use crate::engine::driver_of;
+use crate::engine;
 
 /// # What the last start recorded
 ///
@@ -45,6 +45,6 @@ impl HyperKit {
     /// ```
     #[must_use]
     pub fn recorded_kernel_cmdline(&self) -> Option<String> {
-        driver_of(self).recorded_cmdline(self)
+        engine::recorded_cmdline(self)
     }
 }

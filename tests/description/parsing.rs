@@ -359,3 +359,26 @@ fn recorded_kernel_cmdline_is_that_of_the_last_start_on_each_engine() {
         assert_eq!(description.recorded_kernel_cmdline().as_deref(), Some(""));
     }
 }
+
+/// A program that found a VM can change its kernel and engine before it starts the VM again with the same line.
+#[test]
+fn recorded_kernel_cmdline_does_not_depend_on_later_changes_of_the_description() {
+    let programs = ["hyperkit", "qemu-system-x86_64", "qemu-system-aarch64"];
+    for (recorded, line) in [
+        (HyperKit::new().kernel("/k"), "console=ttyS0 quiet"),
+        (HyperKit::new().kernel("/k").initrd("/i"), "-f -append"),
+        (HyperKit::new().bootrom("/rom"), ""),
+    ] {
+        for program in programs {
+            let recorded = recorded.clone().hyperkit(program);
+            let recorded = with_keys(&recorded, json!({ "arguments": recorded.arguments(line).unwrap() }));
+            for other in [None, Some(programs[0]), Some(programs[1]), Some(programs[2])] {
+                for (kernel, bootrom) in [(Some("/k".into()), None), (None, Some("/rom".into()))] {
+                    let mut changed = recorded.clone();
+                    (changed.hyperkit, changed.kernel, changed.bootrom) = (other.map(Into::into), kernel, bootrom);
+                    assert_eq!(changed.recorded_kernel_cmdline().as_deref(), Some(line), "{program} {other:?}");
+                }
+            }
+        }
+    }
+}

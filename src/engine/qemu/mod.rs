@@ -105,11 +105,13 @@ impl EngineDriver for Driver {
 
     fn recorded_cmdline(&self, description: &HyperKit) -> Option<String> {
         let arguments = &description.record.arguments;
-        if description.bootrom.is_some() {
-            return (!arguments.is_empty()).then(String::new);
+        // All arguments of this engine contain a machine.
+        if !arguments.iter().any(|argument| argument == "-machine") {
+            return None;
         }
-        let line = arguments.iter().skip_while(|argument| *argument != "-append").nth(1)?;
-        Some(without_root(description, line).to_owned())
+        // A VM with a boot ROM has no command line.
+        let line = arguments.iter().skip_while(|argument| *argument != "-append").nth(1);
+        Some(without_root(description, line.map_or("", String::as_str)).to_owned())
     }
 
     fn pid_file<'a>(&self, command: &'a [OsString]) -> Option<&'a OsStr> {
