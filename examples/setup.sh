@@ -9,35 +9,37 @@ help() {
     cat <<'END'
 usage: examples/setup.sh [--arch amd64|arm64|both] [--tests] [--guest DIR]
 
-Sets up what the examples need. It says what it will do before it does it, and does nothing if everything is there.
-It can be interrupted at any time, and run again.
+Sets up what the examples need. It says what it will do before it does it, and does nothing if everything is there. It
+can be interrupted at any time, and run again.
 
-  - On Debian and Ubuntu it installs with apt-get (with sudo, if you are not root) what is missing of QEMU (qemu-system-x86 for
-    amd64 guests, qemu-system-arm for arm64 ones: 40 MB with its libraries, 10 MB if the other one is there), cpio, xz-utils and
-    a C linker (50 MB). If the kernel is packed with zstd or lz4, it installs that program, too (1 MB). For a guest of another
-    architecture than the host's, it installs the C compiler for that architecture (53 MB) and, with rustup, Rust's standard
-    library for it (30 MB).
-  - It downloads a Linux kernel and busybox (on Debian 12, 72 MB for amd64 and 61 MB for arm64; newer ones have up to 110 MB, and
-    Ubuntu's more), and makes of them a small guest in target/guest/ (up to 80 MB), without root. For a guest of another architecture than the host's, it also
-    downloads package lists (15 MB), which it deletes again; those of the host stay as they are. The guest contains the agent, a
-    program of this repository, which Cargo builds. An amd64 kernel is there twice: packed (vmlinuz), and unpacked (vmlinux),
-    which QEMU boots sooner. An arm64 kernel is there unpacked (vmlinuz). A second initial RAM disk, host-root.img, is for guests
-    that execute the host's programs.
-  - On macOS it installs QEMU with Homebrew. The guest has to be made on Debian or Ubuntu, and its directory to be copied.
+  - On Debian and Ubuntu it installs with apt-get (with sudo, if you are not root) what is missing of QEMU
+    (qemu-system-x86 for amd64 guests, qemu-system-arm for arm64 ones: 40 MB with its libraries, 10 MB if the other
+    one is there), cpio, xz-utils and a C linker (50 MB). If the kernel is packed with zstd or lz4, it installs that
+    program, too (1 MB). For a guest of another architecture than the host's, it installs the C compiler for that
+    architecture (53 MB) and, with rustup, Rust's standard library for it (30 MB).
+  - It downloads a Linux kernel and busybox (on Debian 12, 72 MB for amd64 and 61 MB for arm64; newer ones have up to
+    110 MB, and Ubuntu's more), and makes of them a small guest in target/guest/ (up to 80 MB), without root. For a
+    guest of another architecture than the host's, it also downloads package lists (15 MB), which it deletes again;
+    those of the host stay as they are. The guest contains the agent, a program of this repository, which Cargo
+    builds. An amd64 kernel is there twice: packed (vmlinuz), and unpacked (vmlinux), which QEMU boots sooner. An
+    arm64 kernel is there unpacked (vmlinuz). A second initial RAM disk, host-root.img, is for guests that execute the
+    host's programs.
+  - On macOS it installs QEMU with Homebrew. The guest has to be made on Debian or Ubuntu, and its directory to be
+    copied.
 
-  --arch amd64|arm64|both  the architecture of the guest (default: the host's; with --tests, both). The guest of the host's architecture is
-            made in target/guest/, the other one in target/guest-amd64/ or target/guest-arm64/
-  --tests   also what the tests of these guests need: genisoimage, qemu-utils, strace, python3, a UEFI firmware (ovmf, 8 MB, or
-            qemu-efi-aarch64, 3 MB to download and 260 MB on the disk), and virtiofsd if QEMU's package has none (50 MB in all);
-            vhost-device-vsock, which Cargo builds in target/tools/ in a minute (to use vsock outside of the tests, put
-            target/tools/bin on your PATH); and for amd64 a disk image of Debian that answers ssh, made in target/cloud-image/
-            from 150 MB of packages in two minutes.
+  --arch amd64|arm64|both  the architecture of the guest (default: the host's; with --tests, both). The guest of the
+            host's architecture is made in target/guest/, the other one in target/guest-amd64/ or target/guest-arm64/
+  --tests   also what the tests of these guests need: genisoimage, qemu-utils, strace, python3, a UEFI firmware (ovmf,
+            8 MB, or qemu-efi-aarch64, 3 MB to download and 260 MB on the disk), and virtiofsd if QEMU's package has
+            none (50 MB in all); vhost-device-vsock, which Cargo builds in target/tools/ in a minute (to use vsock
+            outside of the tests, put target/tools/bin on your PATH); and for amd64 a disk image of Debian that
+            answers ssh, made in target/cloud-image/ from 150 MB of packages in two minutes.
   --guest DIR  makes the guest in DIR instead of target/guest/; with --arch both, the one of the other architecture in
             DIR-amd64 or DIR-arm64. An installed exec looks in ~/.local/share/hyperkit/guest
   --help    prints this text
 
-It takes about a minute on a usual line. To undo it, delete target/guest, target/guest-amd64, target/guest-arm64, target/tools and
-target/cloud-image, and remove the packages.
+It takes about a minute on a usual line. To undo it, delete target/guest, target/guest-amd64, target/guest-arm64,
+target/tools and target/cloud-image, and remove the packages.
 END
 }
 
