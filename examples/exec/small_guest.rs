@@ -170,18 +170,23 @@ fn check_program(program: &[u8], architecture: Architecture) -> Result<(), Strin
             None => Err("neither a program for Linux nor a script with #!/bin/sh in its first line".into()),
         };
     }
-    let machine = if architecture == Architecture::Arm64 { EM_AARCH64 } else { EM_X86_64 };
     // 64 bits, and the CPU.
-    if (number(4, 1), number(18, 2)) != (Some(2), Some(machine)) {
-        return Err(format!("not for {architecture}"));
+    let built_for = match (number(4, 1), number(18, 2)) {
+        (Some(2), Some(EM_X86_64)) => Some(Architecture::X86_64),
+        (Some(2), Some(EM_AARCH64)) => Some(Architecture::Arm64),
+        _ => None,
+    };
+    if built_for != Some(architecture) {
+        let advice = built_for.map(|other| format!("; set --arch {}", guest::debian_name(other))).unwrap_or_default();
+        return Err(format!("not for {architecture}{advice}"));
     }
     let header = |index: usize| number(number(32, 8)? + index * number(54, 2)?, 4);
     let is_interpreter = |index| header(index) == Some(3);
     if (0..number(56, 2).unwrap_or(0)).any(is_interpreter) {
-        return Err(
-            "it needs shared libraries: set --host-root, or link it statically (cc -static, or one of Rust's musl targets)"
-                .into(),
-        );
+        let host_root = if Some(architecture) == Architecture::host() { "set --host-root, or " } else { "" };
+        return Err(format!(
+            "it needs shared libraries: {host_root}link it statically (cc -static, or one of Rust's musl targets)"
+        ));
     }
     Ok(())
 }

@@ -99,7 +99,7 @@ fn dirs(architecture: Architecture) -> Vec<PathBuf> {
 }
 
 /// The name of an architecture for `setup.sh`.
-fn debian_name(architecture: Architecture) -> &'static str {
+pub fn debian_name(architecture: Architecture) -> &'static str {
     if architecture == Architecture::Arm64 { "arm64" } else { "amd64" }
 }
 

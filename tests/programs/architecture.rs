@@ -144,12 +144,27 @@ fn exec_runs_programs_in_guests_of_both_architectures() {
 #[cfg(target_os = "linux")]
 #[test]
 fn exec_refuses_programs_of_another_architecture() {
-    for (arch, dir, name) in [("amd64", ARM64_GUEST, "x86-64"), ("arm64", AMD64_GUEST, "arm64")] {
+    for (arch, dir, name, other) in
+        [("amd64", ARM64_GUEST, "x86-64", "arm64"), ("arm64", AMD64_GUEST, "arm64", "amd64")]
+    {
         let agent = setup_file(dir, "hyperkit-agent").display().to_string();
         let output = run("exec", &["--arch", arch, &agent], None);
-        assert_eq!(text(&output.stderr), format!("exec: {agent}: not for {name}\n"));
+        assert_eq!(text(&output.stderr), format!("exec: {agent}: not for {name}; set --arch {other}\n"));
         assert_eq!(output.status.code(), Some(125));
     }
+    // An ELF file for 64 bits and the other CPU, with one program header: that of a loader.
+    let mut dynamic = vec![0; 120];
+    dynamic[..5].copy_from_slice(b"\x7fELF\x02");
+    dynamic[18] = if IS_ARM64_HOST { 62 } else { 183 };
+    (dynamic[32], dynamic[54], dynamic[56], dynamic[64]) = (64, 56, 1, 3);
+    let test_dir = TestDir::new();
+    let dynamic = test_dir.write_executable("dynamic", &dynamic);
+    let output = run("exec", &["--arch", OTHER, dynamic.to_str().unwrap()], None);
+    let error = text(&output.stderr);
+    assert!(
+        error.contains(": it needs shared libraries: link it statically (") && !error.contains("--host-root"),
+        "{error}"
+    );
     let output = run("exec", &["--host-root", "--arch", OTHER, "true"], None);
     assert!(text(&output.stderr).starts_with("exec: --host-root runs programs of this host, not of "), "{output:?}");
     assert_eq!(output.status.code(), Some(2));
