@@ -283,6 +283,11 @@ pub(crate) trait EngineDriver: Sync {
         None
     }
 
+    /// Checks whether the guest's CPU can have pages of 16 KiB.
+    fn check_pages_of_16_kib(&self, _description: &HyperKit) -> Result<(), ConfigError> {
+        Ok(())
+    }
+
     /// Checks whether the kernel and the initrd fit into this much memory, in MiB. The kernel must be for this engine.
     fn check_memory(&self, files: &BootFiles, memory_mib: u64) -> std::result::Result<(), Misfit>;
 

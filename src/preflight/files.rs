@@ -105,7 +105,12 @@ fn check_kernel(description: &HyperKit, found: &mut Violations) {
     let kernel = description.kernel.as_ref().and_then(|path| {
         let kernel = valid_path("kernel", path).and_then(kernel::read);
         let checked = kernel.and_then(|kernel| {
-            driver.map_or(Ok(()), |driver| kernel.check_engine(driver))?;
+            if let Some(driver) = driver {
+                kernel.check_engine(driver)?;
+                if kernel.has_pages_of_16_kib() {
+                    driver.check_pages_of_16_kib(description)?;
+                }
+            }
             Ok(kernel)
         });
         found.collect(checked)

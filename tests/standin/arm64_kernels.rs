@@ -128,6 +128,27 @@ fn unusable_image_is_rejected() {
     }
 }
 
+/// Linux hangs and prints nothing on a CPU that lacks the size of its pages, such as `cortex-a57`.
+#[test]
+fn kernel_with_pages_of_16_kib_needs_a_cpu_that_has_them() {
+    let test_dir = TestDir::new();
+    let qemu = qemu(&test_dir);
+    let kernel = good().with(FLAGS, &[0b1100]);
+    for content in [kernel.0.clone(), filter("gzip", &kernel.0)] {
+        let path = test_dir.write("Image", &content);
+        // An accelerator that is no KVM and no HVF, on all hosts.
+        let emulated = |d: HyperKit| d.kernel(&path).hyperkit(&qemu).extra_argument("-accel").extra_argument("tcg");
+        let error = rejection_with(&test_dir, "", emulated);
+        assert!(matches!(error, ConfigError::Unsupported { engine: Engine::QemuArm64, .. }), "{error:?}");
+        assert!(error.to_string().contains("16 KiB (`kernel`)"), "{error}");
+        emulated(test_dir.description()).cpu("cortex-a76").check().unwrap();
+    }
+    for flags in [0b1000, 0b1010, 0b1110] {
+        let path = test_dir.write("Image", &good().with(FLAGS, &[flags]).0);
+        test_dir.description().kernel(&path).hyperkit(&qemu).check().unwrap();
+    }
+}
+
 /// gzip writes the length of what it has packed at the end. QEMU gives up at 256 MiB, and then boots the file as it is.
 #[test]
 fn truncated_or_too_long_image_gz_is_rejected() {

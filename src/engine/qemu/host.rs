@@ -4,8 +4,9 @@ use std::fs::{self, OpenOptions};
 use std::path::Path;
 
 use crate::config::{Architecture, HyperKit};
-use crate::engine::qemu::machine::Machine;
+use crate::engine::qemu::machine::{Machine, unsupported};
 use crate::engine::qemu::names::may_ask_for_kvm;
+use crate::error::ConfigError;
 use crate::sys::elf::needed_libraries;
 
 /// The model with all features of the host's CPU.
@@ -46,9 +47,23 @@ pub(super) fn arguments(description: &HyperKit) -> Vec<String> {
 
 /// Whether QEMU emulates the CPU although the description asks for the host's CPU.
 pub(super) fn lacks_host_cpu(description: &HyperKit) -> bool {
-    let architecture = Machine::of(description).architecture;
-    let accelerator = || chosen_accelerator(&description.extra_arguments).unwrap_or_else(|| accelerator(architecture));
-    description.cpu.as_deref().and_then(|cpu| cpu.split(',').next()) == Some(HOST_CPU) && accelerator() == TCG
+    description.cpu.as_deref().and_then(|cpu| cpu.split(',').next()) == Some(HOST_CPU) && emulates_cpu(description)
+}
+
+/// The default model of an emulated CPU, `cortex-a57`, has only pages of 4 and 64 KiB (the field TGran16 of its ID_AA64MMFR0_EL1). Which
+/// pages other CPUs have is not known here.
+pub(super) fn check_pages_of_16_kib(description: &HyperKit) -> Result<(), ConfigError> {
+    if description.cpu.is_none() && emulates_cpu(description) {
+        return Err(unsupported(
+            "a kernel with pages of 16 KiB (`kernel`) on the CPU that it emulates by default; set `cpu` to `cortex-a76`",
+        ));
+    }
+    Ok(())
+}
+
+fn emulates_cpu(description: &HyperKit) -> bool {
+    let accelerator = chosen_accelerator(&description.extra_arguments);
+    accelerator.unwrap_or_else(|| self::accelerator(Machine::of(description).architecture)) == TCG
 }
 
 /// The name of an option, which one or two dashes precede.

@@ -76,6 +76,10 @@ impl EngineDriver for Driver {
         self.name_engine(limits::unsupported_features(description))
     }
 
+    fn check_pages_of_16_kib(&self, description: &HyperKit) -> Result<(), ConfigError> {
+        host::check_pages_of_16_kib(description).map_err(|violation| self.machine.name_engine(violation))
+    }
+
     fn check_host(&self, description: &HyperKit) -> Vec<ConfigError> {
         self.name_engine(limits::check_host(description))
     }

@@ -7,6 +7,9 @@ use crate::preflight::little_endian;
 const HEADER_BYTES: usize = 64;
 /// Bit 0 of the flags.
 const BIG_ENDIAN: u64 = 1;
+/// Bits 1 and 2 of the flags, and their value if the kernel has pages of 16 KiB.
+const PAGE_SIZE: u64 = 0b110;
+const PAGES_OF_16_KIB: u64 = 0b100;
 /// The largest accepted values of the header's lengths, in bytes. No kernel needs as much.
 const MAX_BYTES: u64 = 1 << 40;
 /// The length of a PE file's signature and file header, which the optional header follows, and the length of a section header, in bytes.
@@ -24,6 +27,8 @@ pub(super) struct Image {
     text_offset: u64,
     /// The memory that the kernel occupies, in bytes. The file is shorter: it does not contain the data that is zero at first (BSS).
     size: u64,
+    /// Whether the kernel has pages of 16 KiB, which not every CPU has.
+    pub has_pages_of_16_kib: bool,
 }
 
 impl Image {
@@ -61,7 +66,7 @@ pub(super) fn parse(head: &[u8], length: u64) -> Result<Image, &'static str> {
     if length < HEADER_BYTES as u64 || length < pe_length(head) {
         return Err(TRUNCATED);
     }
-    Ok(Image { text_offset, size })
+    Ok(Image { text_offset, size, has_pages_of_16_kib: flags & PAGE_SIZE == PAGES_OF_16_KIB })
 }
 
 /// The least length of a PE file that begins with `head`, without signatures behind its sections; 0 if it is no PE file. The header of an

@@ -197,6 +197,12 @@ impl Kernel {
         reason.map_or(Ok(()), |reason| Err(invalid(&path, Some(self.format()), reason)))
     }
 
+    /// Whether the kernel has pages of 16 KiB. On a CPU that lacks them it waits forever, and prints nothing (__no_granule_support in
+    /// Linux's arch/arm64/kernel/head.S).
+    pub(crate) fn has_pages_of_16_kib(&self) -> bool {
+        matches!(&self.header, Header::Image(header) | Header::ImageGz(header) if header.has_pages_of_16_kib)
+    }
+
     fn memory(&self) -> KernelMemory {
         match &self.header {
             Header::BzImage(header) => KernelMemory::BzImage { end: header.end(), initrd_max: header.initrd_max },
