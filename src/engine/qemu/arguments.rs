@@ -1,6 +1,6 @@
 //! The arguments of QEMU for a description, with each device in the PCI slot that hyperkit uses.
 //!
-//! Tried with QEMU 7.2. Commas have to be doubled in most values. Validation refuses them, since hyperkit cannot escape them, except
+//! Commas have to be doubled in most values. Validation refuses them, since hyperkit cannot escape them, except
 //! in directories, which hyperkit cannot share.
 
 use std::path::Path;
