@@ -72,7 +72,8 @@ use record::Record;
 #[non_exhaustive]
 pub struct HyperKit {
     /// The hypervisor: a path, or a name that is searched in the directories of `PATH`. Its file name decides the
-    /// [`Engine`](crate::Engine). If unset, a start uses hyperkit if that is installed, and QEMU otherwise.
+    /// [`Engine`](crate::Engine). If unset, a start uses the first installed one for the architecture of the kernel or of the boot ROM:
+    /// hyperkit, or else QEMU.
     #[serde(with = "json::path")]
     pub hyperkit: Option<PathBuf>,
     /// The hypervisor's `argv[0]`, which `ps` shows as the name of the process. If unset, its path.
@@ -179,7 +180,7 @@ pub struct HyperKit {
     #[serde(with = "json::path")]
     pub initrd: Option<PathBuf>,
     /// A boot ROM instead of a kernel, such as UEFI firmware: 4 KiB to 16 MiB, in multiples of 4096 bytes; for arm64
-    /// guests exactly 64 MiB. It boots from the disks.
+    /// guests exactly 64 MiB. So its length tells the architecture. It boots from the disks.
     #[serde(with = "json::path", skip_serializing_if = "Option::is_none")]
     pub bootrom: Option<PathBuf>,
     /// A multiboot kernel with its modules, instead of a Linux kernel.

@@ -108,6 +108,12 @@ pub(crate) fn driver_of(description: &HyperKit) -> &'static dyn EngineDriver {
     description.hyperkit.as_ref().map_or(Engine::HyperKit, Engine::of).driver()
 }
 
+/// The architecture of firmware of this length, in bytes: the lengths that the engines accept do not overlap.
+pub(crate) fn architecture_of_firmware(length: u64) -> Option<Architecture> {
+    let driver = DRIVERS.into_iter().find(|driver| driver.firmware().lengths.contains(&length));
+    driver.map(|driver| driver.architecture())
+}
+
 /// The kernel command line of the last start. The description may have been changed since, so that another engine would run it.
 pub(crate) fn recorded_cmdline(description: &HyperKit) -> Option<String> {
     let engines = std::iter::once(driver_of(description)).chain(DRIVERS);
@@ -124,8 +130,8 @@ pub(crate) fn find(wanted: Option<&Path>, architecture: Option<Architecture>) ->
     let program = first_program(&candidates).map_err(|searched| Error::HypervisorNotFound { searched })?;
     if wanted.is_none() {
         let guests = match architecture {
-            Some(architecture) => format!("for {architecture} kernels"),
-            None => "(those for the host come first, since no kernel names an architecture)".to_owned(),
+            Some(architecture) => format!("for {architecture} guests"),
+            None => "(those for the host come first, since no file tells the guest's architecture)".to_owned(),
         };
         let engine = Engine::of(&program);
         log::info!(target: "hyperkit", "using {engine}, the first installed engine {guests}: {}", program.display());

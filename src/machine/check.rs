@@ -71,8 +71,8 @@ impl HyperKit {
         resolved(self)
     }
 
-    /// Returns the engine that would run the VM. If [`hyperkit`](Self#structfield.hyperkit) is unset, the architecture of the kernel
-    /// and the installed hypervisors decide, and the crate logs the choice.
+    /// Returns the engine that would run the VM. If [`hyperkit`](Self#structfield.hyperkit) is unset, the architecture of the kernel or of
+    /// the boot ROM and the installed hypervisors decide, and the crate logs the choice.
     ///
     /// ```
     /// use hyperkit::{Engine, HyperKit};

@@ -97,6 +97,10 @@ pub(crate) fn find_hypervisor(description: &HyperKit) -> Result<PathBuf> {
     let architecture = match (&description.hyperkit, &description.multiboot, &description.kernel) {
         (None, Some(_), _) => Some(Architecture::X86_64),
         (None, None, Some(kernel)) => kernel::read(kernel).ok().map(|kernel| kernel.architecture()),
+        (None, None, None) => {
+            let length = description.bootrom.as_ref().and_then(|rom| Some(rom.metadata().ok()?.len()));
+            length.and_then(engine::architecture_of_firmware)
+        }
         _ => None,
     };
     engine::find(description.hyperkit.as_deref(), architecture)

@@ -1,4 +1,4 @@
-//! Which hypervisor is found if a description names none: the kernel's architecture decides, and then the order of the search.
+//! Which hypervisor is found if a description names none: the architecture of the kernel or of the firmware decides, and then the order of the search.
 
 use std::path::Path;
 use std::process::Command;
@@ -51,6 +51,9 @@ fn kernel_decides_which_hypervisor_is_searched() {
     let path = |name: &str| test_dir.path(name).to_str().unwrap().to_owned();
     test_dir.write("Image", &ArmImage::new(1 << 20).0);
     test_dir.write("vmlinux", &ElfKernel::new(&[0; 4], 2 << 20).0);
+    for (name, length) in [("pc.fd", 4 << 20), ("virt.fd", 64 << 20), ("other.fd", 32 << 20)] {
+        std::fs::File::create(test_dir.path(name)).unwrap().set_len(length).unwrap();
+    }
     let gzip = Command::new("gzip").args(["--keep", "Image"]).current_dir(test_dir.dir()).status().unwrap();
     assert!(gzip.success());
     let choose = |programs: &[&str], source: &str, file: &str| {
@@ -66,20 +69,21 @@ fn kernel_decides_which_hypervisor_is_searched() {
     let (of_host, of_other) = if is_arm64 { ("aarch64", "x86_64") } else { ("x86_64", "aarch64") };
     let (x86, arm64) = ("qemu-system-x86_64", "qemu-system-aarch64");
     let qemus = [x86, arm64];
-    for file in ["Image", "Image.gz"] {
-        let reason = "using QEMU for arm64, the first installed engine for arm64 kernels: PATH/qemu-system-aarch64";
+    for (source, file) in [("kernel", "Image"), ("kernel", "Image.gz"), ("bootrom", "virt.fd")] {
+        let reason = "using QEMU for arm64, the first installed engine for arm64 guests: PATH/qemu-system-aarch64";
         for programs in [&["hyperkit", x86, arm64][..], &qemus, &[arm64]] {
-            assert_eq!(choose(programs, "kernel", file), format!("PATH/{arm64} {reason}"));
+            assert_eq!(choose(programs, source, file), format!("PATH/{arm64} {reason}"));
         }
-        let nothing = choose(&["hyperkit", x86, "kvm", "qemu"], "kernel", file);
+        let nothing = choose(&["hyperkit", x86, "kvm", "qemu"], source, file);
         assert!(nothing.starts_with("not found: [\"PATH/qemu-system-aarch64\""), "{nothing}");
         assert!(!nothing.contains("hyperkit\"") && !nothing.contains("x86") && !nothing.contains("/kvm"), "{nothing}");
     }
-    for (source, file) in [("kernel", "vmlinuz"), ("kernel", "vmlinux"), ("multiboot", "vmlinuz")] {
-        let reason = "using QEMU, the first installed engine for x86-64 kernels: PATH/qemu-system-x86_64";
+    for (source, file) in [("kernel", "vmlinuz"), ("kernel", "vmlinux"), ("multiboot", "vmlinuz"), ("bootrom", "pc.fd")]
+    {
+        let reason = "using QEMU, the first installed engine for x86-64 guests: PATH/qemu-system-x86_64";
         assert_eq!(choose(&qemus, source, file), format!("PATH/{x86} {reason}"), "{source}");
         if cfg!(not(all(target_os = "macos", target_arch = "aarch64"))) {
-            let reason = "using hyperkit, the first installed engine for x86-64 kernels: PATH/hyperkit";
+            let reason = "using hyperkit, the first installed engine for x86-64 guests: PATH/hyperkit";
             let choice = choose(&["hyperkit", x86, arm64], source, file);
             assert_eq!(choice, format!("PATH/hyperkit {reason}"), "{source}");
         }
@@ -88,7 +92,7 @@ fn kernel_decides_which_hypervisor_is_searched() {
         assert!(!nothing.contains("aarch64"), "{nothing}");
     }
     // If the architecture is not known, programs for the host's are searched first, and then the others.
-    for (source, file) in [("bootrom", "vmlinuz"), ("kernel", "no-such-file")] {
+    for (source, file) in [("bootrom", "other.fd"), ("kernel", "no-such-file")] {
         for programs in [&[x86, arm64][..], &[&*format!("qemu-system-{of_host}")]] {
             let choice = choose(programs, source, file);
             assert!(choice.starts_with(&format!("PATH/qemu-system-{of_host} using QEMU")), "{choice}");
