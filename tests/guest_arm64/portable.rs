@@ -56,7 +56,7 @@ fn description_for_x86_64_boots_on_arm64_with_two_paths_changed() {
         output
     });
     assert_eq!(outputs[0], outputs[1]);
-    let devices: String = (0..=5).map(|slot| format!("0000:00:{slot:02x}.0\n")).collect();
+    let devices = (0..=5).map(|slot| format!("0000:00:{slot:02x}.0\n")).collect::<Vec<_>>().concat();
     assert_eq!(outputs[0], format!("2\n{devices}10.0.2.15/24\nfrom the share\nwritten\n16384\n"));
 }
 
