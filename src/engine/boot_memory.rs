@@ -2,7 +2,7 @@
 
 use crate::plan::limits::PAGE;
 
-/// What is loaded into the guest's memory at its start.
+/// The kernel and the initrd, which an engine loads into the guest's memory before it starts.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BootFiles {
     pub kernel: KernelMemory,
